@@ -3,7 +3,7 @@
 import atexit
 import gc
 
-from runbook_lib import interrupts
+from runbook_lib.cli import interrupts
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from runbook_lib.gameday.sandbox.sandbox import Sandbox
     from runbook_lib.gameday.sandbox.servers import Servers
-    from runbook_lib.store import Archive
+    from runbook_lib.store.archive import Archive
     from tests.kit.store import Store
     from tests.kit.web import Http
 
@@ -160,7 +160,7 @@ def default_target(servers: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Make a question out of SQL and get its name."""
-    from runbook_lib.queries import Query, query
+    from runbook_lib.book.queries import Query, query
     from runbook_lib.sources import postgres
 
     made: dict[str, Query] = {}

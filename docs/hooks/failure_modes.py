@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import runbook_lib
-from runbook_lib import catalog, messages
-from runbook_lib.catalog import Catalog, FailureMode
+from runbook_lib.book import catalog, messages
+from runbook_lib.book.catalog import Catalog, FailureMode
 from runbook_lib.packs.entitlement import PACK
 
 FOLDER = "failure-modes"

@@ -177,7 +177,7 @@ _MEANINGS = {
 
 
 def _settings() -> Iterator[str]:
-    from runbook_lib import settings
+    from runbook_lib.sources import settings
 
     yield "# Settings"
     yield (

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runbook_lib.pack import Pack
+from runbook_lib.book.pack import Pack
 
 PACK = Pack("procrastinate", Path(__file__).parent, facts="facts:Facts", required=("postgres",))

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from runbook_lib import settings
-from runbook_lib.context import Context, JudgeInput
-from runbook_lib.settings import DAY_S
+from runbook_lib.checks.context import Context, JudgeInput
+from runbook_lib.sources import settings
+from runbook_lib.sources.settings import DAY_S
 
 
 class Workloads(settings.WorkloadSettings):

@@ -13,20 +13,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from runbook_lib import interrupts, pack
-from runbook_lib.context import Context, Progress
-from runbook_lib.model.finding import Text, say
-from runbook_lib.notes import whoami
-from runbook_lib.outcome import ActionStatus, Outcome, Precondition
-from runbook_lib.parameters import now
-from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTION_LOG
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record
+import pandas as pd
+
+from runbook_lib.actions.deadline import Deadline, DeadlineError
+from runbook_lib.book import messages, pack
+from runbook_lib.book.parameters import now, whoami
+from runbook_lib.checks.context import Context, Progress
+from runbook_lib.model.finding import Frames, Text, say
+from runbook_lib.model.outcome import ActionStatus, Outcome, Precondition
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources.source import SourceError
+from runbook_lib.store import record
+from runbook_lib.store.archive import ACTION_LOG
 
 #: Seconds in which the preconditions and the state before an action must have been read. Each read has a limit of its
 #: own; this one is for all of them, and for what is done with their answers.
 READ_S = 120.0
+#: The fields of an outcome that its frame shows.
+_SHOWN = ("action", "result", "verified", "approved_by", "reason", "command")
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def perform(
     standing = rules.standing()
     refusal = _refuse_run(rb) or _refuse_by_rules(standing, break_glass)
     try:
-        with interrupts.Deadline(READ_S):
+        with Deadline(READ_S):
             conditions, before = (*standing, *action.preconditions(rb)), action.state(rb)
         refusal = refusal or _refuse_by_condition(conditions)
         stood = {"preconditions": [record.precondition(c) for c in conditions]}
@@ -147,7 +151,7 @@ def perform(
             refusal = refusal or _refuse_by_rules((rule,), break_glass)
             conditions = (*conditions, rule)
             common["approved_by"] = rules.by or common["approved_by"]
-    except interrupts.DeadlineError:
+    except DeadlineError:
         conditions, before = (), {}
         refusal = refusal or say("action.refused.late", seconds=READ_S)
     except Exception as e:
@@ -319,3 +323,18 @@ def _write_line(rb: Context, o: Outcome, result: str, job: str = "") -> bool:
 def _context_fields(rb: Context) -> dict[str, Any]:
     """Return the target, section and user of an action, as fields of the action log."""
     return {"target": rb.parameters.target, "section": rb.section.number, "who": whoami()}
+
+
+def frames_of(done: Outcome, lang: str) -> Frames:
+    """Return an outcome as evidence frames: `outcome` (one row), `preconditions`, `changes`."""
+    outcome = {name: getattr(done, name) for name in _SHOWN}
+    for name, text in (("why", done.why), ("effect", done.effect)):
+        outcome |= {f"{name}_{each}": text and messages.text(text, each) for each in messages.LANGUAGES}
+    conditions = [[messages.text(p.text, lang), p.ok, p.warns] for p in done.preconditions]
+    names = dict.fromkeys((*done.before, *done.after))
+    changes = [[name, done.before.get(name), done.after.get(name)] for name in names]
+    return {
+        "outcome": pd.DataFrame([outcome]),
+        "preconditions": pd.DataFrame(conditions, columns=["precondition", "holds", "warns"]),
+        "changes": pd.DataFrame(changes, columns=["name", "before", "after"]).astype(object),
+    }

@@ -9,8 +9,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from runbook_lib.catalog import SettingValue
-from runbook_lib.context import Context, JudgeInput
+from runbook_lib.book.catalog import SettingValue
+from runbook_lib.checks.context import Context, JudgeInput
 from runbook_lib.model.finding import Proposal
 
 Of = Context | JudgeInput

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model.finding import Decision, Proposal, Signal, Status, Text, say
 
 T = TypeVar("T")

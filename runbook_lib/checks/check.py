@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import messages
-from runbook_lib.analysis.diagnosis import evidence_from_error
-from runbook_lib.catalog import REACHABILITY, Limits
-from runbook_lib.context import Context, JudgeInput
+from runbook_lib.book import messages, pack
+from runbook_lib.book.catalog import REACHABILITY, Limits
+from runbook_lib.checks.context import Context, JudgeInput
+from runbook_lib.diagnosis.verdict import evidence_from_error
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Threshold, Unseen, Value, say, unknown
 from runbook_lib.model.unread import UnreadError
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.view.charts import Chart
@@ -229,3 +229,10 @@ def with_deciding_value(f: Finding) -> Text:
     limit = v.threshold and (v.threshold.critical if f.status is Status.CRITICAL else v.threshold.warning)
     key = "ui.decided_below" if v.threshold and v.threshold.below else "ui.decided_above"
     return say(key, headline=f.headline, name=v.name, value=v.value, unit=v.unit, limit=limit)
+
+
+def checks() -> dict[str, Check]:
+    """Return every check of the active runbook by its step's id. Raises UsageError if two answer one step."""
+    return pack.merge_unique(
+        "step", ((c.step, c) for brought in pack.active_runbook().every("checks") for c in brought)
+    )

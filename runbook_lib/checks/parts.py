@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
-from runbook_lib.analysis.diagnosis import evidence_from_error
+from runbook_lib.book.messages import VERBATIM
 from runbook_lib.checks.check import FAILED, Check, failure_frame, failures
-from runbook_lib.context import JudgeInput
-from runbook_lib.messages import VERBATIM
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.diagnosis.verdict import evidence_from_error
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Text, replace, say, unknown
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 _ASKED = "asked"

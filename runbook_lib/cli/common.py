@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 import click
 
-from runbook_lib import interrupts, pack, settings
+from runbook_lib.book import pack
+from runbook_lib.cli import interrupts
 from runbook_lib.model.finding import Text
-from runbook_lib.usage import UsageError, did_you_mean, visible
+from runbook_lib.model.usage import UsageError, did_you_mean, visible
+from runbook_lib.sources import settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -104,7 +106,7 @@ def parse_parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
 
 def echo_text(lang: str, *texts: Text, err: bool = False) -> None:
     """Print messages in a language, one a line."""
-    from runbook_lib import messages
+    from runbook_lib.book import messages
 
     for text in texts:
         click.echo(messages.text(text, lang), err=err)
@@ -112,7 +114,8 @@ def echo_text(lang: str, *texts: Text, err: bool = False) -> None:
 
 def write_file(path: Path, content: str) -> None:
     """Write a file of a command as a whole. Raises OutputError."""
-    from runbook_lib.store import OutputError, write_whole
+    from runbook_lib.store.archive import OutputError
+    from runbook_lib.store.files import write_whole
 
     try:
         write_whole(path.absolute(), content.encode())
@@ -129,8 +132,8 @@ def say_json(said: object) -> None:
 
 def existing_archive(incident: str, output: str) -> Any:
     """Return the archive of an incident. Raises UsageError if there is none."""
-    from runbook_lib.parameters import validate
-    from runbook_lib.store import SEALED, Archive
+    from runbook_lib.book.parameters import validate
+    from runbook_lib.store.archive import SEALED, Archive
 
     validate({"incident_id": incident})
     archive = Archive(output, incident)
@@ -188,9 +191,10 @@ def act(
     as_json: bool,
 ) -> int:
     """Run an action of the active runbook from within a section, print its outcome, and return the exit code."""
-    from runbook_lib.archive import dossier, seal
-    from runbook_lib.session import quiet_session
-    from runbook_lib.view import record, render
+    from runbook_lib.dossier import overview, seal
+    from runbook_lib.notebook.session import quiet_session
+    from runbook_lib.store import record
+    from runbook_lib.view import render
 
     interrupts.raise_on_signal()  # what has been done is written down
     if output != settings.load().output:
@@ -207,7 +211,7 @@ def act(
         for line in [*render.action_lines(outcome, lang), sealed]:
             click.echo(line)
     try:
-        dossier.write_index(rb.context.archive, lang)
+        overview.write_index(rb.context.archive, lang)
     except OSError as e:
         click.echo(
             f"runbook: the dossier could not be written to {rb.context.archive.place}: {e.strerror or e}", err=True

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from runbook_lib import interrupts
-from runbook_lib.cli import common
+from runbook_lib.cli import common, interrupts
 from runbook_lib.cli.terminal import draw
 
 _PAGE = click.option("--page", type=common.FILE, help="write the differences as an HTML page")
@@ -28,8 +27,8 @@ def diff(
 
     A name may be shortened, and have another incident before it: OTHER/20261126T0312.
     """
-    from runbook_lib.archive import compare
-    from runbook_lib.usage import UsageError
+    from runbook_lib.dossier import compare
+    from runbook_lib.model.usage import UsageError
     from runbook_lib.view import render
     from runbook_lib.view.differences import Comparison
 
@@ -62,9 +61,9 @@ def baseline(sections: tuple[str, ...], target: str, output: str, lang: str) -> 
 
     `rb.compare("healthy")` compares a run with the values of the same hour of the week. Exit code: that of a run.
     """
-    from runbook_lib.archive import compare
+    from runbook_lib.dossier import compare
     from runbook_lib.model.finding import Status, say, worst
-    from runbook_lib.store import OutputError
+    from runbook_lib.store.archive import OutputError
 
     found = []
     for section in sections or ("3", "4.1"):
@@ -95,7 +94,7 @@ def watch(section: str, target: str, every_s: float, lang: str) -> int:
 
     Exit code: that of the last sample.
     """
-    from runbook_lib.archive import compare
+    from runbook_lib.dossier import compare
 
     interrupts.raise_on_signal()
     code: int | None = None
@@ -129,8 +128,8 @@ def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | 
 
     Exit code 0: no result changes; 1: a result changes, or cannot be judged again.
     """
-    from runbook_lib.archive import backtest as past
-    from runbook_lib.store import SEALED, Archive
+    from runbook_lib.dossier import backtest as past
+    from runbook_lib.store.archive import SEALED, Archive
     from runbook_lib.view import differences
 
     every = Archive(output, "").names()

@@ -6,10 +6,10 @@ from contextlib import suppress
 
 import click
 
-from runbook_lib import settings
 from runbook_lib.cli import common
 from runbook_lib.model.finding import say
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import settings
 
 
 @click.command()
@@ -19,11 +19,11 @@ from runbook_lib.usage import UsageError
 @common.output_option("folder or URL of the incidents")
 def note(incident: str, text: str, new: bool, output: str) -> int:
     """Add a line to an incident's timeline."""
-    from runbook_lib.archive import seal
-    from runbook_lib.masking import Masker
-    from runbook_lib.notes import keep_note, whoami
-    from runbook_lib.parameters import validate
-    from runbook_lib.store import Archive, OutputError
+    from runbook_lib.book.parameters import validate, whoami
+    from runbook_lib.dossier import seal
+    from runbook_lib.notebook.notes import keep_note
+    from runbook_lib.privacy.masking import Masker
+    from runbook_lib.store.archive import Archive, OutputError
 
     validate({"incident_id": incident})
     config = settings.load()
@@ -52,11 +52,11 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
 @common.lang_option("language of the page")
 def dossier_(incident: str, output: str, lang: str) -> int:
     """Rebuild an incident's index page and print its path."""
-    from runbook_lib.archive import dossier
+    from runbook_lib.dossier import overview
 
     archive = common.existing_archive(incident, output)
-    dossier.write_index(archive, lang)
-    click.echo(f"{archive.place}/{dossier.INDEX}")
+    overview.write_index(archive, lang)
+    click.echo(f"{archive.place}/{overview.INDEX}")
     return 0
 
 
@@ -77,9 +77,9 @@ def verify(
     Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but some lines
     or files are not covered by a checkpoint.
     """
-    from runbook_lib.archive import rejudge, seal
-    from runbook_lib.parameters import validate
-    from runbook_lib.store import SEALED, Archive
+    from runbook_lib.book.parameters import validate
+    from runbook_lib.dossier import rejudge, seal
+    from runbook_lib.store.archive import SEALED, Archive
 
     validate({"incident_id": incident})
     kept = [head for source in (*checkpoints, *witnesses) for head in seal.read_checkpoints(incident, source)]

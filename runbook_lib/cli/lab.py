@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from runbook_lib import catalog, settings
+from runbook_lib.book import catalog
 from runbook_lib.cli.common import RECORDING, TARGET, lang_option
+from runbook_lib.sources import settings
 
 
 @click.command()
@@ -40,7 +41,7 @@ def lab(
 
     config = settings.load()
     if replay:
-        from runbook_lib import recording
+        from runbook_lib.store import recording
 
         target = recording.read(replay).first.header["target"]
         if ctx.get_parameter_source("incident") is ParameterSource.DEFAULT:

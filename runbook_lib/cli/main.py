@@ -14,10 +14,11 @@ from typing import Any, TextIO
 
 import click
 
-from runbook_lib import interrupts, pack
+from runbook_lib.book import pack
+from runbook_lib.cli import interrupts
 from runbook_lib.cli.common import CommandGroup
 from runbook_lib.cli.terminal import TerminalStream
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
 
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
@@ -178,7 +179,7 @@ def _run_command(arguments: list[str] | None) -> int:
 
 def _explain_bug(e: Exception) -> tuple[int, str]:
     """Return the exit code and the line of an exception that nobody expected: never the code of a status."""
-    from runbook_lib.masking import Masker
+    from runbook_lib.privacy.masking import Masker
 
     cause = e.__cause__ if isinstance(e, click.Abort) else e  # what click makes of the end of an input
     if cause is None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from runbook_lib import catalog, pack
+from runbook_lib.book import catalog, pack
 from runbook_lib.cli.common import CommandGroup
-from runbook_lib.usage import UsageError, config_file
+from runbook_lib.model.usage import UsageError, config_file
 
 _SKELETON = Path(__file__).parent / "skeleton"
 

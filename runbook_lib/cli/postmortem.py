@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from runbook_lib import settings
 from runbook_lib.cli import common
 from runbook_lib.model.finding import say
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import settings
 
 #: The issue trackers of `archive.tracker`, which imports more than a command's options need.
 TRACKERS = ("github", "gitlab", "jira")
@@ -50,9 +50,9 @@ def postmortem_(
 
 
 def _print_for_tracker(archive: Any, form: str, lang: str) -> int:
-    from runbook_lib import messages
-    from runbook_lib.archive import postmortem, tracker
-    from runbook_lib.masking import Masker
+    from runbook_lib.book import messages
+    from runbook_lib.dossier import postmortem, tracker
+    from runbook_lib.privacy.masking import Masker
 
     draft = postmortem.read_draft(archive)
     if draft is None:
@@ -68,8 +68,8 @@ def _print_for_tracker(archive: Any, form: str, lang: str) -> int:
 
 
 def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
-    from runbook_lib import catalog, mandatory, messages
-    from runbook_lib.archive import postmortem
+    from runbook_lib.book import catalog, messages
+    from runbook_lib.dossier import mandatory, postmortem
 
     draft, file = postmortem.read_draft(archive), f"{archive.place}/{mandatory.MARKDOWN}"
     if draft is None:
@@ -95,13 +95,13 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
 def _draft_postmortem(
     archive: Any, lang: str, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float | None
 ) -> int:
-    from runbook_lib import mandatory
+    from runbook_lib.dossier import mandatory
     from runbook_lib.runs import forks
 
     forks.context()
-    from runbook_lib import messages
-    from runbook_lib.archive import dossier, postmortem, seal
+    from runbook_lib.book import messages
     from runbook_lib.cli.progress import ProgressDisplay
+    from runbook_lib.dossier import overview, postmortem, seal
     from runbook_lib.runs import batch, investigation
     from runbook_lib.view import render
 
@@ -118,13 +118,13 @@ def _draft_postmortem(
     result, verdict = results[0], batch.combine_verdict(results)
     try:
         written = postmortem.write_from_result(archive, result, lang, target)
-        dossier.write_index(archive, lang)
+        overview.write_index(archive, lang)
     except OSError as e:
         raise click.ClickException(
             f"the postmortem could not be written to {archive.place}: {e.strerror or e}"
         ) from None
     if as_json:
-        said = dossier.document(archive.incident, target, results, verdict, lang)
+        said = overview.document(archive.incident, target, results, verdict, lang)
         common.say_json(said | {"postmortem": vars(written), "seal": seal.seal_text(archive)})
     else:
         for finding in result.run.findings:

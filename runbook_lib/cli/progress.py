@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runbook_lib import messages, pack
+from runbook_lib.book import messages, pack
 from runbook_lib.cli.common import COLOURS
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import say
-from runbook_lib.usage import visible
+from runbook_lib.model.usage import visible
 
 if TYPE_CHECKING:
     from runbook_lib.model.order import Order, RunProgress
@@ -104,12 +104,14 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
     It reads as the section does that is about to run: same role, limits and name of the application. The section counts
     its queries, and compares with the samples that are taken here.
     """
-    from runbook_lib import catalog, samples, settings
-    from runbook_lib.analysis import diagnosis
-    from runbook_lib.masking import Masker
+    from runbook_lib.book import catalog
+    from runbook_lib.checks import samples
+    from runbook_lib.diagnosis import verdict as diagnosis
     from runbook_lib.model.finding import judged
-    from runbook_lib.sources import Opening, ReadCost
+    from runbook_lib.privacy.masking import Masker
+    from runbook_lib.sources import settings
     from runbook_lib.sources.postgres import Postgres
+    from runbook_lib.sources.source import Opening, ReadCost
     from runbook_lib.view import render
 
     with suppress(Exception):  # the sections say what is wrong
@@ -130,8 +132,8 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
         samples.keep_sections(first_sections(hops, book))
         samples.keep_queries(section, cost.queries)
 
-        from runbook_lib.context import open_context
-        from runbook_lib.parameters import validate
+        from runbook_lib.book.parameters import validate
+        from runbook_lib.checks.context import open_context
 
         named = validate({"target": order.target, "incident_id": order.incident})
         rb = open_context(book.sections[section], named, config, book)

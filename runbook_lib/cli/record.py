@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from runbook_lib import settings
 from runbook_lib.cli.common import FILE, RECORDING, existing_archive, lang_option, output_option, parse_pairs
 from runbook_lib.model.finding import Text, say
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.model.usage import UsageError, did_you_mean
+from runbook_lib.sources import settings
 
 #: What may be expected, beside the steps by their numbers.
 _EXPECTED = ("status", "stuck_at", "confidence", "failure_mode")
@@ -30,10 +30,10 @@ def capsule(incident: str, out: Path | None, output: str, lang: str) -> int:
 
     The last line is the file's seal: send it separately, for `runbook open --checkpoint`.
     """
-    from runbook_lib import recording
-    from runbook_lib.archive import seal
+    from runbook_lib.dossier import seal
     from runbook_lib.runs import replay
-    from runbook_lib.store import OutputError
+    from runbook_lib.store import recording
+    from runbook_lib.store.archive import OutputError
 
     made = replay.record(existing_archive(incident, output))
     file = out or Path(f"{incident}{recording.SUFFIX}")
@@ -60,10 +60,10 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but no
     checkpoint covers it.
     """
-    from runbook_lib import recording
-    from runbook_lib.archive import seal
+    from runbook_lib.dossier import seal
     from runbook_lib.lab import copies
     from runbook_lib.runs import replay
+    from runbook_lib.store import recording
 
     try:
         recorded = recording.read(file)
@@ -120,9 +120,9 @@ def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> 
 
     The recording contains masked frames and the documents that judged them, and no address. `none` expects no hop.
     """
-    from runbook_lib import recording
     from runbook_lib.runs import replay
-    from runbook_lib.store import OutputError
+    from runbook_lib.store import recording
+    from runbook_lib.store.archive import OutputError
 
     made = replay.record(existing_archive(incident, output))
     now = replay.evaluate(made)
@@ -142,7 +142,7 @@ def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> 
 
 
 def _translate_lines(texts: Iterable[Text], lang: str) -> list[str]:
-    from runbook_lib import messages
+    from runbook_lib.book import messages
 
     return [messages.text(text, lang) for text in texts]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from runbook_lib.cli.common import AS_JSON, FILE, echo_text, lang_option, output_option, say_json, write_file
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,8 +37,8 @@ def report(
     """
     import pandas as pd
 
-    from runbook_lib import messages
-    from runbook_lib.archive import report as period
+    from runbook_lib.book import messages
+    from runbook_lib.dossier import report as period
     from runbook_lib.model.finding import say
     from runbook_lib.view import render
 
@@ -71,7 +71,7 @@ def _parse_limit(option: str, text: str | None, now: pd.Timestamp) -> pd.Timesta
     """
     import pandas as pd
 
-    from runbook_lib.parameters import moment
+    from runbook_lib.book.parameters import moment
 
     if text is None:
         return None

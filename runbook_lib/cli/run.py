@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 from click.core import ParameterSource
 
-from runbook_lib import messages, pack, settings
+from runbook_lib.book import messages, pack
 from runbook_lib.cli import common
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
-from runbook_lib.usage import UsageError, did_you_mean, visible
+from runbook_lib.model.usage import UsageError, did_you_mean, visible
+from runbook_lib.sources import settings
 
 if TYPE_CHECKING:
     from runbook_lib.model.order import Order
@@ -124,7 +125,7 @@ def _triage_many(
 
     Return the worst exit code.
     """
-    from runbook_lib import parameters
+    from runbook_lib.book import parameters
     from runbook_lib.runs import executors
 
     config = settings.load()
@@ -174,7 +175,7 @@ def _triage_many(
 
 def _write_page(output: str, incident: str, ended: Collection[dict[str, Any]], of: int, lang: str) -> str:
     """Write the page of the systems that have ended; return where it is, or "" if it cannot be written."""
-    from runbook_lib.archive import systems
+    from runbook_lib.dossier import systems
     from runbook_lib.runs.executors import one_line
 
     try:
@@ -206,10 +207,10 @@ def _target_names(targets: str, config: settings.Settings) -> list[str]:
 
 
 def _triage_alert(file: BinaryIO, given: set[str], form: str, **options: Any) -> int:
-    from runbook_lib.masking import Masker
-    from runbook_lib.notes import keep_note
+    from runbook_lib.notebook.notes import keep_note
+    from runbook_lib.privacy.masking import Masker
     from runbook_lib.receiver import alert, routes
-    from runbook_lib.store import Archive
+    from runbook_lib.store.archive import Archive
 
     try:
         alerts = alert.read(file.read(alert.MAX_BODY + 1))

@@ -10,10 +10,10 @@ from typing import Literal
 
 import click
 
-from runbook_lib import settings
 from runbook_lib.cli.common import EXECUTOR, FILE, SCHEDULER, echo_text, lang_option, output_option
 from runbook_lib.model.finding import say
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import settings
 
 #: The message that names what the receiver asks of a sender: whether a token and an HMAC key are configured.
 _AUTH_KEYS = {
@@ -54,11 +54,11 @@ def serve(
 
     forks.context()
     from runbook_lib.runs import quick  # noqa: F401, I001 - before what it makes quick
-    from runbook_lib import messages
+    from runbook_lib.book import messages
     from runbook_lib.runs import executors
     from runbook_lib.receiver import auth, notify, routes, server
     from runbook_lib.receiver.journal import Journal
-    from runbook_lib.store import Archive
+    from runbook_lib.store.archive import Archive
 
     gc.set_threshold(1_000)  # this process stays: its memory is worth more than a moment
     config = settings.load()

@@ -12,7 +12,7 @@ import sys
 
 import click
 
-from runbook_lib.usage import visible
+from runbook_lib.model.usage import visible
 
 
 class TerminalStream(io.TextIOWrapper):

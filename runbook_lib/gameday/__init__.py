@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runbook_lib.pack import Pack
+from runbook_lib.book.pack import Pack
 
 PACK = Pack(
     "gameday",

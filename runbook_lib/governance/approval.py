@@ -30,17 +30,17 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib import settings
-from runbook_lib.context import Context
+from runbook_lib.book.parameters import now, whoami
+from runbook_lib.checks.context import Context
 from runbook_lib.governance import ledger, sign
 from runbook_lib.model.finding import Text, say
-from runbook_lib.notes import whoami
-from runbook_lib.outcome import Precondition
-from runbook_lib.parameters import now
-from runbook_lib.settings import Signing, raw_key
-from runbook_lib.store import ACTION_LOG, Archive, digest
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record
+from runbook_lib.model.outcome import Precondition
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import settings
+from runbook_lib.sources.settings import Signing, raw_key
+from runbook_lib.store import record
+from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.files import digest
 from runbook_lib.view.render import when
 
 #: The fields of an action log line that an approval is bound to, together with its preconditions and the incident.

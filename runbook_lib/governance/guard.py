@@ -8,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.context import Context
+from runbook_lib.checks.context import Context
 from runbook_lib.governance import approval, freeze, ledger
 from runbook_lib.model.finding import Text, say
-from runbook_lib.outcome import Precondition
-from runbook_lib.usage import UsageError
+from runbook_lib.model.outcome import Precondition
+from runbook_lib.model.usage import UsageError
 from runbook_lib.view.render import when
 
 _HOUR = pd.Timedelta(hours=1)

@@ -15,14 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.archive import seal
-from runbook_lib.masking import Masker
+from runbook_lib.book.parameters import moment, now, whoami
+from runbook_lib.dossier import seal
 from runbook_lib.model.finding import Text, say
-from runbook_lib.notes import whoami
-from runbook_lib.parameters import moment, now
-from runbook_lib.settings import Settings
-from runbook_lib.store import ACTION_LOG, SALTS, SEALED, Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store.archive import ACTION_LOG, SALTS, SEALED, Archive
 from runbook_lib.view.render import when
 
 FOLDER, JOURNAL = ".keeping", "journal"

@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.context import Context
+from runbook_lib.checks.context import Context
 from runbook_lib.model.finding import Text
-from runbook_lib.store import ACTION_LOG, Archive, entry_of
+from runbook_lib.store.archive import ACTION_LOG, Archive, entry_of
 
 #: Names that are valid as a folder and as an argument of `runbook verify`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -6,8 +6,8 @@ import base64
 from collections.abc import Mapping
 from types import ModuleType
 
-from runbook_lib.settings import Signing, raw_key
-from runbook_lib.usage import UsageError, printed
+from runbook_lib.model.usage import UsageError, printed
+from runbook_lib.sources.settings import Signing, raw_key
 
 #: Seconds in which `key_command` must print the key.
 _TIMEOUT_S = 10.0

@@ -15,12 +15,14 @@ from urllib.parse import urlsplit
 
 import click
 
-from runbook_lib import interrupts, messages, settings
+from runbook_lib.book import messages
+from runbook_lib.cli import interrupts
 from runbook_lib.cli.common import lang_option
-from runbook_lib.masking import Masker
 from runbook_lib.model.finding import say
-from runbook_lib.settings import Settings, Target, WorkloadSettings
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import settings
+from runbook_lib.sources.settings import Settings, Target, WorkloadSettings
 
 #: Seconds for kubectl to open its ports, and to end after SIGTERM.
 OPEN_S, END_S = 30.0, 5.0

@@ -10,8 +10,8 @@ from importlib import import_module, metadata
 from threading import Lock
 from typing import Any, ParamSpec, TypeVar
 
+from runbook_lib.model.usage import UsageError
 from runbook_lib.runs.executors import WorkerError, one_line
-from runbook_lib.usage import UsageError
 
 #: Seconds for the scheduler to answer, for the first worker to appear, and for the workers to answer the check.
 CONNECT_S, WORKER_S, FIT_S = 10.0, 10.0, 10.0

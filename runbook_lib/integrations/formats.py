@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from runbook_lib.usage import visible
+from runbook_lib.model.usage import visible
 
 Document = Mapping[str, Any]
 

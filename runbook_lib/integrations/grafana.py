@@ -13,20 +13,22 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from runbook_lib import catalog, mandatory, messages, settings
-from runbook_lib.archive import report
-from runbook_lib.archive.artifact import Result
-from runbook_lib.context import Context
-from runbook_lib.masking import Masker
+from runbook_lib.book import catalog, messages
+from runbook_lib.book.parameters import moment
+from runbook_lib.checks.context import Context
+from runbook_lib.dossier import mandatory, report
+from runbook_lib.dossier.artifact import Result
 from runbook_lib.model.finding import Status, Window, action_title, say
-from runbook_lib.outcome import Outcome
-from runbook_lib.parameters import moment
-from runbook_lib.settings import Target
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.model.outcome import Outcome
+from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import settings
 from runbook_lib.sources.http import HttpServer
-from runbook_lib.store import Archive
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record, render
+from runbook_lib.sources.settings import Target
+from runbook_lib.sources.source import ReadCost, SourceError
+from runbook_lib.store import record
+from runbook_lib.store.archive import Archive
+from runbook_lib.view import render
 
 #: Seconds for all annotations of one call: the user waits for them.
 POST_S = 5.0

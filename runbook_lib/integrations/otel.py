@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib import messages
-from runbook_lib.archive.artifact import Result
+from runbook_lib.book import messages
+from runbook_lib.dossier.artifact import Result
 from runbook_lib.model.finding import SentQuery, say
 
 #: Seconds for the export, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise: the user waits for it.

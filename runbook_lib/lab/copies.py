@@ -14,10 +14,12 @@ from typing import NoReturn
 
 import nbformat
 
-from runbook_lib import catalog, pack, recording
-from runbook_lib.parameters import validate
-from runbook_lib.store import Archive, read_regular
-from runbook_lib.usage import UsageError, config_file, sandbox_folder
+from runbook_lib.book import catalog, pack
+from runbook_lib.book.parameters import validate
+from runbook_lib.model.usage import UsageError, config_file, sandbox_folder
+from runbook_lib.store import recording
+from runbook_lib.store.archive import Archive
+from runbook_lib.store.files import read_regular
 from runbook_lib.view import prose
 
 #: Placed after the user's own options, so that these win.

@@ -16,13 +16,15 @@ from typing import Any
 
 import nbformat
 
-from runbook_lib import catalog, pack, settings
-from runbook_lib.archive import artifact, dossier
-from runbook_lib.masking import Masker, secrets_of
-from runbook_lib.parameters import mask_free_texts, now, validate
-from runbook_lib.store import Archive, digest
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record
+from runbook_lib.book import catalog, pack
+from runbook_lib.book.parameters import mask_free_texts, now, validate
+from runbook_lib.dossier import artifact, overview
+from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.masking import Masker, secrets_of
+from runbook_lib.sources import settings
+from runbook_lib.store import record
+from runbook_lib.store.archive import Archive
+from runbook_lib.store.files import digest
 
 
 def _load_jupyter_server_extension(app: Any) -> None:
@@ -47,13 +49,13 @@ def _serve_incident_page(web_app: Any, folder: Path) -> None:
         def get(self) -> None:
             own = {n: s.notebook.name for n, s in catalog.load().runnable().items() if s.notebook}
             links = {n: url_path_join(base, "lab/tree", name) for n, name in own.items() if (folder / name).is_file()}
-            self.finish(dossier.page(archive, settings.load().lang, links))
+            self.finish(overview.page(archive, settings.load().lang, links))
 
     root = url_path_join(base, "runbook")
     web_app.add_handlers(
         ".*$",
         [
-            (rf"{root}/{re.escape(archive.incident)}/(?:{dossier.INDEX})?", Start),
+            (rf"{root}/{re.escape(archive.incident)}/(?:{overview.INDEX})?", Start),
             (rf"{root}/(.*)", AuthenticatedFileHandler, {"path": str(folder.parent.parent)}),
         ],
     )
@@ -101,7 +103,7 @@ def archive_notebook(path: Path) -> str | None:
     there = archive.of_job(job)
     older = any(e.get("outputs") == shown and "job" not in e for e in archive.manifest())  # a version without jobs
     if older or {header["section"], ""} <= there.keys():
-        dossier.write_index(archive, lang)
+        overview.write_index(archive, lang)
         return None
     masker = Masker.of(settings.load().target(header["target"]).urls(), header["incident"], archive.salts)
     archive.prepare()  # before the first token is made
@@ -113,9 +115,9 @@ def archive_notebook(path: Path) -> str | None:
     entry = there.get(run.section) or _append_run(archive, nb, run, parameters, job=job, outputs=shown)
     place = f"{archive.place}/{entry['name']}"
     result = artifact.Result(run, entry["started"], entry["ended"], f"{place}.ipynb", f"{place}.html")
-    said = dossier.document(archive.incident, header["target"], [result], run.verdict, lang)
-    kept = dossier.keep(archive, [result], said, job)
-    dossier.write_index(archive, lang)
+    said = overview.document(archive.incident, header["target"], [result], run.verdict, lang)
+    kept = overview.keep(archive, [result], said, job)
+    overview.write_index(archive, lang)
     pack.hook("concluded")(archive, [result], said, kept, lang)
     return str(entry["name"])
 

@@ -1,8 +1,8 @@
 """A stand-in for a number or a flag that was not read, on which every operation fails: unknown is not zero.
 
-A row that was never read has one in each field that is a number or a flag (`runbook_lib.rows`). Shown, it is a dash; a
-comparison with a threshold is UNKNOWN; to calculate with it, or to decide by it, raises `UnreadError`, which makes the
-step undecided.
+A row that was never read has one in each field that is a number or a flag (`runbook_lib.model.rows`). Shown, it is a
+dash; a comparison with a threshold is UNKNOWN; to calculate with it, or to decide by it, raises `UnreadError`, which
+makes the step undecided.
 """
 
 from __future__ import annotations

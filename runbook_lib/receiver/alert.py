@@ -17,8 +17,8 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runbook_lib.parameters import moment, validate
-from runbook_lib.usage import UsageError, first_problem
+from runbook_lib.book.parameters import moment, validate
+from runbook_lib.model.usage import UsageError, first_problem
 
 #: Maximum bytes of a request's body, or of a file of alerts.
 MAX_BODY = 1_000_000

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from starlette.datastructures import Headers
 
-from runbook_lib.settings import ReceiverSettings
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources.settings import ReceiverSettings
 
 TOKEN, KEY = "RUNBOOK_RECEIVER_TOKEN", "RUNBOOK_RECEIVER_HMAC"
 SIGNATURE = "x-runbook-signature"

@@ -17,20 +17,20 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from runbook_lib import messages
-from runbook_lib.archive import dossier, seal
-from runbook_lib.masking import Masker
+from runbook_lib.book import messages
+from runbook_lib.dossier import overview, seal
 from runbook_lib.model.finding import Reason, say
 from runbook_lib.model.order import Order, RunProgress
-from runbook_lib.notes import keep_note
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.notes import keep_note
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.receiver import notify
 from runbook_lib.receiver.journal import SECOND_RUN, Job, Journal
 from runbook_lib.receiver.loop import Loop
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.runs.executors import carry_out
-from runbook_lib.settings import Settings
-from runbook_lib.store import Archive, OutputError
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store.archive import Archive, OutputError
 
 #: Maximum attempts of a job. After the last one the result is sent even if its artifacts could not be archived.
 ATTEMPTS = 8
@@ -175,7 +175,7 @@ class Dispatcher(Loop):
         if job.kind == "resolved" and not result["problem"]:
             text = say("alert.closed", sections=", ".join(job.sections), verdict=result["lines"][0])
             unnoted = unnoted or self._add_note(archive, job, messages.text(text, self._lang), f"{job.key}/closed")
-            dossier.write_index(archive, self._lang)
+            overview.write_index(archive, self._lang)
         return result | {"problem": result["problem"] or unnoted}
 
     def _keep_progress(self, job: tuple[str, str], said: RunProgress) -> None:
@@ -241,7 +241,7 @@ class Dispatcher(Loop):
         """Return the dossier's public URL if one is configured, else its path."""
         url = self._config.receiver.public_url.rstrip("/")
         if url:
-            return f"{url}/incidents/{job.incident}/{dossier.INDEX}"
+            return f"{url}/incidents/{job.incident}/{overview.INDEX}"
         with suppress(UsageError):
             return index or Archive(self._output, job.incident).place
         return f"{self._output}/{job.incident}"  # it cannot be opened

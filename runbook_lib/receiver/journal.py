@@ -21,13 +21,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from runbook_lib.catalog import RECOVERY
+from runbook_lib.book.catalog import RECOVERY
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import routes
 from runbook_lib.receiver.alert import Alert, digest
 from runbook_lib.receiver.clock import SteadyClock
-from runbook_lib.settings import Route, Settings
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record
+from runbook_lib.sources.settings import Route, Settings
+from runbook_lib.store import record
 
 #: Seconds that a call waits for the calls before it, and then for another process's lock; after that an alert's sender
 #: is asked to try again.

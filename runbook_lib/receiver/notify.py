@@ -13,18 +13,18 @@ from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, TypeVar
 
-from runbook_lib import messages
+from runbook_lib.book import messages
 from runbook_lib.model.finding import say
-from runbook_lib.notes import keep_note
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.notes import keep_note
 from runbook_lib.receiver import slack
 from runbook_lib.receiver.alert import digest
 from runbook_lib.receiver.journal import Job, Journal, Notice
 from runbook_lib.receiver.loop import Loop
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.runs import forks
-from runbook_lib.settings import Settings
-from runbook_lib.store import Archive, OutputError
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store.archive import Archive, OutputError
 from runbook_lib.view import render
 
 #: Seconds for the whole exchange in which a notify URL accepts a message; and for a look at the reactions of a URL.

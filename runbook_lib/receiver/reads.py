@@ -23,8 +23,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from runbook_lib.archive import seal
-from runbook_lib.store import NOTES, Archive, digest, make_folder, sync_folder
+from runbook_lib.dossier import seal
+from runbook_lib.store.archive import NOTES, Archive
+from runbook_lib.store.files import digest, make_folder, sync_folder
 
 #: Seconds that a request waits for the lock of a day's log, which every user of this machine may hold.
 LOCK_S = 3.0

@@ -27,18 +27,18 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from runbook_lib import messages
-from runbook_lib.archive import dossier
-from runbook_lib.parameters import validate
+from runbook_lib.book import messages
+from runbook_lib.book.parameters import validate
+from runbook_lib.dossier import overview
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.alert import MAX_BODY, Alert, BadAlert, from_alertmanager, from_cloudevent, log_refused
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Accepted, Journal, JournalError
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.reads import AccessLog
-from runbook_lib.settings import Settings
-from runbook_lib.store import Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store.archive import Archive
 from runbook_lib.view import render
 
 R = TypeVar("R")
@@ -223,13 +223,13 @@ class Receiver:
         number = _page_number(request.query_params.get("page", ""))
         incidents = self.journal.incidents(PAGE + 1, (number - 1) * PAGE)
         shown = incidents[:PAGE]
-        there = {i.id for i in shown if dossier.INDEX in self._list_names(i.id)}
+        there = {i.id for i in shown if overview.INDEX in self._list_names(i.id)}
         text = render.html(
             "receiver",
             lang,
             incidents=shown,
             there=there,
-            index=dossier.INDEX,
+            index=overview.INDEX,
             counts=self.journal.counts(),
             progress=dict(self.dispatcher.progress),
             number=number,
@@ -247,10 +247,10 @@ class Receiver:
         """Redirect from an incident's name to its dossier's index page."""
         self._authorize_and_log(request)
         id_ = request.path_params["incident"]
-        if dossier.INDEX not in self._list_names(id_):
+        if overview.INDEX not in self._list_names(id_):
             raise HTTPException(404, "no such dossier")
         # Relative, so that it also works behind a proxy that adds a path prefix.
-        return RedirectResponse(f"{id_}/{dossier.INDEX}", 307)
+        return RedirectResponse(f"{id_}/{overview.INDEX}", 307)
 
     def seals(self, request: Request) -> Response:
         """Return an incident's seals with their times, one a line: checkpoints for `runbook verify`."""
@@ -269,8 +269,8 @@ class Receiver:
         """Return a file of an incident's dossier, if the archive lists it."""
         self._authorize_and_log(request)
         id_, name = request.path_params["incident"], request.path_params["name"]
-        if not name and dossier.INDEX in self._list_names(id_):
-            return RedirectResponse(dossier.INDEX, 307)
+        if not name and overview.INDEX in self._list_names(id_):
+            return RedirectResponse(overview.INDEX, 307)
         content = self._read_listed_file(id_, name) if name else None
         if content is None:
             raise HTTPException(404, "no such file")

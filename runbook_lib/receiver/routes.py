@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib import messages
-from runbook_lib.catalog import FIRST_RESPONSE, RECOVERY
+from runbook_lib.book import messages
+from runbook_lib.book.catalog import FIRST_RESPONSE, RECOVERY
 from runbook_lib.model.finding import say
 from runbook_lib.model.order import Order
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.alert import Alert, digest
 from runbook_lib.runs import batch
-from runbook_lib.settings import Route, Settings
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Route, Settings
 
 
 def check(config: Settings) -> None:

@@ -20,14 +20,14 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.notify import Notifier
 from runbook_lib.receiver.receiver import MAX_HEADERS, Receiver
-from runbook_lib.settings import Settings
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Settings
 
 #: Seconds in which a whole request must arrive, and in which the client must read a part of the answer.
 REQUEST_S, ANSWER_S = 20.0, 300.0

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
-from runbook_lib.masking import Masker
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.receiver.journal import Notice
-from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.http import HttpServer
+from runbook_lib.sources.source import ReadCost, SourceError
 
 #: Seconds in which Slack must answer a message.
 POST_S = 25.0

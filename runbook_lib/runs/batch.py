@@ -15,14 +15,15 @@ from typing import Any
 
 import nbformat
 
-from runbook_lib import catalog, parameters, settings
-from runbook_lib.archive import artifact, postmortem
-from runbook_lib.archive.artifact import Result, Run, stamp
-from runbook_lib.masking import Masker
+from runbook_lib.book import catalog, parameters
+from runbook_lib.dossier import artifact, postmortem
+from runbook_lib.dossier.artifact import Result, Run, stamp
 from runbook_lib.model.finding import Finding, Reason, Verdict, replace, say, unknown
+from runbook_lib.model.usage import UsageError, did_you_mean
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import forks, kernels
-from runbook_lib.store import PARTIAL, Archive
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.sources import settings
+from runbook_lib.store.archive import PARTIAL, Archive
 from runbook_lib.view import prose
 
 #: Seconds after its deadline in which a runner may save its notebook before it is killed.
@@ -142,7 +143,7 @@ class _StartedRun:
 
 def combine_verdict(results: Iterable[Result]) -> Verdict:
     """Return the verdict over all sections that were run."""
-    from runbook_lib.analysis import diagnosis
+    from runbook_lib.diagnosis import verdict as diagnosis
 
     return diagnosis.conclude((f for r in results for f in r.run.findings), catalog.load())
 
@@ -290,7 +291,7 @@ def _result_of_dead_runner(s: _StartedRun, problem: str) -> Result:
 
 def _mark_unfinished(run: Run, problem: str) -> Run:
     """Mark the steps that were not reached as not_run, with the problem."""
-    from runbook_lib.analysis import diagnosis
+    from runbook_lib.diagnosis import verdict as diagnosis
 
     findings = tuple(
         unknown(f.step, Reason.NOT_RUN, say("unknown.unfinished", problem=problem)) if f.reason is Reason.NOT_RUN else f

@@ -19,8 +19,8 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager, papermil
 from traitlets import Unicode
 
 from runbook_lib.runs import forks, kernels
-from runbook_lib.store import file_mode, write_whole
-from runbook_lib.view import record
+from runbook_lib.store import record
+from runbook_lib.store.files import file_mode, write_whole
 
 #: Under which papermill knows the engine, once this module is imported.
 NAME = "runbook"

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
-from runbook_lib import pack
+from runbook_lib.book import pack
 from runbook_lib.model.order import Order, RunProgress
+from runbook_lib.model.usage import UsageError
 from runbook_lib.runs import forks
-from runbook_lib.usage import UsageError
 
 #: Seconds beyond its deadline after which the process of an investigation without a person is killed: fewer than those
 #: after which the dispatcher considers it lost.

@@ -32,7 +32,7 @@ LEAVE_S = 10.0
 #: By how much the niceness of these processes is raised.
 NICE = 5
 #: The imports, in order, of the process that others are forked from.
-PRELOADED = ["runbook_lib.runs.polite", "runbook_lib.warm"]
+PRELOADED = ["runbook_lib.runs.polite", "runbook_lib.cli.warm"]
 
 _is_fork = False
 #: Where this process reports to the one that began it.

@@ -14,15 +14,16 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-from runbook_lib import catalog, mandatory, messages, pack, parameters, samples
-from runbook_lib.analysis import diagnosis
-from runbook_lib.archive import dossier, postmortem, seal
-from runbook_lib.archive.artifact import Result
+from runbook_lib.book import catalog, messages, pack, parameters
+from runbook_lib.checks import samples
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.dossier import mandatory, overview, postmortem, seal
+from runbook_lib.dossier.artifact import Result
 from runbook_lib.model.finding import Finding, Status, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch
 from runbook_lib.runs.batch import Request, Steps
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 from runbook_lib.view import render
 
 #: Suffix of an order's job for its second triage. The receiver's second run is another job, with a suffix of its own.
@@ -52,23 +53,23 @@ def summary(
     lines = render.verdict_lines(verdict, order.lang)
     stores = messages.text(say("ui.waits_for_pages"), order.lang)
     tell(RunProgress(line=lines[0], status=verdict.status.name, waits=stores))
-    said = dossier.document(order.incident, order.target, results, verdict, order.lang)
+    said = overview.document(order.incident, order.target, results, verdict, order.lang)
     index = draft = None
     problem = next((r.problem for r in results if not (r.html or "").startswith(f"{archive.place}/")), "")
     lost = bool(problem) and order.again
     if not lost:
         try:
-            kept = dossier.keep(archive, results, said, order.job)
+            kept = overview.keep(archive, results, said, order.job)
             if looked_back := next((r for r in results if r.run.section == mandatory.SECTION), None):
                 draft = postmortem.write_from_result(archive, looked_back, order.lang, order.target).markdown
-            dossier.write_index(archive, order.lang)
+            overview.write_index(archive, order.lang)
         except OSError as e:
             problem, draft = f"the dossier could not be written to {archive.place}: {e.strerror or e}", None
         else:
             pack.hook("concluded")(archive, results, said, kept, order.lang)
             if kept:
                 pack.hook("traced")(results, said, order.lang)
-            index = f"{archive.place}/{dossier.INDEX}"
+            index = f"{archive.place}/{overview.INDEX}"
     details = [line for r in results for line in _detail_lines(r, order.lang)]
     details += [("", f"  {draft}")] if draft else []
     details += [("", line) for line in render.failure_mode_lines(said["verdict"], order.lang)]

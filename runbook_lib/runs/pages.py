@@ -5,7 +5,7 @@ from __future__ import annotations
 import nbformat
 import pandas as pd
 
-from runbook_lib.archive import artifact
+from runbook_lib.dossier import artifact
 from runbook_lib.model.finding import say
 from runbook_lib.view import charts
 

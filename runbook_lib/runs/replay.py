@@ -19,18 +19,20 @@ from urllib.parse import urlsplit
 import pandas as pd
 from markupsafe import Markup
 
-from runbook_lib import catalog, mandatory, messages, settings
-from runbook_lib.analysis import diagnosis
-from runbook_lib.archive import course, policy, rejudge, seal
-from runbook_lib.catalog import FIRST_RESPONSE, Catalog
-from runbook_lib.masking import hide_names
+from runbook_lib.book import catalog, messages
+from runbook_lib.book.catalog import FIRST_RESPONSE, Catalog
+from runbook_lib.book.parameters import whoami
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.dossier import course, mandatory, policy, rejudge, seal
 from runbook_lib.model.finding import HOP_NUMBERS, Finding, Text, Verdict, say
-from runbook_lib.notes import whoami
-from runbook_lib.recording import RecordedRun, Recording, recorded_run
+from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.masking import hide_names
 from runbook_lib.runs.investigation import sections_to_follow
-from runbook_lib.store import ACTION_LOG, NOTES, Archive, read_regular
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record as record_view
+from runbook_lib.sources import settings
+from runbook_lib.store import record as record_view
+from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
+from runbook_lib.store.files import read_regular
+from runbook_lib.store.recording import RecordedRun, Recording, recorded_run
 from runbook_lib.view import render, timeline
 
 INDEX = "index.json"

@@ -13,7 +13,7 @@ import requests
 import urllib3.exceptions
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.sources.source import ReadCost, SourceError
 
 #: To be connected, and for each part of the answer; for all of it; and the most of it that is read.
 TIMEOUT_S = (2.0, 3.0)

@@ -26,9 +26,10 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.settings import NatsAccess, TargetFacts, split_urls
-from runbook_lib.sources import ClockOffset, Opening, ReadCost, SourceError, broker_client
+from runbook_lib.sources import broker_client
 from runbook_lib.sources.broker_client import Client, RawCredentials
+from runbook_lib.sources.settings import NatsAccess, TargetFacts, split_urls
+from runbook_lib.sources.source import ClockOffset, Opening, ReadCost, SourceError
 
 _error = partial(SourceError, "jetstream")
 CONNECT_TIMEOUT_S = 3

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from runbook_lib import redaction
+from runbook_lib.privacy import redaction
 
 #: How much of a message, and of an exception's text, is kept; and how much more is masked before it is cut, so that
 #: no half of a secret is kept.

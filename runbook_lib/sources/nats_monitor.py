@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.settings import NatsAccess, split_urls
-from runbook_lib.sources import Opening, ReadCost, SourceError
 from runbook_lib.sources.http import HttpServer
+from runbook_lib.sources.settings import NatsAccess, split_urls
+from runbook_lib.sources.source import Opening, ReadCost, SourceError
 
 _COLUMNS = ["cid", "name", "ip", "port", "start", "stop", "reason", "user", "lang", "pending_bytes", "subjects", "now"]
 

@@ -26,12 +26,12 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
-from runbook_lib import usage
+from runbook_lib.book.queries import Query, query
+from runbook_lib.model import usage
 from runbook_lib.model.finding import PRESENT_S, Reason, Window
-from runbook_lib.queries import Query, query
-from runbook_lib.settings import Budget, TargetFacts, url_problem
-from runbook_lib.sources import ClockOffset, Opening, ReadCost, SourceError
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources.settings import Budget, TargetFacts, url_problem
+from runbook_lib.sources.source import ClockOffset, Opening, ReadCost, SourceError
 
 _error = partial(SourceError, "postgres")
 _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pandas as pd
 from prometheus_client.parser import text_string_to_metric_families
 
-from runbook_lib.sources import Opening
 from runbook_lib.sources.http import HttpServer, unexpected_answer
+from runbook_lib.sources.source import Opening
 
 
 class Prometheus(HttpServer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import Opening, ReadCost, SourceError
+from runbook_lib.sources.source import Opening, ReadCost, SourceError
 
 
 class Redis:

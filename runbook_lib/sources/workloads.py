@@ -27,11 +27,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
-from runbook_lib import redaction
 from runbook_lib.model.finding import Reason
-from runbook_lib.settings import WorkloadSettings
-from runbook_lib.sources import Opening, ReadCost, SourceError, logs
+from runbook_lib.privacy import redaction
+from runbook_lib.sources import logs
 from runbook_lib.sources.logs import Log
+from runbook_lib.sources.settings import WorkloadSettings
+from runbook_lib.sources.source import Opening, ReadCost, SourceError
 
 T = TypeVar("T")
 

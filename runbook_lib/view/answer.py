@@ -8,7 +8,7 @@ import pandas as pd
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
-from runbook_lib import messages
+from runbook_lib.book import messages
 from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.view import render
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from runbook_lib import messages
+from runbook_lib.book import messages
 from runbook_lib.model.finding import Text, Threshold, say
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.model.usage import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

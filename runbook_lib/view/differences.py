@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from runbook_lib import messages
-from runbook_lib.analysis.snapshots import Difference, RunSnapshot, conclusion, difference
+from runbook_lib.book import messages
+from runbook_lib.diagnosis.snapshots import Difference, RunSnapshot, conclusion, difference
 from runbook_lib.model.finding import Status, Text, Verdict, hop_text, say
-from runbook_lib.view import record, render
+from runbook_lib.store import record
+from runbook_lib.view import render
 
 #: The message that names a number of a hop.
 _HOP_VALUE_KEYS = {

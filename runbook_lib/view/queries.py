@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from runbook_lib import messages, pack, queries
+from runbook_lib.book import messages, pack, queries
+from runbook_lib.book.queries import Query
 from runbook_lib.model.finding import say
-from runbook_lib.queries import Query
 
 FILE = "queries.toml"
 #: A folded block with more characters has names only: step 3.2 asks what three sections ask.

@@ -23,8 +23,9 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from runbook_lib import catalog, messages, pack
-from runbook_lib.analysis.diagnosis import BROKEN
+from runbook_lib.book import catalog, messages, pack
+from runbook_lib.book.parameters import ACTING, parameters_class
+from runbook_lib.diagnosis.verdict import BROKEN
 from runbook_lib.model.finding import (
     PROPOSAL_PARTS,
     Finding,
@@ -39,12 +40,12 @@ from runbook_lib.model.finding import (
     proposal_text,
     say,
 )
-from runbook_lib.parameters import ACTING, parameters_class
-from runbook_lib.usage import visible
-from runbook_lib.view import links, record
+from runbook_lib.model.usage import visible
+from runbook_lib.store import record
+from runbook_lib.view import links
 
 if TYPE_CHECKING:
-    from runbook_lib.outcome import Outcome
+    from runbook_lib.model.outcome import Outcome
 
 _PRECONDITION_MARKS = {True: "✔", False: "✖", None: "?"}
 #: Messages by what they name, for the text output and for the templates.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from runbook_lib import queries
+from runbook_lib.book import queries
 
 from . import burst, by_hand, harm, load, many, obvious, past, questions, runs, speed, supervise, timeline
 from .fill import DAYS, Filled

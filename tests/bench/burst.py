@@ -15,7 +15,7 @@ from pathlib import Path
 
 import requests
 
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 
 from .receiver import Receiver
 

@@ -16,8 +16,8 @@ from unittest.mock import patch
 
 import psycopg
 
-from runbook_lib import queries
-from runbook_lib.session import quiet_session
+from runbook_lib.book import queries
+from runbook_lib.notebook.session import quiet_session
 
 from .fill import Filled
 

@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 from playwright.sync_api import sync_playwright
 
-from runbook_lib.archive import systems as page
+from runbook_lib.dossier import systems as page
 from runbook_lib.model.order import Order
 from runbook_lib.runs import executors
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 
 from .fill import Filled
 from .machines import Cluster

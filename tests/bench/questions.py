@@ -12,13 +12,13 @@ from typing import Any
 import pandas as pd
 import psycopg
 
-from runbook_lib import queries
-from runbook_lib.masking import Masker
+from runbook_lib.book import queries
+from runbook_lib.book.queries import Query
 from runbook_lib.packs.entitlement.checks import given_up
-from runbook_lib.queries import Query
-from runbook_lib.settings import Budget
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.postgres import Postgres, Snapshot
+from runbook_lib.sources.settings import Budget
+from runbook_lib.sources.source import ReadCost, SourceError
 
 from . import obvious
 

@@ -14,9 +14,9 @@ import nbformat
 import psutil
 import psycopg
 
-from runbook_lib import catalog
-from runbook_lib.archive import artifact
-from runbook_lib.catalog import Section
+from runbook_lib.book import catalog
+from runbook_lib.book.catalog import Section
+from runbook_lib.dossier import artifact
 from runbook_lib.gameday.sandbox.servers import Servers
 
 TABLES = ("notification.notifications", "entitlement.outbox_events")

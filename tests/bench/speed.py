@@ -27,12 +27,12 @@ from pathlib import Path
 
 import psutil
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
+from runbook_lib.dossier.mandatory import SECTION as POSTMORTEM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.mandatory import SECTION as POSTMORTEM
 from runbook_lib.model.finding import Status
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 
 from . import timeline
 from .receiver import BIN, Receiver
@@ -54,7 +54,7 @@ LOG_S, LOG_ENTRIES = 2.0, 7_800
 #: What is imported from nothing: until the first numbers, and by the process that runs are forked from.
 IMPORTED = {
     "the first numbers": "runbook_lib.cli.progress, runbook_lib.view.render, runbook_lib.sources.postgres",
-    "the sections": "runbook_lib.runs.polite, runbook_lib.warm",
+    "the sections": "runbook_lib.runs.polite, runbook_lib.cli.warm",
 }
 _TIMEOUT_S = 300.0
 

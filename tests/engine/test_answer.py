@@ -9,14 +9,14 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
+from runbook_lib.book.parameters import validate
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Context, JudgeInput, open_context
+from runbook_lib.checks.context import Context, JudgeInput, open_context
 from runbook_lib.model.finding import Finding, Frames, Status, Threshold, Value, judged, say
-from runbook_lib.parameters import validate
-from runbook_lib.session import Session
-from runbook_lib.settings import Settings
-from runbook_lib.view import record
+from runbook_lib.notebook.session import Session
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store import record
 
 STEP, WHO = "4.3.1", "alice"
 LIMIT = Threshold("stuck", "rows", 1, 5)
@@ -36,7 +36,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
 @pytest.fixture
 def shell(monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
     """A notebook's cells, with a session in `rb`."""
-    monkeypatch.setattr("runbook_lib.session.checks", lambda: {STEP: Check(STEP, collect, judge)})
+    monkeypatch.setattr("runbook_lib.notebook.session.checks", lambda: {STEP: Check(STEP, collect, judge)})
     section, config = catalog.load().sections["4.3"], Settings(targets={"here": {"nats_url": "nats://127.0.0.1:9"}})
     context = open_context(section, validate({"target": "here"}), config, catalog.load())
     shell = InteractiveShell.instance()

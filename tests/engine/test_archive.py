@@ -16,11 +16,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from runbook_lib import store
 from runbook_lib.cli import main
 from runbook_lib.model.finding import say
-from runbook_lib.store import MANIFEST, NOTES, Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.store import archive as store
+from runbook_lib.store import files
+from runbook_lib.store.archive import MANIFEST, NOTES, Archive
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -80,7 +81,7 @@ def test_writers_side_by_side_keep_the_chain(tmp_path: Path) -> None:
 def test_a_lock_that_is_not_released_is_one_line(
     archive: Archive, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(store, "LOCK_S", 0.01)
+    monkeypatch.setattr(files, "LOCK_S", 0.01)
     with archive.locked():  # by another process, as far as a second lock can tell
         assert main._run_command(["note", "INC-1", "x", "--new", "--output", archive.output]) == 69
         with pytest.raises(TimeoutError, match=r"^\[.*\] (/\S+) has been locked by another process .*`fuser -v \1`"):
@@ -98,9 +99,9 @@ def test_who_is_overtaken_waits_as_long_as_others_write(tmp_path: Path, monkeypa
 
         def sleep(_: float) -> None:
             """Each time the deadline passes; four times another file was written, then the lock is released."""
-            clock[0] += 2 * store.LOCK_S
+            clock[0] += 2 * files.LOCK_S
             os.utime(tmp_path / "INC-1", (clock[0], clock[0]))
-            if clock[0] > 8 * store.LOCK_S:
+            if clock[0] > 8 * files.LOCK_S:
                 held.close()
 
         monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
@@ -233,7 +234,7 @@ def test_a_planted_draft_leads_nowhere(tmp_path: Path) -> None:
     draft = tmp_path / f".a.{os.getpid()}.{get_native_id()}.new"
     for plant in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "elsewhere")):
         plant(draft)
-        store.write_whole(tmp_path / "a", b"x")
+        files.write_whole(tmp_path / "a", b"x")
         assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == {"a": b"x"}
 
 
@@ -242,9 +243,9 @@ def test_a_file_system_without_hard_links_creates_all_the_same(tmp_path: Path, m
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(Path, "hardlink_to", refused)
-    store.create_whole(tmp_path / "a", b"one")
+    files.create_whole(tmp_path / "a", b"one")
     with pytest.raises(FileExistsError):
-        store.create_whole(tmp_path / "a", b"two")
+        files.create_whole(tmp_path / "a", b"two")
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == {"a": b"one"}
 
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from runbook_lib import catalog
-from runbook_lib.catalog import CatalogError
-from runbook_lib.checks import checks
-from runbook_lib.pack import Pack
+from runbook_lib.book import catalog
+from runbook_lib.book.catalog import CatalogError
+from runbook_lib.book.pack import Pack
+from runbook_lib.checks.check import checks
+from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement import PACK, ROOT
 from runbook_lib.packs.entitlement.checks import exceptions
-from runbook_lib.settings import Settings
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Settings
 
 CHECKS = checks()
 

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from runbook_lib.cli import main
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 
 
 def ended(problem: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:

@@ -18,20 +18,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog, samples
-from runbook_lib.analysis.diagnosis import conclude
-from runbook_lib.archive.artifact import Result, Run
+from runbook_lib.book import catalog
+from runbook_lib.checks import samples
 from runbook_lib.cli.progress import ProgressDisplay
-from runbook_lib.masking import Masker
+from runbook_lib.diagnosis.verdict import conclude
+from runbook_lib.dossier.artifact import Result, Run
 from runbook_lib.model.finding import Finding, Frames, Hop, Reason, Status, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.packs.entitlement import first_look
 from runbook_lib.packs.entitlement.checks import delivery
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import batch, investigation
 from runbook_lib.runs.batch import Request
-from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.logs import Log, LogEntry
-from runbook_lib.store import Archive
+from runbook_lib.sources.source import ReadCost, SourceError
+from runbook_lib.store.archive import Archive
 
 NOW = pd.Timestamp("2026-01-31T03:00:00Z")
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from runbook_lib import catalog
-from runbook_lib.analysis.diagnosis import evidence_from_error
-from runbook_lib.masking import Masker
+from runbook_lib.book import catalog
+from runbook_lib.diagnosis.verdict import evidence_from_error
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import ReadCost, SourceError, broker_client, jetstream
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import broker_client, jetstream
 from runbook_lib.sources.jetstream import JetStream
+from runbook_lib.sources.source import ReadCost, SourceError
 
 
 class FakeClient:

@@ -11,11 +11,12 @@ from typing import Any
 import nbformat
 import pytest
 
-from runbook_lib import catalog, settings
+from runbook_lib.book import catalog
+from runbook_lib.book.parameters import validate
 from runbook_lib.lab import copies as lab
-from runbook_lib.parameters import validate
-from runbook_lib.store import Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import settings
+from runbook_lib.store.archive import Archive
 
 
 def parameters(path: Path) -> dict[str, Any]:

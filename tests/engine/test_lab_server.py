@@ -14,20 +14,21 @@ import pandas as pd
 import pytest
 from tornado.web import HTTPError
 
-from runbook_lib import catalog
-from runbook_lib.analysis import diagnosis
-from runbook_lib.archive import artifact, dossier
+from runbook_lib.book import catalog
+from runbook_lib.book.parameters import validate
 from runbook_lib.checks.check import Check
-from runbook_lib.context import JudgeInput, open_context
+from runbook_lib.checks.context import JudgeInput, open_context
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.dossier import artifact, overview
 from runbook_lib.lab import server as lab_server
-from runbook_lib.masking import TOKEN, Masker
 from runbook_lib.model.finding import Finding, Frames, Status, complete, say
-from runbook_lib.parameters import validate
-from runbook_lib.session import Session
-from runbook_lib.settings import Settings
-from runbook_lib.store import MANIFEST, Archive
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record, render
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import Session
+from runbook_lib.privacy.masking import TOKEN, Masker
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store import record
+from runbook_lib.store.archive import MANIFEST, Archive
+from runbook_lib.view import render
 
 SECRET, WHO = "hunter2-secret", "alice@example.org"
 URL = f"postgresql://runbook:{SECRET}@127.0.0.1:1/app"
@@ -178,7 +179,7 @@ def test_what_an_interrupted_save_left_out_is_added_by_the_next(fails: str, monk
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(dossier, fails, full)
+        patch.setattr(overview, fails, full)
         save(executed(found(STEPS[0])))
     assert len(archived()) == 1 and "index.html" not in archive().names()
     for _ in range(2):
@@ -290,7 +291,7 @@ def test_only_the_lab_can_reveal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_who_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runbook_lib.masking.REMEMBERED", 3)
+    monkeypatch.setattr("runbook_lib.privacy.masking.REMEMBERED", 3)
     masker = Masker.of([URL], "INC-1", remembers=True)
     tokens = [str(masker.person(f"u{i}")) for i in range(5)]
     assert list(masker.people or {}) == tokens[2:]
@@ -329,7 +330,7 @@ def test_the_verdict_does_not_depend_on_the_order_of_the_cells(monkeypatch: pyte
         return found("", Status.CRITICAL if given.earlier else Status.OK)
 
     own = {step: Check(step, lambda rb: {"now": pd.DataFrame({"n": [1]})}, judge) for step in STEPS}
-    monkeypatch.setattr("runbook_lib.session.checks", lambda: own)
+    monkeypatch.setattr("runbook_lib.notebook.session.checks", lambda: own)
     rb = session()
     for step in (STEPS[2], STEPS[0], STEPS[1], STEPS[1]):
         rb.step(step)

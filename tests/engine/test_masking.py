@@ -16,12 +16,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from runbook_lib import masking, messages, queries, redaction
-from runbook_lib.masking import Masker, hide_names, secrets_of
+from runbook_lib.book import messages, queries
 from runbook_lib.model.finding import Reason
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import exceptions
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.privacy import masking, redaction
+from runbook_lib.privacy.masking import Masker, hide_names, secrets_of
+from runbook_lib.sources.source import ReadCost, SourceError
 from tests.kit import corpus
 from tests.kit.corpus import Line
 from tests.kit.steps import make_given, read_log

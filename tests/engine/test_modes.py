@@ -12,7 +12,7 @@ import pytest
 
 from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.reads import AccessLog
-from runbook_lib.store import NOTES, SALTS, Archive
+from runbook_lib.store.archive import NOTES, SALTS, Archive
 from tests.kit import command
 
 UMASKS = pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)

@@ -18,14 +18,15 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from runbook_lib import messages
-from runbook_lib.archive import artifact, course, dossier, postmortem, report, systems
+from runbook_lib.book import messages
 from runbook_lib.cli.common import parse_parameters
-from runbook_lib.masking import Masker
+from runbook_lib.dossier import artifact, course, overview, postmortem, report, systems
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import batch
-from runbook_lib.store import MANIFEST, NOTES, PARTIAL, Archive
-from runbook_lib.view import record, render, timeline
+from runbook_lib.store import record
+from runbook_lib.store.archive import MANIFEST, NOTES, PARTIAL, Archive
+from runbook_lib.view import render, timeline
 from runbook_lib.view.timeline import Lane, Mark, Series
 from tests.kit import ROOT
 
@@ -165,7 +166,7 @@ def test_a_table_shows_no_words_of_the_language_it_was_made_with() -> None:
 @pytest.mark.parametrize("lang", messages.LANGUAGES)
 def test_each_headline_with_a_number_names_its_queries_its_evidence_and_the_command(lang: str, tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
-    page = dossier.page(Archive(str(tmp_path), "sample"), lang)
+    page = overview.page(Archive(str(tmp_path), "sample"), lang)
     entries = [json.loads(line) for line in (SAMPLE / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     digests = {d[:12] for e in entries for n, d in e["sha256"].items() if n.startswith("evidence/2")}
     shown = re.findall(r'<div class="rb-finding".*?</details>\n', page, re.DOTALL)
@@ -194,7 +195,7 @@ def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> N
     shutil.copytree(SAMPLE, tmp_path / "sample")
     (changed,) = (tmp_path / "sample").glob("*-4.1-*.ipynb")
     changed.write_text(changed.read_text(encoding="utf-8").replace("595", "5"), encoding="utf-8")
-    page = dossier.page(Archive(str(tmp_path), "sample"), "en")
+    page = overview.page(Archive(str(tmp_path), "sample"), "en")
     assert 'id="step-3.1"' in page and 'id="step-4.1.1"' not in page
 
 
@@ -231,12 +232,12 @@ def test_a_look_at_a_past_moment_does_not_decide_what_is_now(tmp_path: Path) -> 
     archive = Archive(str(tmp_path), "INC-1")
     archive.prepare()
     ran(archive, 30, "OK", "it was well", as_of=at(0).isoformat())
-    (alone,) = banners(page := dossier.page(archive, "en"))
+    (alone,) = banners(page := overview.page(archive, "en"))
     assert alone.startswith("2026-11-27") and "OK" in alone and "it was well <b>0" in page
     ran(archive, 40, "CRITICAL", "it is not")
     ran(archive, 50, "OK", "it was well", as_of=at(0).isoformat())
     ran(archive, 20, "WARNING", "of a slow command that began before", name="-late")
-    (now,) = banners(page := dossier.page(archive, "en"))
+    (now,) = banners(page := overview.page(archive, "en"))
     assert now.startswith("Now:") and "CRITICAL" in now and "it is not <b>0" in page and "it was well" not in page
     assert report.read(str(tmp_path), None, None)[0][0].last == "WARNING"
 
@@ -246,10 +247,10 @@ def test_a_look_at_a_part_does_not_say_that_all_is_well(tmp_path: Path) -> None:
     archive.prepare()
     ran(archive, 30, "CRITICAL", "it waits")
     ran(archive, 33, "OK", "no duplicate", section="4.2")
-    (now,) = banners(page := dossier.page(archive, "en"))
+    (now,) = banners(page := overview.page(archive, "en"))
     assert "CRITICAL" in now and "no step finds a problem" not in page
     ran(archive, 40, "OK", "it flows", section="6")
-    (now,) = banners(dossier.page(archive, "en"))
+    (now,) = banners(overview.page(archive, "en"))
     assert "OK" in now
 
 
@@ -257,7 +258,7 @@ def test_the_findings_are_those_of_the_verdict_and_not_of_a_second_look(tmp_path
     archive = Archive(str(tmp_path), "INC-1")
     archive.prepare()
     ran(archive, 1, "CRITICAL", "look", of=course.MAX_READ + 2)
-    page = dossier.page(archive, "en")
+    page = overview.page(archive, "en")
     assert page.count('class="rb-finding"') == 1 and "look <b>0" in page
 
 
@@ -266,7 +267,7 @@ def test_each_target_of_an_incident_has_its_present_verdict(tmp_path: Path) -> N
     archive.prepare()
     ran(archive, 1, "CRITICAL", "east waits", target="east")
     ran(archive, 2, "OK", "west flows", target="west")
-    page = dossier.page(archive, "en")
+    page = overview.page(archive, "en")
     worst, other = banners(page)
     assert "east" in worst and "CRITICAL" in worst and "west" in other and "OK" in other
     assert page.count('class="rb-finding"') == 2 and page.count('id="step-3.1"') == 1
@@ -278,11 +279,11 @@ def test_a_verdict_whose_first_run_was_not_kept_is_of_the_incidents_target(tmp_p
     ran(archive, 1, "CRITICAL", "it waits")
     lost = json.loads(archive.raw(MANIFEST)[-1]) | {"started": at(5).isoformat(), "name": "lost.json"}
     archive.append(lost, {"lost.json": b"{}"})
-    assert len(banners(dossier.page(archive, "en"))) == 1
+    assert len(banners(overview.page(archive, "en"))) == 1
 
 
 def test_who_writes_the_page_last_has_seen_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive, render_page = Archive(str(tmp_path), "INC-1"), dossier._render_page
+    archive, render_page = Archive(str(tmp_path), "INC-1"), overview._render_page
     notes = iter(["called Mori", "called Abe"])
     archive.prepare()
 
@@ -293,11 +294,11 @@ def test_who_writes_the_page_last_has_seen_the_last_line(tmp_path: Path, monkeyp
             archive.add_line(NOTES, {"time": at(0).isoformat(), "who": "mori", "text": text})
         return page
 
-    monkeypatch.setattr(dossier, "_render_page", meanwhile)
-    dossier.write_index(archive, "en")
-    assert "called Abe" in archive.read(dossier.INDEX).decode()
+    monkeypatch.setattr(overview, "_render_page", meanwhile)
+    overview.write_index(archive, "en")
+    assert "called Abe" in archive.read(overview.INDEX).decode()
     notes = iter(map(str, range(99)))
-    dossier.write_index(archive, "en")
+    overview.write_index(archive, "en")
     assert int(next(notes)) < 9, "it ends also while others write all the time"
 
 
@@ -362,7 +363,7 @@ def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str)
         entry = next(e for e in reversed(archive.manifest()) if kind in e)
         kept = {k: v for k, v in entry.items() if k not in ("previous", "sha256")}
         archive.append(kept | {"name": address, "dashboard": address}, {})
-    dossier.write_index(archive, "en")
+    overview.write_index(archive, "en")
     header = render.Header("4.1", "t", "INC-1", "prod", at(0), 60, dashboard=address)
     found = Verdict(Status.OK, None, "high")
     form = f"<form action=\"{address}\"><svg><a xlink:href='{address}'>x</a></svg><a href={html.escape(address)}>c</a>"
@@ -371,7 +372,7 @@ def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str)
         new_code_cell("", outputs=[new_output("display_data", {"text/html": form})]),
     ]
     pages = [
-        archive.read(dossier.INDEX).decode(),
+        archive.read(overview.INDEX).decode(),
         artifact.html(new_notebook(cells=cells), "", "en"),
         postmortem.page(f"[a](<{address}>)", "INC-1", "en", None),
         render.banner(header, found, "en")._repr_mimebundle_()["text/html"],
@@ -384,7 +385,7 @@ def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str)
 
 def test_every_page_has_a_policy_that_lets_its_own_script_run(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
-    page = dossier.page(Archive(str(tmp_path), "sample"), "ja")
+    page = overview.page(Archive(str(tmp_path), "sample"), "ja")
     pages = [page, artifact.html(new_notebook(), "", "en"), postmortem.page("# x", "INC-1", "ja", None)]
     for shown in pages:
         (policy,) = re.findall(

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog
-from runbook_lib.archive import compare
+from runbook_lib.book import catalog
+from runbook_lib.book.parameters import declared_names, free_texts, moment, parameters_class, validate
 from runbook_lib.cli.common import parse_parameters
-from runbook_lib.masking import TOKEN
-from runbook_lib.parameters import declared_names, free_texts, moment, parameters_class, validate
-from runbook_lib.session import quiet_session
-from runbook_lib.store import ACTION_LOG, Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.dossier import compare
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import quiet_session
+from runbook_lib.privacy.masking import TOKEN
+from runbook_lib.store.archive import ACTION_LOG, Archive
 from tests.kit.command import runbook
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import tomllib
 from collections import defaultdict
 
-from runbook_lib import catalog, pack, questions, recording
-from runbook_lib.recording import SUFFIX
+from runbook_lib.book import catalog, pack
+from runbook_lib.book import queries as questions
+from runbook_lib.store import recording
+from runbook_lib.store.recording import SUFFIX
 from runbook_lib.view.queries import FILE, psql, queries_of
 from tests.kit import RECORDINGS
 

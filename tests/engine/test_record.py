@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import messages
+from runbook_lib.book import messages
 from runbook_lib.model.finding import (
     EvidenceChange,
     Finding,
@@ -33,7 +33,8 @@ from runbook_lib.model.finding import (
     say,
     unknown,
 )
-from runbook_lib.view import record, render
+from runbook_lib.store import record
+from runbook_lib.view import render
 
 FINDING = Finding(
     "4.1.1",

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import settings
-from runbook_lib.context import Sources
-from runbook_lib.masking import Masker
+from runbook_lib.checks.context import Sources
 from runbook_lib.model.finding import Reason
-from runbook_lib.settings import Budget, Target
-from runbook_lib.sources import Opening, ReadCost, SourceError, http, prometheus
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import http, prometheus, settings
 from runbook_lib.sources.prometheus import Exposition
+from runbook_lib.sources.settings import Budget, Target
+from runbook_lib.sources.source import Opening, ReadCost, SourceError
 from tests.kit.sources import fails_with
 from tests.kit.web import reply, web
 

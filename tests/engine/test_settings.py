@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from runbook_lib import settings
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import settings
 from tests.kit.keys import KNOWN, public
 
 SECRET = "s3cret-x"

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from runbook_lib import pack, settings
-from runbook_lib.context import Sources
-from runbook_lib.masking import Masker
+from runbook_lib.book import pack
+from runbook_lib.checks.context import Sources
 from runbook_lib.model.finding import Reason
-from runbook_lib.settings import Budget
-from runbook_lib.sources import ClockOffset, Opening, ReadCost, SourceError
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import settings
+from runbook_lib.sources.settings import Budget
+from runbook_lib.sources.source import ClockOffset, Opening, ReadCost, SourceError
 
 #: A pack with a source that answers from a file; nothing of it is known to the engine.
 PACK = """

@@ -21,11 +21,12 @@ import pytest
 
 from runbook_lib.actions import proposals
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
-from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWorkloads
-from runbook_lib.sources import ReadCost, SourceError, workloads
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import workloads
+from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.sources.workloads import KubectlRunner, SupervisorctlRunner, runner_of
 from tests.kit.cluster import NAMESPACE, Cluster
 from tests.kit.sources import fails_with

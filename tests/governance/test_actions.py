@@ -17,21 +17,22 @@ from unittest.mock import Mock
 
 import pytest
 
-from runbook_lib import settings
 from runbook_lib.actions import action
-from runbook_lib.actions.action import Action, ActionError, perform
-from runbook_lib.archive import dossier, report
-from runbook_lib.context import Context
+from runbook_lib.actions.action import Action, ActionError, frames_of, perform
+from runbook_lib.checks.context import Context
+from runbook_lib.dossier import overview, report
 from runbook_lib.governance import freeze, ledger
 from runbook_lib.model.finding import Status
-from runbook_lib.notes import keep_note
-from runbook_lib.outcome import Outcome, Precondition
+from runbook_lib.model.outcome import Outcome, Precondition
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.notes import keep_note
+from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement.actions.canary import Canary
 from runbook_lib.packs.entitlement.checks.timeline import _read_action
-from runbook_lib.session import Session, quiet_session
-from runbook_lib.store import ACTION_LOG, NOTES, Archive
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record, render
+from runbook_lib.sources import settings
+from runbook_lib.store import record
+from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
+from runbook_lib.view import render
 from tests.kit.actions import WORD, Counter, around, was_done
 from tests.kit.command import runbook
 from tests.kit.schemas import valid
@@ -110,7 +111,7 @@ def test_what_only_warns_is_carried_out_unseen_and_refused_where_it_does_not_hol
     dry = perform(counter, rb, **WORD)
     assert (dry.result, dry.status, counter.n) == ("dry", Status.WARNING, 0)
     assert "which does not stop the action: postgres answers" in lines(rb)[0]["why"]["en"]
-    assert list(dry.frames("en")["preconditions"]["warns"]) == [True]
+    assert list(frames_of(dry, "en")["preconditions"]["warns"]) == [True]
     done = perform(counter, rb, execute=True, **WORD)
     assert (done.result, done.status, counter.n) == ("done", Status.OK, 1)
     assert [p["ok"] for line in lines(rb) for p in line["preconditions"]] == [None] * 3
@@ -171,7 +172,7 @@ def test_an_interrupt_while_the_effect_is_waited_for_is_a_line_and_goes_on(rb: C
     assert done["effect"]["en"] == "interrupted before the check: the effect is not known" and done["effect"]["ja"]
     assert (done["did"], done["after"]) == ({"counted": 1}, {"n": 1})
     assert report._summarise_action(done).helped is None, "neither helped nor did not"
-    dossier.write_index(rb.archive, "en")
+    overview.write_index(rb.archive, "en")
     page = rb.archive.read("index.html").decode()
     assert "the effect is not known" in page
     assert re.search(r'<td>n</td><td class="n">0</td><td class="n">1</td>', page), "before and after, side by side"
@@ -371,7 +372,7 @@ def test_nothing_is_carried_out_past_the_ledger() -> None:
         for name, call in calls
         if ast.unparse(call.func).endswith("perform") and "execute" in {word.arg for word in call.keywords}
     ]
-    assert (run, may_execute) == (["actions/action.py"], ["session.py"])
+    assert (run, may_execute) == (["actions/action.py"], ["notebook/session.py"])
 
 
 def test_the_limit_is_that_of_the_target_and_not_of_an_output(rb: Context, tmp_path: Path) -> None:
@@ -499,7 +500,7 @@ def test_break_glass_is_loud_everywhere(rb: Context) -> None:
         assert "緊急解除" in in_the_postmortem.why_ja
     assert render.action_lines(outcome, "en")[0] == "▲ BREAK-GLASS"
     assert "BREAK-GLASS</span>" in render.ActionCard(outcome, "en", run="")._make_bundle()["text/html"]
-    dossier.write_index(rb.archive, "en")
+    overview.write_index(rb.archive, "en")
     assert b'<span class="rb-tag rb-CRITICAL">BREAK-GLASS</span>' in rb.archive.read("index.html")
     both = perform(Counter(), frozen, execute=True, break_glass=True, **WORD)
     assert record.text(both.why)["en"].count("BREAK-GLASS although") == 2, "the freeze and the limit"
@@ -543,7 +544,7 @@ def test_the_command_is_refused_and_says_when(rb: Context, tmp_path: Path) -> No
 def test_the_outcome_is_evidence(rb: Context) -> None:
     outcome = perform(Counter(), rb, execute=True, **WORD)
     assert isinstance(outcome, Outcome)
-    frames = outcome.frames("ja")
+    frames = frames_of(outcome, "ja")
     assert list(frames["preconditions"]["holds"]) == [True]
     assert frames["changes"].to_dict("records") == [{"name": "n", "before": 0, "after": 1}]
     assert frames["outcome"].loc[0, "why_ja"]

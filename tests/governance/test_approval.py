@@ -16,20 +16,21 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from runbook_lib import messages
 from runbook_lib.actions import action, proposals
 from runbook_lib.actions.action import perform
-from runbook_lib.context import Context
+from runbook_lib.book import messages
+from runbook_lib.checks.context import Context
 from runbook_lib.governance import approval, ledger, sign
 from runbook_lib.governance.approval import Approval
 from runbook_lib.model.finding import Status, say
-from runbook_lib.outcome import Outcome, Precondition
+from runbook_lib.model.outcome import Outcome, Precondition
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement.actions.restart import check_cluster, check_cooldown
-from runbook_lib.session import Session, quiet_session
-from runbook_lib.settings import Signing
-from runbook_lib.store import ACTION_LOG, Archive
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record, render
+from runbook_lib.sources.settings import Signing
+from runbook_lib.store import record
+from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.view import render
 from tests.kit.actions import Counter, around, was_done
 from tests.kit.command import runbook
 from tests.kit.keys import AOKI, KNOWN, SATO, pem, public

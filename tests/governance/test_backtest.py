@@ -14,19 +14,21 @@ import nbformat
 import pytest
 from click.testing import CliRunner
 
-from runbook_lib import catalog, pack
-from runbook_lib.analysis import diagnosis
-from runbook_lib.archive import artifact, backtest, policy, rejudge
-from runbook_lib.catalog import CatalogError
+from runbook_lib.book import catalog, pack
+from runbook_lib.book.catalog import CatalogError
+from runbook_lib.book.parameters import validate
+from runbook_lib.checks.context import open_context
 from runbook_lib.cli.main import cli
-from runbook_lib.context import open_context
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.dossier import artifact, backtest, policy, rejudge
 from runbook_lib.model.finding import Status, judged, say
-from runbook_lib.parameters import validate
-from runbook_lib.session import Session
-from runbook_lib.settings import Settings
-from runbook_lib.store import MANIFEST, Archive, digest
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record, render
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import Session
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store import record
+from runbook_lib.store.archive import MANIFEST, Archive
+from runbook_lib.store.files import digest
+from runbook_lib.view import render
 from tests.kit import ROOT
 from tests.kit.schemas import valid
 

@@ -15,12 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import masking, store
-from runbook_lib.archive import seal
+from runbook_lib.dossier import seal
 from runbook_lib.governance import keeping
-from runbook_lib.masking import Masker
-from runbook_lib.settings import Settings
-from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, PARTIAL, SALTS, Archive
+from runbook_lib.privacy import masking
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store import archive as store
+from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, PARTIAL, SALTS, Archive
 from tests.kit.command import runbook
 
 URL = "postgresql://runbook:first-word@127.0.0.1:1/x"

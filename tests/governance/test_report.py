@@ -18,17 +18,17 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.archive import dossier, report
-from runbook_lib.archive.report import IncidentSummary
+from runbook_lib.book.messages import LANGUAGES, catalogue
 from runbook_lib.cli.main import cli
 from runbook_lib.cli.report import _parse_limit
-from runbook_lib.mandatory import MARKDOWN
-from runbook_lib.messages import LANGUAGES, catalogue
+from runbook_lib.dossier import overview, report
+from runbook_lib.dossier.mandatory import MARKDOWN
+from runbook_lib.dossier.report import IncidentSummary
 from runbook_lib.model.finding import RankedMode, Status, Verdict
-from runbook_lib.session import Session
-from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, Archive
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import Session
+from runbook_lib.store import record
+from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive
 from tests.kit import ROOT
 from tests.kit.schemas import valid
 
@@ -439,8 +439,8 @@ def test_what_was_like_it_before_is_named_with_what_helped(tmp_path: Path) -> No
     now = Archive(str(tmp_path), "NOW")
     assert [i.incident for i in report.seen_before(now)] == ["SAME"]
     assert report.seen_before(Archive(str(tmp_path), "NOBODY")) == []
-    dossier.write_index(now, "en")
-    page = now.read(dossier.INDEX).decode()
+    overview.write_index(now, "en")
+    page = now.read(overview.INDEX).decode()
     assert 'href="../SAME/index.html"' in page and "✔ restart worker" in page and "../ELSEWHERE" not in page
 
     def shown(place: str, *modes: str, lang: str = "en") -> str:

@@ -19,18 +19,18 @@ from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from runbook_lib import catalog
-from runbook_lib.archive import rejudge, seal
-from runbook_lib.archive.seal import ChainHead, Report, chain_head, check
-from runbook_lib.catalog import Limits
-from runbook_lib.checks import checks
-from runbook_lib.checks.check import Judge
+from runbook_lib.book import catalog
+from runbook_lib.book.catalog import Limits
+from runbook_lib.checks.check import Judge, checks
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.cli import main
-from runbook_lib.context import JudgeInput
+from runbook_lib.dossier import rejudge, seal
+from runbook_lib.dossier.seal import ChainHead, Report, chain_head, check
 from runbook_lib.model.finding import Finding, Frames, Status
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.journal import Journal
-from runbook_lib.store import ACTION_LOG, MANIFEST, NOTES, SEALED, Archive, digest, entry_of
-from runbook_lib.usage import UsageError
+from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, SEALED, Archive, entry_of
+from runbook_lib.store.files import digest
 from tests.kit import ROOT, effort
 from tests.kit.dossiers import COUNT, Verify, cut_off, fill, rewritten
 from tests.kit.web import reply, web

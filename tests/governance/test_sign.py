@@ -12,9 +12,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from runbook_lib.archive import seal
-from runbook_lib.archive.seal import ChainHead
-from runbook_lib.store import NOTES, Archive
+from runbook_lib.dossier import seal
+from runbook_lib.dossier.seal import ChainHead
+from runbook_lib.store.archive import NOTES, Archive
 from tests.kit.dossiers import COUNT, Verify, cut_off, fill
 from tests.kit.keys import AOKI, KNOWN, pem
 

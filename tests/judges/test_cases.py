@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from runbook_lib import messages
+from runbook_lib.book import messages
 from runbook_lib.checks.cases import OTHERWISE, Case, Cases, Conditions
 from runbook_lib.model.finding import OutageEnd, Status, say
 from runbook_lib.packs.entitlement.checks import backlog, leases, program, publish, quorum, subscriber

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from runbook_lib import catalog, messages
-from runbook_lib.context import JudgeInput
+from runbook_lib.book import catalog, messages
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model.finding import Threshold, say
 from runbook_lib.packs.entitlement.checks import backlog
 from runbook_lib.view import charts

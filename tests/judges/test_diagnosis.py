@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog
-from runbook_lib.analysis import diagnosis
+from runbook_lib.book import catalog
+from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import (
     Finding,
     Hop,
@@ -29,8 +29,9 @@ from runbook_lib.model.finding import (
     say,
     unknown,
 )
-from runbook_lib.sources import SourceError
-from runbook_lib.view import record, render
+from runbook_lib.sources.source import SourceError
+from runbook_lib.store import record
+from runbook_lib.view import render
 from tests.kit.findings import BOOK, seen
 
 HOPS, DATABASE = BOOK.hops, "database"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runbook_lib import messages, queries
+from runbook_lib.book import messages, queries
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import program
@@ -18,7 +18,7 @@ from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult, ServiceRequest, ServiceSeen
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 from tests.kit.frames.services import AT_WORK, NOBODY, Series, looked, of_sessions, process
 from tests.kit.steps import NOW, make_given
 

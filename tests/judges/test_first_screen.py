@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog, messages, pack
-from runbook_lib.analysis import diagnosis
-from runbook_lib.analysis.diagnosis import BROKEN
+from runbook_lib.book import catalog, messages, pack
 from runbook_lib.checks.check import Check
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.verdict import BROKEN
 from runbook_lib.model.finding import (
     Finding,
     Hop,

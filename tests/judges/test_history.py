@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.analysis import history
+from runbook_lib.diagnosis import history
 
 
 def test_examples_in_docstrings() -> None:

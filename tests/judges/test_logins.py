@@ -14,15 +14,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog, messages
 from runbook_lib.actions.action import Action
-from runbook_lib.analysis.diagnosis import conclude
+from runbook_lib.book import catalog, messages
 from runbook_lib.checks.check import FAILED_COLUMNS
-from runbook_lib.context import Context
+from runbook_lib.checks.context import Context
+from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Proposal, Reason, Status, Unseen, say, unknown
 from runbook_lib.model.frames import row
-from runbook_lib.outcome import Precondition
+from runbook_lib.model.outcome import Precondition
+from runbook_lib.notebook.session import quiet_session
 from runbook_lib.packs.entitlement.actions import change, restart, scale
 from runbook_lib.packs.entitlement.actions.change import SettingsChange
 from runbook_lib.packs.entitlement.actions.restart import Restart
@@ -30,8 +31,7 @@ from runbook_lib.packs.entitlement.actions.scale import Scale
 from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.evidence.logins import Server
-from runbook_lib.session import quiet_session
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 from tests.kit.frames.services import NOBODY, looked, of_sessions, process
 from tests.kit.steps import NOW, ago, make_given, odd_frames, read_log, weight, words
 

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runbook_lib import catalog, messages, testing
-from runbook_lib.checks import checks
-from runbook_lib.context import JudgeInput
+from runbook_lib.book import catalog, messages
+from runbook_lib.checks.check import checks
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model.finding import PROPOSAL_PARTS, Frames, Status, proposal_text
-from runbook_lib.settings import facts_of
+from runbook_lib.notebook import testing
+from runbook_lib.sources.settings import facts_of
 from tests.kit import ROOT, links
 from tests.kit.effort import examples
 from tests.kit.steps import odd_frames

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import pack, queries, rows
+from runbook_lib.book import pack, queries
 from runbook_lib.checks.check import Check
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Hop, Reason, Status, Threshold, Value, judged, say
 from runbook_lib.model.unread import UnreadError
 from tests.kit.steps import make_given, words

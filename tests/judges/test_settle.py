@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog
-from runbook_lib.analysis import diagnosis
+from runbook_lib.book import catalog
+from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import Answer, Finding, Hop, RankedMode, Reason, Signal, Status, Value, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.receiver.journal import SECOND_RUN
 from runbook_lib.runs import batch, investigation
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 from tests.kit.findings import BOOK, seen
 
 STEPS = sorted({step for mode in BOOK.failure_modes.values() for step in mode.told_by})

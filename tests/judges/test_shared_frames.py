@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from runbook_lib.checks.check import Check
-from runbook_lib.context import Context, JudgeInput
+from runbook_lib.checks.context import Context, JudgeInput
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, judged, say
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 from tests.kit.steps import open_target
 
 TARGET = {"nats_url": "nats://127.0.0.1:9"}

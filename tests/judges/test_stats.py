@@ -9,7 +9,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from runbook_lib.analysis import stats
+from runbook_lib.diagnosis import stats
 
 events = st.integers(0, 100_000)
 weights = st.lists(st.floats(0, 1), max_size=8)

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runbook_lib import messages
-from runbook_lib.checks import checks
+from runbook_lib.book import messages
+from runbook_lib.checks.check import checks
 from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.packs.entitlement.checks.throttle import RELAY
 from tests.kit.effort import examples

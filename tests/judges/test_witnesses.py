@@ -12,14 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog
-from runbook_lib.analysis import counterfactual, diagnosis
-from runbook_lib.masking import Masker
+from runbook_lib.book import catalog
+from runbook_lib.diagnosis import counterfactual
+from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import Finding, Proposal, Status, Verdict, replace, say
 from runbook_lib.packs.entitlement.checks.errors import classify_send
 from runbook_lib.packs.entitlement.evidence.receiver import ProbeResult, ReceiverProbe
-from runbook_lib.sources import ReadCost
-from runbook_lib.view import record, render
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources.source import ReadCost
+from runbook_lib.store import record
+from runbook_lib.view import render
 from tests.kit.web import reply, web
 
 BOOK = catalog.load()

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from runbook_lib.actions.action import ActionError, Authorization
-from runbook_lib.context import Context, Progress
+from runbook_lib.checks.context import Context, Progress
 from runbook_lib.governance import ledger
 from runbook_lib.model.finding import Reason, Text, say
-from runbook_lib.outcome import Precondition
-from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTION_LOG, Archive
+from runbook_lib.model.outcome import Precondition
+from runbook_lib.sources.source import SourceError
+from runbook_lib.store.archive import ACTION_LOG, Archive
 
 WORD: Any = {"approved_by": "Aoki", "reason": "the worker hangs"}
 

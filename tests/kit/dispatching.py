@@ -16,7 +16,7 @@ from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
-from runbook_lib.settings import Settings
+from runbook_lib.sources.settings import Settings
 
 
 def firing(incident: str, target: str = "gone", name: str = "Late", ended: bool = False) -> Alert:

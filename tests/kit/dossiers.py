@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from runbook_lib.archive.seal import ChainHead, chain_head
-from runbook_lib.store import ACTION_LOG, NOTES, Archive, digest
+from runbook_lib.dossier.seal import ChainHead, chain_head
+from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
+from runbook_lib.store.files import digest
 
 Verify = Callable[..., tuple[int, str, str]]
 #: Artifacts, actions and notes of the dossier that is attacked.

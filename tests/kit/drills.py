@@ -11,8 +11,8 @@ from typing import Any
 import psycopg
 import requests
 
-from runbook_lib import catalog, messages
-from runbook_lib.archive import artifact
+from runbook_lib.book import catalog, messages
+from runbook_lib.dossier import artifact
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.model.finding import say
 from tests.kit.command import runbook as command

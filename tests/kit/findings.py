@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
 from runbook_lib.model.finding import Finding, Proposal, Signal, Status, say
 
 BOOK = catalog.load()

@@ -9,7 +9,7 @@ import pandas as pd
 
 from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.journal import Job, Journal
-from runbook_lib.settings import Route, Settings
+from runbook_lib.sources.settings import Route, Settings
 
 GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
 CONFIG = Settings(targets={"main": GONE, "other": GONE}, routes=[Route(alertname="Db", sections=["4.2"])])

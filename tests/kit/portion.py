@@ -8,8 +8,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from runbook_lib.notebook.session import quiet_session
 from runbook_lib.runs import forks
-from runbook_lib.session import quiet_session
 
 
 def start(env: dict[str, str], output: Path, store: str, limit: int) -> BaseProcess:

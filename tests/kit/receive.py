@@ -16,11 +16,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-from runbook_lib import settings
 from runbook_lib.receiver import dispatcher, notify
 from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.runs import forks
+from runbook_lib.sources import settings
 
 
 def main() -> None:

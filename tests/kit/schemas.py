@@ -10,7 +10,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from runbook_lib.view.record import FINDING_MIME
+from runbook_lib.store.record import FINDING_MIME
 from tests.kit import ROOT
 
 FOLDER = ROOT / "docs" / "schemas"

@@ -25,8 +25,8 @@ from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.receiver import Receiver
 from runbook_lib.receiver.server import Tls
-from runbook_lib.settings import Settings
-from runbook_lib.store import Archive
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store.archive import Archive
 from tests.kit import ROOT, web
 from tests.kit.command import start
 

@@ -14,8 +14,8 @@ import psutil
 import psycopg
 import requests
 
-from runbook_lib import catalog
-from runbook_lib.context import Context
+from runbook_lib.book import catalog
+from runbook_lib.checks.context import Context
 from runbook_lib.gameday.drills import probe
 from runbook_lib.gameday.drills.judge import took_effect
 from runbook_lib.gameday.sandbox import broker
@@ -24,7 +24,7 @@ from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult, ServiceSeen
 from runbook_lib.packs.entitlement.evidence.sessions import SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 from tests.kit.drills import ask, consumer, monitor, streams
 from tests.kit.steps import open_target
 

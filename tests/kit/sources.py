@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources.source import ReadCost, SourceError
 
 A_PASSWORD = re.compile(r"[0-9a-f]{32}")  # as the servers' are
 

@@ -23,8 +23,9 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib import catalog, recording
+from runbook_lib.book import catalog
 from runbook_lib.runs import replay
+from runbook_lib.store import recording
 from tests.kit import RECORDINGS
 
 #: A time of a state, in seconds before the recorded moment; after it, if negative.

@@ -20,20 +20,19 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from psycopg import sql
 
-from runbook_lib import catalog, messages
-from runbook_lib.analysis.diagnosis import conclude
-from runbook_lib.checks import checks
-from runbook_lib.checks.check import FAILED_COLUMNS
-from runbook_lib.context import Context, JudgeInput, open_context
+from runbook_lib.book import catalog, messages
+from runbook_lib.book.parameters import validate
+from runbook_lib.checks.check import FAILED_COLUMNS, checks
+from runbook_lib.checks.context import Context, JudgeInput, open_context
+from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Verdict, say
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
-from runbook_lib.parameters import validate
-from runbook_lib.settings import Budget, Settings
 from runbook_lib.sources import logs
+from runbook_lib.sources.settings import Budget, Settings
 from tests.kit.waiting import until
 
 CHECKS = checks()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from runbook_lib import pack
+from runbook_lib.book import pack
 from tests.kit import ROOT
 
 PACK = pack.active_runbook().packs[0]

@@ -8,8 +8,8 @@ import re
 import nbformat
 import pytest
 
-from runbook_lib import catalog
-from runbook_lib.catalog import Section
+from runbook_lib.book import catalog
+from runbook_lib.book.catalog import Section
 from runbook_lib.view import prose
 from runbook_lib.view.queries import FOLDED_MOST, queries_of
 

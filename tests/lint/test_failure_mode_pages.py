@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
 from runbook_lib.packs.entitlement import PACK, ROOT
 

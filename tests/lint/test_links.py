@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from runbook_lib import catalog, messages
-from runbook_lib.catalog import Section
+from runbook_lib.book import catalog, messages
+from runbook_lib.book.catalog import Section
 from runbook_lib.packs.entitlement import ROOT
 from tests.kit.links import LINK, problems, prose
 

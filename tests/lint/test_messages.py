@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 import runbook_lib
-from runbook_lib import messages
+from runbook_lib.book import messages
 from runbook_lib.model.finding import PROPOSAL_PARTS, say
 
 CODE = Path(runbook_lib.__file__).parent

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
 from tests.kit.syntax import DECIDING, PACK, called
 
 LIBRARY = Path(catalog.__file__).parent
@@ -66,7 +66,9 @@ def asked(trees: list[ast.Module], method: str) -> set[str]:
 
 
 TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in PACK.folder.rglob("*.py")]
-ENGINE = [ast.parse((LIBRARY / name).read_text(encoding="utf-8")) for name in ("session.py", "runs/investigation.py")]
+ENGINE = [
+    ast.parse((LIBRARY / name).read_text(encoding="utf-8")) for name in ("notebook/session.py", "runs/investigation.py")
+]
 NAMED = {word for tree in TREES + ENGINE for word in words(tree)}
 
 

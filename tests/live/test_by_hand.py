@@ -16,14 +16,15 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from nats.js import JetStreamContext
 
-from runbook_lib import messages
+from runbook_lib.book import messages
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import say
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import Session
 from runbook_lib.packs.entitlement import wire
-from runbook_lib.session import Session
-from runbook_lib.usage import UsageError
-from runbook_lib.view import charts, record
+from runbook_lib.store import record
+from runbook_lib.view import charts
 from tests.kit.steps import open_target, publish
 
 WHO, EVENT = "alice@example.org", "2f3797bf-263d-c7d6-54cf-859f0b1c5d2e"

@@ -16,20 +16,20 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib import catalog, messages
 from runbook_lib.actions import proposals
+from runbook_lib.book import catalog, messages
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.settings import read_env
 from runbook_lib.model.finding import Finding, Status
 from runbook_lib.model.frames import row
-from runbook_lib.outcome import Outcome
+from runbook_lib.model.outcome import Outcome
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.actions.change import SettingsChange, Watch
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWorkloads
-from runbook_lib.session import Session, quiet_session
-from runbook_lib.store import ACTION_LOG
-from runbook_lib.usage import UsageError
+from runbook_lib.store.archive import ACTION_LOG
 from tests.kit.cluster import Cluster
 from tests.kit.command import runbook
 from tests.kit.steps import NOW, ago, make_given

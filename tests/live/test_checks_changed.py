@@ -9,10 +9,10 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib import messages
-from runbook_lib.analysis import diagnosis
-from runbook_lib.analysis.snapshots import CONFIGURATION, LOCKED, SETTING_COLUMNS, take_snapshot
-from runbook_lib.archive import baseline
+from runbook_lib.book import messages
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.snapshots import CONFIGURATION, LOCKED, SETTING_COLUMNS, take_snapshot
+from runbook_lib.dossier import baseline
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, OutageEnd, Reason, Status, Value, judged, replace, say
 from runbook_lib.packs.entitlement.checks import changed

@@ -8,7 +8,7 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib.checks import checks
+from runbook_lib.checks.check import checks
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Reason, Status
 from runbook_lib.model.frames import row

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from nats.js import JetStreamContext
 from psycopg.types.json import Jsonb
 
-from runbook_lib import catalog, messages
-from runbook_lib.analysis import diagnosis
-from runbook_lib.checks import checks
-from runbook_lib.checks.check import FAILED, failure_frame
+from runbook_lib.book import catalog, messages
+from runbook_lib.checks.check import FAILED, checks, failure_frame
+from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace
@@ -28,7 +27,7 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.checks import dead_letters, errors, given_up
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 from runbook_lib.view.charts import Chart
 from tests.kit.frames.dead_letters import (
     FRAMES,

@@ -21,24 +21,25 @@ from _pytest.mark.structures import ParameterSet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runbook_lib import catalog, messages, queries, samples, session
-from runbook_lib.analysis.diagnosis import conclude
-from runbook_lib.checks import checks
-from runbook_lib.checks.check import FAILED, failure_frame
+from runbook_lib.book import catalog, messages, queries
+from runbook_lib.checks import samples
+from runbook_lib.checks.check import FAILED, checks, failure_frame
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.cli.progress import ProgressDisplay, show_first_numbers
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, Value, say
 from runbook_lib.model.frames import row
 from runbook_lib.model.order import Order
+from runbook_lib.notebook import session
 from runbook_lib.packs.entitlement.actions.restart import check_servers
 from runbook_lib.packs.entitlement.checks import backlog, database, leases, past, publish, subscriber
 from runbook_lib.packs.entitlement.checks.delivery import read_delivery
 from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, read_time_use, watch_worker
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 from runbook_lib.view.render import read_cost
 from tests.kit import steps
 from tests.kit.effort import examples

@@ -14,9 +14,9 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib import catalog, messages
-from runbook_lib.analysis.diagnosis import conclude
-from runbook_lib.checks import checks
+from runbook_lib.book import catalog, messages
+from runbook_lib.checks.check import checks
+from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Reason, Status, replace

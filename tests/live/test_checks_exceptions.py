@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import settings as target_settings
-from runbook_lib.checks import checks
+from runbook_lib.checks.check import checks
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
+from runbook_lib.notebook.session import quiet_session
 from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
-from runbook_lib.session import quiet_session
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import logs
+from runbook_lib.sources import settings as target_settings
 from tests.kit import steps
 from tests.kit.frames.exceptions import AT, HEALTHY, PHRASES, RETRY, SENT, about, failed, line, log, tables
 from tests.kit.steps import ago, expect, make_given, read_log, weight, words

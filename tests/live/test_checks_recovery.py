@@ -15,15 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runbook_lib.analysis import diagnosis
-from runbook_lib.checks import checks
-from runbook_lib.checks.check import FAILED, failure_frame
+from runbook_lib.checks.check import FAILED, checks, failure_frame
+from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, replace, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import recovery, response
-from runbook_lib.sources import SourceError
-from runbook_lib.store import Archive
+from runbook_lib.sources.source import SourceError
+from runbook_lib.store.archive import Archive
 from runbook_lib.view.charts import Chart
 from tests.kit import command
 from tests.kit.effort import examples

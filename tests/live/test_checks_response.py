@@ -13,10 +13,9 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib import messages
-from runbook_lib.checks import checks
+from runbook_lib.book import messages
+from runbook_lib.checks.check import checks
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.masking import Masker
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -33,9 +32,10 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import response
-from runbook_lib.sources import ReadCost, SourceError
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.prometheus import Prometheus
-from runbook_lib.view import record as records
+from runbook_lib.sources.source import ReadCost, SourceError
+from runbook_lib.store import record as records
 from runbook_lib.view.charts import Chart
 from tests.kit.frames.response import affected, impact, per_minute
 from tests.kit.steps import (

@@ -10,12 +10,12 @@ import psycopg
 import pytest
 from psycopg import sql as identifiers
 
-from runbook_lib.checks import checks
+from runbook_lib.checks.check import checks
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import scope
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 from tests.kit.frames.scope import FRAMES, broker_frames, clocks, database_frames
 from tests.kit.steps import (
     NOW,

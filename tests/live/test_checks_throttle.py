@@ -9,7 +9,7 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib import catalog, messages
+from runbook_lib.book import catalog, messages
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row

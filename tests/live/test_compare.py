@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.analysis import snapshots
-from runbook_lib.analysis.snapshots import RunSnapshot, difference
-from runbook_lib.archive import baseline, compare
+from runbook_lib.book.parameters import validate
+from runbook_lib.diagnosis import snapshots
+from runbook_lib.diagnosis.snapshots import RunSnapshot, difference
+from runbook_lib.dossier import baseline, compare
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import (
     Finding,
@@ -36,10 +37,9 @@ from runbook_lib.model.finding import (
     say,
     unknown,
 )
-from runbook_lib.parameters import validate
-from runbook_lib.store import MANIFEST, Archive
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record
+from runbook_lib.model.usage import UsageError
+from runbook_lib.store import record
+from runbook_lib.store.archive import MANIFEST, Archive
 from tests.kit import ROOT
 from tests.kit.command import runbook, start
 from tests.kit.schemas import valid

@@ -19,17 +19,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runbook_lib import messages, rows
+from runbook_lib.book import messages
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Status
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement import account, event_lookup, stream
 from runbook_lib.packs.entitlement.account import Account, StateCount
 from runbook_lib.packs.entitlement.event_lookup import FoundTraces
 from runbook_lib.packs.entitlement.event_place import PLACES, State
 from runbook_lib.runs import forks
-from runbook_lib.session import Session, quiet_session
-from runbook_lib.usage import UsageError
 from tests.kit import sandboxes
 from tests.kit.command import runbook
 from tests.kit.effort import examples

@@ -15,21 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
+from runbook_lib.book.messages import text
 from runbook_lib.checks.check import FAILED, failure_frame
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.messages import text
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
+from runbook_lib.notebook.session import quiet_session
 from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.checks import consistency, subscriber
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.packs.entitlement.stream import ConsumerPosition
-from runbook_lib.session import quiet_session
-from runbook_lib.sources import SourceError
 from runbook_lib.sources.jetstream import Consumer
+from runbook_lib.sources.source import SourceError
 from tests.kit import steps
 from tests.kit.effort import examples
 from tests.kit.steps import (

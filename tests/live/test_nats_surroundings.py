@@ -20,19 +20,21 @@ import pytest
 from nats.aio.msg import Msg
 from nats.js.api import StreamConfig
 
-from runbook_lib import messages, rows, settings
-from runbook_lib.checks import checks
+from runbook_lib.book import messages
+from runbook_lib.checks.check import checks
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.state import free_ports
-from runbook_lib.masking import Masker
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import publish, quorum
 from runbook_lib.packs.entitlement.checks.quorum import META, Member, Nodes
-from runbook_lib.settings import NatsAccess, Settings
-from runbook_lib.sources import SourceError
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import settings
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
+from runbook_lib.sources.settings import NatsAccess, Settings
+from runbook_lib.sources.source import SourceError
 from tests.kit import brokers, steps
 from tests.kit.brokers import Authority, Cluster, Node, Operator
 from tests.kit.frames.scope import broker_frames

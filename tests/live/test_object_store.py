@@ -18,8 +18,8 @@ import pytest
 import requests
 
 from runbook_lib.governance import keeping
-from runbook_lib.settings import Settings
-from runbook_lib.store import ACTION_LOG, NOTES, PARTIAL, Archive, OutputError
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store.archive import ACTION_LOG, NOTES, PARTIAL, Archive, OutputError
 from tests.kit import command
 from tests.kit.command import start
 from tests.kit.store import BUCKET, Store

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from runbook_lib.archive import artifact
-from runbook_lib.catalog import load
+from runbook_lib.book.catalog import load
+from runbook_lib.dossier import artifact
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 from tests.kit import web
 from tests.kit.command import runbook
 from tests.kit.schemas import valid_dossier

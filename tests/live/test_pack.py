@@ -16,15 +16,16 @@ import pytest
 from click.testing import CliRunner
 
 import runbook_lib
-from runbook_lib import catalog, pack, testing
 from runbook_lib.actions import action
+from runbook_lib.book import catalog, pack
 from runbook_lib.cli.main import cli
 from runbook_lib.cli.new import write_section
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.lab import copies
 from runbook_lib.model.finding import Status
-from runbook_lib.store import Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook import testing
+from runbook_lib.store.archive import Archive
 from tests.kit.command import alone, runbook
 
 ENGINE = Path(runbook_lib.__file__).parent
@@ -177,7 +178,9 @@ def test_what_cannot_be_begun_is_said_before_anything_is_written(
 )
 def test_a_slip_in_what_is_asked_for_is_one_line(here: Path, packs: str, init: str, said: str) -> None:
     (here / "own").mkdir()
-    (here / "own" / "__init__.py").write_text(f"from pathlib import Path\nfrom runbook_lib.pack import Pack\n{init}\n")
+    (here / "own" / "__init__.py").write_text(
+        f"from pathlib import Path\nfrom runbook_lib.book.pack import Pack\n{init}\n"
+    )
     (here / "runbook.toml").write_text(f"packs = {packs}\n")
     done = runbook("sections", env=os.environ, cwd=here)
     assert done.returncode == 64 and said in done.stderr

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from runbook_lib import queries
+from runbook_lib.book import queries
 from runbook_lib.sources import postgres
 from tests.bench import fill, questions
 

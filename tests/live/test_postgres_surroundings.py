@@ -20,22 +20,24 @@ import psycopg
 import pytest
 from psycopg.rows import dict_row
 
-from runbook_lib import catalog, messages, rows
-from runbook_lib.analysis.diagnosis import conclude
+from runbook_lib.book import catalog, messages
+from runbook_lib.book.queries import query
+from runbook_lib.diagnosis.verdict import conclude
+from runbook_lib.dossier.mandatory import SECTION as POSTMORTEM
 from runbook_lib.gameday.sandbox import servers as embedded_servers
 from runbook_lib.gameday.sandbox.broker import is_listening
 from runbook_lib.gameday.sandbox.servers import Servers, _unprivileged
 from runbook_lib.gameday.sandbox.state import DATABASE, free_ports
-from runbook_lib.mandatory import SECTION as POSTMORTEM
-from runbook_lib.masking import Masker
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Reason, Status
+from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement.actions import stores
 from runbook_lib.packs.entitlement.checks import database
-from runbook_lib.queries import query
-from runbook_lib.settings import Budget, Settings
-from runbook_lib.sources import ReadCost, SourceError, postgres
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import postgres
 from runbook_lib.sources.postgres import Postgres
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Budget, Settings
+from runbook_lib.sources.source import ReadCost, SourceError
 from tests.kit.brokers import Authority
 from tests.kit.steps import events, expect, run, statuses, weight, words
 from tests.kit.waiting import until

@@ -18,10 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runbook_lib import catalog, mandatory, messages, rows
-from runbook_lib.archive import artifact, postmortem, rejudge
+from runbook_lib.book import catalog, messages
+from runbook_lib.dossier import artifact, mandatory, postmortem, rejudge
 from runbook_lib.gameday.sandbox import history
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -36,8 +37,8 @@ from runbook_lib.model.finding import (
     say,
 )
 from runbook_lib.packs.entitlement.checks import course, impact, incident, origin, past, timeline
-from runbook_lib.store import ACTION_LOG, NOTES, Archive
-from runbook_lib.view import record
+from runbook_lib.store import record
+from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
 from runbook_lib.view.charts import Chart
 from tests.kit.command import runbook
 from tests.kit.effort import examples

@@ -26,10 +26,11 @@ import pytest
 from procrastinate import schema
 from psycopg import sql
 
-from runbook_lib import catalog, messages, pack, queries, rows
-from runbook_lib.checks import checks
+from runbook_lib.book import catalog, messages, pack, queries
+from runbook_lib.checks.check import checks
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Proposal, Reason, Status, Verdict
 from tests.kit import ROOT
 from tests.kit.command import runbook

@@ -11,15 +11,15 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib import queries
+from runbook_lib.book import queries
 from runbook_lib.gameday.sandbox import history
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Window
 from runbook_lib.packs.entitlement.checks import given_up
-from runbook_lib.settings import Budget
-from runbook_lib.sources import ReadCost
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.postgres import Postgres
+from runbook_lib.sources.settings import Budget
+from runbook_lib.sources.source import ReadCost
 from tests.kit.steps import UNPROCESSED, events, lock_wait, locked
 
 NAMES = queries.names()

@@ -31,17 +31,17 @@ from pydantic import ValidationError
 from requests.auth import HTTPBasicAuth
 from starlette.datastructures import Headers
 
-from runbook_lib.archive import seal
 from runbook_lib.cli import main as cli
+from runbook_lib.dossier import seal
 from runbook_lib.model.order import Order, RunProgress
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import alert, auth, journal, receiver, server
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.reads import AccessLog
 from runbook_lib.receiver.server import Tls
-from runbook_lib.settings import ReceiverSettings, Settings
-from runbook_lib.store import NOTES, Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import ReceiverSettings, Settings
+from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import ROOT
 from tests.kit.brokers import Authority
 from tests.kit.limits import files_up_to

@@ -13,11 +13,12 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from runbook_lib import catalog, session
+from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.lab import server as lab_server
+from runbook_lib.notebook import session
+from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement import wire
-from runbook_lib.session import Session, quiet_session
 from runbook_lib.view.queries import psql, queries_of
 from tests.kit import ROOT
 from tests.kit.steps import UNPROCESSED, events

@@ -24,9 +24,10 @@ from nats.js import JetStreamContext
 from nats.js.api import RawStreamMsg
 from psycopg.types.json import Jsonb
 
-from runbook_lib import catalog, messages, queries
+from runbook_lib.book import catalog, messages, queries
+from runbook_lib.book.parameters import validate
+from runbook_lib.checks.context import open_context
 from runbook_lib.cli import common
-from runbook_lib.context import open_context
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox import database
 from runbook_lib.gameday.sandbox.notification import Deliveries
@@ -34,16 +35,15 @@ from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.settings import WorkerSettings
 from runbook_lib.model.finding import Reason, replace
-from runbook_lib.outcome import Outcome
+from runbook_lib.model.outcome import Outcome
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import Session
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.actions import stores
 from runbook_lib.packs.entitlement.cli.act import act as command
-from runbook_lib.parameters import validate
-from runbook_lib.session import Session
-from runbook_lib.settings import Settings
-from runbook_lib.sources import SourceError
 from runbook_lib.sources.jetstream import JetStream
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Settings
+from runbook_lib.sources.source import SourceError
 from tests.kit import sandboxes, steps
 from tests.kit.portion import start
 from tests.kit.steps import acknowledge, bound, insert, publish, undone

@@ -17,16 +17,16 @@ import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
 
-from runbook_lib import catalog
-from runbook_lib.checks import checks
-from runbook_lib.context import JudgeInput
+from runbook_lib.book import catalog
+from runbook_lib.checks.check import checks
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions.restart import Restart, check_only_worker, is_starting
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
-from runbook_lib.store import ACTION_LOG, Archive
+from runbook_lib.store.archive import ACTION_LOG, Archive
 from tests.kit.command import runbook as command
 from tests.kit.frames.services import of_sessions
 from tests.kit.schemas import valid

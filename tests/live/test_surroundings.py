@@ -21,12 +21,12 @@ import psutil
 import psycopg
 import pytest
 
-from runbook_lib import settings
 from runbook_lib.gameday.sandbox import broker
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.masking import Masker
-from runbook_lib.store import NOTES, Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import settings
+from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import command, steps
 from tests.kit.breaks import (
     Break,

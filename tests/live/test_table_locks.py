@@ -8,8 +8,8 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib import catalog
-from runbook_lib.analysis.diagnosis import conclude
+from runbook_lib.book import catalog
+from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Reason, Status
 from runbook_lib.model.frames import row

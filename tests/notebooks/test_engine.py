@@ -18,7 +18,7 @@ from papermill.execute import execute_notebook
 
 from runbook_lib.runs import forks, kernels
 from runbook_lib.runs.engine import NAME
-from runbook_lib.store import write_whole
+from runbook_lib.store.files import write_whole
 from tests.kit import waiting
 
 

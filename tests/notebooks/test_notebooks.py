@@ -12,12 +12,12 @@ import nbformat
 import pytest
 from papermill.execute import execute_notebook
 
-from runbook_lib import catalog
-from runbook_lib.archive import artifact, rejudge
-from runbook_lib.catalog import Section
+from runbook_lib.book import catalog
+from runbook_lib.book.catalog import Section
+from runbook_lib.dossier import artifact, rejudge
 from runbook_lib.model.finding import Status
-from runbook_lib.store import Archive
-from runbook_lib.view import record
+from runbook_lib.store import record
+from runbook_lib.store.archive import Archive
 from tests.kit.command import runbook
 
 SECTIONS = list(catalog.load().runnable().values())

@@ -17,13 +17,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runbook_lib.book.parameters import validate
 from runbook_lib.model.order import Order
-from runbook_lib.parameters import validate
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import alert, routes
 from runbook_lib.receiver.alert import Alert, BadAlert
-from runbook_lib.settings import Route, Settings
-from runbook_lib.store import NOTES, Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Route, Settings
+from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import ROOT
 from tests.kit.command import runbook
 from tests.kit.effort import examples
@@ -381,14 +381,14 @@ def test_alerts_of_a_group_are_one_incident_save_those_that_name_another() -> No
     ],
 )
 def test_a_route_that_cannot_be_run_is_told_at_the_start(route: Route, said: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("runbook_lib.settings.load", config)
+    monkeypatch.setattr("runbook_lib.sources.settings.load", config)
     with pytest.raises(UsageError, match=r"routes, number 1") as e:
         routes.check(config(routes=[route]))
     assert said in str(e.value)
 
 
 def test_routes_that_can_be_run(monkeypatch: Any) -> None:
-    monkeypatch.setattr("runbook_lib.settings.load", config)
+    monkeypatch.setattr("runbook_lib.sources.settings.load", config)
     routes.check(config(routes=[Route(sections=["3"]), Route(sections=["4.1", "4.2"], target="other")]))
 
 

@@ -29,15 +29,15 @@ import pytest
 
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.model.order import Order
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import dispatcher, loop, notify
 from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import SECOND_RUN, Journal, JournalError
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.runs import executors, forks
-from runbook_lib.settings import Settings
-from runbook_lib.store import ACTION_LOG, NOTES, Archive, OutputError
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive, OutputError
 from tests.kit import ROOT, web
 from tests.kit.dispatching import CONFIG, FOUND, Odd, dispatched, dispatcher_of, firing
 from tests.kit.waiting import until

@@ -18,11 +18,11 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import journal as journals
 from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.journal import Job, Journal, JournalError
-from runbook_lib.settings import Route, Settings
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Route, Settings
 from tests.kit import ROOT
 from tests.kit.effort import examples
 from tests.kit.journal import CONFIG, TOLD, WINDOW_S, done, firing, firing_since, resolved, taken, verdict

@@ -20,15 +20,15 @@ import pandas as pd
 import pytest
 from apprise.plugins.slack import NotifySlack
 
+from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import loop, notify, slack
 from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.journal import RECURRED, SECOND_RUN, Job, Journal, Notice
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.notify import Notifier
 from runbook_lib.runs import forks
-from runbook_lib.settings import Settings
-from runbook_lib.store import NOTES, Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import web
 from tests.kit.schemas import valid
 from tests.kit.waiting import until

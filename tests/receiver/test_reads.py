@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from runbook_lib.archive import seal
+from runbook_lib.dossier import seal
 from runbook_lib.receiver import reads
 from runbook_lib.receiver.reads import AccessLog
-from runbook_lib.store import NOTES, Archive
+from runbook_lib.store.archive import NOTES, Archive
 from tests.kit.limits import files_up_to
 
 

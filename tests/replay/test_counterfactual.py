@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from runbook_lib import catalog, recording
-from runbook_lib.analysis import counterfactual, diagnosis
-from runbook_lib.catalog import Limits
-from runbook_lib.checks import checks
-from runbook_lib.context import JudgeInput
+from runbook_lib.book import catalog
+from runbook_lib.book.catalog import Limits
+from runbook_lib.checks.check import checks
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.diagnosis import counterfactual
+from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import EvidenceChange, Finding, Signal, Status, Verdict, replace, say
-from runbook_lib.recording import Recording
 from runbook_lib.runs import replay
+from runbook_lib.store import recording
+from runbook_lib.store.recording import Recording
 from tests.kit import RECORDINGS
 from tests.kit.effort import a_quarter
 

@@ -17,16 +17,18 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from runbook_lib import masking, queries, recording
 from runbook_lib.__main__ import main
-from runbook_lib.archive import policy, rejudge
+from runbook_lib.book import queries
 from runbook_lib.cli.main import cli
+from runbook_lib.dossier import policy, rejudge
 from runbook_lib.model.finding import Reason, Status
+from runbook_lib.model.usage import UsageError
+from runbook_lib.notebook.session import quiet_session
+from runbook_lib.privacy import masking
 from runbook_lib.runs import replay
-from runbook_lib.session import quiet_session
-from runbook_lib.store import Archive
-from runbook_lib.usage import UsageError
-from runbook_lib.view import record, render
+from runbook_lib.store import record, recording
+from runbook_lib.store.archive import Archive
+from runbook_lib.view import render
 from tests.kit import RECORDINGS, ROOT
 from tests.tools import make_recordings
 

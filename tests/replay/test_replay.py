@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from runbook_lib import catalog, messages, recording
-from runbook_lib.analysis import diagnosis
-from runbook_lib.archive import policy
-from runbook_lib.catalog import Catalog
+from runbook_lib.book import catalog, messages
+from runbook_lib.book.catalog import Catalog
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.dossier import policy
 from runbook_lib.model.finding import Finding, Verdict
 from runbook_lib.runs import replay
-from runbook_lib.view import record, render
+from runbook_lib.store import record, recording
+from runbook_lib.view import render
 from tests.kit import RECORDINGS
 
 INDEX = replay.read_index(RECORDINGS)

@@ -15,7 +15,7 @@ import yaml
 
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.state import free_ports
-from runbook_lib.store import NOTES
+from runbook_lib.store.archive import NOTES
 from tests.kit.programs import DEPLOY, tool
 from tests.kit.serving import TOKEN, serving
 from tests.kit.waiting import until

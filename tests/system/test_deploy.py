@@ -16,12 +16,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from runbook_lib import settings
-from runbook_lib.masking import Masker
 from runbook_lib.packs.entitlement import ROOT
 from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
+from runbook_lib.privacy.masking import Masker
 from runbook_lib.receiver import routes, server
-from runbook_lib.sources import ReadCost
+from runbook_lib.sources import settings
+from runbook_lib.sources.source import ReadCost
 from runbook_lib.sources.workloads import KubectlRunner
 from tests.kit.cluster import NAMESPACE, Asked, Cluster
 from tests.kit.programs import DEPLOY, tool

@@ -187,7 +187,7 @@ def test_what_is_inside_is_locked_and_lean(docker: Any, images: tuple[str, str])
         assert tool not in headless
     assert {"jupyterlab", "jupyter-server"} <= set(lab) and not {"pip", "uv", "hatchling"} & set(lab)
     # Nothing is compiled at each start: the file system could not keep it.
-    compiled = "import runbook_lib.session, pandas, json; print(pandas.__cached__, json.__cached__)"
+    compiled = "import runbook_lib.notebook.session, pandas, json; print(pandas.__cached__, json.__cached__)"
     paths = python(docker, images[0], compiled)
     python(docker, images[0], f"import pathlib; assert all(pathlib.Path(p).exists() for p in {paths})")
 

@@ -12,8 +12,8 @@ import pytest
 
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.checks import incident
-from runbook_lib.store import Archive
-from runbook_lib.view import record
+from runbook_lib.store import record
+from runbook_lib.store.archive import Archive
 from tests.kit import sandboxes
 from tests.kit.command import runbook as command
 from tests.kit.drills import runbook, shown

@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from runbook_lib.analysis.diagnosis import BROKEN
-from runbook_lib.analysis.snapshots import CONFIGURATION, drift
+from runbook_lib.diagnosis.snapshots import CONFIGURATION, drift
+from runbook_lib.diagnosis.verdict import BROKEN
 from runbook_lib.gameday.drills import judge, play, probe
 from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
 from runbook_lib.gameday.cli import drill as drills
 from runbook_lib.gameday.cli import sandbox as sandbox_commands
 from runbook_lib.gameday.cli.drill import drill, without_paths
@@ -27,7 +27,7 @@ from runbook_lib.gameday.drills.probe import FlowSample
 from runbook_lib.gameday.drills.report import report
 from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, Scenario, draw, round_of
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
 from tests.kit import ROOT
 
 KINDS = [fault.name for fault in CATALOGUE if fault.family == "failures"]

@@ -13,14 +13,14 @@ import pandas as pd
 import pytest
 
 from runbook_lib.actions import action
-from runbook_lib.archive import dossier
+from runbook_lib.dossier import overview
 from runbook_lib.integrations import grafana
 from runbook_lib.integrations.grafana import Annotation
-from runbook_lib.masking import Masker
 from runbook_lib.model.finding import Finding, Hop, Signal, Status, Window, say
-from runbook_lib.session import _find_hop, quiet_session
-from runbook_lib.settings import Target
-from runbook_lib.store import Archive
+from runbook_lib.notebook.session import _find_hop, quiet_session
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources.settings import Target
+from runbook_lib.store.archive import Archive
 from runbook_lib.view import render
 from tests.kit.actions import WORD, Counter
 from tests.kit.command import runbook
@@ -184,8 +184,8 @@ def test_each_target_of_an_incident_has_its_own_news() -> None:
 )
 def test_an_onset_is_a_time(values: dict[str, Any], onset: str | None) -> None:
     finding = {"values": {name: {"value": value, "unit": ""} for name, value in values.items()}}
-    assert dossier.onset_of({"status": "CRITICAL", "runs": [{"findings": [finding]}]}) == onset
-    assert dossier.onset_of({"status": "OK", "runs": [{"findings": [finding]}]}) is None
+    assert overview.onset_of({"status": "CRITICAL", "runs": [{"findings": [finding]}]}) == onset
+    assert overview.onset_of({"status": "OK", "runs": [{"findings": [finding]}]}) is None
 
 
 def test_a_run_tells_its_verdict_and_leads_to_the_dashboard(http: Callable[..., Http], tmp_path: Path) -> None:

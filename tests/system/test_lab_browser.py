@@ -26,11 +26,11 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as Late
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import free_ports
-from runbook_lib.notes import keep_note
-from runbook_lib.store import NOTES, Archive
+from runbook_lib.notebook.notes import keep_note
+from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import ROOT, barriers, sandboxes
 from tests.kit.command import alone
 

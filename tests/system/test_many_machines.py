@@ -17,9 +17,9 @@ import psutil
 import pytest
 
 from runbook_lib.model.order import Order
+from runbook_lib.model.usage import UsageError
 from runbook_lib.runs import executors
-from runbook_lib.store import Archive
-from runbook_lib.usage import UsageError
+from runbook_lib.store.archive import Archive
 from tests.bench.machines import Cluster
 from tests.kit.command import alone, runbook
 from tests.kit.schemas import valid

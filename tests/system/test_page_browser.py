@@ -13,11 +13,11 @@ import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from runbook_lib.archive import dossier, postmortem
+from runbook_lib.book.parameters import moment
 from runbook_lib.cli.main import cli
-from runbook_lib.parameters import moment
+from runbook_lib.dossier import overview, postmortem
 from runbook_lib.runs import replay
-from runbook_lib.store import NOTES, Archive
+from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import ROOT, barriers
 
 SAMPLE = ROOT / "outputs" / "sample"
@@ -31,7 +31,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> str:
     archive = Archive(str(folder), "sample")
     later = moment(archive.manifest()[-1]["ended"]) + pd.Timedelta("3h")
     archive.add_line(NOTES, {"time": later.isoformat(), "who": "aoki", "text": "called the team", "section": ""})
-    dossier.write_index(archive, "en")
+    overview.write_index(archive, "en")
     return (folder / "sample" / "index.html").as_uri()
 
 

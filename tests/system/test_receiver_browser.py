@@ -19,8 +19,8 @@ from playwright.sync_api import Page, sync_playwright
 
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.journal import Job
-from runbook_lib.settings import Settings
-from runbook_lib.store import Archive
+from runbook_lib.sources.settings import Settings
+from runbook_lib.store.archive import Archive
 from tests.kit import ROOT, barriers
 from tests.kit.serving import NOWHERE, Running, one, running, webhook
 

@@ -16,9 +16,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from runbook_lib import catalog, parameters
+from runbook_lib.book import catalog, parameters
 from runbook_lib.packs.entitlement import ROOT, checks
-from runbook_lib.settings import Route
+from runbook_lib.sources.settings import Route
 from tests.kit.links import anchors
 from tests.kit.programs import DEPLOY, tool
 

@@ -15,12 +15,12 @@ import pytest
 from nats.js import JetStreamContext
 from psycopg.rows import DictRow
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox import broker, database, entitlement, notification
 from runbook_lib.gameday.sandbox.database import Connection
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement import wire
-from runbook_lib.store import ACTION_LOG, Archive
+from runbook_lib.store.archive import ACTION_LOG, Archive
 from tests.kit import sandboxes
 from tests.kit.command import start
 from tests.kit.drills import ask, consumer, streams

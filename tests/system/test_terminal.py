@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib import recording
 from runbook_lib.cli import common, terminal
 from runbook_lib.integrations import formats
+from runbook_lib.store import recording
 from tests.kit import RECORDINGS, ROOT
 from tests.kit.command import runbook
 

@@ -28,14 +28,15 @@ from typing import Any
 
 from nats.js import JetStreamContext
 
-from runbook_lib import queries, recording
+from runbook_lib.book import queries
 from runbook_lib.gameday.drills import play
 from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.broker import STREAM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.runs import replay
-from runbook_lib.store import Archive
+from runbook_lib.store import recording
+from runbook_lib.store.archive import Archive
 from tests.kit import RECORDINGS, states
 
 SECTIONS = ("3", "2", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6")

@@ -19,7 +19,7 @@ import psycopg
 
 from runbook_lib.gameday.sandbox import history
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.store import SALTS
+from runbook_lib.store.archive import SALTS
 from tests.bench import supervise
 from tests.kit import ROOT
 from tests.kit.command import alone

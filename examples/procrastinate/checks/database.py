@@ -7,19 +7,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, unknown_from_error
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import no_data
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Status, Value, judged, say
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 from . import remedies
 from .sample import Holder, Sessions
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 
 class Blocked(rows.Row, query="database/blocked"):

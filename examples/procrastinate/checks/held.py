@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runbook_lib import rows
 from runbook_lib.checks.check import Check
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Signal, Status, Value, judged, say
 
 from ..facts import facts
@@ -15,7 +15,7 @@ from .sample import Job, Sample, Whereabouts
 from .waiting import NO_SAMPLE
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: Jobs whose worker has no heartbeat, by what is known of it.
 ORPHANED = {

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runbook_lib.analysis import stats
 from runbook_lib.checks.check import Check
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.diagnosis import stats
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Status, Value, judged, replace, say
 
 from . import held, sample, waiting
 from .waiting import NO_SAMPLE
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 
 def collect_backlog(rb: Context) -> Frames:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from runbook_lib.actions import proposals
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model.finding import Proposal, replace
 
 from ..facts import facts

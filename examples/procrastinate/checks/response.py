@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import rows
-from runbook_lib.analysis import diagnosis
 from runbook_lib.checks.check import Check
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import collect_each, judge_each
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -29,7 +29,7 @@ from . import database, held, sample, waiting
 from .waiting import NO_SAMPLE, Task
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: All that 4.1 and 4.2 ask, in the order in which a job passes them.
 PLACES = {check.step: check for check in (*waiting.CHECKS, *database.CHECKS, *held.CHECKS)}

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import rows
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Status
 
 from ..facts import Facts, facts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 
 class Queue(rows.Row, query="jobs/queues"):

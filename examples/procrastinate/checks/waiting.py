@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from runbook_lib import rows
 from runbook_lib.checks.check import Check
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
@@ -31,7 +31,7 @@ from . import remedies, sample
 from .sample import Queue, Sample, Whereabouts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 NO_SAMPLE = unknown("", Reason.NO_DATA, say("unknown.no_data", detail="procrastinate_jobs"))
 #: Who has no heartbeat, by what is known of it.

@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from runbook_lib import messages, settings
+from runbook_lib.book import messages
 from runbook_lib.model.finding import say
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import settings
 
 
 def lang() -> str:

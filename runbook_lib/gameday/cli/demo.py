@@ -16,7 +16,7 @@ from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SandboxError
 from runbook_lib.model.finding import Status
-from runbook_lib.store import ACTION_LOG, Archive
+from runbook_lib.store.archive import ACTION_LOG, Archive
 
 #: The system works for this long before it breaks: its processes are no longer starting.
 WORKS_S = 30

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from runbook_lib import catalog, messages
+from runbook_lib.book import catalog, messages
 from runbook_lib.cli.common import NumberRange
 from runbook_lib.gameday.cli import lang, tell
 from runbook_lib.model.finding import Text, say

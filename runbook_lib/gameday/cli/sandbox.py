@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runbook_lib import messages
+from runbook_lib.book import messages
 from runbook_lib.cli.common import NumberRange
 from runbook_lib.gameday.cli import tell
 from runbook_lib.gameday.sandbox.state import SERVICES, command, load
 from runbook_lib.model.finding import Text
-from runbook_lib.usage import sandbox_folder
+from runbook_lib.model.usage import sandbox_folder
 
 if TYPE_CHECKING:
     from runbook_lib.gameday.sandbox.sandbox import Sandbox

@@ -24,11 +24,11 @@ from typing import Any
 import psycopg
 
 import runbook_lib
-from runbook_lib import catalog
+from runbook_lib.book import catalog
+from runbook_lib.book.pack import active_runbook
 from runbook_lib.gameday.sandbox import faults, servers
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SERVICES, SandboxError
-from runbook_lib.pack import active_runbook
 
 from . import probe
 from .judge import LATER_S, Truth, changing, helped

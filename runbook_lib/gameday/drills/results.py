@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from runbook_lib.store import write_whole
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.store.files import write_whole
 
 
 def read(file: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from runbook_lib.usage import did_you_mean
+from runbook_lib.model.usage import did_you_mean
 
 from . import damage, database
 from .broker import CONSUMER, STREAM

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 
 import psycopg
 
-from runbook_lib.store import write_whole
+from runbook_lib.store.files import write_whole
 
 from . import database, entitlement, java, notification, telemetry
 from .settings import Environment, read_own_env

@@ -26,8 +26,8 @@ import psycopg
 from nats.js import JetStreamContext
 from supervisor.xmlrpc import Faults, SupervisorTransport
 
+from runbook_lib.model.usage import SANDBOX_TARGET, sandbox_folder
 from runbook_lib.sources import logs
-from runbook_lib.usage import SANDBOX_TARGET, sandbox_folder
 
 from . import broker, database, faults, history, servers
 from .intruder import INTRUDERS

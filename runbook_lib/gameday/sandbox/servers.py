@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import ServerError
 from psycopg import sql
 
-from runbook_lib.queries import statement
+from runbook_lib.book.queries import statement
 
 from . import broker
 from .state import DATABASE, Addresses, SandboxError, write_private

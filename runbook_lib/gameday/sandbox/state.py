@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from runbook_lib.usage import SANDBOX_TARGET, sandbox_folder
+from runbook_lib.model.usage import SANDBOX_TARGET, sandbox_folder
 
 DATABASE = "miniserversystem"
 SERVICES = ("entitlement", "notification")

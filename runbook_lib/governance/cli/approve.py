@@ -31,8 +31,8 @@ def approve(request: str, key_file: Path, minutes: int, yes: bool, output: str, 
     Prints the approval, for --approval, and the dossier's seal, to be kept elsewhere.
     Exit code 0: approved; 2: refused.
     """
-    from runbook_lib import messages
-    from runbook_lib.archive import seal
+    from runbook_lib.book import messages
+    from runbook_lib.dossier import seal
     from runbook_lib.governance import approval
     from runbook_lib.model.finding import say
     from runbook_lib.view import render

@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from runbook_lib import settings
 from runbook_lib.cli.common import echo_text, existing_archive, lang_option, output_option, words
 from runbook_lib.model.finding import say
-from runbook_lib.usage import UsageError
+from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import settings
 
 
 @click.command()
@@ -26,7 +26,7 @@ def erase(user: str, incident: str | None, output: str, lang: str) -> int:
     from getpass import getpass
 
     from runbook_lib.governance import keeping
-    from runbook_lib.masking import TOKEN
+    from runbook_lib.privacy.masking import TOKEN
 
     config = settings.load()
     user = (getpass("user id: ") if user == "-" else user).strip()
@@ -106,7 +106,7 @@ def retain(execute: bool, clock_is_right: bool, output: str, lang: str) -> int:
 
 
 def _print_seal(output: str) -> None:
-    from runbook_lib.archive import seal
+    from runbook_lib.dossier import seal
     from runbook_lib.governance import keeping
 
     click.echo(seal.seal_text(keeping.journal(output)))

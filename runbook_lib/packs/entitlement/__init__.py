@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import runbook_lib
-from runbook_lib.pack import Pack
+from runbook_lib.book.pack import Pack
 
 _PACKAGE = Path(runbook_lib.__file__).parent
 #: In a wheel its documents and notebooks travel inside the package; in a checkout they are the top level's own.

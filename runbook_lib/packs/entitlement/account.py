@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import messages, rows
+from runbook_lib.book import messages
 from runbook_lib.checks.check import failures, source_error_text, unknown_from_error
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, hop_text, judged, say
 from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.event_place import PLACES, State
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 from runbook_lib.view import render
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
-    from runbook_lib.session import Session
+    from runbook_lib.checks.context import Context
+    from runbook_lib.notebook.session import Session
 
 #: Inconsistencies of an event that is in a place all the same, with the note on each.
 _INCONSISTENCY_KEYS = {

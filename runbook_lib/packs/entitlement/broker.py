@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.actions.stores import advised_sequence
 from runbook_lib.packs.entitlement.checks.given_up import classify
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.sources import SourceError
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.session import Session
+    from runbook_lib.notebook.session import Session
     from runbook_lib.sources.jetstream import Message
 
 #: The fields that are shown, by the broker's names. Those of `_TIMES` become UTC times, those of `_SPANS` (ns) seconds.

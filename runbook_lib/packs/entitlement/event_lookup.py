@@ -11,23 +11,23 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from runbook_lib import messages
+from runbook_lib.book import messages
 from runbook_lib.checks.check import source_error_text
 from runbook_lib.checks.parts import FrameCollector
-from runbook_lib.masking import TOKEN
 from runbook_lib.model.finding import Frames, Status, Text, hop_text, say, worst
+from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement import event_trace, missing, stream
 from runbook_lib.packs.entitlement.actions.stores import EVENT_FIELDS
 from runbook_lib.packs.entitlement.event_trace import EventTrace
 from runbook_lib.packs.entitlement.event_trace_chart import draw
-from runbook_lib.sources import SourceError
-from runbook_lib.usage import UsageError
+from runbook_lib.privacy.masking import TOKEN
+from runbook_lib.sources.source import SourceError
 from runbook_lib.view import render
 from runbook_lib.view.charts import Chart
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
-    from runbook_lib.session import Session
+    from runbook_lib.checks.context import Context
+    from runbook_lib.notebook.session import Session
     from runbook_lib.sources.postgres import Snapshot
 
 #: Of a user's events, only the newest are traced.

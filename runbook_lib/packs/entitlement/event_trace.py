@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from runbook_lib import rows
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import seconds_between
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Status, Text, say
 from runbook_lib.packs.entitlement.event_place import PLACES, State
 from runbook_lib.packs.entitlement.wire import REVOKED

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from runbook_lib import parameters, settings
-from runbook_lib.settings import DAY_S
+from runbook_lib.book import parameters
+from runbook_lib.sources import settings
+from runbook_lib.sources.settings import DAY_S
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context, JudgeInput
+    from runbook_lib.checks.context import Context, JudgeInput
 
 
 class Streams(BaseModel):

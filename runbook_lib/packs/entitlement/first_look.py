@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import rows, samples
+from runbook_lib.checks import samples
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Hop
 from runbook_lib.packs.entitlement.rows import Activity, Attempts, HeldRow, Notifications, Outbox, Registered
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.catalog import Catalog
-    from runbook_lib.context import Context
+    from runbook_lib.book.catalog import Catalog
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: The frames of a sample of the delivery worker, and their queries.

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.checks.check import failures
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Status, Text, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import stream
 from runbook_lib.packs.entitlement.retention import Oldest
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: Values of `event_place.State.broker` of events that are not delivered without help.
 LOST = ("gone", "given_up", "passed")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from runbook_lib import rows
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Signal, Status, Text, Value, say
 
 

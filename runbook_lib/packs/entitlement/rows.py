@@ -1,11 +1,11 @@
-"""Classes of rows that several topics read (see `runbook_lib.rows`); other classes are beside their judge."""
+"""Classes of rows that several topics read (see `runbook_lib.model.rows`); other classes are beside their judge."""
 
 from __future__ import annotations
 
 import pandas as pd
 
 from runbook_lib.model.finding import Frames
-from runbook_lib.rows import Row, each, one
+from runbook_lib.model.rows import Row, each, one
 
 
 class Queue(Row):

@@ -11,10 +11,10 @@ import pandas as pd
 
 from runbook_lib.packs.entitlement.actions.stores import FETCH_SIZE, advised_sequence, read_event
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.jetstream import Consumer, Message
 
 #: A message is searched first within this time before and after the times in its row.

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pandas as pd
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
 from runbook_lib.checks.check import FAILED
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.frames import row

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from runbook_lib.actions.action import Action
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 
 def _create_action(module: str, kind: str, rb: Context, **what: Any) -> Action:

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from runbook_lib.actions.action import ActionError, Authorization
-from runbook_lib.context import Context, Progress
+from runbook_lib.checks.context import Context, Progress
 from runbook_lib.model.finding import Text, say
-from runbook_lib.outcome import Precondition
+from runbook_lib.model.outcome import Precondition
+from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement import event_lookup
 from runbook_lib.packs.entitlement.actions.restart import check_answers, sample_until_settled
 from runbook_lib.packs.entitlement.event_place import PLACES
 from runbook_lib.packs.entitlement.evidence.services import PATH
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.usage import UsageError
 
 if TYPE_CHECKING:
     from runbook_lib.packs.entitlement.event_trace import EventTrace

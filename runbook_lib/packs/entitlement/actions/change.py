@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Authorization
-from runbook_lib.catalog import Setting, SettingValue
-from runbook_lib.context import Context, Progress
+from runbook_lib.book.catalog import Setting, SettingValue
+from runbook_lib.checks.context import Context, Progress
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Text, say
+from runbook_lib.model.outcome import Precondition
 from runbook_lib.model.unread import UnreadError
-from runbook_lib.outcome import Precondition
+from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import (
     check_cluster,
@@ -30,11 +31,10 @@ from runbook_lib.packs.entitlement.actions.restart import (
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Attempts, Count, Holder, Outbox, Queue
-from runbook_lib.sources import SourceError
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.parameters import Parameters
+    from runbook_lib.book.parameters import Parameters
 
 #: The two sides that have settings, each with its workload and its table.
 SIDES = {"delivery": ("notification", "notifications"), "relay": ("entitlement", "outbox")}

@@ -13,19 +13,19 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib import rows as table_rows
 from runbook_lib.actions.action import ActionError, Authorization
-from runbook_lib.context import Context, Progress
+from runbook_lib.book.parameters import moment
+from runbook_lib.checks.context import Context, Progress
+from runbook_lib.model import rows as table_rows
 from runbook_lib.model.finding import Text, say
-from runbook_lib.outcome import Precondition
+from runbook_lib.model.outcome import Precondition
+from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.packs.entitlement.actions import stores
 from runbook_lib.packs.entitlement.actions.restart import check_answers, identify_broker, sample_until_settled
 from runbook_lib.packs.entitlement.actions.stores import BrokerLetters, DeadLetter, Writer
 from runbook_lib.packs.entitlement.checks import dead_letters, errors
 from runbook_lib.packs.entitlement.checks.duplicates import KeyIndex
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.parameters import moment
-from runbook_lib.usage import UsageError, did_you_mean
 
 #: Ids that are shown before a run, and ids that the action log stores after it.
 SHOWN, KEPT = 5, 200

@@ -8,8 +8,8 @@ import pandas as pd
 
 from runbook_lib.actions import proposals
 from runbook_lib.actions.proposals import Of, kubectl, psql, supervisorctl
-from runbook_lib.catalog import SettingValue
-from runbook_lib.context import JudgeInput
+from runbook_lib.book.catalog import SettingValue
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model.finding import Proposal
 from runbook_lib.packs.entitlement.facts import facts_of
 

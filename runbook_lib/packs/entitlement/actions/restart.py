@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from runbook_lib import pack, rows
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Authorization
-from runbook_lib.catalog import duration
-from runbook_lib.context import Context, Progress
+from runbook_lib.book import pack
+from runbook_lib.book.catalog import duration
+from runbook_lib.checks.context import Context, Progress
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason, Text, say
-from runbook_lib.outcome import Precondition
+from runbook_lib.model.outcome import Precondition
+from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import (
@@ -29,8 +31,7 @@ from runbook_lib.packs.entitlement.rows import (
     Outbox,
     Queue,
 )
-from runbook_lib.sources import SourceError
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.sources.postgres import Snapshot

@@ -7,9 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 from runbook_lib.actions.action import Authorization
-from runbook_lib.context import Context, Progress
+from runbook_lib.checks.context import Context, Progress
 from runbook_lib.model.finding import Text, say
-from runbook_lib.outcome import Precondition
+from runbook_lib.model.outcome import Precondition
+from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import (
     Restart,
@@ -23,8 +24,7 @@ from runbook_lib.packs.entitlement.actions.restart import (
 )
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.sources import SourceError
-from runbook_lib.usage import UsageError, did_you_mean
+from runbook_lib.sources.source import SourceError
 
 
 class Scale:

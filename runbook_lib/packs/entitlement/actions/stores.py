@@ -19,19 +19,19 @@ import psycopg
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from runbook_lib.book.queries import query, statement
 from runbook_lib.model.finding import Reason
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import DatabaseIdentity
-from runbook_lib.queries import query, statement
-from runbook_lib.settings import Budget
-from runbook_lib.sources import ReadCost, SourceError
 from runbook_lib.sources.jetstream import JetStream, Message
 from runbook_lib.sources.postgres import cut_when_hung, libpq_url, source_error
+from runbook_lib.sources.settings import Budget
+from runbook_lib.sources.source import ReadCost, SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.catalog import RedrivePolicy
-    from runbook_lib.context import Context
+    from runbook_lib.book.catalog import RedrivePolicy
+    from runbook_lib.checks.context import Context
 
 #: Required fields of a notification; an event with an empty one fails again.
 EVENT_FIELDS = ["event_id", "event_type", "occurred_at", "user_id", "stock_keeping_unit"]

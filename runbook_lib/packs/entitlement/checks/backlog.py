@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis import history
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, no_data
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis import history
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
@@ -41,7 +41,7 @@ from runbook_lib.packs.entitlement.rows import Attempts, HeldRow, Notifications
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 
 class OlderCount(rows.Row, query="notifications/older_than_10min"):

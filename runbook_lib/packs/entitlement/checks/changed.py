@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib.analysis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTING_COLUMNS, drift
-from runbook_lib.archive import baseline
 from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, no_data, require_present, seconds_between
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTING_COLUMNS, drift
+from runbook_lib.dossier import baseline
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -30,11 +30,11 @@ from runbook_lib.model.finding import (
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.evidence import configuration
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.sources import SourceError
-from runbook_lib.store import ACTION_LOG
+from runbook_lib.sources.source import SourceError
+from runbook_lib.store.archive import ACTION_LOG
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 COLUMNS = ["at", "what", "source", "time"]
 

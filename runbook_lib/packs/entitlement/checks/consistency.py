@@ -6,19 +6,19 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, no_data, require_present
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from runbook_lib import rows
-from runbook_lib.analysis import stats
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.diagnosis import stats
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import past

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, no_data
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -33,11 +33,11 @@ from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, pools_are_full
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
 from runbook_lib.packs.entitlement.rows import WRITE_BLOCKERS, Application
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 QUERIES = ("connections", "sessions", "table_locks", "long_transactions")

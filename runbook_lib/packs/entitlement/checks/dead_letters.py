@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis import history, stats
 from runbook_lib.checks.check import FAILED, Check
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
     collect_each,
@@ -23,7 +22,8 @@ from runbook_lib.checks.parts import (
     seconds_between,
     signals_of_failures,
 )
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis import history, stats
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -48,7 +48,7 @@ from runbook_lib.packs.entitlement.rows import Attempts, Outbox, Tries
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: Observations of a receiver that refuses now, as opposed to before the worker stopped.
 REFUSES = ("delivery.refused", "delivery.times_out", "delivery.refused_in_part", "delivery.refused_some")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import rows, samples
+from runbook_lib.checks import samples
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import seconds_between
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Status, Text, say
 from runbook_lib.packs.entitlement.evidence import sessions
 from runbook_lib.packs.entitlement.evidence.sessions import TimeUse
@@ -17,7 +18,7 @@ from runbook_lib.packs.entitlement.first_look import DELIVERY, keep_delivery
 from runbook_lib.packs.entitlement.rows import Activity, Attempts, HeldRow, Notifications, Tries
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: Observations of a worker that has stopped, as opposed to one that may wait for the receiver.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, no_data, require_present, seconds_between, signals_of_failures
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -36,7 +36,7 @@ from runbook_lib.sources.logs import Log
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: The constraint whose violation the subscriber treats as a duplicate; any other violation is an error to it.
 KEY = "processed_events_pkey"

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
 
 Kind = Literal["dependency", "data", "unclear"]
 

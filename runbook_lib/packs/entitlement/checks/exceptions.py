@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis import stats
-from runbook_lib.analysis.diagnosis import evidence_from_error
-from runbook_lib.catalog import Phrase
+from runbook_lib.book.catalog import Phrase
 from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, require_present
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis import stats
+from runbook_lib.diagnosis.verdict import evidence_from_error
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -37,12 +37,12 @@ from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import errors, recovery
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of, parameters_of
-from runbook_lib.sources import SourceError
 from runbook_lib.sources.logs import Log
+from runbook_lib.sources.source import SourceError
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: The group of all texts beyond the limit `log.texts`.
 OTHER = "(other)"

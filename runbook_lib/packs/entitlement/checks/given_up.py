@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.checks.check import failures
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, notes_of_failures, seconds_between
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions.stores import advised_sequence
@@ -25,10 +25,10 @@ from runbook_lib.packs.entitlement.checks import errors
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, WireError, decode
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.jetstream import Message
     from runbook_lib.sources.postgres import Snapshot
 

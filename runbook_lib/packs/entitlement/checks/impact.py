@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from runbook_lib import rows
-from runbook_lib.analysis import history
-from runbook_lib.catalog import Slo
+from runbook_lib.book.catalog import Slo
 from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, no_data
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis import history
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, replace, say, unknown
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import past
@@ -33,11 +33,12 @@ from runbook_lib.packs.entitlement.checks.incident import (
 from runbook_lib.packs.entitlement.checks.past import Span, span_of
 from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Count
-from runbook_lib.store import Archive
-from runbook_lib.view import charts, record
+from runbook_lib.store import record
+from runbook_lib.store.archive import Archive
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: Objectives of requests to the API: a failed request leaves no row.

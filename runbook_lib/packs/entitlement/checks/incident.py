@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import mandatory, rows
-from runbook_lib.context import JudgeInput
+from runbook_lib.book.parameters import moment
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.dossier import mandatory
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason
-from runbook_lib.parameters import moment
-from runbook_lib.sources import SourceError
-from runbook_lib.store import Archive
-from runbook_lib.view import record
+from runbook_lib.sources.source import SourceError
+from runbook_lib.store import record
+from runbook_lib.store.archive import Archive
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 OWN = mandatory.SECTION
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis.stats import percentile
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, notes_of_failures, seconds_between, signals_of_failures
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis.stats import percentile
+from runbook_lib.model import rows
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Signal, Status, Threshold, Value, judged, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
@@ -25,7 +25,7 @@ from runbook_lib.packs.entitlement.rows import HeldRow, Holder
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 
 @dataclass(frozen=True)

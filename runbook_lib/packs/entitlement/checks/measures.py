@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import mandatory
 from runbook_lib.checks.check import Check
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.dossier import mandatory
 from runbook_lib.model.finding import Finding, Frames, Status, Value, judged, say
 from runbook_lib.model.frames import table
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 
 def collect_measures(rb: Context) -> Frames:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
+from runbook_lib.book.messages import VERBATIM
 from runbook_lib.checks.check import Check
-from runbook_lib.context import JudgeInput
-from runbook_lib.messages import VERBATIM
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import past
 from runbook_lib.packs.entitlement.checks.incident import OWN, lines, said, timed
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: The confidences of a verdict, the lowest first, and their texts.
 CONFIDENCES = {

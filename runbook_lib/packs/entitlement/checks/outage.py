@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib import rows
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import seconds_between
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, OutageEnd, Text, say
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: The flows, upstream first, each with the objective whose limit decides what is late.

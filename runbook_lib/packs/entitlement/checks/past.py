@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
-from runbook_lib.analysis import history
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.diagnosis import history
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, HopHistory, Text, Threshold, say
 from runbook_lib.model.frames import table
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: Upstream first: between the event's creation, its publishing, its processing, and the end of its notification.

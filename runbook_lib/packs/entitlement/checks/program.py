@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows, samples
 from runbook_lib.actions.proposals import logs, pods, restart, start, undo_settings
+from runbook_lib.checks import samples
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Proposal, Status, Text, Threshold, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import change, remedies
@@ -26,10 +27,10 @@ from runbook_lib.packs.entitlement.evidence.services import LoopActivity, Reques
 from runbook_lib.packs.entitlement.evidence.sessions import SessionState
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.first_look import sample_processes
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: The observations, by the side ("delivery" or "relay") whose loop it is.
 RUNS = {"delivery": "delivery.runs", "relay": "relay.runs"}

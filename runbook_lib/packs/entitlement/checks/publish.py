@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures, source_error_text
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
@@ -43,7 +43,7 @@ from runbook_lib.packs.entitlement.rows import Delay, Outbox
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: The kinds of error, each with a pattern for the whole text of last_error: a sentence of the application, of its NATS
 #: client, or of the broker with its API error code. The first pattern that matches decides.

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.checks.check import failures
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.model.frames import row
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from runbook_lib import rows
-from runbook_lib.analysis import stats
 from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
     collect_each,
@@ -20,7 +19,8 @@ from runbook_lib.checks.parts import (
     seconds_between,
     signals_of_failures,
 )
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis import stats
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
@@ -44,7 +44,7 @@ from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: The two parts, each with the queue that its tries come from, and the frame of that queue's flows.

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis import diagnosis, history, stats
-from runbook_lib.catalog import RECOVERY
+from runbook_lib.book.catalog import RECOVERY
 from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
     collect_each,
@@ -21,7 +20,9 @@ from runbook_lib.checks.parts import (
     seconds_between,
     signals_of_failures,
 )
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis import history, stats
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
@@ -61,7 +62,7 @@ from runbook_lib.packs.entitlement.rows import Delay, Delivered, LastEvent, Lett
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
 #: The two pairs of the burn rate, long and short window.

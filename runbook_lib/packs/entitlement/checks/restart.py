@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
-from runbook_lib.actions.action import perform
+from runbook_lib.actions.action import frames_of, perform
 from runbook_lib.checks.check import Check
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import OutcomeRow, collect_each, judge_each, preconditions_hold, warnings
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, judged, overall, replace, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions import ACTIONS
@@ -19,7 +19,7 @@ from runbook_lib.packs.entitlement.checks import recovery
 from runbook_lib.packs.entitlement.facts import facts_of, parameters_of
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 _EFFECT = {
     "backlog": Check("6.1", recovery.collect_backlog, recovery.judge_backlog),
@@ -42,14 +42,14 @@ class RestartTarget(rows.Row):
 def collect_restart(rb: Context) -> Frames:
     """5.1.2: read the preconditions, and the outcome of this run's restart.
 
-    Frames: those of `Outcome.frames`; about (workload, name, stream: text; leased: rows).
+    Frames: those of `action.frames_of`; about (workload, name, stream: text; leased: rows).
     """
     outcome = rb.outcomes.get("restart")
     if outcome is None:
         one = rb.in_one_cluster()
         outcome = rb.outcomes["restart"] = perform(ACTIONS["restart"](one, workload=parameters_of(rb).workload), one)
     about = row(**outcome.what, leased=outcome.before.get("leased"), stream=facts_of(rb).streams.events)
-    return {**outcome.frames(rb.lang), "about": about}
+    return {**frames_of(outcome, rb.lang), "about": about}
 
 
 def judge_restart(frames: Frames, given: JudgeInput) -> Finding:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis.diagnosis import evidence_from_error
 from runbook_lib.checks.check import Check, failures, source_error_text, unknown_from_error
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
     no_data,
@@ -20,7 +19,8 @@ from runbook_lib.checks.parts import (
     seconds_between,
     signals_of_failures,
 )
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis.verdict import evidence_from_error
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -41,10 +41,10 @@ from runbook_lib.packs.entitlement.checks import quorum
 from runbook_lib.packs.entitlement.checks.database import Connections, Pool, ServerInfo, collect_server_info
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Holder, LastEvent, Notifications, Outbox, Registered
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 T = TypeVar("T")
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.actions import proposals
-from runbook_lib.analysis.diagnosis import evidence_from_error
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures, source_error_text
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between, signals_of_failures
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis.verdict import evidence_from_error
+from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
@@ -38,10 +38,10 @@ from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.missing import MissingEvents
 from runbook_lib.packs.entitlement.rows import Letters, Registered
-from runbook_lib.sources import SourceError
+from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: The process of notification is not at work, and so neither is its subscriber.
 PROCESS_NOT_RUNNING = tuple(

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import messages, rows
-from runbook_lib.actions import proposals
-from runbook_lib.analysis import history
-from runbook_lib.catalog import SettingValue, Slo
+from runbook_lib.actions import action, proposals
+from runbook_lib.book import messages
+from runbook_lib.book.catalog import SettingValue, Slo
 from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, OutcomeRow, preconditions_hold
-from runbook_lib.context import JudgeInput
+from runbook_lib.diagnosis import history
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import change, remedies
@@ -26,7 +27,7 @@ from runbook_lib.packs.entitlement.rows import Notifications, Outbox, Queue
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: Observations of a receiver that justify switching delivery off.
 REFUSED = ("delivery.refused", "delivery.times_out")
@@ -105,7 +106,7 @@ def collect(rb: Context, side: ThrottledWorker) -> Frames:
     """Query the active settings, the flow of the queue, and the outcome of a change of this run.
 
     Frames: settings (fields of `SettingRow`), workload (of `Workload`), never_set (of `Never`), durable (ok: flag;
-    why_en, why_ja: text), look (at: time), did (since: time), those of `Outcome.frames`, and of the side's queries
+    why_en, why_ja: text), look (at: time), did (since: time), those of `action.frames_of`, and of the side's queries
     batches, backlog, came, gone; of delivery those of `delivery.collect`.
     """
     which, topic = change.SIDES[side.name]
@@ -124,7 +125,7 @@ def collect(rb: Context, side: ThrottledWorker) -> Frames:
         )
     outcome = rb.outcomes.get("set")
     if outcome is not None and any(change.side_of(n) == side.name for n in outcome.what["settings"]):
-        parts.answers |= outcome.frames(rb.lang) | {"did": row(since=outcome.did.get("since"))}
+        parts.answers |= action.frames_of(outcome, rb.lang) | {"did": row(since=outcome.did.get("since"))}
     now = rb.present()
     with now.snapshot() as db:
         frames = {"look": row(at=now.as_of)}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib import rows
 from runbook_lib.checks.check import Check
-from runbook_lib.context import JudgeInput
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, judged, say, unknown
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.checks.incident import (
@@ -25,11 +25,11 @@ from runbook_lib.packs.entitlement.checks.incident import (
     timed,
 )
 from runbook_lib.packs.entitlement.checks.origin import VerdictRow, collect_origin
-from runbook_lib.store import ACTION_LOG, NOTES
-from runbook_lib.view import record
+from runbook_lib.store import record
+from runbook_lib.store.archive import ACTION_LOG, NOTES
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 
 class LoggedAction(rows.Row):

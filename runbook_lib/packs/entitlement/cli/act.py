@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from runbook_lib import catalog
+from runbook_lib.book import catalog
 from runbook_lib.cli import common
 from runbook_lib.cli.common import action_options
 

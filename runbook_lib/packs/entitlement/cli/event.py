@@ -66,6 +66,6 @@ def account(window: int, as_of: str | None, as_json: bool, **options: Any) -> in
 
 
 def _open_session(window: int, *, target: str, incident: str, lang: str, **more: Any) -> Any:
-    from runbook_lib.session import quiet_session
+    from runbook_lib.notebook.session import quiet_session
 
     return quiet_session("3", target=target, incident_id=incident, lang=lang, window_minutes=window, **more)

@@ -1,4 +1,4 @@
-"""Read the configuration that can explain a symptom; `analysis.snapshots.drift` compares two of them.
+"""Read the configuration that can explain a symptom; `diagnosis.snapshots.drift` compares two of them.
 
 The configuration is a frame of texts (source, item, setting, value): one row for each setting of the server and of its
 roles; column, constraint, trigger, index, owner and grant of both schemas; field of a stream or a consumer; variable of
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 if TYPE_CHECKING:
-    from runbook_lib.catalog import Setting
-    from runbook_lib.context import Context
+    from runbook_lib.book.catalog import Setting
+    from runbook_lib.checks.context import Context
 
 #: Fields of a stream or a consumer that hold nanoseconds.
 _DURATIONS = ("max_age", "duplicate_window", "ack_wait", "inactive_threshold", "idle_heartbeat", "max_expires")
@@ -123,7 +123,7 @@ _OWN_CHECKS = (
 def unexpected(settings: pd.DataFrame) -> pd.DataFrame:
     """Return the triggers, CHECK constraints and row security that no migration makes (the columns of `settings`).
 
-    >>> from runbook_lib.analysis.snapshots import SETTING_COLUMNS
+    >>> from runbook_lib.diagnosis.snapshots import SETTING_COLUMNS
     >>> row = ("postgres", "table notification.notifications", "trigger no", "CREATE TRIGGER no ...")
     >>> unexpected(pd.DataFrame([row], columns=SETTING_COLUMNS))["setting"].tolist()
     ['trigger no']

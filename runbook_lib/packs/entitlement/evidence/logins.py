@@ -16,19 +16,19 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from runbook_lib import rows
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
-from runbook_lib.context import JudgeInput
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.model.frames import row
+from runbook_lib.model.rows import each
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Outbox
-from runbook_lib.rows import each
 from runbook_lib.sources.logs import LogEntry
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 #: The server's reasons for refusing a client.
 REFUSED = (

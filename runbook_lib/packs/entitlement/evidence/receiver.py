@@ -6,13 +6,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from runbook_lib import rows
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Text, say
-from runbook_lib.sources import Opening, ReadCost, SourceError
 from runbook_lib.sources.http import HttpServer
+from runbook_lib.sources.source import Opening, ReadCost, SourceError
 
 if TYPE_CHECKING:
-    from runbook_lib.context import Context
+    from runbook_lib.checks.context import Context
 
 _TOO_MANY_REQUESTS = 429
 #: The result of a request without an answer, by the code of its error; other errors show nothing of the receiver.

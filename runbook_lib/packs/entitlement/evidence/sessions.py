@@ -19,13 +19,13 @@ from typing import Literal
 
 import pandas as pd
 
-from runbook_lib.context import Context, JudgeInput
+from runbook_lib.checks.context import Context, JudgeInput
 from runbook_lib.model.finding import Frames, Reason
+from runbook_lib.model.rows import Row, each
 from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
-from runbook_lib.rows import Row, each
-from runbook_lib.sources import SourceError
 from runbook_lib.sources.postgres import Snapshot
+from runbook_lib.sources.source import SourceError
 
 Confidence = Literal["high", "medium", "low", "none"]
 

@@ -1,0 +1,1 @@
+"""What the documents say: the pack, its catalog, messages, parameters and queries."""

@@ -1,0 +1,757 @@
+"""Sections, steps, SLOs, thresholds, hops and failure modes, read out of the packs' documents.
+
+The documents that the runbook refers to are the configuration, so text and code cannot drift. The formats are
+described at the head of each document; a malformed one is a `CatalogError` that names file and line.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+
+from markdown_it import MarkdownIt
+from markdown_it.rules_block.table import escapedSplit
+from markdown_it.tree import SyntaxTreeNode
+
+from runbook_lib.book import pack
+from runbook_lib.book.pack import Pack
+from runbook_lib.model.finding import OWN, Signal, Threshold, Value
+from runbook_lib.model.unread import known
+from runbook_lib.model.usage import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Parses blocks with their lines; the text within a line is read as it is written.
+_MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
+#: Units of a duration as the applications spell it; a bare number is milliseconds.
+_SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+#: The names of a pack's documents.
+DOCUMENTS = ("runbook", "slo", "numbers", "failure-modes", "observations", "operations")
+#: First columns of the tables that every system must have, with the document that has them.
+_NEEDED = {"Step": "runbook", "Threshold": "slo", "Hop": "failure-modes"}
+#: Earlier names of columns, which archived policies have.
+_EARLIER_COLUMNS = {"Speaks for": "Supports", "Speaks against": "Contradicts"}
+#: The name of a document and the first column of a table that an earlier version had in another document.
+MOVED_TABLES = {"numbers": ("slo", "Number"), "observations": ("failure-modes", "Observation")}
+#: Sections that the engine itself points to, by number.
+REACHABILITY, FIRST_RESPONSE, RECOVERY = "2", "3", "6"
+#: The log levels that are known here.
+LEVELS = ("INFO", "WARN", "ERROR")
+
+
+class CatalogError(UsageError):
+    """A document is not what the catalog can read; the text names file and line."""
+
+    def __init__(self, path: Path, line: int, problem: str) -> None:
+        super().__init__(path, line, problem)  # as given: it is sent from one process to another
+
+    def __str__(self) -> str:
+        return "{}:{}: {}".format(*self.args)
+
+
+class Bilingual:
+    """A text of a document in English and in Japanese."""
+
+    en: str
+    ja: str
+
+    def words(self, lang: str) -> str:
+        """Return the text in a language."""
+        return self.ja if lang == "ja" else self.en
+
+
+@dataclass(frozen=True)
+class Step(Bilingual):
+    """One step of a section, with its question in both languages."""
+
+    id: str
+    en: str
+    ja: str
+
+
+@dataclass(frozen=True)
+class Section(Bilingual):
+    """One section of docs/runbook.md; `notebook` is None where it is done by hand."""
+
+    number: str
+    en: str
+    ja: str
+    notebook: Path | None
+    reads: str
+    takes: str
+    steps: tuple[Step, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Return the first number of `takes`; infinity if it has none."""
+        found = re.search(r"\d+", self.takes)
+        return float(found[0]) if found else math.inf
+
+
+@dataclass(frozen=True)
+class Slo:
+    """A service level objective of docs/slo.md; the SLI's limit is `op number unit`."""
+
+    id: str
+    service: str
+    sli: str
+    op: str
+    number: float
+    unit: str
+    window: str
+
+    def met(self, value: float) -> bool:
+        """Return whether an observed SLI value meets the objective."""
+        return {
+            "<": value < self.number,
+            "<=": value <= self.number,
+            ">=": value >= self.number,
+            ">": value > self.number,
+            "=": value == self.number,
+        }[self.op]
+
+    @property
+    def objective(self) -> str:
+        """The objective as it is written."""
+        return f"{self.op} {self.number:g} {self.unit}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A hop of the pipeline, or what lies under all of them.
+
+    `waits_for` are the hops and dependencies that may block rows waiting here. The failure of a `shared` one explains
+    failures of others; one that is `under` all hops may block each of them, and is not on the strip.
+    """
+
+    name: str
+    waits_for: tuple[str, ...]
+    shared: bool
+    under: bool
+
+
+@dataclass(frozen=True)
+class FailureMode(Bilingual):
+    """A failure mode of docs/failure-modes.md: a hypothesis, as fine as the remedies differ.
+
+    Any observation of `excluded_by` excludes it. `remedies` are the names of the proposals that help; `told_by` are the
+    steps whose result distinguishes it from similar modes; `follows` are the modes that cause it as an aftermath.
+    """
+
+    id: str
+    en: str
+    ja: str
+    hops: tuple[str, ...]
+    symptom: str
+    detection: str
+    mitigation: str
+    slo: tuple[str, ...]
+    sections: tuple[str, ...]
+    excluded_by: tuple[str, ...]
+    remedies: tuple[str, ...]
+    told_by: tuple[str, ...]
+    follows: tuple[str, ...] = ()
+
+
+def duration(text: str) -> float | None:
+    """Return the seconds of a duration as the applications spell it; None if they would not accept it.
+
+    >>> duration("500ms"), duration("2m"), duration("PT1S"), duration("soon")
+    (0.5, 120.0, 1.0, None)
+    """
+    m = re.fullmatch(r"(?:pt)?(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d|)", text.strip().lower())
+    return float(m[1]) * _SECONDS[m[2]] if m else None
+
+
+SettingValue = bool | int | float
+
+
+@dataclass(frozen=True)
+class Phrase(Bilingual):
+    """The meaning of a phrase in a workload's log; without `failure_modes` it is no evidence."""
+
+    text: str
+    workloads: tuple[str, ...]
+    level: str
+    failure_modes: tuple[str, ...]
+    en: str
+    ja: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting that an action may change, and its range; docs/operations.md."""
+
+    name: str
+    workload: str
+    variable: str
+    default: str
+    low: float | None
+    high: float | None
+    unit: str
+
+    def problem(self, value: object) -> str:
+        """Return why this value may not be set; "" if it may."""
+        if isinstance(value, bool):
+            return "" if self.unit == "flag" else f"{self.name} is a number of {self.unit}"
+        if self.unit == "flag":
+            return f"{self.name} is true or false"
+        if not isinstance(value, int | float):
+            return f"{self.name} is a number of {self.unit}"
+        low, high = (limit if limit is not None else value for limit in (self.low, self.high))
+        if not low <= value <= high:
+            return f"{self.name} {value:g} is outside {low:g} to {high:g} {self.unit}"
+        if self.unit == "rows" and value != int(value):
+            return f"{self.name} {value:g} is not a whole number"
+        return ""
+
+    def read(self, text: str) -> bool | float | str | None:
+        """Parse a typed value: a number, true or false, None for `default`; any other text is returned as it is."""
+        if text in ("default", "true", "false"):
+            return {"default": None, "true": True, "false": False}[text]
+        try:
+            return float(text.removesuffix("s") if self.unit == "s" else text)
+        except ValueError:
+            return text
+
+    def spelt(self, value: SettingValue) -> str:
+        """Format the value as the application's variable takes it."""
+        if isinstance(value, bool):
+            return str(value).lower()
+        if self.unit == "s":
+            return f"{value:.0f}s" if value == int(value) else f"{value * 1000:.0f}ms"  # no fractions there
+        return f"{value:g}"
+
+    @property
+    def standard(self) -> SettingValue:
+        """The default as a value."""
+        return self.default == "true" if self.unit == "flag" else float(self.default)
+
+    def understood(self, text: str) -> SettingValue | None:
+        """Parse a variable's text as the application does; None if the application would not start with it.
+
+        >>> Setting("worker.poll_interval", "worker", "X", "1", 0.2, 30, "s").understood("500ms")
+        0.5
+        """
+        word = text.strip().lower()
+        if self.unit == "flag":
+            return {"true": True, "on": True, "yes": True, "1": True,
+                    "false": False, "off": False, "no": False, "0": False}.get(word)  # fmt: skip
+        if self.unit == "s":
+            return duration(word)
+        return float(word) if word.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class RedrivePolicy:
+    """The rules for sending dead letters of one store again; docs/operations.md."""
+
+    store: str
+    who: str
+    at_once: int
+    kinds: tuple[str, ...]
+    per_event: int
+    pause_s: float
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A part of the system, and the observations that rest on its word alone; observations.md.
+
+    All that it reports of other parts counts for `at_most` together: it may be what is broken.
+    """
+
+    name: str
+    at_most: float
+    observations: tuple[str, ...]
+
+
+class Limits(dict[str, Threshold]):
+    """The thresholds of docs/slo.md by name; what a judge compares with."""
+
+    def value(self, name: str, observed: float | int | None) -> Value:
+        """Return an observed value with the threshold of the same name."""
+        threshold, observed = self[name], known(observed)
+        return Value(name, None if observed is None or observed != observed else observed, threshold.unit, threshold)
+
+
+class _RecordingTable(Limits):
+    """A table that adds the name of each row that is read to `read`."""
+
+    def __init__(self, rows: Mapping[str, Any], read: set[str]) -> None:
+        super().__init__(rows)
+        self._rows, self._read = rows, read
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return self._rows[name]  # which may record it, too
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The content of the documents.
+
+    `seen_by` has, by step, the observations that it makes, or how their names begin. `firm` has how the names of those
+    begin that no evidence against reduces. `forbids` has, by observation, the proposals that would make the situation
+    worse. `witnesses` are the parts that report on others. `contradicted_by` has, by observation, those that contradict
+    it: if one of them is seen, it is no evidence.
+    """
+
+    sections: dict[str, Section]
+    slos: dict[str, Slo]
+    limits: Limits
+    numbers: dict[str, float]
+    places: dict[str, Place]
+    observations: dict[str, tuple[Signal, ...]]
+    seen_by: dict[str, tuple[str, ...]]
+    firm: tuple[str, ...]
+    forbids: dict[str, tuple[str, ...]]
+    witnesses: dict[str, Witness]
+    contradicted_by: dict[str, tuple[str, ...]]
+    failure_modes: dict[str, FailureMode]
+    phrases: dict[str, Phrase]
+    settings: dict[str, Setting]
+    forbidden_variables: dict[str, str]
+    redrive: dict[str, RedrivePolicy]
+    own: dict[str, str] = field(default_factory=dict)
+    """The thresholds that a target has for itself, as they were written (`tuned`)."""
+
+    @property
+    def hops(self) -> tuple[str, ...]:
+        """The hops of the pipeline, upstream first."""
+        return tuple(p.name for p in self.places.values() if not p.under)
+
+    def decides(self, name: str) -> object:
+        """Return the number, threshold or objective of that name; None if there is none."""
+        return next((table[name] for table in (self.numbers, self.limits, self.slos) if name in table), None)
+
+    def tuned(self, own: Mapping[str, Any]) -> Catalog:
+        """Return a copy with a target's own thresholds: `{"backlog.due": "100 / 500 rows"}`, warning and critical.
+
+        A name may be nested, as TOML reads one with dots. Raises ValueError, one line.
+        """
+        flat = dict(_flatten(own))
+        limits = {name: self._parse_own_threshold(name, text) for name, text in flat.items()}
+        return replace(self, limits=Limits(self.limits | limits), own=self.own | flat) if flat else self
+
+    def _parse_own_threshold(self, name: str, text: str) -> Threshold:
+        if name not in self.limits:
+            raise ValueError(f"there is no threshold '{name}' in docs/slo.md: {did_you_mean(name, list(self.limits))}")
+        limit = self.limits[name]
+        m = re.fullmatch(r"(-|\d+\.?\d*) */ *(-|\d+\.?\d*) +(\S+)", text.strip())
+        warning, critical = (None if n == "-" else float(n) for n in m.groups()[:2]) if m else (None, None)
+        there = [(n is None) == (d is None) for n, d in ((warning, limit.warning), (critical, limit.critical))]
+        if not m or m[3] != limit.unit or not all(there):
+            # Questions rest on a limit that the document has: the numbers alone may be others.
+            raise ValueError(
+                f"{name}: '{text}' has not the form of docs/slo.md: write it like '{_format_limits(limit)}'"
+            )
+        if warning is not None and critical is not None and (warning < critical if limit.below else warning > critical):
+            side = "below" if limit.below else "above"
+            raise ValueError(f"{name}: '{text}': what is {side} {critical:g} would be critical before it is a warning")
+        return replace(limit, warning=warning, critical=critical, origin=f"{OWN} `{name}`")
+
+    def completed(self, later: Catalog) -> Catalog:
+        """Return a copy, completed with the numbers, thresholds and observations that only `later` has."""
+        return replace(
+            self,
+            numbers=later.numbers | self.numbers,
+            limits=Limits(later.limits | self.limits),
+            observations=later.observations | self.observations,
+        )
+
+    def watched(self, read: set[str]) -> Catalog:
+        """Return a copy that adds the name of each number, threshold and objective that is read to `read`."""
+        numbers, limits, slos = (_RecordingTable(rows, read) for rows in (self.numbers, self.limits, self.slos))
+        return replace(self, numbers=cast(Any, numbers), limits=limits, slos=cast(Any, slos))
+
+    def read_again(self, read: Iterable[str]) -> None:
+        """Read the rows that shaped what a copy that is `watched` is given ready-made."""
+        for name in read:
+            for table in (self.numbers, self.limits, self.slos):
+                if name in table:
+                    table[name]
+
+    def runnable(self) -> dict[str, Section]:
+        """Return the sections that have a notebook."""
+        return {n: s for n, s in self.sections.items() if s.notebook}
+
+    def evidence(self, observation: str) -> tuple[Signal, ...]:
+        """Return the evidence of an observation: what it supports or contradicts, with weights. Raises KeyError."""
+        return self.observations[observation]
+
+    def step_of(self, observation: str) -> str:
+        """Return the step that makes an observation; "" if any step may, as with the error of a source."""
+        return next((step for step, names in self.seen_by.items() if observation.startswith(names)), "")
+
+    def foreign_witness(self, observation: str, about: str) -> Witness | None:
+        """Return the part that reports an observation about another place, or another place's failure mode.
+
+        None if the observation is not one part's report, or is about that part.
+        """
+        mode = self.failure_modes.get(about)
+        place = mode.hops[0] if mode else about
+        reports = (w for w in self.witnesses.values() if observation in w.observations)
+        return next((w for w in reports if w.name != place), None)
+
+    def find_contradicted(self, seen: Mapping[str, pd.Timestamp | None]) -> dict[str, str]:
+        """Return the observations that others which were seen contradict, each with the first of these.
+
+        `seen` has the last time of each, or None for the present. What was seen earlier contradicts nothing.
+        """
+
+        def contradicts(other: str, name: str) -> bool:
+            now, then = seen.get(other), seen.get(name)
+            return other in seen and (now is None or then is None or now >= then)
+
+        found = {name: [o for o in others if contradicts(o, name)] for name, others in self.contradicted_by.items()}
+        return {name: others[0] for name, others in found.items() if others}
+
+    def phrase_evidence(self, phrase: str, mode: str, weight: float) -> Signal:
+        """Return the evidence of a log phrase for a failure mode.
+
+        Raises KeyError for a mode that its row does not name.
+        """
+        if mode not in self.phrases[phrase].failure_modes:
+            raise KeyError(mode)
+        return Signal(mode, weight, phrase)
+
+
+def _flatten(own: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in own.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", str(value)
+
+
+def _format_limits(limit: Threshold) -> str:
+    """Format the two limits of a threshold as runbook.toml writes them."""
+    return f"{' / '.join('-' if n is None else f'{n:g}' for n in (limit.warning, limit.critical))} {limit.unit}"
+
+
+V = TypeVar("V")
+
+
+def load() -> Catalog:
+    """Read the documents of the active runbook.
+
+    Raises CatalogError when one is missing, malformed or refers to what does not exist.
+    """
+    return _load(pack.active_runbook())
+
+
+@lru_cache(maxsize=8)
+def _load(runbook: pack.Runbook) -> Catalog:
+    return read(runbook.packs)
+
+
+Texts = Mapping[str, Mapping[str, str]]
+"""The texts of documents, by pack and name."""
+
+
+def read_texts(packs: Iterable[Pack]) -> dict[str, dict[str, str]]:
+    """Return the texts of the packs' documents, for packs that have any. Raises CatalogError."""
+    found: dict[str, dict[str, str]] = {}
+    for each in packs:
+        for name in DOCUMENTS:
+            path = each.document(name)
+            try:
+                found.setdefault(each.name, {})[name] = path.read_text(encoding="utf-8")
+            except FileNotFoundError:
+                continue
+            except OSError as e:
+                raise CatalogError(path, 1, f"cannot be read ({e.strerror})") from None
+            except UnicodeDecodeError:
+                raise CatalogError(path, 1, "cannot be read (it is not UTF-8)") from None
+    return {name: texts for name, texts in found.items() if texts}
+
+
+def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
+    """Read the documents of a system's pack and of those that extend it, or `texts` in their place.
+
+    Raises CatalogError.
+    """
+    given = read_texts(packs) if texts is None else texts
+
+    def path(pack: Pack, name: str) -> Path:
+        return pack.document(name) if texts is None else Path(f"{name}.md")
+
+    def documents(*names: str) -> list[_Document]:
+        there = [(p, name) for p in packs for name in names if name in given.get(p.name, {})]
+        return [_Document.parse(p, path(p, name), given[p.name][name]) for p, name in there]
+
+    for each, name in ((p, name) for p in packs if not p.extends for name in _NEEDED.values()):
+        if name not in given.get(each.name, {}):
+            raise CatalogError(path(each, name), 1, "cannot be read (No such file or directory)")
+    runbook, operations = documents("runbook"), documents("operations")
+    # A pack may have the tables of numbers and observations in documents of their own.
+    slo, failures = documents("slo", "numbers"), documents("failure-modes", "observations")
+    places = _read_table(failures, "Hop", _read_place)
+    slos = _read_table(slo, "SLO", _read_slo)
+    limits = Limits(_read_table(slo, "Threshold", _read_threshold))
+    sections = _read_runbook(runbook)
+    steps = {step.id for section in sections.values() for step in section.steps}
+    names = {row["Observation"] for document in failures for row in document.rows("Observation")}
+    modes = _read_failure_modes(failures, places, slos, names, steps)
+    known = {*places, *modes}
+    catalog = Catalog(
+        sections=sections,
+        slos=slos,
+        limits=limits,
+        numbers=_read_table(slo, "Number", lambda row: row.given("Value")),
+        places=places,
+        observations=_read_table(failures, "Observation", lambda row: row.signals(known)),
+        seen_by=_read_table(failures, "Seen by", lambda row: row.words("Observations")),
+        firm=tuple(_read_table(failures, "Firm", lambda row: row["Why"])),
+        forbids=_read_table(failures, "While", lambda row: row.words("Not proposed")),
+        witnesses=_read_table(
+            failures,
+            "Observed by",
+            lambda row: Witness(row["Observed by"], row.given("At most"), row.words("Observations")),
+        ),
+        contradicted_by=_read_table(failures, "Contradicted", lambda row: row.words("By")),
+        failure_modes=modes,
+        phrases=_read_table(failures, "Log phrase", lambda row: _read_phrase(row, modes)),
+        settings=_read_table(operations, "Setting", _read_setting),
+        forbidden_variables=_read_table(operations, "Never set", lambda row: row["Why"]),
+        redrive=_read_table(operations, "Redrive", _read_policy),
+    )
+    observation = "among the observations"
+    references: tuple[tuple[str, str, Collection[str], str], ...] = (
+        ("Seen by", "Seen by", steps, "in runbook.md"),
+        ("While", "While", names, observation),
+        ("Contradicted", "Contradicted", names, observation),
+        ("Contradicted", "By", names, observation),
+        ("Observed by", "Observed by", places, "among the hops"),
+        ("Observed by", "Observations", {*names, *catalog.phrases}, observation),
+    )
+    for first, column, referenced, where in references:
+        for row in (row for document in failures for row in document.rows(first)):
+            row.words(column, referenced, where)
+    for document in slo:
+        for row in document.rows("Threshold"):
+            row.words("Steps", steps, "in runbook.md")
+    return catalog
+
+
+def _read_table(documents: Iterable[_Document], first: str, read: Callable[[_Record], V]) -> dict[str, V]:
+    """Read the rows of the tables whose first column is `first`, by the text in that column."""
+    found: dict[str, V] = {}
+    for row in (row for document in documents for row in document.rows(first)):
+        if row[first] in found:
+            raise row.error(f"'{row[first]}' is there already")
+        found[row[first]] = read(row)
+    return found
+
+
+def _read_place(row: _Record) -> Place:
+    role = row["Role"]
+    if role not in ("hop", "shared", "under all"):
+        raise row.error(f"role '{role}' is not among hop, shared, under all")
+    return Place(row["Hop"], row.words("Waits for"), role != "hop", role == "under all")
+
+
+def _read_setting(row: _Record) -> Setting:
+    return Setting(
+        row["Setting"], row["Workload"], row["Variable"], row["Default"], row.number("From"), row.number("To"),
+        row["Unit"],
+    )  # fmt: skip
+
+
+def _read_policy(row: _Record) -> RedrivePolicy:
+    return RedrivePolicy(
+        row["Redrive"], row["Who"], int(row.given("At once")), row.words("Kinds"),
+        int(row.given("Times per event")), row.given("Pause"),
+    )  # fmt: skip
+
+
+def _read_slo(row: _Record) -> Slo:
+    m = re.fullmatch(r"(<=|>=|<|>|=) *(\d+\.?\d*) *(\S+)", row["Objective"])
+    if not m:
+        raise row.error(f"objective '{row['Objective']}' is not like '< 5 s'")
+    return Slo(row["SLO"], row["Service"], row["SLI"], m[1], float(m[2]), m[3], row["Window"])
+
+
+def _read_threshold(row: _Record) -> Threshold:
+    name = row["Threshold"]
+    (warning, below_w), (critical, below_c) = row.limit("Warning"), row.limit("Critical")
+    if warning is not None and critical is not None and below_w != below_c:
+        raise row.error(f"`{name}`: one limit is '<' and the other is not")
+    return Threshold(name, row["Unit"], warning, critical, below_w or below_c, f"docs/slo.md `{name}`")
+
+
+def _read_phrase(row: _Record, modes: Collection[str]) -> Phrase:
+    if row["Level"] not in LEVELS:
+        raise row.error(f"level '{row['Level']}' is not among {', '.join(LEVELS)}")
+    return Phrase(
+        row["Log phrase"], row.words("Workload"), row["Level"],
+        row.words("Failure mode", modes, "in failure-modes.md"), row["Meaning"], row["意味"],
+    )  # fmt: skip
+
+
+def _read_failure_modes(
+    documents: Iterable[_Document],
+    places: Collection[str],
+    slos: Collection[str],
+    observations: Collection[str],
+    steps: Collection[str],
+) -> dict[str, FailureMode]:
+    modes: dict[str, FailureMode] = {}
+    read: list[_Record] = []
+    form = (3, r"(FM-[A-Z]+-\d\d) +(.+?) +· +(.+)", "FM-DB-01 Title · 題")
+    for (id_, en, ja), facts, _ in (found for d in documents for found in d.headings(*form)):
+        if id_ in modes:
+            raise facts.error(f"{id_} is there already")
+        modes[id_] = FailureMode(
+            id_, en, ja, facts.words("Hop", places, f"among {', '.join(places)}"), facts["Symptom"],
+            facts["Detection"], facts["Mitigation"], facts.words("SLO", slos, "in slo.md"), facts.words("Sections"),
+            facts.words("Excluded by", observations, "among the observations"), facts.words("Remedies"),
+            facts.words("Told by", steps, "in runbook.md"), facts.words("Follows") if "Follows" in facts else (),
+        )  # fmt: skip
+        read.append(facts)
+    for facts in read:
+        if "Follows" in facts:
+            facts.words("Follows", modes, "a heading of this document")
+    return modes
+
+
+def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
+    sections: dict[str, Section] = {}
+    form = (2, r"(\d(?:\.\d)?) +(.+?) +· +(.+)", "4.1 Title · 題")
+    for document in documents:
+        for (number, en, ja), facts, body in document.headings(*form):
+            if number in sections:
+                raise facts.error(f"section {number} is there already")
+            steps = []
+            for row in body.rows("Step"):
+                if not row["Step"].startswith(number + "."):
+                    raise row.error(f"step '{row['Step']}' is not of section {number}")
+                steps.append(Step(row["Step"], row["What is asked"], row["確認すること"]))
+            notebook = None if facts["Notebook"] == "-" else document.pack.notebook(facts["Notebook"])
+            sections[number] = Section(number, en, ja, notebook, facts["Reads"], facts["Takes"], tuple(steps))
+    return dict(sorted(sections.items(), key=lambda s: [int(n) for n in s[0].split(".")]))
+
+
+class _Record(dict[str, str]):
+    """A table's row by its columns, or a heading's bullets by their names, with its file and line."""
+
+    def __init__(self, path: Path, line: int, kind: str, values: Iterable[tuple[str, str]]) -> None:
+        super().__init__(values)
+        self.path, self.line, self.kind = path, line, kind
+
+    def error(self, problem: str) -> CatalogError:
+        return CatalogError(self.path, self.line, problem)
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise self.error(f"{self.kind.format(name)} is missing here")
+
+    def words(self, column: str, known: Collection[str] | None = None, where: str = "") -> tuple[str, ...]:
+        """Split a cell at its commas; '-' is (). Raises CatalogError for a word that is not in `known`."""
+        words = () if self[column] == "-" else tuple(w.strip() for w in self[column].split(",") if w.strip())
+        for word in words:
+            if known is not None and word not in known:
+                raise self.error(f"{column.lower().removesuffix('s')} '{word}' is not {where}")
+        return words
+
+    def number(self, column: str) -> float | None:
+        """Return a cell as a number; None for '-'."""
+        try:
+            return None if self[column] == "-" else float(self[column])
+        except ValueError:
+            raise self.error(f"'{self[column]}' is not a number or '-'") from None
+
+    def given(self, column: str) -> float:
+        """Return a cell as a number. Raises CatalogError for '-'."""
+        number = self.number(column)
+        if number is None:
+            raise self.error(f"{column.lower()} is missing: '-' is no number")
+        return number
+
+    def signals(self, known: Collection[str]) -> tuple[Signal, ...]:
+        """Read the two evidence columns of an observation, such as `relay 0.9, FM-OB-01 0.85`."""
+        found = []
+        for column, sign in (("Supports", 1), ("Contradicts", -1)):
+            for words in self.words(column):
+                m = re.fullmatch(r"(\S+) +(0\.\d+|1)", words)
+                if not m or m[1] not in known:
+                    raise self.error(f"'{words}' is not a hop or a failure mode and a weight up to 1")
+                found.append(Signal(m[1], sign * float(m[2]), self["Observation"]))
+        # An observation that supports nothing may still exclude a failure mode, so it is a signal without weight.
+        return tuple(found) or (Signal("", 0.0, self["Observation"]),)
+
+    def limit(self, column: str) -> tuple[float | None, bool]:
+        """Read a limit, and whether it is a lower limit ('< number')."""
+        m = re.fullmatch(r"-|(<)? *(\d+\.?\d*)", self[column])
+        if not m:
+            raise self.error(f"limit '{self[column]}' is not a number, '< number' or '-'")
+        return float(m[2]) if m[2] else None, m[1] is not None
+
+
+@dataclass(frozen=True)
+class _Document:
+    """A pack's document, or the part of it under one heading."""
+
+    pack: Pack
+    path: Path
+    line: int
+    lines: list[str]
+    blocks: Sequence[SyntaxTreeNode]
+
+    @staticmethod
+    def parse(pack: Pack, path: Path, text: str) -> _Document:
+        return _Document(pack, path, 1, text.split("\n"), SyntaxTreeNode(_MARKDOWN.parse(text)).children)
+
+    def headings(self, level: int, pattern: str, like: str) -> Iterator[tuple[Sequence[str], _Record, _Document]]:
+        """Yield each such heading: its parts, its bullets `- Name: text`, and the text up to the next heading."""
+        starts = [
+            i for i, b in enumerate(self.blocks) if _heading_level(b) == level and re.fullmatch(pattern, _block_text(b))
+        ]
+        if not starts and self.path.stem in _NEEDED.values() and not self.pack.extends:
+            raise CatalogError(self.path, self.line, f"no heading like '{like}'")
+        for i in starts:
+            under = list(takewhile(lambda b: _heading_level(b) > level, self.blocks[i + 1 :]))
+            items = (item.children[:1] for b in under if b.type == "bullet_list" for item in b.children)
+            named = (" ".join(_block_text(first).split()).partition(": ")[::2] for item in items for first in item)
+            part = replace(self, line=(self.blocks[i].map or (0,))[0] + 1, blocks=under)
+            facts = _Record(self.path, part.line, "the bullet '- {}: ...'", named)
+            yield re.findall(pattern, _block_text(self.blocks[i]))[0], facts, part
+
+    def rows(self, first: str) -> Iterator[_Record]:
+        """Yield the rows of the tables whose first column is `first`.
+
+        Raises CatalogError if a table of `_NEEDED` is missing.
+        """
+        spans = (b.map for b in self.blocks if b.type == "table" and b.map)
+        tables = [(begin, end) for begin, end in spans if _split_cells(self.lines[begin])[0] == first]
+        if not tables and _NEEDED.get(first) == self.path.stem and not self.pack.extends:
+            raise CatalogError(self.path, self.line, f"no table whose first column is '{first}'")
+        for begin, end in tables:
+            names, _, *rows = map(_split_cells, self.lines[begin:end])
+            header = [_EARLIER_COLUMNS.get(name, name) for name in names]
+            for line, cells in enumerate(rows, start=begin + 3):
+                if len(cells) != len(header):
+                    raise CatalogError(self.path, line, f"{len(cells)} cells under {len(header)} columns")
+                yield _Record(self.path, line, "the column '{}'", zip(header, cells, strict=True))
+
+
+def _split_cells(line: str) -> list[str]:
+    """Split a table's line into cells; a cell that is only code loses its backquotes."""
+    cells = escapedSplit(line.strip().removeprefix("|").removesuffix("|"))
+    return [re.sub(r"^`([^`]*)`$", r"\1", cell.strip()) for cell in cells]
+
+
+def _heading_level(block: SyntaxTreeNode) -> int:
+    return int(block.tag[1]) if block.type == "heading" else 7
+
+
+def _block_text(block: SyntaxTreeNode) -> str:
+    """Return the source text of a heading or a paragraph."""
+    return block.children[0].content if block.children else ""

@@ -1,0 +1,93 @@
+"""The texts for people, one catalogue per language: `en.toml` and `ja.toml`, same keys.
+
+A key is `topic.name`; a text is a `str.format` template over the parameters that a check gives it, and beyond that
+
+    [[, the last {ago:.0f} s ago]]     is left out where one of its parameters is not known
+    [[about {ago:.0f} s|never]]        is then "never"
+    {n} event{n:/s} {n:was/were} lost  one word for 1, another for any other number
+"""
+
+from __future__ import annotations
+
+import re
+import string
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from runbook_lib.book import pack
+from runbook_lib.model.finding import Text
+
+LANGUAGES = ("en", "ja")
+#: The key of a text that is read back from a record: its words, by language, are its parameters.
+VERBATIM = "verbatim"
+_PART = re.compile(r"\[\[(.*?)(?:\|(.*?))?\]\]")
+
+
+def catalogue(lang: str) -> dict[str, str]:
+    """Return every text of a language by its dotted key: the engine's and those of the active packs."""
+    return _catalogue(lang, pack.active_runbook())
+
+
+@lru_cache(maxsize=8)
+def _catalogue(lang: str, runbook: pack.Runbook) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for folder in (Path(__file__).parent, *(p.folder / "messages" for p in runbook.packs)):
+        file = folder / f"{lang}.toml"
+        texts |= flat(tomllib.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+    return texts
+
+
+def text(message: Text, lang: str) -> str:
+    """Return the message in that language. A parameter that is itself a message is translated too."""
+    if message.key == VERBATIM:
+        return str(message.params[lang])
+    params = {k: text(v, lang) if isinstance(v, Text) else v for k, v in message.params.items()}
+    return fill(catalogue(lang)[message.key], params)
+
+
+def fill(template: str, params: Mapping[str, Any]) -> str:
+    """Return the template with the parameters in their places."""
+
+    def part(found: re.Match[str]) -> str:
+        names = [name for _, name, _, _ in string.Formatter().parse(found[1]) if name]
+        return (found[2] or "") if any(_is_unknown(params[name]) for name in names) else found[1]
+
+    return _Sentence().vformat(_PART.sub(part, template), (), params)
+
+
+def shown(message: Text) -> Iterator[Any]:
+    """Return the parameters that the message's text shows, including those of messages inside it."""
+    if message.key == VERBATIM:
+        return
+    for _, field, spec, _ in string.Formatter().parse(catalogue(LANGUAGES[0])[message.key]):
+        if field and "/" not in (spec or ""):  # "one/many" shows a word
+            value = message.params[field]
+            yield from shown(value) if isinstance(value, Text) else [value]
+
+
+def _is_unknown(value: Any) -> bool:
+    return value is None or value == "" or value != value
+
+
+class _Sentence(string.Formatter):
+    def format_field(self, value: Any, spec: str) -> str:
+        one, choice, many = spec.partition("/")
+        if choice:
+            return one if str(value) in ("1", "1.0") else many
+        # A number that could not be seen is shown as such, whatever format the template asks for.
+        if value is None or value != value:
+            return "?"
+        if spec in ("", ",") and isinstance(value, float) and value.is_integer():
+            spec = ",.0f"
+        return str(super().format_field(value, spec))
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the texts of a catalogue's file by their dotted keys."""
+    texts: dict[str, str] = {}
+    for key, value in table.items():
+        texts |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return texts

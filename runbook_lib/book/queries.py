@@ -1,0 +1,78 @@
+"""Queries: one .sql file each, grouped by topic, found by name ("queue/backlog") in the packs' sql folders.
+
+The header comment of each file says:
+
+    -- question: the purpose, in one line
+    -- index: the index that it uses, or "catalog", or "scan"
+    -- cost: catalog | index | scan      (scan: goes through the cost gate first)
+    -- answers: present | window         (present: it can only read the present state)
+    -- column: name unit                 (a line for each column of the result, in order)
+    -- continued in: topic/name          (queries with the same end: the file that has the rest, and its columns)
+
+Units are those of a `Value` (rows, s, 1/min, ratio, bytes), or number, text, id, time (UTC), flag. The
+statements of an action, which has credentials of its own, have no such header: see `statement`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from runbook_lib.book import pack
+
+_HEADER = re.compile(r"^-- (question|index|cost|answers): *(.+?) *$", re.MULTILINE)
+_COLUMN = re.compile(r"^-- column: *(\S+) +(\S+) *$", re.MULTILINE)
+_CONTINUED = re.compile(r"^-- continued in: *(\S+) *$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A query's SQL and its header; `columns` has the units of the result's columns by name."""
+
+    name: str
+    sql: str
+    question: str
+    index: str
+    cost: str
+    answers: str
+    columns: dict[str, str]
+
+
+def query(name: str) -> Query:
+    """Return the query of that name. Raises KeyError for an unknown name or an incomplete header."""
+    return _read_query(name, pack.active_runbook().find("sql", f"{name}.sql"))
+
+
+@cache
+def _read_query(name: str, file: Path) -> Query:
+    text = file.read_text(encoding="utf-8")
+    for rest in _CONTINUED.findall(text):
+        text += statement(rest)
+    head, columns = dict(_HEADER.findall(text)), dict(_COLUMN.findall(text))
+    body = "\n".join(line for line in text.splitlines() if not (_HEADER.match(line) or _COLUMN.match(line)))
+    return Query(
+        name, body.strip().rstrip(";"), head["question"], head["index"], head["cost"], head["answers"], columns
+    )
+
+
+def names() -> list[str]:
+    """Return the name of every query."""
+    folders = [p.folder / "sql" for p in pack.active_runbook().packs]
+    return sorted(
+        str(file.relative_to(folder).with_suffix(""))
+        for folder in folders
+        for file in folder.rglob("*.sql")
+        if _HEADER.search(file.read_text(encoding="utf-8"))
+    )
+
+
+def statement(name: str) -> str:
+    """Return the SQL of an action; its parameters are the driver's own, `%(name)s`. Raises KeyError."""
+    return _read_text(pack.active_runbook().find("sql", f"{name}.sql"))
+
+
+@cache
+def _read_text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")

@@ -1,0 +1,405 @@
+"""The input of checks and actions: the sources, the moment of the run, and the findings so far.
+
+Opening a context measures the clocks once; constructing one reads nothing. Another moment needs another context; a
+context never changes its moment.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pandas as pd
+
+from runbook_lib.book import messages, pack
+from runbook_lib.book.catalog import Catalog, Limits, Section, Slo
+from runbook_lib.book.parameters import Parameters, moment
+from runbook_lib.checks import samples
+from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal, Text, Window, say
+from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources.jetstream import JetStream
+from runbook_lib.sources.logs import Log
+from runbook_lib.sources.nats_monitor import NatsMonitor
+from runbook_lib.sources.postgres import Postgres, Snapshot
+from runbook_lib.sources.prometheus import Exposition, Prometheus
+from runbook_lib.sources.redis import Redis
+from runbook_lib.sources.settings import Budget, Settings, Target, TargetFacts, facts_of
+from runbook_lib.sources.source import ClockOffset, HasClock, Opening, ReadCost, SourceError
+from runbook_lib.sources.workloads import Runner
+from runbook_lib.store import recording
+from runbook_lib.store.archive import Archive
+
+#: Seconds for which the frames of one step are shared with the steps after it.
+SHARED_S = 15.0
+
+S = TypeVar("S")
+Progress = Callable[[float, Text], None]
+"""Called with the share of the work that is done (0 to 1) and a text."""
+
+
+class Sources:
+    """The sources of a target by name, each opened on first use.
+
+    A source that the target does not declare raises SourceError (not_configured), and in a replay every source raises
+    it (no_data): there is no `opening` then.
+    """
+
+    def __init__(self, opening: Opening | None) -> None:
+        self._opening, self._opened = opening, dict[str, Any]()
+
+    def get(self, name: str) -> Any:
+        """Return a source (`Pack.sources`). Raises SourceError, and KeyError for an unknown name."""
+        opening = self._require_opening(name)
+        if name not in self._opened:
+            self._opened[name] = pack.active_runbook().source(name).declared(opening)
+        return _require_declared(self._opened[name], name)
+
+    def service(self, name: str) -> Exposition:
+        """Return a service of the system, asked for what it says of itself. Raises SourceError."""
+        opening = self._require_opening(name)
+        url = opening.target.service(name)
+        return _require_declared(Exposition(name, url, opening.read_cost) if url else None, name)
+
+    def _require_opening(self, name: str) -> Opening:
+        if self._opening is None:
+            raise SourceError(name, Reason.NO_DATA, messages.text(say("unknown.replayed"), "en"), "replayed")
+        return self._opening
+
+    def clocks(self) -> dict[str, ClockOffset]:
+        """Measure the clocks of the servers that have one and answer."""
+        clocks: dict[str, ClockOffset] = {}
+        for name in pack.active_runbook().sources:
+            with suppress(SourceError):
+                if isinstance(source := self.get(name), HasClock):
+                    clocks |= source.clock(self._require_opening(name).target.facts)
+        return clocks
+
+
+@dataclass(frozen=True)
+class JudgeInput:
+    """The input of a judge beside the frames: the documents, the facts of the target and of the run."""
+
+    catalog: Catalog
+    as_of: pd.Timestamp
+    window_minutes: int
+    facts: TargetFacts = field(default_factory=TargetFacts)
+    detected_by: str = ""
+    detected_at: pd.Timestamp | None = None
+    earlier: tuple[Finding, ...] = ()
+    target: str = "default"
+    incident: str = "adhoc"
+
+    @property
+    def limits(self) -> Limits:
+        """The thresholds of docs/slo.md."""
+        return self.catalog.limits
+
+    @property
+    def slos(self) -> dict[str, Slo]:
+        """The objectives of docs/slo.md."""
+        return self.catalog.slos
+
+    def number(self, name: str) -> float:
+        """Return a number that decides and is no threshold (numbers.md). Raises KeyError."""
+        return self.catalog.numbers[name]
+
+    def evidence(self, observation: str) -> tuple[Signal, ...]:
+        """Return the evidence of an observation, with the weights of observations.md."""
+        return self.catalog.evidence(observation)
+
+    def evidence_of(self, observations: Iterable[str]) -> tuple[Signal, ...]:
+        """Return the evidence of several observations."""
+        return tuple(signal for name in observations for signal in self.evidence(name))
+
+    def record(self) -> dict[str, Any]:
+        """Return the facts of the target and of the run as JSON; `recorded` reads them back."""
+        return self.facts.model_dump() | {
+            "detected_by": self.detected_by,
+            "detected_at": None if self.detected_at is None else self.detected_at.isoformat(),
+            "thresholds": self.catalog.own,
+        }
+
+    @classmethod
+    def recorded(cls, book: Catalog, header: dict[str, Any], earlier: tuple[Finding, ...]) -> JudgeInput:
+        """Return the input of a stored run's judges, from its header; the target's thresholds are already in `book`."""
+        given = dict(header.get("given", {}))
+        given.pop("thresholds", None)
+        detected_at = given.pop("detected_at", None)
+        return cls(
+            catalog=book,
+            as_of=pd.Timestamp(header["as_of"]),
+            window_minutes=header["window_minutes"],
+            earlier=earlier,
+            target=header["target"],
+            incident=header["incident"],
+            detected_by=given.pop("detected_by", ""),
+            detected_at=pd.Timestamp(detected_at) if detected_at else None,
+            facts=facts_of(given),
+        )
+
+
+@dataclass
+class SharedFrames:
+    """Frames that several steps use, the names that shaped them, and the steps that have received them."""
+
+    frames: Frames
+    until: float
+    shaped_by: set[str]
+    served: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Context:
+    """One run of one section, as its checks and actions see it. Make it with `open_context`.
+
+    `findings` are those of this run so far by step, `outcomes` those of its actions by name; the session
+    fills them.
+    """
+
+    section: Section
+    parameters: Parameters
+    target: Target
+    catalog: Catalog
+    budget: Budget
+    archive: Archive
+    masker: Masker
+    read_cost: ReadCost
+    sources: Sources
+    window: Window
+    clocks: dict[str, ClockOffset] = field(default_factory=dict)
+    findings: dict[str, Finding] = field(default_factory=dict)
+    outcomes: dict[str, Any] = field(default_factory=dict)
+    progress: Callable[[], AbstractContextManager[Progress]] = lambda: nullcontext(lambda share, text: None)
+    asked: dict[Callable[[Context], Frames], SharedFrames] = field(default_factory=dict)
+    recorded: Mapping[str, Finding] | None = None
+    """The findings of a recording by step, where one is replayed: no server is asked then."""
+
+    @property
+    def as_of(self) -> pd.Timestamp:
+        """The moment of the run."""
+        return self.window.as_of
+
+    @property
+    def since(self) -> pd.Timestamp:
+        """The start of the window before that moment."""
+        return self.window.since
+
+    @property
+    def past(self) -> bool:
+        """Whether the moment is in the past, so that only stored timestamps can be read."""
+        return self.window.past
+
+    @property
+    def lang(self) -> str:
+        """The language of what is shown."""
+        return self.parameters.lang
+
+    @property
+    def facts(self) -> TargetFacts:
+        """The facts of the system in the target's settings."""
+        return self.target.facts
+
+    def source(self, name: str) -> Any:
+        """Return a source by its name, of the engine or of a pack's own. Raises SourceError, KeyError."""
+        return self.sources.get(name)
+
+    @property
+    def postgres(self) -> Postgres:
+        """The system's database; queries go through `snapshot`."""
+        return cast(Postgres, self.source("postgres"))
+
+    @property
+    def jetstream(self) -> JetStream:
+        """The broker's own API."""
+        return cast(JetStream, self.source("jetstream"))
+
+    @property
+    def nats_monitor(self) -> NatsMonitor:
+        """The broker's monitoring port."""
+        return cast(NatsMonitor, self.source("nats_monitor"))
+
+    @property
+    def redis(self) -> Redis:
+        """Redis, where used."""
+        return cast(Redis, self.source("redis"))
+
+    @property
+    def prometheus(self) -> Prometheus:
+        """Prometheus, where used."""
+        return cast(Prometheus, self.source("prometheus"))
+
+    def service(self, name: str) -> Exposition:
+        """Return a service of the system, to read its metrics."""
+        return self.sources.service(name)
+
+    @property
+    def workloads(self) -> Runner:
+        """The workloads, through the tool that runs them."""
+        return cast(Runner, self.source("workloads"))
+
+    def log(self, name: str, minutes: float) -> Log:
+        """Return the log of a workload's last minutes; the sections of a run read it once. Raises SourceError."""
+
+        def read() -> Log:
+            at = self.now().floor("us").to_pydatetime()
+            return replace(self.workloads.logs(name, minutes), at=at)
+
+        return samples.log(name, minutes, read, self.read_cost)
+
+    def snapshot(self) -> AbstractContextManager[Snapshot]:
+        """Open one short read-only transaction for queries about this window. Raises SourceError."""
+        return self.postgres.snapshot(self.window)
+
+    def number(self, name: str) -> float:
+        """Return a number that decides and is no threshold (numbers.md). Raises KeyError."""
+        return self.catalog.numbers[name]
+
+    def now(self) -> pd.Timestamp:
+        """Return the database's present time, from the clock offset measured at the start."""
+        return self.clocks.get("postgres", ClockOffset(0.0, 0.0)).now()
+
+    def in_one_cluster(self) -> Context:
+        """Return a copy whose settings name the cluster that the workloads' tool would choose by itself.
+
+        So an action's command names it, and the action ends in the cluster that was checked.
+        """
+        try:
+            context, _ = self.workloads.cluster()
+        except SourceError:
+            return self
+        workloads = self.facts.workloads.model_copy(update={"context": context})
+        facts = self.facts.model_copy(update={"workloads": workloads})
+        return replace(self, target=self.target.model_copy(update={"facts": facts}))
+
+    def present(self) -> Context:
+        """Return a copy whose window ends now, to measure an action's effect."""
+        return replace(self, window=Window.before(self.now(), self.parameters.window_minutes, past=self.past))
+
+    def given(self, step: str | None = None) -> JudgeInput:
+        """Return the input of a step's judge beside its frames, with the findings of the steps before it.
+
+        Not those that were answered before it: cells may be run in any order, and the verdict must not depend on it.
+        """
+        detected_at = self.parameters.detected_at
+        order = [s.id for s in self.section.steps]
+        before = order[: order.index(step)] if step in order else order
+        return JudgeInput(
+            catalog=self.catalog,
+            as_of=self.as_of,
+            window_minutes=self.parameters.window_minutes,
+            facts=self.facts,
+            detected_by=self.parameters.detected_by or "",
+            detected_at=moment(detected_at) if detected_at else None,
+            earlier=tuple(self.findings[s] for s in before if s in self.findings),
+            target=self.parameters.target,
+            incident=self.parameters.incident_id,
+        )
+
+    def shared(self, step: str, ask: Callable[[Context], Frames]) -> Frames:
+        """Return frames that several steps use, collected once per run; the caller may add frames to them.
+
+        A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later. Each
+        step that receives the frames is shaped by the numbers and thresholds that were read for them.
+        """
+        shared = self.asked.get(ask)
+        if shared is None or step in shared.served or time.monotonic() > shared.until:
+            read = set[str]()
+            frames = ask(replace(self, catalog=self.catalog.watched(read)))
+            shared = self.asked[ask] = SharedFrames(frames, time.monotonic() + SHARED_S, read)
+        shared.served.add(step)
+        self.catalog.read_again(shared.shaped_by)
+        return shared.frames
+
+
+def open_context(section: Section, parameters: Parameters, config: Settings, book: Catalog) -> Context:
+    """Open a context: measure the clocks; its moment is the database's clock, or the past moment `as_of`.
+
+    Raises UsageError for a target that does not exist; nothing for a source that is silent: the steps say so.
+    """
+    if config.replay:
+        return _open_replayed(section, parameters, config, book)
+    target = config.target(parameters.target)
+    archive = Archive(config.output, parameters.incident_id)
+    masker = Masker.of(target.urls(), parameters.incident_id, archive.salts, remembers=in_lab())
+    read_cost = ReadCost(masker)
+    name = f"runbook/{section.number}/{parameters.incident_id}"
+    sources = Sources(Opening(target, name, config.budget, read_cost))
+    clocks = sources.clocks()
+    now = clocks.get("postgres", ClockOffset(0.0, 0.0)).now()
+    as_of = min(moment(parameters.as_of), now) if parameters.as_of else now
+    past = (now - as_of).total_seconds() > PRESENT_S
+    return Context(
+        section=section,
+        parameters=parameters,
+        target=target,
+        catalog=book.tuned(target.thresholds),
+        budget=config.budget,
+        archive=archive,
+        masker=masker,
+        read_cost=read_cost,
+        sources=sources,
+        window=Window.before(as_of, parameters.window_minutes, past=past),
+        clocks=clocks,
+    )
+
+
+def _open_replayed(section: Section, parameters: Parameters, config: Settings, book: Catalog) -> Context:
+    """Return a context over a recording's run of the section, at the recording's moment. Raises UsageError."""
+    recorded = recording.read(Path(config.replay))
+    run = recorded.runs.get(section.number)
+    if run is None:
+        raise UsageError(
+            f"{config.replay} holds no run of section {section.number}; it holds {', '.join(recorded.runs)}"
+        )
+    header = run.header
+    try:
+        given = JudgeInput.recorded(book, header, ())
+        tuned = book.tuned(header.get("given", {}).get("thresholds", {}))
+    except ValueError as e:  # pydantic's too
+        raise UsageError(f"{config.replay} was written by another version of runbook or of its pack: {e}") from None
+    minutes = given.window_minutes
+    detected_at = given.detected_at.isoformat() if given.detected_at is not None else None
+    masker = Masker()
+    read_cost = ReadCost(masker)
+    return Context(
+        section=section,
+        parameters=parameters.model_copy(
+            update={
+                "window_minutes": minutes,
+                "target": given.target,
+                "detected_by": given.detected_by or None,
+                "detected_at": detected_at,
+            }
+        ),
+        target=Target.model_construct(facts=given.facts),
+        catalog=tuned,
+        budget=config.budget,
+        archive=Archive(config.output, parameters.incident_id),
+        masker=masker,
+        read_cost=read_cost,
+        sources=Sources(None),
+        window=Window.before(given.as_of, minutes, past=True),
+        clocks={
+            name: ClockOffset(offset_s, error_s, header.get("behind_s", 0.0) if name == "postgres" else 0.0)
+            for name, (offset_s, error_s) in header.get("clocks", {}).items()
+        },
+        recorded={step: f for r in (*recorded.runs.values(), run) for step, f in r.findings.items()},
+    )
+
+
+def in_lab() -> bool:
+    """Return whether this is a kernel of `runbook lab`: a kernel that anything else started has another parent."""
+    server = os.environ.get("RUNBOOK_LAB")
+    return bool(server) and server == os.environ.get("JPY_PARENT_PID")
+
+
+def _require_declared(source: S | None, name: str) -> S:
+    if source is None:
+        raise SourceError(name, Reason.NOT_CONFIGURED, messages.text(say("unknown.undeclared", source=name), "en"))
+    return source

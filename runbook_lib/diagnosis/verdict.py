@@ -1,0 +1,477 @@
+"""Diagnosis: from findings to the stuck hop, the failure modes and the confidence; pure functions.
+
+Every finding carries signals: weighted evidence for or against a hop or a failure mode. Evidence for it is combined as
+independent (noisy-or), each observation once; evidence against discounts it, except what is firm: a hop that works may
+still be configured otherwise than before. The first hop, upstream first, whose score
+stands out is where the flow is stuck, unless a dependency of several hops explains it better. If rows wait too long and
+no hop stands out, the verdict is undecided between the candidates. A failure mode of another hop is a consequence
+rather than the cause and counts for less; a mode that an observation excludes is out.
+
+A failure mode is a hypothesis, and remedies belong to hypotheses: a proposal that helps none of the remaining modes is
+dropped. If two remaining modes need different remedies, both are named with the step that would decide.
+
+A source that cannot be read is no evidence: it may be healthy, and only unreachable from here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import islice
+from typing import Literal, TypeVar
+
+from runbook_lib.book import pack
+from runbook_lib.book.catalog import FIRST_RESPONSE, REACHABILITY, RECOVERY, Catalog, FailureMode, Witness
+from runbook_lib.diagnosis.stats import combine
+from runbook_lib.model.finding import (
+    LOOK_AGAIN,
+    Answer,
+    Confidence,
+    Finding,
+    Hop,
+    OutageEnd,
+    Proposal,
+    RankedMode,
+    Reason,
+    ScoreReason,
+    Signal,
+    Status,
+    Verdict,
+    hop_text,
+    overall,
+    replace,
+    worst,
+)
+from runbook_lib.sources.source import SourceError
+
+T = TypeVar("T")
+
+#: From this score on a hop counts as broken.
+BROKEN = 0.5
+#: A hop is only named before a stronger one further down when its own score is near enough.
+NEAR = 0.7
+#: From this score on a hop may be what something waits for, and evidence against it as strong takes it out.
+SUSPECT = 0.3
+#: Why a source was not read that may be away for everybody.
+OUT_OF_REACH = (Reason.UNREACHABLE, Reason.TIMEOUT)
+#: What the score of a failure mode elsewhere is worth once the place is known.
+CONSEQUENCE = 0.6
+
+
+def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
+    """Return the verdict of a section, or of all sections of a triage together."""
+    findings, contradicted = drop_contradicted(findings, book)
+    scores = {place: score(findings, place, book).score for place in book.places}
+    stuck_at = find_stuck_hop(scores, book)
+    accused = () if stuck_at else _find_accused(findings, scores, book)
+    undecided = accused or (() if stuck_at else _find_candidates(findings, scores, book))
+    ranked = _rank_modes(findings, stuck_at, book)
+    stand = find_standing({m.id: m.score for m in ranked}, book)
+    between = find_rivals(stand)
+    suspected = [place for place in undecided if scores[place] >= SUSPECT]
+    explained = stand and not (accused or between) and _is_seen_in_the_flow(ranked[0], book)
+    if explained and suspected and all(_works(findings, place, book) for place in suspected):
+        undecided = ()  # what has a failure mode need not come from places that work, whose settings have changed
+    seen = {s.observation for f in findings for s in f.signals}
+    confidence = _rate_confidence(findings, scores, stuck_at, undecided, ranked, between, book)
+    doubtful = (stuck_at,) if stuck_at and confidence == "low" else undecided
+    away = not stuck_at and not undecided and _misses_a_required_source(findings, OUT_OF_REACH)
+    if away:
+        doubtful = tuple(name for name, place in book.places.items() if place.under)
+    settled_by = _find_settling_steps(between or _find_modes_at(doubtful, seen, book), findings, book)
+    if away:
+        # Other sources tell whether it is away for everybody; further steps would not reach it either.
+        settled_by = tuple(s for s in settled_by if sections_of([s]) == sections_of(settled_by[:1]))
+    # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
+    status = worst([overall(findings), *([Status.WARNING] if stuck_at or undecided else [])])
+    pointed = (*sections_of(settled_by[:1] if between else ()), *(n for f in findings for n in f.next_sections))
+    if status is Status.CRITICAL and not pointed:
+        pointed = _suggest_section(findings, ranked, book)
+    again = [v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)]
+    ended = None if stuck_at or undecided or again else _find_outage_end(findings, status)
+    if ended and RECOVERY in book.sections:
+        pointed = (RECOVERY, *pointed)
+    return Verdict(
+        status=status,
+        stuck_at=stuck_at,
+        # What calls itself too early to tell is not sure that nothing is wrong.
+        confidence="medium" if again and confidence == "high" and not stuck_at else confidence,
+        undecided=undecided,
+        unseen=_unique(u for f in findings for u in f.unseen),
+        look_again_s=max(again, default=None),
+        failure_modes=ranked,
+        hops=strip(findings, book.hops),
+        next_sections=_unique(pointed),
+        proposals=_filter_proposals(
+            _order_proposals(findings, stuck_at, stand), stand, between, accused, undecided, ranked, seen, book
+        ),
+        between=tuple(m.id for m in between),
+        settled_by=settled_by,
+        ended=ended,
+        contradicted=tuple(_score_reason("contradicted", [f], name) for name, f in contradicted.items()),
+    )
+
+
+def drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list[Finding], dict[str, Finding]]:
+    """Return the findings without contradicted evidence, and by its observation the finding that contradicts it.
+
+    A finding whose evidence for a cause is all contradicted loses its proposals too. What contradicts an observation is
+    in observations.md, table "Contradicted".
+    """
+    findings = list(findings)
+    seen: dict[str, Finding] = {}
+    for f in findings:
+        for s in f.signals:
+            last = seen.setdefault(s.observation, f)
+            if last.at is not None and f.at is not None and f.at > last.at:
+                seen[s.observation] = f
+    contradicted = book.find_contradicted({name: f.at for name, f in seen.items()})
+    dropped = {name: seen[other] for name, other in contradicted.items() if name in seen}
+    return [_drop_evidence(f, dropped) for f in findings], dropped
+
+
+def _drop_evidence(found: Finding, dropped: Collection[str]) -> Finding:
+    kept = tuple(s for s in found.signals if s.observation not in dropped)
+    accused, accuses = (any(s.weight > 0 for s in signals) for signals in (found.signals, kept))
+    return replace(found, signals=kept, proposals=found.proposals if accuses or not accused else ())
+
+
+def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd | None:
+    """Return the end of an outage if each finding that is not OK only shows what the outage left, else None."""
+    left = [f.ended for f in findings if f.counts and f.status is not Status.OK]
+    if status is not Status.WARNING or None in left:
+        return None
+    last = max(filter(None, left), key=lambda e: e.since, default=None)
+    return last and replace(last, after=next((f.ended.after for f in findings if f.ended and f.ended.after), None))
+
+
+def score(findings: Iterable[Finding], about: str, book: Catalog) -> RankedMode:
+    """Return the score of a hop or failure mode from the findings, and the reasons for it.
+
+    Several reports of one observation are one piece of evidence: repeating a step does not raise the confidence.
+    """
+    once: dict[object, list[tuple[Finding, Signal]]] = {}
+    for f in findings:
+        for s in f.signals:
+            if s.about == about and s.weight:
+                once.setdefault(s.observation or len(once), []).append((f, s))
+    because = []
+    for told in once.values():
+        strongest = max((s for _, s in told), key=lambda s: abs(s.weight))
+        reason = _score_reason("observed", (f for f, _ in told), strongest.observation, strongest.weight)
+        witness = book.foreign_witness(strongest.observation, about)
+        because.append(replace(reason, witness=witness.name) if witness else reason)
+    whole = combine_weights(((b.observation, b.weight) for b in because), about, book)
+    return RankedMode(about, whole, tuple(sorted(because, key=lambda b: -b.weight)))
+
+
+def combine_weights(weights: Iterable[tuple[str, float]], about: str, book: Catalog) -> float:
+    """Return the score of a place or mode from observations and their weights, negative if they are against it.
+
+    What is against it does not reduce firm evidence. All that one other part reports counts for what its row allows.
+    """
+    weights = list(weights)
+    reported: dict[Witness, list[float]] = {}
+    firm, others = list[float](), list[float]()
+    for name, weight in weights:
+        if weight > 0 and (witness := book.foreign_witness(name, about)):
+            reported.setdefault(witness, []).append(weight)
+        elif weight > 0:
+            (firm if name.startswith(book.firm) else others).append(weight)
+    others += [min(combine(told, []), witness.at_most) for witness, told in reported.items()]
+    return round(combine([combine(others, [-w for _, w in weights if w < 0]), *firm], []), 3)
+
+
+def _score_reason(
+    kind: Literal["observed", "excludes", "contradicted", "unseen"],
+    findings: Iterable[Finding],
+    observation: str,
+    weight: float = 0.0,
+) -> ScoreReason:
+    told = list(findings)
+    last = told[-1]
+    steps = _unique(f.step for f in told)
+    return ScoreReason(kind, steps, observation, weight, last.headline, last.at, next(iter(last.deciding), None))
+
+
+def strip(findings: Iterable[Finding], names: Iterable[str]) -> tuple[Hop, ...]:
+    """Return the hops of the pipeline with all that the findings know of each; a number that no step read is None."""
+    hops = {name: Hop(name) for name in names}
+    for finding in findings:
+        for seen in finding.hops:
+            before = hops[seen.name]
+            known = {k: v for k, v in vars(seen).items() if v is not None}
+            hops[seen.name] = replace(before, **known | {"late": before.late or seen.late})
+    return tuple(hops.values())
+
+
+def evidence_from_error(e: SourceError, book: Catalog) -> tuple[Signal, ...]:
+    """Return the evidence that a source's failure is about the source itself.
+
+    A source that cannot be reached, a refusal of the runbook's own credentials, and a query that the cost gate stopped
+    are no evidence about it: observations.md has no observation `source.code` for them.
+    """
+    return book.observations.get(f"{e.source}.{e.code}", ())
+
+
+def find_stuck_hop(scores: Mapping[str, float], book: Catalog) -> str | None:
+    """Return the hop that stands out by its score; None if there is none."""
+    best = max(scores.values())
+    if best < BROKEN:
+        return None
+    for name, place in sorted(book.places.items(), key=lambda p: (-scores[p[0]], not p[1].under)):
+        if place.shared and scores[name] >= max(BROKEN, NEAR * best):
+            return name
+    return next(hop for hop in book.hops if scores[hop] >= max(BROKEN, NEAR * best))
+
+
+def _find_accused(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
+    """Return a place that only one other part reports as broken, and the reporter before it; () if there is none.
+
+    The reporter, the way between them or the accused may be what is broken.
+    """
+    unlimited = replace(book, witnesses={})
+    for place in book.places:
+        if scores[place] < BROKEN <= score(findings, place, unlimited).score:
+            reporters = (b.witness for b in score(findings, place, book).because if b.witness and b.weight > 0)
+            return _unique((*reporters, place))
+    return ()
+
+
+def _find_candidates(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
+    """Return the hops that may block the rows which have waited too long.
+
+    The rows wait for these, unless evidence clears them. If there is no evidence for any of them, the hops where the
+    rows wait are candidates too, since a running worker may have lost rows.
+    """
+    late = [hop.name for hop in strip(findings, book.hops) if hop.late]
+    under = [name for name, place in book.places.items() if place.under]
+    against = {s.about for f in findings for s in f.signals if s.weight <= -SUSPECT}
+    may_be = {hop for name in late for hop in (*book.places[name].waits_for, *under) if hop not in against}
+    suspected = {hop for hop in scores if late and scores[hop] >= SUSPECT}
+    return tuple(hop for hop in (*book.hops, *under) if hop in may_be | (suspected or {*late}))
+
+
+def _is_seen_in_the_flow(mode: RankedMode, book: Catalog) -> bool:
+    return any(b.weight > 0 and not b.observation.startswith(book.firm) for b in mode.because)
+
+
+def _works(findings: list[Finding], place: str, book: Catalog) -> bool:
+    """Return whether evidence clears a place of all that suspects it but firm evidence."""
+    told = [(b.observation, b.weight) for b in score(findings, place, book).because]
+    cleared = any(weight <= -SUSPECT for _, weight in told)
+    left = [(name, weight) for name, weight in told if weight < 0 or not name.startswith(book.firm)]
+    return cleared and combine_weights(left, place, book) < SUSPECT
+
+
+def _rate_confidence(
+    findings: list[Finding],
+    scores: dict[str, float],
+    stuck_at: str | None,
+    undecided: tuple[str, ...],
+    ranked: tuple[RankedMode, ...],
+    between: Sequence[FailureMode],
+    book: Catalog,
+) -> Confidence:
+    # What harms without stopping the flow (a doubled event) is told by its failure mode alone.
+    told_by = stuck_at or (ranked[0].id if ranked and ranked[0].score >= BROKEN else None)
+    # A step without an answer, or with a part of it, lowers the confidence, unless its silence is itself evidence
+    # for the place.
+    others = [f for f in findings if not any(s.about == told_by and s.weight > 0 for s in f.signals)]
+    unanswered = [f for f in others if f.status is Status.UNKNOWN]
+    required = pack.active_runbook().required
+    in_part = any(q.error and not q.refused and q.source in required for f in others for q in f.queries)
+    in_part = in_part or _misses_a_required_source(others)
+    levels: tuple[Confidence, ...] = ("none", "low", "medium", "high")
+    if told_by is None:
+        answered = len(findings) - len(unanswered)
+        level = 0 if not answered else 1 if undecided or overall(findings) is Status.CRITICAL else 3
+    else:
+        told = scores[stuck_at] if stuck_at else ranked[0].score
+        level = 3 if told >= 0.85 else 2 if told >= 0.65 else 1
+        if stuck_at and not any(m.score > BROKEN and stuck_at in book.failure_modes[m.id].hops for m in ranked):
+            level = 1  # where it is, and not what
+    if unanswered:
+        level -= 1 if len(unanswered) * 2 < len(findings) else 2
+    elif in_part:
+        level -= 1
+    if between or undecided:
+        level = min(level, 1)
+    return levels[max(level, 1 if told_by or undecided else 0)]
+
+
+def _misses_a_required_source(findings: Iterable[Finding], reasons: Collection[Reason] | None = None) -> bool:
+    required = pack.active_runbook().required
+    unseen = (u for f in findings for u in f.unseen if u.source in required)
+    return any(reasons is None or u.reason in reasons for u in unseen)
+
+
+def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) -> tuple[RankedMode, ...]:
+    """Return the failure modes that have evidence, the likeliest first and the excluded ones last."""
+    seen: dict[str, list[Finding]] = {}
+    for f in findings:
+        for s in f.signals:
+            seen.setdefault(s.observation, []).append(f)
+
+    def weighed(id_: str) -> RankedMode:
+        found, mode = score(findings, id_, book), book.failure_modes[id_]
+        told = {step for b in found.because for step in b.steps}
+        because = [
+            *found.because,
+            *(_score_reason("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
+            *(
+                _score_reason("unseen", [f], ", ".join(_unique(u.source for u in f.unseen)))
+                for f in findings
+                if f.step in mode.told_by and f.step not in told and (f.unseen or f.status is Status.UNKNOWN)
+            ),
+        ]
+        if excluded := next((o for o in mode.excluded_by if o in seen), ""):
+            return replace(found, score=0.0, because=tuple(because), excluded_by=excluded)
+        if stuck_at is not None and stuck_at not in mode.hops:
+            because.append(ScoreReason("elsewhere", (), stuck_at, CONSEQUENCE, hop_text(stuck_at)))
+            found = replace(found, score=score_elsewhere(found.score))
+        return replace(found, because=tuple(because))
+
+    told = {s.about for f in findings for s in f.signals}
+    ranked = [weighed(id_) for id_ in book.failure_modes if id_ in told]  # of equal ones the first in the document
+    said = (m for m in ranked if m.score > 0 or (m.excluded_by and any(b.weight > 0 for b in m.because)))
+    return tuple(sorted(said, key=lambda m: -m.score))
+
+
+def score_elsewhere(score: float) -> float:
+    """Return the score of a failure mode of another hop than the stuck one."""
+    return round(score * CONSEQUENCE, 3)
+
+
+def find_standing(scores: Mapping[str, float], book: Catalog) -> list[FailureMode]:
+    """Return the modes whose score stands beside that of the first one; the scores are ranked.
+
+    The first one may be the aftermath of another, which shows less: such a mode stands from `BROKEN` on.
+    """
+    least = max([BROKEN, *(NEAR * score for score in scores.values())])
+    causes = book.failure_modes[next(iter(scores))].follows if scores else ()
+    return [book.failure_modes[id_] for id_, score in scores.items() if score >= (BROKEN if id_ in causes else least)]
+
+
+def find_rivals(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
+    """Return the first mode and those that need a different remedy; () if the first one is decided.
+
+    A mode without remedies has its mitigation in its own text, so it differs from every other mode. A mode that follows
+    from the first one is no rival: its remedy comes afterwards.
+    """
+    apart = [m for m in stand[1:] if not {*m.remedies} & {*stand[0].remedies} and stand[0].id not in m.follows]
+    return (stand[0], *apart) if apart else ()
+
+
+def _find_modes_at(undecided: Collection[str], seen: set[str], book: Catalog) -> tuple[FailureMode, ...]:
+    """Return the modes that usually sit at one of these hops and that no observation excludes."""
+    modes = book.failure_modes.values()
+    return tuple(m for m in modes if m.hops[0] in undecided and not seen & {*m.excluded_by})
+
+
+def _find_settling_steps(
+    candidates: Sequence[FailureMode], findings: Iterable[Finding], book: Catalog
+) -> tuple[str, ...]:
+    """Return the steps that can tell these modes apart and have no answer yet.
+
+    The first one tells most candidates per second that its section takes.
+    """
+    answered = {f.step for f in findings if f.status is not Status.UNKNOWN}
+    told = Counter(step for mode in candidates for step in mode.told_by if step not in answered)
+    seconds = {step: book.sections[section].seconds for step in told for section in sections_of([step])}
+    return tuple(sorted(told, key=lambda step: seconds[step] / told[step]))
+
+
+def sections_of(steps: Iterable[str]) -> tuple[str, ...]:
+    """Return the sections of steps, each once."""
+    return _unique(step.rpartition(".")[0] for step in steps)
+
+
+def read_answers(
+    before: Verdict, earlier: Iterable[Finding], new: Iterable[Finding], book: Catalog
+) -> tuple[Answer, ...]:
+    """Return what new findings support and exclude by observations that the earlier ones did not have.
+
+    A step that was asked to decide is listed even if it shows nothing new.
+    """
+    known = {s.observation for f in earlier for s in f.signals}
+    candidates = _unique((before.stuck_at, *before.undecided, *(m.id for m in before.failure_modes if m.score)))
+    answers = []
+    for f in new:
+        signals = sorted((s for s in f.signals if s.observation not in known), key=lambda s: -s.weight)
+        seen = {s.observation for s in signals}
+        against = {s.about for s in signals if s.weight <= -SUSPECT}
+        against |= {m.id for m in book.failure_modes.values() if seen & {*m.excluded_by}}
+        supports = _unique(s.about for s in signals if s.weight > 0 and s.about not in against)
+        answer = Answer(f.step, supports, tuple(c for c in candidates if c and c in against))
+        if answer.supports or answer.excludes or f.step in before.settled_by:
+            answers.append(answer)
+    return tuple(answers)
+
+
+def _suggest_section(findings: Iterable[Finding], ranked: Sequence[RankedMode], book: Catalog) -> tuple[str, ...]:
+    """Return the section to read next if no finding names one: CRITICAL never stands without a next section."""
+    ran = {f.step.rpartition(".")[0] for f in findings}
+    modes = (n for m in ranked for n in book.failure_modes[m.id].sections)
+    further = (n for n in (*modes, FIRST_RESPONSE, REACHABILITY) if n in book.sections and n not in ran)
+    return tuple(islice(further, 1))
+
+
+def _filter_proposals(
+    proposals: Iterable[Proposal],
+    stand: Sequence[FailureMode],
+    between: Sequence[FailureMode],
+    accused: Sequence[str],
+    undecided: Sequence[str],
+    ranked: Sequence[RankedMode],
+    seen: set[str],
+    book: Catalog,
+) -> tuple[Proposal, ...]:
+    """Drop the remedies of what does not stand, and all of them while it is undecided; what only looks stays.
+
+    Between a reporter and the part that it accuses, only what helps each of them is proposed.
+
+    If the likeliest mode has no remedy, the remedies of less likely modes are dropped too. If no mode remains, all
+    remedies are dropped while the place is undecided, else only those of excluded modes. A proposal that an observation
+    forbids is always dropped.
+    """
+    out = {m.id for m in ranked if m.excluded_by}
+    forbidden = {name for observation in seen for name in book.forbids.get(observation, ())}
+
+    def helps(p: Proposal) -> bool:
+        if p.name in forbidden:
+            return False
+        modes = [m for m in book.failure_modes.values() if p.name in m.remedies]
+        if not modes:
+            return True
+        if accused:
+            return all(any(place in m.hops and m.id not in out for m in modes) for place in accused)
+        if not stand:
+            return not undecided and any(m.id not in out for m in modes)
+        return not between and bool(stand[0].remedies) and any(m in stand for m in modes)
+
+    return tuple(filter(helps, proposals))
+
+
+def _order_proposals(
+    findings: list[Finding], stuck_at: str | None, stand: Sequence[FailureMode]
+) -> tuple[Proposal, ...]:
+    """Return each proposal once, first of the steps with a remedy of the likeliest mode or evidence for the stuck hop.
+
+    That mode's remedies stand among themselves as its entry lists them: what another needs at its start comes first.
+    """
+    remedies = stand[0].remedies if stand else ()
+
+    def later(f: Finding) -> tuple[bool, bool]:
+        knows = any(p.name in remedies for p in f.proposals)
+        return not knows, not any(s.about == stuck_at and s.weight > 0 for s in f.signals)
+
+    once: dict[str, Proposal] = {}
+    for p in (p for f in sorted(findings, key=later) for p in f.proposals):
+        once.setdefault(p.command, p)
+    steps = iter(sorted((p for p in once.values() if p.name in remedies), key=lambda p: remedies.index(p.name)))
+    return tuple(next(steps) if p.name in remedies else p for p in once.values())
+
+
+def _unique(items: Iterable[T]) -> tuple[T, ...]:
+    return tuple(dict.fromkeys(items))

@@ -1,0 +1,275 @@
+"""Read a run out of an executed notebook, and make the artifact's files from it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import nbformat
+import pandas as pd
+from markupsafe import Markup, escape
+
+from runbook_lib.book import catalog
+from runbook_lib.book.messages import LANGUAGES
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.dossier import policy
+from runbook_lib.model.finding import Finding, Status, Verdict, complete
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.store import record
+from runbook_lib.store.files import digest
+from runbook_lib.view import links, render
+
+Notebook = nbformat.NotebookNode
+
+#: What colours a terminal's text.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_MARKDOWN = links.markdown_parser(html=True)
+#: Forms of an output that hold no text.
+_PICTURE = re.compile(r"(?:image|audio|video)/(?!svg)|application/pdf")
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run of one executed notebook: a finding for every planned step, and the verdict."""
+
+    section: str
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+    header: dict[str, Any]
+    read_cost: dict[str, Any]
+    concluded: bool
+
+    @property
+    def status(self) -> Status:
+        """Return the run's overall status."""
+        return self.verdict.status
+
+
+def read(nb: Notebook, section: catalog.Section, book: catalog.Catalog | None = None) -> Run:
+    """Read a run out of its notebook, with steps of other sections that it asked; steps not reached are not_run.
+
+    `book` decides the verdict; None is the active documents.
+    """
+    found = {f["step"]: record.finding_from_json(f) for f in record.read_outputs(nb.cells, record.FINDING_MIME)}
+    end = _read_conclusion(nb)
+    findings = complete(dict.fromkeys([*(s.id for s in section.steps), *found]), found)
+    cost = end.get("read_cost") or render.read_cost(q for f in findings for q in f.queries)
+    return Run(
+        section.number,
+        tuple(findings),
+        diagnosis.conclude(findings, book or catalog.load()),
+        end.get("header", {}),
+        cost,
+        bool(end),
+    )
+
+
+def scrub(nb: Notebook, masker: Masker) -> None:
+    """Remove secrets and unmasked outputs from a notebook; the library's own outputs contain no secret."""
+    drop_outputs(nb, record.REVEALED_MIME)
+    clean_texts(nb, masker.scrub_once)
+
+
+def clean_texts(nb: dict[str, Any], clean: Callable[[str], str]) -> None:
+    """Apply `clean` to printed texts, errors, and outputs of other code than the library's."""
+
+    def cleaned(text: Any) -> Any:
+        if isinstance(text, list):
+            return [cleaned(line) for line in text]
+        plain = _COLOURS.sub("", str(text))  # a colour may stand within a key
+        return text if (shown := clean(plain)) == plain else shown
+
+    for cell in nb["cells"]:
+        for output in cell.get("outputs", []):
+            for field in {"text", "ename", "evalue", "traceback"} & output.keys():
+                output[field] = cleaned(output[field])
+            data = output.get("data", {})
+            for kind in () if record.RUN_MIME in data else [*data]:
+                if kind.endswith("json"):
+                    try:
+                        data[kind] = json.loads(clean(json.dumps(data[kind], ensure_ascii=False)))
+                    except ValueError:
+                        del data[kind]
+                elif not _PICTURE.match(kind):
+                    data[kind] = cleaned(data[kind])
+
+
+def drop_outputs(nb: dict[str, Any], kind: str) -> None:
+    """Remove the outputs of a MIME type, such as unmasked user ids (`record.REVEALED_MIME`)."""
+    _keep_outputs(nb, lambda data: kind not in data)
+
+
+def _keep_outputs(nb: dict[str, Any], wanted: Callable[[dict[str, Any]], bool]) -> None:
+    for cell in nb["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [o for o in cell["outputs"] if wanted(o.get("data", {}))]
+
+
+def keep_last_run(nb: Notebook) -> Notebook | None:
+    """Return a copy with the outputs of the last run only; None if that run is not concluded.
+
+    A notebook in a browser also has outputs of earlier runs and of the responder's own cells.
+    """
+    last = max((run["opened"] for run in record.read_outputs(nb.cells, record.RUN_MIME)), default="")
+    nb = nbformat.from_dict(nb)
+    _keep_outputs(nb, lambda data: data.get(record.RUN_MIME) == {"opened": last})
+    found = {f["step"]: f["status"] for f in record.read_outputs(nb.cells, record.FINDING_MIME)}
+    return nb if found.items() <= _read_conclusion(nb).get("steps", {}).items() and found else None
+
+
+def header(nb: Notebook) -> dict[str, Any]:
+    """Return the header of a concluded run: target, window, thresholds."""
+    return dict(_read_conclusion(nb)["header"])
+
+
+def html(nb: Notebook, title: str, lang: str, evidence: str = "") -> str:
+    """Return the notebook as one self-contained HTML page, the verdict first, the digest of its evidence last."""
+    parts = [
+        _remove_external(part)
+        for cell in nb.cells
+        for part in (
+            _render_source(cell),
+            *(_render_output(o) for o in cell.get("outputs", ()) if record.BANNER_MIME not in o.get("data", {})),
+        )
+    ]
+    return render.html(
+        "artifact",
+        lang if lang in LANGUAGES else "en",
+        title=title,
+        banner=_mark_safe(_read_banner(nb)),
+        body=_mark_safe("\n".join(parts)),
+        evidence=evidence,
+    )
+
+
+def _read_conclusion(nb: Notebook) -> dict[str, Any]:
+    """Return the last output of `conclude`; {} if there is none."""
+    found = [*record.read_outputs(nb.cells, record.VERDICT_MIME)]
+    return found[-1] if found else {}
+
+
+def _read_banner(nb: Notebook) -> str:
+    shown = (output.get("data", {}) for cell in nb.cells for output in cell.get("outputs", ()))
+    found = next((str(data["text/html"]) for data in shown if record.BANNER_MIME in data), "")
+    return re.sub(r"<style>.*?</style>", "", found, count=1, flags=re.DOTALL)  # the page has it
+
+
+def _render_source(cell: Any) -> str:
+    if cell.cell_type == "markdown":
+        return str(_MARKDOWN.render(cell.source))
+    return _wrap_preformatted(cell.source, "source") if cell.source.strip() else ""
+
+
+def _render_output(output: dict[str, Any]) -> str:
+    """Return the HTML of one output, of its most telling form."""
+    if "data" not in output:  # printed text, or an error
+        text = output.get("text", "") or "\n".join(output.get("traceback", []))
+        return _wrap_preformatted(_COLOURS.sub("", text), "printed")
+    data = output["data"]
+    if html := data.get("text/html") or data.get("image/svg+xml"):
+        return str(html)
+    for kind in ("image/png", "image/jpeg"):
+        if kind in data:
+            alt = escape(output.get("metadata", {}).get(kind, {}).get("alt") or data.get("text/plain", ""))
+            return f'<p><img src="data:{kind};base64,{data[kind].strip()}" alt="{alt}"></p>'
+    if "text/markdown" in data:
+        return str(_MARKDOWN.render(data["text/markdown"]))
+    return _wrap_preformatted(data["text/plain"], "printed") if "text/plain" in data else ""
+
+
+def _wrap_preformatted(text: str, kind: str) -> str:
+    return f'<pre class="{kind}">{escape(text)}</pre>'
+
+
+def _remove_external(body: str) -> str:
+    """Return HTML without scripts, frames, and links but those to pages of the web and within the page."""
+    # The page may be moved anywhere: links to files of the checkout become plain text.
+    body = re.sub(r'<a\b[^>]*\bhref="(?:\.\./docs/|\d\d_)[^"]*"[^>]*>(.*?)</a>', r"\1", body, flags=re.DOTALL)
+    body = re.sub(r"<(script|link|iframe)\b[^>]*>(?:.*?</\1>)?", "", body, flags=re.DOTALL | re.IGNORECASE)
+    return links.without_other_links(body)
+
+
+def _mark_safe(markup: str) -> Markup:
+    return Markup(markup)  # noqa: S704 - our own rendering
+
+
+def evidence(run: Run) -> dict[str, Any]:
+    """Return the status and the masked frames of a run by step."""
+    return {
+        f.step: {"status": f.status.name, "frames": {n: record.frame_to_json(x) for n, x in f.frames.items()}}
+        for f in run.findings
+    }
+
+
+def notebook(content: bytes) -> Notebook:
+    """Parse an executed notebook. Raises ValueError."""
+    nb: Notebook = nbformat.reads(content.decode(), as_version=4)
+    return nb
+
+
+@dataclass(frozen=True)
+class Result:
+    """The run of one section, and the paths of its artifact."""
+
+    run: Run
+    started: str
+    ended: str
+    ipynb: str | None
+    html: str | None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artifact: its files by name, and its line of the manifest."""
+
+    name: str
+    files: dict[str, bytes]
+    entry: dict[str, Any]
+
+
+def make(
+    nb: Notebook,
+    run: Run,
+    parameters: dict[str, Any],
+    *,
+    stem: str,
+    started: str,
+    ended: str,
+    problem: str = "",
+    **more: Any,
+) -> Artifact:
+    """Make the artifact of a run: notebook, page and evidence; `more` goes into its line of the manifest."""
+    name = f"{stem}-{run.status.name}"
+    title = f"{run.section} {run.status.name} {parameters['incident_id']}"
+    judged = json.dumps(evidence(run), ensure_ascii=False).encode()
+    language = parameters.get("lang", "en")
+    files = {
+        f"{name}.ipynb": nbformat.writes(nb).encode(),
+        f"{name}.html": html(nb, title, language, f"{name}.json {digest(judged)}").encode(),
+        f"evidence/{name}.json": judged,
+        **policy.current_policy(run.header.get("given", {}).get("thresholds", {})),
+    }
+    entry = {
+        "name": name,
+        "section": run.section,
+        "status": run.status.name,
+        "stuck_at": run.verdict.stuck_at,
+        "confidence": run.verdict.confidence,
+        "parameters": parameters,
+        "started": started,
+        "ended": ended,
+        "problem": problem,
+        "versions": {p: version(p) for p in ("runbook-notebooks", "papermill", "pandas", "sqlalchemy", "nats-py")},
+        **more,
+    }
+    return Artifact(name, files, entry)
+
+
+def stamp(time: str) -> str:
+    """Return a time in the form of file names."""
+    return f"{pd.Timestamp(time):%Y%m%dT%H%M%SZ}"

@@ -1,0 +1,226 @@
+"""Compare a run with an earlier one, with another run, or with the baseline: `rb.compare`, `runbook diff`, `watch`.
+
+The baseline is stored per target: see `baseline`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pandas as pd
+from IPython.display import display
+
+from runbook_lib.book import catalog
+from runbook_lib.book.parameters import Parameters, moment
+from runbook_lib.diagnosis import snapshots
+from runbook_lib.diagnosis.snapshots import RunSnapshot
+from runbook_lib.dossier import artifact, baseline, rejudge
+from runbook_lib.model.finding import Status, say
+from runbook_lib.model.usage import UsageError, did_you_mean
+from runbook_lib.notebook.session import Session, quiet_session
+from runbook_lib.store.archive import Archive
+from runbook_lib.view import render
+from runbook_lib.view.differences import Comparison
+
+HEALTHY = "healthy"
+#: How long a sample stays in the baseline, and how many samples within one hour of the same time of the week suffice.
+KEEP, MIN_SAMPLES = pd.Timedelta(weeks=8), 5
+
+
+def compare(rb: Session, other: str = "10m ago") -> Comparison:
+    """Compare this run, as far as its steps have run, with "10m ago", "healthy", or a run of a dossier by its name.
+
+    "10m ago" is an archived run of that time in this incident's dossier, else a new run that looks back by the rows'
+    timestamps. A name may be shortened, and begins with its incident if that is another one (`INC-7/20261126T0312`).
+    Raises UsageError, one line, if there is no such run, or no baseline.
+    """
+    ago_s = catalog.duration(other.removesuffix("ago")) if other.endswith("ago") else None
+    if other == HEALTHY:
+        before = usual(rb)
+    elif ago_s is not None:
+        before = _find_or_run_earlier(rb, pd.Timedelta(seconds=ago_s))
+    else:
+        before = archived(rb.context.archive, other)
+    return Comparison(before, live(rb), rb.lang, run=rb.opened)
+
+
+# Samples ----------------------------------------------------------------------------------------------------
+
+
+def live(rb: Session) -> RunSnapshot:
+    """Return a run's findings so far as a sample."""
+    found = [rb.findings[step.id] for step in rb.context.section.steps if step.id in rb.findings]
+    return snapshots.take_snapshot(
+        render.when(rb.context.as_of), found, rb.verdict(), rb.context.parameters.window_minutes
+    )
+
+
+def run_section(section: str, **parameters: Any) -> Session:
+    """Run every step of a section without output, and return the session. Raises UsageError."""
+    rb = quiet_session(section, **parameters)
+    rb.run_steps()
+    return rb
+
+
+def archived(archive: Archive, name: str) -> RunSnapshot:
+    """Return a run of a dossier by its name or an unambiguous prefix of it. Raises UsageError."""
+    incident, _, short = name.rpartition("/")
+    archive = Archive(archive.output, incident or archive.incident)
+    named = {str(e["name"]): e for e in _list_runs(archive)}
+    found = [n for n in named if n.startswith(short)]
+    if len(found) != 1:
+        problem = "no run" if not found else f"{len(found)} runs"
+        raise UsageError(f"{archive.incident} has {problem} '{short}': {did_you_mean(short, [*named])}")
+    return _read_run(archive, named[found[0]])
+
+
+def first_and_last(archive: Archive) -> list[tuple[RunSnapshot, RunSnapshot]]:
+    """Return the runs of the first and the last moment of each section that ran more than once.
+
+    Both are of one target and one window, and ended without a problem. Raises UsageError if there is no such section.
+    """
+    ran: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for entry in sorted(filter(_is_complete, _list_runs(archive)), key=_moment_of):
+        ran.setdefault(_key_of(entry), []).append(entry)
+    pairs = [(_read_run(archive, runs[0]), _read_run(archive, runs[-1])) for runs in ran.values() if len(runs) > 1]
+    if not pairs:
+        raise UsageError(f"{archive.incident} has no section with two runs: there is nothing to compare")
+    return pairs
+
+
+def _list_runs(archive: Archive) -> list[dict[str, Any]]:
+    """Return the manifest lines of the runs, without those of verdicts."""
+    return [e for e in archive.manifest() if e.get("section") and e.get("name")]
+
+
+def _is_complete(entry: dict[str, Any]) -> bool:
+    """Return whether a run ended without a problem, and its line can be read."""
+    with suppress(LookupError, ValueError, TypeError, AttributeError):  # whatever a broken line raises
+        return bool(_moment_of(entry)) and not entry.get("problem")
+    return False
+
+
+def _key_of(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what two runs that are compared must share: target, section, window."""
+    given = entry.get("parameters") or {}
+    default = Parameters.model_fields["window_minutes"].default
+    return given.get("target") or "default", str(entry["section"]), given.get("window_minutes") or default
+
+
+def _moment_of(entry: dict[str, Any]) -> pd.Timestamp:
+    """Return the moment at which a run looked."""
+    return moment((entry.get("parameters") or {}).get("as_of") or entry["started"])
+
+
+def _read_run(archive: Archive, entry: dict[str, Any]) -> RunSnapshot:
+    name = str(entry["name"])
+    try:
+        section = catalog.load().sections[str(entry["section"])]
+        return rejudge.look(artifact.read(artifact.notebook(archive.read(f"{name}.ipynb")), section), name=name)
+    except (OSError, ValueError, KeyError) as e:
+        raise UsageError(f"{archive.incident}: {name} cannot be read: {e}") from None
+
+
+def _refuse_replay(rb: Session) -> None:
+    if rb.context.recorded is not None:
+        raise UsageError("this is a replay: it has one moment only, and nothing to compare it with")
+
+
+def _find_or_run_earlier(rb: Session, ago: pd.Timedelta) -> RunSnapshot:
+    """Return an archived run of this section from about that time, else make a run that looks back."""
+    _refuse_replay(rb)
+    archive, parameters, section = rb.context.archive, rb.context.parameters, rb.context.section.number
+    then, own = rb.context.as_of - ago, (parameters.target, section, parameters.window_minutes)
+
+    def apart(entry: dict[str, Any]) -> pd.Timedelta:
+        return abs(_moment_of(entry) - then)
+
+    made = (e for e in _list_runs(archive) if _is_complete(e) and _key_of(e) == own)
+    nearest = min(made, key=apart, default=None)
+    if nearest and apart(nearest) <= ago / 4:
+        return _read_run(archive, nearest)
+    return live(run_section(section, **parameters.model_dump(exclude_unset=True) | {"as_of": then.isoformat()}))
+
+
+# The baseline -----------------------------------------------------------------------------------------------
+
+
+def keep(rb: Session, output: str) -> None:
+    """Add the numbers of a healthy run to the baseline, and drop samples that are too old. Raises OSError."""
+    archive, look = baseline.archive(output, rb.context.parameters.target), live(rb)
+    oldest = rb.context.as_of - KEEP
+    line = {
+        "at": rb.context.as_of.isoformat(),
+        "section": rb.context.section.number,
+        "window_minutes": look.window_minutes,
+        "numbers": [[*key, number.value] for key, number in look.numbers.items()],
+    }
+    archive.prepare()
+    with archive.locked():
+        if look.configuration is not None and len(look.configuration):
+            line[snapshots.CONFIGURATION] = baseline.keep_configuration(archive, look.configuration)
+        kept = [e for e in archive.lines(baseline.USUAL) if pd.Timestamp(e["at"]) >= oldest]
+        archive.write(baseline.USUAL, "".join(json.dumps(e) + "\n" for e in [*kept, line]).encode())
+
+
+def usual(rb: Session) -> RunSnapshot:
+    """Return the baseline at a run's hour of the week, or at any hour if that hour has too few samples.
+
+    Raises UsageError if the baseline has no sample.
+    """
+    target, section = rb.context.parameters.target, rb.context.section.number
+    alike = {"section": section, "window_minutes": rb.context.parameters.window_minutes}
+    kept = [
+        e
+        for e in baseline.archive(rb.context.archive.output, target).lines(baseline.USUAL)
+        if alike.items() <= e.items()
+    ]
+    if not kept:
+        raise UsageError(f"there is no baseline yet: record one with runbook baseline {section} --target {target}")
+    near = [e for e in kept if _hours_apart(pd.Timestamp(e["at"]), rb.context.as_of) <= 1]
+    enough = len(near) >= MIN_SAMPLES
+    chosen = near if enough else kept
+    title = say("compare.usual" if enough else "compare.usual_any", n=len(chosen))
+    return snapshots.usual(title, [{(where, name): value for where, name, value in e["numbers"]} for e in chosen])
+
+
+def _hours_apart(one: pd.Timestamp, other: pd.Timestamp) -> float:
+    """Return the hours between two times of the week."""
+    week = pd.Timedelta(weeks=1)
+    apart = abs(one - other) % week
+    return float(min(apart, week - apart) / pd.Timedelta(hours=1))
+
+
+# Watching ---------------------------------------------------------------------------------------------------
+
+
+def watching(section: str, every_s: float, **parameters: Any) -> Iterator[tuple[Status, list[str]]]:
+    """Run the section again every `every_s` seconds, for ever; yield each run's status and its lines of text."""
+    before: RunSnapshot | None = None
+    while True:
+        begun = time.monotonic()
+        rb = run_section(section, **parameters)
+        look = live(rb)
+        lines = [f"{look.name}  {rb.context.parameters.target} {section}", *render.verdict_lines(rb.verdict(), rb.lang)]
+        if before:
+            lines += ["", *Comparison(before, look, rb.lang).lines()]
+        yield look.status, lines
+        before = look
+        time.sleep(max(every_s - (time.monotonic() - begun), 0.0))
+
+
+def watch(rb: Session, every_s: float = 10.0) -> None:
+    """Run the section again and again in one cell, until the kernel is interrupted; the last result stays.
+
+    Nothing is archived.
+    """
+    _refuse_replay(rb)
+    handle = display(render.text_block((), run=rb.opened), display_id=True)
+    parameters = rb.context.parameters.model_dump(exclude_unset=True)
+    with suppress(KeyboardInterrupt):
+        for _, lines in watching(rb.context.section.number, every_s, **parameters):
+            handle.update(render.text_block(lines, run=rb.opened))

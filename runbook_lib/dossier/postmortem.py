@@ -1,0 +1,367 @@
+"""The draft of a postmortem: generated from a run of section 7, completed by a person.
+
+The draft is Markdown. Text between `<!-- person:NAME -->` and `<!-- /person -->` is written by a person and preserved
+when the draft is generated again, also in another language. Everything else is generated; if a generated part was
+edited, the old file is saved as `postmortem.md.bak-<time>`. The mandatory items are fenced YAML blocks: together they
+are the `IncidentRecord`, and only they are checked. The HTML page beside the draft has the same text and is
+self-contained.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import jinja2
+import pandas as pd
+import yaml
+from markdown_it.common.utils import escapeHtml
+from markupsafe import Markup
+
+from runbook_lib.book import catalog, messages
+from runbook_lib.dossier.mandatory import MARKDOWN, SECTION, ObjectiveImpact, is_old_form
+from runbook_lib.model.finding import Finding, Text, hop_text, say
+from runbook_lib.store import record
+from runbook_lib.store.archive import PARTIAL, Archive
+from runbook_lib.store.files import digest
+from runbook_lib.view import links, render
+
+if TYPE_CHECKING:
+    from runbook_lib.dossier.artifact import Result
+
+PAGE = "postmortem.html"
+
+_BLOCK = re.compile(
+    r"<!--[ \t]*person:(?P<name>[\w-]+)(?:[ \t]+default=(?P<default>\w+))?[ \t]*-->"
+    r"(?P<text>.*?)<!--[ \t]*/person[ \t]*-->",
+    re.DOTALL,
+)
+_HEAD = re.compile(r"<!-- runbook postmortem, generated=(\w+) -->")
+_CHART = "<!-- chart -->"
+
+
+# A person's text --------------------------------------------------------------------------------------------
+
+
+def _normalize_text(text: str) -> str:
+    """Return a text without what an editor changes by itself: line ends, trailing blanks, empty lines."""
+    lines = (line.rstrip() for line in text.replace("\r\n", "\n").split("\n"))
+    return "\n".join(line for line in lines if line)
+
+
+def _short_digest(text: str) -> str:
+    return digest(_normalize_text(text).encode())[:12]
+
+
+def block(name: str, text: str, default: str) -> str:
+    """Return a person's block; `default` is its initial text."""
+    return f"<!-- person:{name} default={_short_digest(default)} -->\n{text}\n<!-- /person -->"
+
+
+def person_blocks(draft: str) -> dict[str, str]:
+    """Return a person's texts by block; blocks with their default text are left out."""
+    found: dict[str, str] = {}
+    for m in _BLOCK.finditer(draft.replace("\r\n", "\n")):
+        text = m["text"].strip("\n")
+        if _short_digest(text) != m["default"]:
+            found[m["name"]] = f"{found[m['name']]}\n\n{text}" if m["name"] in found else text
+    return found
+
+
+def _generated_part(draft: str) -> str:
+    """Return the generated part of a draft: without the text of a person's blocks and without its digest line."""
+    without = _BLOCK.sub(lambda m: f"<!-- person:{m['name']} -->", draft)
+    return _normalize_text(_HEAD.sub("", without, count=1))
+
+
+def is_edited(draft: str) -> bool:
+    """Return whether a generated part was edited: the edit would be lost when the draft is generated again."""
+    head = _HEAD.search(draft)
+    return head is None or head[1] != _short_digest(_generated_part(draft))
+
+
+def compose(draft: str, kept: Mapping[str, str]) -> str:
+    """Return a new draft with a person's texts of an earlier one, and with a digest over its generated parts."""
+    names = {m["name"] for m in _BLOCK.finditer(draft)}
+
+    def filled(m: re.Match[str]) -> str:
+        text = kept.get(m["name"], m["text"].strip("\n"))
+        return f"<!-- person:{m['name']} default={m['default']} -->\n{text}\n<!-- /person -->"
+
+    body = _BLOCK.sub(filled, draft).rstrip("\n")
+    for name, text in kept.items():
+        if name not in names:
+            body += f"\n\n{block(name, text, '')}"
+    return f"<!-- runbook postmortem, generated={_short_digest(_generated_part(body))} -->\n{body}\n"
+
+
+def without_markers(draft: str) -> str:
+    """Return a draft without its digest, chart and the markers of a person's blocks."""
+    return _BLOCK.sub(lambda m: m["text"].strip("\n"), _HEAD.sub("", draft, count=1).replace(_CHART, ""))
+
+
+# The draft --------------------------------------------------------------------------------------------------
+
+
+class Md(str):
+    """Text that is Markdown already."""
+
+    __slots__ = ()
+
+
+def md(value: Any) -> Md:
+    """Escape a value as one line of Markdown text."""
+    if isinstance(value, Md):
+        return value
+    text = " ".join(str("" if value is None or value != value else value).split())
+    text = re.sub(r"[\\`*\[\]|~<>&]", lambda m: "\\" + m[0], text)
+    return Md(re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text))
+
+
+@dataclass(frozen=True)
+class WrittenDraft:
+    """The written draft: its files, the names of preserved person blocks, and the backup of an edited file."""
+
+    markdown: str
+    page: str
+    kept: tuple[str, ...]
+    backup: str | None
+
+
+def write(
+    archive: Archive, findings: Iterable[Finding], lang: str, *, target: str, artifact: str | None, chart: str | None,
+    made: str,
+) -> WrittenDraft:  # fmt: skip
+    """Write the draft from a run of section 7 and preserve a person's texts. Raises OSError.
+
+    `artifact` is that run's name, `chart` its picture (PNG in base64).
+    """
+    before = archive.read_or_none(MARKDOWN)
+    old = (before or b"").decode(errors="replace")
+    kept = person_blocks(old)
+    text = compose(draft(findings, lang, incident=archive.incident, target=target, artifact=artifact, made=made), kept)
+    backup = None
+    if before is not None and (is_edited(old) or old.encode() != before or is_old_form(old)):
+        taken = set(archive.names())
+        stem = f"{MARKDOWN}.bak-{pd.Timestamp(made):%Y%m%dT%H%M%SZ}"
+        backup = next(n for i in range(1, 10_000) if (n := stem if i == 1 else f"{stem}.{i}") not in taken)
+        archive.write(backup, before)
+    archive.write(MARKDOWN, text.encode())
+    archive.write(PAGE, page(text, archive.incident, lang, chart).encode())
+    return WrittenDraft(f"{archive.place}/{MARKDOWN}", f"{archive.place}/{PAGE}", tuple(sorted(kept)), backup)
+
+
+def refresh_page(archive: Archive, draft: str, lang: str) -> None:
+    """Write the page of a draft that a person has edited, with the newest chart of section 7. Raises OSError."""
+    made = next((e["name"] for e in reversed(archive.manifest()) if e.get("section") == SECTION), None)
+    chart = _find_chart(archive.read(f"{made}.ipynb")) if made else None
+    archive.write(PAGE, page(draft, archive.incident, lang, chart).encode())
+
+
+def read_draft(archive: Archive) -> str | None:
+    """Return the incident's draft; None if there is none. Raises OSError."""
+    draft = archive.read_or_none(MARKDOWN)
+    return None if draft is None else draft.decode(errors="replace")
+
+
+def target_of(archive: Archive) -> str:
+    """Return the target of the incident's first run."""
+    targets = (e["parameters"].get("target") for e in archive.manifest() if e.get("parameters"))
+    return str(next((t for t in targets if t), "default"))
+
+
+def write_from_result(archive: Archive, result: Result, lang: str, target: str) -> WrittenDraft:
+    """Write the draft from the result of a headless run of section 7. Raises OSError."""
+    artifact = chart = None
+    if result.ipynb and result.ipynb.startswith(archive.place) and not result.ipynb.endswith(PARTIAL):
+        artifact = result.ipynb.rpartition("/")[2].removesuffix(".ipynb")
+        chart = _find_chart(archive.read(f"{artifact}.ipynb"))
+    return write(archive, result.run.findings, lang, target=target, artifact=artifact, chart=chart, made=result.ended)
+
+
+def _find_chart(notebook: bytes) -> str | None:
+    pictures = record.read_outputs(json.loads(notebook)["cells"], "image/png")
+    return next((str(picture).replace("\n", "") for picture in pictures), None)
+
+
+_HINT_KEYS = {
+    "impact": "postmortem.hint.impact",
+    "origin": "postmortem.hint.origin",
+    "timeline": "postmortem.hint.timeline",
+    "measures": "postmortem.hint.measures",
+}
+_KIND_KEYS = {
+    "onset": "postmortem.kind.onset",
+    "detection": "postmortem.kind.detection",
+    "recovery": "postmortem.kind.recovery",
+    "confirmed": "postmortem.kind.confirmed",
+    "run": "postmortem.kind.run",
+    "verdict": "postmortem.kind.verdict",
+    "action": "postmortem.kind.action",
+    "dry": "postmortem.kind.dry",
+    "note": "postmortem.kind.note",
+    "died": "postmortem.kind.died",
+}
+_ROLE_KEYS = {
+    "origin": "postmortem.role.origin",
+    "candidate": "postmortem.role.candidate",
+    "named_elsewhere": "postmortem.role.named_elsewhere",
+}
+
+
+def draft(
+    findings: Iterable[Finding], lang: str, *, incident: str, target: str, artifact: str | None, made: str
+) -> str:
+    """Return the generated draft without a person's texts."""
+    steps = {f.step: f for f in findings}
+
+    def t(key: str, **params: Any) -> Md:
+        shown = {k: v if v is None or isinstance(v, int | float | Text) else md(v) for k, v in params.items()}
+        return Md(messages.text(say(key, **shown), lang))
+
+    def person(name: str, default: str) -> Md:
+        return Md(block(name, default, default))
+
+    answers = _prefill_record(steps, lang)
+    values: dict[str, Any] = {
+        "t": t,
+        "person": person,
+        "data": lambda item: person(f"data-{item}", _yaml_block(item, answers[item], t(_HINT_KEYS[item]))),
+        "headline": lambda step: (
+            md(messages.text(steps[step].headline, lang)) if step in steps else t("postmortem.not_run")
+        ),
+        "notes": lambda step: [md(messages.text(n, lang)) for n in steps[step].notes] if step in steps else [],
+        "rows": lambda step, frame: _frame_rows(steps.get(step), frame),
+        "value": lambda step, name: steps[step].value(name) if step in steps else None,
+        "link": lambda name, words=None: _artifact_link(name, words),
+        "duration": duration,
+        "when": lambda at: md(render.when(at)) if at is not None and at == at else Md("–"),
+        "number": lambda v: Md("–" if v is None or v != v else f"{v:,.4g}" if v < 1000 else f"{v:,.0f}"),
+        "mode": lambda id_: md(f"{id_} {render.mode_title(str(id_), lang)}"),
+        "section": lambda number: md(f"{number} {render.section_title(str(number), lang)}"),
+        "hop": lambda name: md(messages.text(hop_text(name), lang)) if name else Md(""),
+        # The pack's step names the reasons, and the ways in which a time is known; test_messages.py lists both.
+        "why": lambda name: t(f"postmortem.why.{name}"),
+        "how": lambda name: t(f"postmortem.how.{name}"),
+        "KIND_KEYS": _KIND_KEYS,
+        "ROLE_KEYS": _ROLE_KEYS,
+        "lang": lang,
+        "incident": incident,
+        "target": target,
+        "artifact": artifact,
+        "made": made,
+        "chart": Md(_CHART),
+    }
+    return _template_environment().get_template("postmortem.md.j2").render(**values)
+
+
+@cache
+def _template_environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(render._TEMPLATES), trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined, autoescape=False, finalize=md, keep_trailing_newline=True,  # noqa: S701
+    )  # fmt: skip
+
+
+def _frame_rows(finding: Finding | None, frame: str) -> list[dict[str, Any]]:
+    found = None if finding is None else finding.frames.get(frame)
+    if found is None:
+        return []
+    return [{str(k): None if v is None or v != v else v for k, v in r.items()} for r in found.to_dict("records")]
+
+
+def _prefill_record(steps: Mapping[str, Finding], lang: str) -> dict[str, Any]:
+    """Return the record as far as a run can fill it in; open values are '' or {}."""
+
+    def value(step: str, name: str) -> Any:
+        return steps[step].value(name) if step in steps else None
+
+    def words(key: str, **params: Any) -> str:
+        return messages.text(say(key, **params), lang)
+
+    def short(number: Any) -> float | str:
+        return "" if number is None else int(number) if number == int(number) else round(float(number), 1)
+
+    impact: dict[str, dict[str, float | str]] = {slo: {} for slo in catalog.load().slos}
+    for r in _frame_rows(steps.get("7.1"), "impact"):
+        if r["minutes"] is not None or r["bad"] is not None:
+            impact[r["slo"]] = {name: short(r[name]) for name in ObjectiveImpact.model_fields if r[name] is not None}
+    times = {f"{name}_seconds": short(value("7.3", name)) for name in ("ttd", "ttr")}
+    entries = [
+        {"time": render.when(r["time"]), "what": words(_KIND_KEYS[r["what"]])}
+        for r in _frame_rows(steps.get("7.3"), "times")
+        if r["time"] is not None
+    ]
+    measures = [
+        (r["kind"], words("postmortem.suggested", id=r["id"], text=r["text"]))
+        for r in _frame_rows(steps.get("7.4"), "suggested")
+    ]
+    return {
+        "impact": impact,
+        "origin": value("7.2", "origin") or "",
+        "timeline": times | {"entries": entries},
+        "measures": [
+            {"kind": kind, "measure": measure, "owner": "", "due": ""}
+            for kind, measure in [*measures, ("design", words("postmortem.suggested_design"))]
+        ],
+    }
+
+
+def _yaml_block(item: str, data: Any, hint: str) -> str:
+    """Return one item of the record as a fenced YAML block."""
+    flow = None if item in ("impact", "timeline") else False  # a long text is easier to read on its own line
+    text = yaml.safe_dump({item: data}, allow_unicode=True, sort_keys=False, width=110, default_flow_style=flow)
+    return f"```yaml\n# {hint}\n{text}```"
+
+
+def _artifact_link(name: Any, words: Any = None) -> Md:
+    """Return a relative link to an artifact of this dossier."""
+    if not name:
+        return Md("")
+    file = str(name) if str(name).endswith((".json", ".ipynb")) else f"{name}.html"
+    return Md(f"[{md(words or name)}]({quote(file)})")
+
+
+def duration(seconds: float | None) -> Md:
+    """Format a duration in seconds, and from 60 s on also in larger units."""
+    if seconds is None:
+        return Md("")
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    parts = [
+        f"{hours} h" if hours else "",
+        f"{minutes} min" if minutes else "",
+        f"{whole % 60} s" if whole % 60 else "",
+    ]
+    longer = " ".join(p for p in parts if p)
+    return Md(f"{whole} s" + (f" ({longer})" if whole >= 60 else ""))
+
+
+# The page ---------------------------------------------------------------------------------------------------
+
+
+#: HTML in the text is escaped; a picture would be loaded from elsewhere, so only its alternative text is shown.
+_MARKDOWN = links.markdown_parser()
+_MARKDOWN.add_render_rule("image", lambda self, tokens, i, options, env: escapeHtml(tokens[i].content))
+
+
+def page(text: str, incident: str, lang: str, chart: str | None) -> str:
+    """Return the draft as one self-contained HTML page; blocks that a person must still fill in are marked."""
+
+    def html(part: str) -> Any:
+        return Markup(_MARKDOWN.render(part))  # noqa: S704 - what the text holds is escaped
+
+    parts: list[tuple[str, list[Any]]] = []
+    end = 0
+    text = _HEAD.sub("", text, count=1)
+    for m in _BLOCK.finditer(text):
+        parts.append(("", [html(part) for part in text[end : m.start()].split(_CHART)]))
+        parts.append(("todo" if _short_digest(m["text"].strip("\n")) == m["default"] else "done", [html(m["text"])]))
+        end = m.end()
+    parts.append(("", [html(part) for part in text[end:].split(_CHART)]))
+    return render.html("postmortem", lang, incident=incident, parts=parts, chart=chart)

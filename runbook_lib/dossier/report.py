@@ -1,0 +1,450 @@
+"""Summarise the incidents of a period, from the dossiers' logs and postmortems only.
+
+No notebook is opened and no system is queried; a value that the logs and postmortems lack is unknown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+import pandas as pd
+from pydantic import TypeAdapter, ValidationError
+
+from runbook_lib.book import catalog, messages
+from runbook_lib.book.parameters import moment
+from runbook_lib.diagnosis.verdict import BROKEN
+from runbook_lib.dossier import mandatory
+from runbook_lib.model.finding import PRESENT_S, Status, Text, hop_text, say, worst
+from runbook_lib.store import record
+from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive
+from runbook_lib.view import render
+
+if TYPE_CHECKING:
+    from runbook_lib.notebook.session import Session
+
+Lines = Sequence[Mapping[str, Any]]
+#: The source of a duration: the postmortem, or `detected_at` and the run that confirmed the recovery.
+By = Literal["", "postmortem", "detected_at"]
+
+#: How many of the newest dossiers are searched for similar ones, and the minimum share of common hops and modes.
+MAX_SEARCHED, MIN_SIMILARITY = 200, 0.5
+#: Dossiers that are read at once from an object store, which takes tens of milliseconds for each file.
+_AT_ONCE = 10
+#: How many similar incidents are shown.
+MAX_SHOWN = 3
+#: Results of actions that were not executed.
+_NOT_YET = ("dry", "approved")
+_ALERT = re.compile(r"(.+?) (?:firing|resolved)\b")
+_SECONDS: TypeAdapter[float] = TypeAdapter(mandatory.Amount)
+_MARKS = {True: "✔", False: "✖", None: "?"}
+
+
+@dataclass(frozen=True)
+class ActionSummary:
+    """An action; `helped` is None if it was refused or its effect is not known.
+
+    `break_glass`: a rule of the target was waived for it.
+    """
+
+    action: str
+    what: str
+    result: str
+    helped: bool | None
+    break_glass: bool = False
+
+    def __str__(self) -> str:
+        loud = " ▲ BREAK-GLASS" if self.break_glass else ""
+        return f"{_MARKS[self.helped]} {self.action} {self.what}".rstrip() + loud
+
+
+@dataclass(frozen=True)
+class OpenMeasure:
+    """A measure of a postmortem that is not done yet, as typed."""
+
+    kind: str
+    measure: str
+    owner: str
+    due: str
+
+    def __str__(self) -> str:
+        return self.measure
+
+
+@dataclass(frozen=True)
+class IncidentSummary:
+    """The summary of a dossier; `worst` and `last` are "" without a verdict.
+
+    `alert` is the alerting rule's name, if noted; `place` (hops) and `modes` have several values if undecided.
+    """
+
+    incident: str
+    begun: pd.Timestamp
+    target: str
+    begun_by: Literal["alert", "person"]
+    alert: str
+    worst: str
+    last: str
+    place: tuple[str, ...]
+    modes: tuple[str, ...]
+    ttd_s: float | None
+    ttd_by: By
+    ttr_s: float | None
+    ttr_by: By
+    sections: tuple[str, ...]
+    actions: tuple[ActionSummary, ...]
+    measures: tuple[OpenMeasure, ...]
+
+    def row(self) -> dict[str, Any]:
+        """Return the fields as a flat row."""
+        return {name: " / ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in vars(self).items()}
+
+
+# Reading ----------------------------------------------------------------------------------------------------
+
+
+def read(
+    output: str, since: pd.Timestamp | None, until: pd.Timestamp | None, only: Iterable[str] | None = None
+) -> tuple[list[IncidentSummary], list[Text]]:
+    """Return the incidents that began in [since, until), oldest first, and a text for each unreadable dossier.
+
+    Raises OSError if the output itself cannot be read.
+    """
+    names = Archive(output, "").names() if only is None else only
+    with ThreadPoolExecutor(1 if Archive(output, "").local else _AT_ONCE) as lanes:
+        came = [*lanes.map(lambda name: _read_dossier(Archive(output, name)), names)]
+    unread = [each for each in came if isinstance(each, Text)]
+    found = [each for each in came if isinstance(each, IncidentSummary)]
+    found = [i for i in found if (since is None or since <= i.begun) and (until is None or i.begun < until)]
+    return sorted(found, key=lambda i: (i.begun, i.incident)), unread
+
+
+def _read_dossier(archive: Archive) -> IncidentSummary | Text | None:
+    """Return the summary of a dossier, a text if it cannot be read, or None if it holds nothing."""
+    try:
+        manifest, actions, notes = (archive.lines(log) for log in (MANIFEST, ACTION_LOG, NOTES))
+        if not (manifest or actions or notes):
+            return None
+        draft = b"\n".join(archive.raw(mandatory.MARKDOWN)).decode(errors="replace")
+        return summarise(archive.incident, manifest, actions, notes, draft)
+    except NotADirectoryError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:  # whatever a broken line raises
+        detail = e.strerror if isinstance(e, OSError) else f"{type(e).__name__}: {e}"
+        return say("report.unread", incident=archive.incident, detail=detail)
+
+
+def summarise(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str = "") -> IncidentSummary:
+    """Summarise an incident from its logs (one line at least) and its postmortem. A broken line may raise anything."""
+    logs = ((manifest, "started"), (actions, "time"), (notes, "time"))
+    begun = min(moment(line[name]) for log, name in logs for line in log)
+    # A section 7 run looks back: it says nothing about the state at its time.
+    looks = [e for e in manifest if e.get("section") != mandatory.SECTION and e.get("sections") != [mandatory.SECTION]]
+    runs = [e for e in looks if "section" in e]
+    statuses = [Status[e.get("verdict", e)["status"]] for e in looks]
+    present = [Status[e.get("verdict", e)["status"]] for e in looks if not looks_back(e, manifest)] or statuses
+    # Only a command's verdict has failure modes; a run from a browser has no such verdict.
+    worst_of = located([*(e for e in looks if "verdict" in e), *({"verdict": e} for e in runs)])
+    verdict = worst_of["verdict"] if worst_of else {}
+    given = [p for e in manifest if (p := e.get("parameters"))]
+
+    def told(name: str, *more: Mapping[str, Any]) -> Any:
+        return next((p[name] for p in (*given, *more) if p.get(name)), None)
+
+    noted = next((n for n in notes if n["who"] == "alert"), None)
+    alerted = told("detected_by") == "alert" or bool(
+        noted and not told("detected_by") and moment(noted["time"]) == begun
+    )
+    rule = _ALERT.match(noted["text"]) if alerted and noted else None
+    held = mandatory.parse_record(draft) if draft else {}
+    ttd, ttr = (_recorded_seconds(held.get("timeline"), name) for name in ("ttd_seconds", "ttr_seconds"))
+    seen = _observed_recovery_s(runs, told("detected_at")) if ttr is None else None
+    return IncidentSummary(
+        incident=incident,
+        begun=begun,
+        target=told("target", *actions) or "default",
+        begun_by="alert" if alerted else "person",
+        alert=rule[1] if rule else "",
+        worst=worst(statuses).name if statuses else "",
+        last=present[-1].name if present else "",
+        place=_list_hops(verdict),
+        modes=_list_modes(verdict, held.get("origin")),
+        ttd_s=ttd,
+        ttd_by="" if ttd is None else "postmortem",
+        ttr_s=seen if ttr is None else ttr,
+        ttr_by="postmortem" if ttr is not None else "" if seen is None else "detected_at",
+        sections=tuple(dict.fromkeys(e["section"] for e in manifest if "section" in e)),
+        actions=tuple(
+            _summarise_action(a) for a in {a["id"]: a for a in actions}.values() if a["result"] not in _NOT_YET
+        ),
+        measures=tuple(
+            OpenMeasure(*(m[f.name] for f in fields(OpenMeasure)))
+            for m in mandatory.measures_of(draft)
+            if not m["done"]
+        ),
+    )
+
+
+def _parameters_of(entry: Mapping[str, Any], manifest: Lines) -> Mapping[str, Any]:
+    """Return the parameters of a run, or of the first run of a command's verdict; {} if they are not known."""
+    first = entry.get("section") or next(iter(entry.get("sections", ())), None)
+    same = (e for e in manifest if (e.get("section"), e.get("started")) == (first, entry.get("started")))
+    return (entry if "section" in entry else next(same, {})).get("parameters") or {}
+
+
+def target_of(entry: Mapping[str, Any], manifest: Lines) -> str:
+    """Return the target of a run or a command's verdict; the manifest's first one if it is not known."""
+    known = (p.get("target") for p in (_parameters_of(entry, manifest), *(e.get("parameters") or {} for e in manifest)))
+    return str(next(filter(None, known), "default"))
+
+
+def looks_back(entry: Mapping[str, Any], manifest: Lines) -> bool:
+    """Return whether a run, or a command's verdict, is of a moment before it was started."""
+    if not (as_of := _parameters_of(entry, manifest).get("as_of")):
+        return False
+    return bool((moment(entry["started"]) - moment(as_of)).total_seconds() > PRESENT_S)
+
+
+def located(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Return the main verdict: the worst, then the one with the highest confidence, then the first; None if all OK."""
+    sure = ("none", "low", "medium", "high")
+    found = [v for v in verdicts if v["verdict"]["status"] != "OK"]
+    return max(
+        found,
+        key=lambda v: (Status[v["verdict"]["status"]].rank, sure.index(v["verdict"]["confidence"])),
+        default=None,
+    )
+
+
+def _list_hops(verdict: Mapping[str, Any]) -> tuple[str, ...]:
+    return (verdict["stuck_at"],) if verdict.get("stuck_at") else tuple(verdict.get("undecided", ()))
+
+
+def _list_modes(verdict: Mapping[str, Any], origin: Any) -> tuple[str, ...]:
+    """Return the postmortem's origin; else the undecided failure modes; else the most likely supported one."""
+    if isinstance(origin, str) and origin in catalog.load().failure_modes:
+        return (origin,)
+    likeliest = [m["id"] for m in verdict.get("failure_modes", ()) if m["score"] >= BROKEN]
+    return tuple(verdict.get("between") or likeliest[:1])
+
+
+def _recorded_seconds(timeline: Any, name: str) -> float | None:
+    try:
+        return _SECONDS.validate_python(timeline[name])
+    except (LookupError, TypeError, ValidationError):
+        return None
+
+
+def _observed_recovery_s(runs: Lines, detected_at: str | None) -> float | None:
+    """Return seconds from the detection to the first OK run of section 6 after the last bad run; None if unknown."""
+    good: pd.Timestamp | None = None
+    looked = [(moment((e.get("parameters") or {}).get("as_of") or e["started"]), e) for e in runs]
+    for at, e in sorted(looked, key=lambda each: each[0]):
+        recovery = e["section"] == catalog.RECOVERY
+        if recovery and e["status"] == "OK":
+            good = good or at
+        elif recovery or e["status"] == "CRITICAL":
+            good = None
+    seconds = round((good - moment(detected_at)).total_seconds(), 1) if good and detected_at else -1.0
+    return seconds if seconds >= 0 else None
+
+
+def _summarise_action(a: Mapping[str, Any]) -> ActionSummary:
+    helped = {"done": a.get("verified"), "failed": False}.get(a["result"])
+    return ActionSummary(
+        a["action"], record.describe_action(a.get("what") or {}), a["result"], helped, bool(a.get("break_glass"))
+    )
+
+
+def similar_incidents(rb: Session) -> render.Shown | None:
+    """Return the past incidents most similar to this run's findings, with their actions; None if there are none.
+
+    Searches the newest readable dossiers of the same output. Reads only, and does not raise OSError.
+    """
+    verdict, found = record.verdict(rb.verdict()), list[IncidentSummary]()
+    if modes := _list_modes(verdict, None):
+        with suppress(OSError):
+            found = _find_similar(rb.context.archive, {*_list_hops(verdict), *modes}, pd.Timestamp.now("UTC"))
+    if not found:
+        return None
+    columns = ("begun", "incident", "place", "modes", "actions")
+    rows = [[_format_cell(i.row(), c, rb.lang) for c in columns] for i in found]
+    lines = [messages.text(say("dossier.seen_before"), rb.lang), *(f"  {line}" for line in render.columns(rows))]
+    page = render.html("seen_before", rb.lang, incidents=found, linked=False)
+    return render.Shown({"text/html": page, "text/plain": "\n".join(lines)}, run=rb.opened)
+
+
+def seen_before(archive: Archive) -> list[IncidentSummary]:
+    """Return the earlier incidents with the most similar hops and failure modes, most similar first. Raises OSError."""
+    own = next((i for i in read(archive.output, None, None, only=[archive.incident])[0]), None)
+    return _find_similar(archive, {*own.place, *own.modes}, own.begun) if own and own.modes else []
+
+
+def _find_similar(archive: Archive, own: set[str], before: pd.Timestamp) -> list[IncidentSummary]:
+    """Search the newest readable dossiers of the same output. Raises OSError."""
+    others = [n for n in Archive(archive.output, "").newest(MAX_SEARCHED + 1) if n != archive.incident][-MAX_SEARCHED:]
+    like = {
+        i: len(own & {*i.modes, *i.place}) / len(own | {*i.modes, *i.place})
+        for i in read(archive.output, None, before, only=others)[0]
+    }
+    return sorted((i for i in like if like[i] >= MIN_SIMILARITY), key=lambda i: (-like[i], -i.begun.value))[:MAX_SHOWN]
+
+
+# Sums -------------------------------------------------------------------------------------------------------
+
+
+def report(incidents: Sequence[IncidentSummary]) -> dict[str, Any]:
+    """Return the incidents and their sums as plain data."""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    rules: dict[str, list[IncidentSummary]] = {}
+    for i in incidents:
+        for mode in i.modes or ("",) * bool(i.place):
+            kinds.setdefault((mode, " / ".join(i.place)), []).append(i.incident)
+        if i.begun_by == "alert":
+            rules.setdefault(i.alert, []).append(i)
+    nothing = {rule: [i.incident for i in begun if i.worst == Status.OK.name] for rule, begun in rules.items()}
+    return {
+        "incidents": [record.plain(asdict(i)) for i in incidents],
+        "modes": [
+            {"mode": mode, "place": place, "incidents": names}
+            for (mode, place), names in sorted(kinds.items(), key=lambda k: (-len(k[1]), k[0]))
+        ],
+        "alerts_for_nothing": [
+            {"alert": rule, "incidents": names, "of": len(rules[rule])}
+            for rule, names in sorted(nothing.items(), key=lambda n: (-len(n[1]), n[0]))
+            if names
+        ],
+        "actions_not_helped": [
+            {"incident": i.incident} | asdict(a) for i in incidents for a in i.actions if a.helped is False
+        ],
+        "break_glass": [{"incident": i.incident} | asdict(a) for i in incidents for a in i.actions if a.break_glass],
+        "open_measures": sorted(
+            ({"incident": i.incident} | asdict(m) for i in incidents for m in i.measures),
+            key=lambda m: (m["due"] or "~", m["incident"]),
+        ),
+        "ttd": _summarise_times(i.ttd_s for i in incidents),
+        "ttr": _summarise_times(i.ttr_s for i in incidents),
+    }
+
+
+def _summarise_times(times: Iterable[float | None]) -> dict[str, Any]:
+    known = [s for s in times if s is not None]
+    return {"median_s": median(known) if known else None, "known": len(known)}
+
+
+def frame(incidents: Iterable[IncidentSummary]) -> pd.DataFrame:
+    """Return one row per incident; the columns are the fields of `IncidentSummary`."""
+    return pd.DataFrame([i.row() for i in incidents], columns=[f.name for f in fields(IncidentSummary)])
+
+
+# As text ----------------------------------------------------------------------------------------------------
+
+#: Title, column headings, rows.
+Table = tuple[str, list[str], list[list[str]]]
+
+#: The tables by the name of their rows: the message of the title, and the columns.
+_TABLES = {
+    "list": ("report.list", ("begun", "incident", "target", "begun_by", "worst", "last", "place", "modes")),
+    "course": ("report.course", ("incident", "ttd", "ttr", "sections", "actions", "measures")),
+    "modes": ("report.modes", ("n", "mode", "place", "incidents")),
+    "alerts_for_nothing": ("report.alerts_for_nothing", ("alert", "n", "of", "incidents")),
+    "actions_not_helped": ("report.actions_not_helped", ("incident", "action", "what", "result")),
+    "break_glass": ("report.break_glass", ("incident", "action", "what", "result")),
+    "open_measures": ("report.open_measures", ("incident", "kind", "measure", "owner", "due")),
+}
+_HEADING_KEYS = {
+    "action": "report.col.action",
+    "actions": "report.col.actions",
+    "alert": "report.col.alert",
+    "begun": "report.col.begun",
+    "begun_by": "report.col.begun_by",
+    "due": "report.col.due",
+    "incident": "report.col.incident",
+    "incidents": "report.col.incidents",
+    "kind": "report.col.kind",
+    "last": "report.col.last",
+    "measure": "report.col.measure",
+    "measures": "report.col.measures",
+    "mode": "report.col.mode",
+    "modes": "report.col.modes",
+    "n": "report.col.n",
+    "of": "report.col.of",
+    "owner": "report.col.owner",
+    "place": "report.col.place",
+    "result": "report.col.result",
+    "sections": "report.col.sections",
+    "target": "report.col.target",
+    "ttd": "report.col.ttd",
+    "ttr": "report.col.ttr",
+    "what": "report.col.what",
+    "worst": "report.col.worst",
+}
+_DURATION_KEYS = {
+    "postmortem": "report.took.postmortem",
+    "detected_at": "report.took.detected_at",
+    "": "report.took.not_known",
+}
+
+
+def summary_lines(said: Mapping[str, Any]) -> list[Text]:
+    """Return the number of incidents and the median times to detect and to recover."""
+    ttd, ttr = said["ttd"], said["ttr"]
+    return [
+        say("report.incidents", n=len(said["incidents"])),
+        say("report.median_ttd", s=ttd["median_s"], n=ttd["known"]),
+        say("report.median_ttr", s=ttr["median_s"], n=ttr["known"]),
+    ]
+
+
+def tables(incidents: Iterable[IncidentSummary], said: Mapping[str, Any], lang: str) -> list[Table]:
+    """Return the tables of the incidents and of `report`'s data; empty tables are left out."""
+    flat = [i.row() for i in incidents]
+    rows = dict(said) | {"list": flat, "course": flat}
+    return [
+        (
+            messages.text(say(title), lang),
+            [messages.text(say(_HEADING_KEYS[c]), lang) for c in columns],
+            [[_format_cell(row, c, lang) for c in columns] for row in rows[name]],
+        )
+        for name, (title, columns) in _TABLES.items()
+        if rows[name]
+    ]
+
+
+def lines(incidents: Iterable[IncidentSummary], said: Mapping[str, Any], lang: str) -> list[str]:
+    """Return the summary and the tables as lines of text."""
+    found = [messages.text(line, lang) for line in summary_lines(said)]
+    for name, heads, rows in tables(incidents, said, lang):
+        found += ["", name, *(f"  {line}" for line in render.columns([heads, *rows]))]
+    return found
+
+
+def _format_cell(row: Mapping[str, Any], column: str, lang: str) -> str:
+    def t(key: str, **params: Any) -> str:
+        return messages.text(say(key, **params), lang)
+
+    value = row.get(column)
+    match column:
+        case "n":
+            return str(len(row["incidents"]))
+        case "begun":
+            return render.when(row[column])
+        case "begun_by":
+            return t("report.by.alert" if value == "alert" else "report.by.person", alert=row["alert"])
+        case "alert":
+            return value or t("report.unnamed")
+        case "place":
+            known = messages.catalogue(lang)  # the dossier may be of another runbook
+            return " / ".join(known.get(hop_text(p).key, p) for p in row[column].split(" / "))
+        case "mode" | "modes":
+            return " / ".join(f"{m} {render.mode_title(m, lang)}".strip() for m in row[column].split(" / "))
+        case "ttd" | "ttr":
+            return t(_DURATION_KEYS[row[f"{column}_by"]], s=row[f"{column}_s"])
+        case "result":
+            return t(render.ACTION_RESULT_KEYS[row[column]])
+    return ", ".join(value) if isinstance(value, list) else str(value)

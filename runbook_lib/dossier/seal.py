@@ -1,0 +1,223 @@
+"""Print a dossier's seal, and verify a dossier against its hash chain and against checkpoints.
+
+Each line of a log holds the digest of the line before. The chain shows a careless change; but a person who can write to
+the folder can shorten a log, or write the log and its chain again. So every command prints the chain head as a seal:
+
+    seal:<incident>:<lines of manifest, actions and notes>:<digest over these lines>
+
+A checkpoint is a seal that was kept outside the folder. If [sign] has a key (`governance.sign`), the seal ends with the
+signer's name and a signature over the rest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from runbook_lib.book import pack
+from runbook_lib.dossier import postmortem
+from runbook_lib.dossier.mandatory import MARKDOWN
+from runbook_lib.model.finding import Text, say
+from runbook_lib.model.usage import UsageError, visible
+from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources import settings
+from runbook_lib.sources.http import MOST_BYTES, HttpServer
+from runbook_lib.sources.source import ReadCost, SourceError
+from runbook_lib.store.archive import PARTIAL, SEALED, Archive, entry_of, split_lines
+
+#: Hexadecimal digits of a chain head's digest: 128 bits of SHA-256, so that a seal fits into a line of a message.
+DIGITS = 32
+_HEAD = re.compile(
+    rf"seal:([^\s:/]+):(\d{{1,9}})\.(\d{{1,9}})\.(\d{{1,9}}):([0-9a-f]{{{DIGITS}}})(?![0-9a-f])"
+    r"(?::([A-Za-z0-9_-]+):?([A-Za-z0-9_-]*))?"  # a truncated signature still counts as a signature: it is invalid
+)
+#: Files that are generated again, or written by people, and therefore not sealed.
+_UNSEALED = re.compile(rf"index\.html|systems\.html|{MARKDOWN}(\.bak-.*)?|{postmortem.PAGE}|.*{re.escape(PARTIAL)}")
+_SQLITE = b"SQLite format 3\0"
+
+
+@dataclass(frozen=True)
+class ChainHead:
+    """The number of lines in each of an incident's logs, and a digest over all of these lines."""
+
+    incident: str
+    lines: tuple[int, ...]
+    """Lines of each log, in the order of `store.SEALED`."""
+    digest: str
+    by: str = ""
+    """The name of the signer and the signature; "" if the seal is not signed. Not verified yet."""
+    signature: str = ""
+
+    @property
+    def bare(self) -> ChainHead:
+        """Return the chain head without its signature: the text that was signed."""
+        return replace(self, by="", signature="")
+
+    def __str__(self) -> str:
+        bare = f"seal:{self.incident}:{'.'.join(map(str, self.lines))}:{self.digest}"
+        return f"{bare}:{self.by}:{self.signature}" if self.by else bare
+
+
+@dataclass(frozen=True)
+class Report:
+    """The result of a verification."""
+
+    chain_head: ChainHead
+    covered: tuple[int, ...]
+    """Lines of each log that the last matching checkpoint covers."""
+    changed: tuple[Text, ...]
+    """Differences from the hash chain or from a checkpoint."""
+    uncovered: tuple[Text, ...]
+    """Lines that no checkpoint covers, and files that no line names."""
+
+
+def chain_head(archive: Archive) -> ChainHead:
+    """Return the present chain head. Raises OSError.
+
+    While others write, the logs may be read at different moments: each is then a prefix of the final log.
+    """
+    lines = _read_logs(archive)
+    return _compute_head(archive.incident, lines, [len(own) for own in lines])
+
+
+def seal_text(archive: Archive) -> str:
+    """Return the chain head as a seal, signed if a key is configured; "" if the archive cannot be read."""
+    try:
+        return signed_seal(chain_head(archive))
+    except (OSError, UsageError):
+        return ""
+
+
+def signed_seal(bare: ChainHead) -> str:
+    """Return a chain head as a seal, signed if [sign] of runbook.toml has a key.
+
+    If signing fails, the reason follows in brackets.
+    """
+    try:
+        signing = settings.load().sign
+        if not signing.key_file and not signing.key_command:
+            return str(bare)
+        by, signature = pack.hook("sign")(str(bare), signing)
+        return str(replace(bare, by=by, signature=signature))
+    except UsageError as e:
+        return f"{bare} (not signed: {e})"
+
+
+def find_seals(text: str) -> list[ChainHead]:
+    """Return the seals that a text contains."""
+    return [ChainHead(i, (int(a), int(b), int(c)), *more) for i, a, b, c, *more in _HEAD.findall(text)]
+
+
+def read_checkpoints(incident: str, source: str) -> list[ChainHead]:
+    """Return an incident's checkpoints from a source: a seal, or a file or URL whose text contains seals.
+
+    The file may also be a receiver's journal. Raises UsageError, one line, if the source has no seal of the incident.
+    """
+    found = find_seals(source) or find_seals(_read_source(source))
+    own = list(dict.fromkeys(h for h in found if h.incident == incident))
+    if not own:
+        others = ", ".join(sorted({h.incident for h in found})[:5])
+        but = f"; it contains seals of {others}" if others else ""
+        raise UsageError(f"--checkpoint {_hide_password(source)}: contains no seal of {incident}{but}")
+    return own
+
+
+def trusted_checkpoints(
+    checkpoints: Sequence[ChainHead], keys: Mapping[str, str], *, only: bool
+) -> tuple[list[ChainHead], list[Text]]:
+    """Return the checkpoints to use, and the reasons why others are ignored.
+
+    A signature must be valid; with `only`, a checkpoint must have one. `keys` are public keys by name. Raises
+    UsageError if a checkpoint is signed and the package cryptography is missing.
+    """
+    trusted, ignored = list[ChainHead](), list[Text]()
+    for seen in checkpoints:
+        if not seen.by and not only:
+            trusted.append(seen)
+        elif seen.by not in keys:
+            why = say("seal.unknown_signer", seal=str(seen.bare), by=seen.by)
+            ignored.append(why if seen.by else say("seal.unsigned", seal=str(seen.bare), by=seen.by))
+        elif not pack.hook("signature_holds")(str(seen.bare), seen.by, seen.signature, keys):
+            ignored.append(say("seal.forged", seal=str(seen.bare), by=seen.by))
+        else:
+            trusted.append(seen)
+    return trusted, ignored
+
+
+def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
+    """Verify a dossier against its hash chain and against checkpoints. Raises OSError."""
+    with archive.locked() if archive.names() else nullcontext():  # a file is written before the line that names it
+        lines = _read_logs(archive)
+        files = _list_files(archive)
+    now = [len(own) for own in lines]
+    covered, changed, uncovered = [0] * len(SEALED), archive.problems(), list[Text]()
+    for seen in sorted(checkpoints, key=lambda c: sum(c.lines)):
+        if short := [(log, was, n) for log, was, n in zip(SEALED, seen.lines, now, strict=True) if was > n]:
+            changed += [say("seal.cut", seal=str(seen.bare), log=log, was=was, n=n) for log, was, n in short]
+        elif _compute_head(archive.incident, lines, seen.lines) != seen.bare:
+            changed.append(say("seal.other", seal=str(seen.bare), within=_format_line_ranges(covered, seen.lines)))
+        else:
+            covered = [max(a, b) for a, b in zip(covered, seen.lines, strict=True)]
+    for log, upto, n in zip(SEALED, covered, now, strict=True):
+        if upto < n:
+            uncovered.append(say("seal.loose", log=log, first=upto + 1, last=n if n > upto + 1 else None, n=n - upto))
+    entries = [entry_of(line) or {} for own in lines for line in own]
+    named = {name for entry in entries for name in entry.get("sha256", {})}
+    # A name may hold anything, also line breaks.
+    uncovered += [say("seal.unnamed", name=visible(name, kept="")) for name in files if name not in named]
+    return Report(_compute_head(archive.incident, lines, now), tuple(covered), tuple(changed), tuple(uncovered))
+
+
+def _compute_head(incident: str, lines: Sequence[Sequence[bytes]], counts: Sequence[int]) -> ChainHead:
+    whole = hashlib.sha256(incident.encode())
+    for log, own, n in zip(SEALED, lines, counts, strict=True):
+        whole.update(b"\n".join([b"", log.encode(), *own[:n], b""]))
+    return ChainHead(incident, tuple(counts), whole.hexdigest()[:DIGITS])
+
+
+def _read_logs(archive: Archive) -> list[list[bytes]]:
+    return [split_lines(archive.read_file(log)) for log in SEALED]
+
+
+def _list_files(archive: Archive) -> list[str]:
+    """Return the files of the dossier that ought to be sealed."""
+    evidence = Archive(archive.output, f"{archive.incident}/evidence").names()
+    there = [n for n in archive.names() if n not in (*SEALED, "evidence", "lab") and not _UNSEALED.fullmatch(n)]
+    return there + [f"evidence/{n}" for n in evidence]
+
+
+def _format_line_ranges(after: Sequence[int], upto: Sequence[int]) -> str:
+    """Return the line ranges of each log that follow the lines `after`, up to the lines `upto`, as text."""
+    new = [(log, a + 1, n) for log, a, n in zip(SEALED, after, upto, strict=True) if n > a]
+    return ", ".join(f"{log} {f'lines {first} to {n}' if n > first else f'line {n}'}" for log, first, n in new)
+
+
+def _read_source(source: str) -> str:
+    """Return the text of a file or URL. Raises UsageError."""
+    if source.startswith("seal:"):
+        raise UsageError(f"--checkpoint {source}: the seal is not complete: copy all of it")
+    try:
+        if source.startswith(("http://", "https://")):
+            base, _, path = source.rpartition("/")
+            return HttpServer("checkpoint", base, ReadCost(Masker())).get(path).decode(errors="replace")
+        with Path(source).open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if content.startswith(_SQLITE):
+            with closing(sqlite3.connect(f"{Path(source).absolute().as_uri()}?mode=ro", uri=True)) as journal:
+                return "\n".join(seal for (seal,) in journal.execute("SELECT seal FROM seals ORDER BY at"))
+        if len(content) > MOST_BYTES:
+            raise UsageError(f"--checkpoint {source} has more than {MOST_BYTES:,} bytes: copy the seals out of it")
+        return content.decode(errors="replace")
+    except (OSError, SourceError, sqlite3.Error) as e:
+        reason = getattr(e, "strerror", None) or " ".join(str(e).split())
+        raise UsageError(f"--checkpoint {_hide_password(source)} cannot be read: {reason}") from None
+
+
+def _hide_password(source: str) -> str:
+    """Return a source without the user and password of its URL."""
+    return re.sub(r"//[^/@]*@", "//", source)

@@ -1,0 +1,1 @@
+"""What a cell calls: the session, notes, and helpers for the tests of sections."""

@@ -1,0 +1,461 @@
+"""Sessions: one run of one section in a notebook, from the sources to the verdict.
+
+A notebook calls `open_section`, then `step` and `chart` for each step of the runbook, then `conclude`.
+The same cells give the same verdict in JupyterLab, under papermill and in a drill.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from getpass import getpass
+from types import MethodType
+from typing import Any
+
+import pandas as pd
+from IPython.core.getipython import get_ipython
+from IPython.display import DisplayHandle, display
+
+from runbook_lib.actions import action
+from runbook_lib.book import catalog as catalogs
+from runbook_lib.book import messages, pack, queries
+from runbook_lib.book.parameters import declared_names, mask_free_texts, now, parameters_class, validate, whoami
+from runbook_lib.checks import samples
+from runbook_lib.checks.check import Check, checks
+from runbook_lib.checks.context import Context, Progress, open_context
+from runbook_lib.diagnosis import counterfactual
+from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.model.finding import Answer, Finding, Reason, Status, Text, Verdict, complete, say
+from runbook_lib.model.usage import UsageError, did_you_mean
+from runbook_lib.notebook.notes import keep_note
+from runbook_lib.privacy.masking import TOKEN
+from runbook_lib.sources import settings
+from runbook_lib.sources.source import SourceError
+from runbook_lib.store import record
+from runbook_lib.view import charts, render
+from runbook_lib.view.answer import StepResult
+from runbook_lib.view.queries import PARAMETER, StepQueries, queries_of
+
+#: Seconds after which a step that is run again warns that the run shows an earlier moment.
+OLD_S = 120.0
+#: Parameters that a cell passes on by itself (`rb.act`, `rb.event`), and never to the whole section.
+_OF_CELLS = frozenset({"execute", "approved_by", "reason", "event"})
+#: What every query is given by the run (`Snapshot.ask`), and no cell by a variable: the notebook has an `as_of`, too.
+_OF_RUN = frozenset({"as_of", "since", "max_rows"})
+
+
+class Session:
+    """The state shared by the cells of one notebook: it runs steps, charts, actions and the verdict over a context.
+
+    Make it with `open_section`.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = replace(context, progress=self.progress)
+        self.opened = now()
+        self._top: DisplayHandle | None = None
+        self._cards: dict[str, DisplayHandle | None] = {}
+        self._bottom: DisplayHandle | None = None
+        self.shows = False
+        self.answers: tuple[Answer, ...] = ()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a function or class that a pack adds to sessions (`Pack.asks`), such as `rb.compare`.
+
+        A function that takes a session is a method of this one, a class that takes one is an attribute.
+        """
+        if name not in pack.active_runbook().asks:
+            raise AttributeError(f"a session has no '{name}': {did_you_mean(name, dir(self))}")
+        ask = pack.active_runbook().ask(name)
+        return ask(self) if isinstance(ask, type) else MethodType(ask, self)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *pack.active_runbook().asks]
+
+    @property
+    def findings(self) -> dict[str, Finding]:
+        """The findings so far, by step."""
+        return self.context.findings
+
+    @property
+    def lang(self) -> str:
+        """The language of what is shown."""
+        return self.context.lang
+
+    # What the cells of a notebook call.
+
+    def step(self, step: str) -> StepResult:
+        """Run one step of the runbook, show its card, and return its result for your own cells.
+
+        Never raises for a source that fails.
+        """
+        self._run_step(step)
+        self._warn_of_age()
+        self._cards[step] = display(self._card(step), display_id=True)
+        self._update_dependents(step)
+        return StepResult(lambda: self._card(step), inspect.getdoc(self._find_check(step).collect) or "")
+
+    def chart(
+        self,
+        what: str | pd.DataFrame,
+        *,
+        x: str = "",
+        y: str | Sequence[str] = (),
+        kind: str = "line",
+        title: str = "",
+    ) -> None:
+        """Draw the charts of a step (run first if it has not run yet), or columns of a frame of your own.
+
+        Of a frame `y` over `x` as "line", "bar" or "scatter", or how often each value of `x` occurs as "hist". Raises
+        UsageError, one line, for a step, column or kind that does not exist or cannot be drawn.
+        """
+        if isinstance(what, pd.DataFrame):
+            own = charts.chart_frame(what, x, [y] if isinstance(y, str) else list(y), kind, title)
+            # Without the mark of the run: it stays in the copy, like all that a person's own cells show.
+            self._show_figure(own, say("chart.no_rows"), {})
+            return
+        if not isinstance(what, str):
+            raise UsageError("rb.chart needs a step of this section, or a frame")
+        if what not in self.findings:
+            self._run_step(what)
+        finding = self.findings[what]
+        for draw in self._find_check(what).charts:
+            try:
+                figure = draw(finding.frames, self.context.given(what))
+            except Exception as e:
+                if os.environ.get("RUNBOOK_DEBUG"):
+                    raise
+                detail = self.context.masker.scrub(f"{type(e).__name__}: {e}")
+                display(render.sentence(say("chart.not_drawn", detail=detail), self.lang, run=self.opened))
+                continue
+            self._show_figure(figure, say("chart.no_data"), render.run_mark(self.opened))
+
+    def _show_figure(self, figure: charts.Chart | None, nothing: Text, mark: dict[str, Any]) -> None:
+        if figure is None:
+            display(mark | {"text/plain": messages.text(nothing, self.lang)}, raw=True)
+        else:
+            shown = [bundle | mark for bundle in figure.display(self.lang)]
+            display(*shown, raw=True, metadata=figure.metadata(self.lang))
+
+    def queries(self, step: str) -> StepQueries:
+        """Return what a step of any section asks: SQL or call, index, cost class and columns. No source is asked."""
+        if step not in checks():
+            raise UsageError(f"unknown step '{step}': {did_you_mean(step, list(checks()))}")
+        return queries_of(step, self.lang)
+
+    def ask(self, question: str, **params: Any) -> pd.DataFrame:
+        """Run a query of the packs (`"queue/backlog"`), or a SELECT of your own with `:name` parameters.
+
+        Read-only, with the limits, the cost gate and the row cap of the steps; the query is part of the run's read
+        cost. User ids are masked in the result, and so is text that the query computes from columns. A token as a
+        parameter stands for its user id; `person` makes one. Raises UsageError, one line, for every failure.
+        """
+        masker = self.context.masker
+        params = {name: masker.named(value) for name, value in params.items()}
+        own = bool(re.search(r"\s", question.strip()))
+        if not own and question not in queries.names():
+            raise UsageError(f"unknown query '{question}': {did_you_mean(question, queries.names())}")
+        try:
+            with self.context.snapshot() as db:
+                if not own:
+                    return masker.frame(db.ask(question, **params))
+                frame = db.ask_own(question, **params)
+        except SourceError as e:
+            detail = e.detail
+            for value in params.values():
+                detail = detail.replace(str(value), "...") if isinstance(value, str) and value else detail
+            raise UsageError(masker.scrub(f"{e.source}: {detail}")) from None
+        return masker.own(frame, frame.attrs["columns"], question)
+
+    def person(self) -> str:
+        """Prompt for a user id, which is stored in no file, and return its token in this incident.
+
+        Raises UsageError outside `runbook lab`, where no user id is stored.
+        """
+        if self.context.masker.people is None:
+            raise UsageError("only `runbook lab` stores the user id of a token")
+        return str(self.context.masker.person(getpass("user id: ").strip()))
+
+    def first_response(self) -> render.Shown:
+        """Return the proposals that the findings so far justify, with the exact commands. Nothing is run."""
+        found = diagnosis.conclude(self.findings.values(), self.context.catalog)
+        return render.proposal_list(found.proposals, self.lang, run=self.opened)
+
+    def act(
+        self,
+        name: str,
+        *,
+        execute: bool = False,
+        approved_by: str | None = None,
+        reason: str | None = None,
+        break_glass: bool = False,
+        approval: str | None = None,
+        **what: Any,
+    ) -> render.ActionCard:
+        """Run an action (`restart`, `set`, `redrive`); a dry run unless `execute` is set.
+
+        Without `execute` nothing is changed. Each call is a line in the incident's actions.jsonl. `approval` is the
+        output of a second person's `runbook approve`, or a file with it, if the target requires one. `break_glass`
+        bypasses the approval, a freeze and the hourly limit, if the target allows it.
+        Raises UsageError for an action, or an argument, that does not exist.
+        """
+        known = action.actions()
+        if name not in known:
+            raise UsageError(f"unknown action '{name}': {did_you_mean(name, list(known))}")
+        rb = self.context.in_one_cluster()
+        try:
+            asked = known[name](rb, **what)
+        except TypeError as e:  # an argument that it does not have
+            raise UsageError(f"{name}: {e}") from None
+        begun = pd.Timestamp.now("UTC")
+        with self.progress() as progress:
+            outcome = action.perform(
+                asked,
+                rb,
+                execute=execute,
+                approved_by=approved_by,
+                reason=reason,
+                break_glass=break_glass,
+                approved=approval,
+                progress=progress,
+            )
+        self.context.outcomes[name] = outcome
+        if self.context.target.grafana_url:
+            pack.hook("acted")(self.context, outcome, begun, self.lang)
+        return render.ActionCard(outcome, self.lang, run=self.opened)
+
+    def settle(self) -> render.Shown:
+        """Ask the steps, of any section, that may decide an undecided verdict; return what each showed.
+
+        It ends when the verdict is decided, no question is left, or the budget of numbers.md is used up. A step of a
+        section that can act is not asked.
+        """
+        numbers, begun = self.context.catalog.numbers, time.monotonic()
+        asked = 0
+        while asked < numbers.get("settle.questions", 0) and time.monotonic() - begun < numbers.get("settle.time", 0):
+            before, earlier = self.verdict(), list(self.findings.values())
+            step = next((s for s in before.settled_by if s not in self.findings and self._only_reads(s)), None)
+            if step is None:
+                break
+            asked += 1
+            self.findings[step] = found = checks()[step].run(self.context)
+            self.answers += diagnosis.read_answers(before, earlier, [found], self.context.catalog)
+            self._cards[step] = display(self._card(step), display_id=True)
+        self._update_verdict()
+        return render.settlement(self.verdict(), asked, self.lang, run=self.opened)
+
+    def why(self) -> render.Shown:
+        """Return the evidence for and against each place and failure mode of the verdict, and who reports it."""
+        explained = counterfactual.explain(self.verdict(), self._planned_findings(), self.context.catalog)
+        return render.text_block(render.failure_mode_lines(record.verdict(explained), self.lang), run=self.opened)
+
+    def note(self, text: str) -> render.Shown:
+        """Put a line into the incident's timeline. Raises UsageError when it can not be written."""
+        masker = self.context.masker
+        if self.context.recorded is not None:
+            raise UsageError("this is a replay: its notes would stand in no incident")
+        kept = keep_note(self.context.archive, masker.scrub_once(text), whoami(), self.context.section.number)
+        return render.sentence(kept, self.lang, run=self.opened)
+
+    def reveal(self, *texts: str) -> render.Revealed:
+        """Show the user ids behind the tokens in `texts` on the screen only; they are never saved.
+
+        Raises UsageError outside `runbook lab`, whose server keeps it out of the file.
+        """
+        if self.context.masker.people is None:
+            raise UsageError("only `runbook lab` can reveal: elsewhere the page is saved as it is shown")
+        tokens = dict.fromkeys(token for text in texts for token in TOKEN.findall(text))
+        if not tokens:
+            raise UsageError("nothing to reveal: name a token such as rb.reveal('user-1a2b3c4d')")
+        return render.Revealed({t: self.context.masker.people.get(t) for t in tokens}, self.lang)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """Show a progress bar in the notebook; it disappears at the end."""
+        if not self.shows:
+            yield lambda share, text: None
+            return
+        handle = display(render.progress_bar(0.0, say("ui.looking"), self.lang, run=self.opened), display_id=True)
+        try:
+            yield lambda share, text: handle.update(render.progress_bar(share, text, self.lang, run=self.opened))
+        finally:
+            handle.update(render.progress_bar(None, say("ui.looking"), self.lang, run=self.opened))
+
+    def conclude(self) -> None:
+        """Show the verdict of the section, every planned step exactly once, and the cost of the queries.
+
+        It is updated when a step is run again.
+        """
+        self._bottom = display(self._conclusion(), display_id=True)
+        if self._top is not None:
+            self._top.update(self._banner(self.verdict()))
+
+    def run_steps(self) -> Verdict:
+        """Run every step of the section without showing it; return the verdict."""
+        for step in self.context.section.steps:
+            self._run_step(step.id)
+        return self.verdict()
+
+    #: `run_steps` by its earlier name.
+    look = run_steps
+
+    def verdict(self) -> Verdict:
+        """Return the verdict so far."""
+        return replace(diagnosis.conclude(self._planned_findings(), self.context.catalog), asked=self.answers)
+
+    def show_header(self) -> None:
+        """Show the target, the moment and the window of this run; `conclude` replaces it with the verdict."""
+        self.shows = True
+        if self.context.recorded is not None:
+            said = say("lab.replayed", as_of=render.when(self.context.as_of))
+            display(render.sentence(said, self.lang, run=self.opened))
+        self._top = display(self._banner(None), display_id=True)
+
+    def _conclusion(self) -> render.Shown:
+        findings = self._planned_findings()
+        return render.conclusion(
+            self._header(),
+            counterfactual.explain(self.verdict(), findings, self.context.catalog),
+            findings,
+            self._step_titles(),
+            [*samples.queries_before(self.context.section.number), *self.context.read_cost.queries],
+            self.lang,
+            run=self.opened,
+        )
+
+    def _banner(self, verdict: Verdict | None) -> render.Shown:
+        return render.banner(self._header(), verdict, self.lang, run=self.opened)
+
+    def _card(self, step: str) -> render.Card:
+        found = self.findings[step]
+        hop = _find_hop(found, self.context.catalog.hops)
+        dashboard = "" if found.status is Status.OK else render.link_to_hop(self._dashboard, hop)
+        return render.Card(found, self._step_titles()[step], self.lang, dashboard, run=self.opened)
+
+    def _run_step(self, step: str) -> None:
+        self.findings[step] = self._find_check(step).run(self.context)
+
+    def _update_dependents(self, step: str) -> None:
+        """Update what is already shown and depends on this step: later steps and the verdict."""
+        order = [s.id for s in self.context.section.steps]
+        for later in order[order.index(step) + 1 :]:
+            before = self.findings.get(later)
+            if before is None or not before.frames or before.reason is Reason.ERROR:
+                continue
+            self.findings[later] = self._find_check(later).judge_again(before, self.context.given(later))
+            if (card := self._cards.get(later)) is not None:
+                card.update(self._card(later))
+        self._update_verdict()
+
+    def _update_verdict(self) -> None:
+        if self._bottom is not None:
+            self._bottom.update(self._conclusion())
+            if self._top is not None:
+                self._top.update(self._banner(self.verdict()))
+
+    def _warn_of_age(self) -> None:
+        """Warn if the run is older than `OLD_S`: a step that is run now reads a later state than the others."""
+        age_s = (self.context.now() - self.context.as_of).total_seconds()
+        if self.shows and not self.context.past and age_s > OLD_S:
+            text = say("lab.old", as_of=render.when(self.context.as_of), minutes=age_s / 60)
+            display(render.sentence(text, self.lang, run=self.opened))
+
+    def _find_check(self, step: str) -> Check:
+        if step not in {s.id for s in self.context.section.steps}:
+            known = [s.id for s in self.context.section.steps]
+            raise UsageError(f"section {self.context.section.number} has no step '{step}': {did_you_mean(step, known)}")
+        return checks()[step]
+
+    def _only_reads(self, step: str) -> bool:
+        """Return whether the step's section has a notebook, and that notebook no action."""
+        (section,) = diagnosis.sections_of([step])
+        notebook = self.context.catalog.sections[section].notebook
+        return notebook is not None and "execute" not in declared_names(notebook)
+
+    def _planned_findings(self) -> list[Finding]:
+        """Return the findings of the section's steps, and of those that `settle` asked."""
+        own = [s.id for s in self.context.section.steps]
+        return complete(dict.fromkeys([*own, *self.findings]), self.findings)
+
+    def _step_titles(self) -> dict[str, str]:
+        return {s.id: s.words(self.lang) for section in self.context.catalog.sections.values() for s in section.steps}
+
+    def _header(self) -> render.Header:
+        return render.Header(
+            section=self.context.section.number,
+            title=self.context.section.words(self.lang),
+            incident=self.context.parameters.incident_id,
+            target=self.context.parameters.target,
+            as_of=self.context.as_of,
+            window_minutes=self.context.parameters.window_minutes,
+            clocks={name: (c.offset_s, c.error_s) for name, c in self.context.clocks.items()},
+            behind_s=max((c.behind_s for c in self.context.clocks.values()), default=0.0),
+            by=whoami(),
+            given=self.context.given().record(),
+            parameters=mask_free_texts(self.context.parameters.model_dump(exclude_unset=True), self.context.masker),
+            opened=self.opened,
+            dashboard=self._dashboard,
+        )
+
+    @property
+    def _dashboard(self) -> str:
+        target, named = self.context.target, self.context.parameters
+        if not target.grafana_link:
+            return ""
+        return str(pack.hook("dashboard")(target, named.target, named.incident_id, self.context.window))
+
+
+def _find_hop(finding: Finding, hops: Sequence[str]) -> str | None:
+    """Return the hop of a finding: the one with most evidence, else one that is late, else any; None if it has none."""
+    spoken = [s for s in finding.signals if s.about in hops and s.weight > 0]
+    if spoken:
+        return max(spoken, key=lambda s: s.weight).about
+    return next((h.name for h in sorted(finding.hops, key=lambda h: not h.late)), None)
+
+
+def open_section(section: str, variables: Mapping[str, Any] | None = None, /, **parameters: Any) -> Session:
+    """Open a section of the runbook on a target.
+
+    A notebook passes its `globals()`: those that are parameters (see `parameters.Parameters`) count, but for those
+    that a cell passes on by itself. `parameters` name them one by one. Raises UsageError, one line, for a section,
+    parameter or target that does not exist; nothing for a source that is silent.
+    """
+    names = parameters_class().model_fields.keys() - _OF_CELLS
+    rb = quiet_session(section, **{k: v for k, v in (variables or {}).items() if k in names} | parameters)
+    sql_cells(rb)
+    rb.show_header()
+    return rb
+
+
+def sql_cells(rb: Session) -> None:
+    """Ask a cell that begins with `%%sql` by `rb.ask`: `:name` in it is the notebook's variable of that name.
+
+    `:as_of`, `:since` and `:max_rows` are always those of the run.
+    The result is the cell's result; `%%sql frame` assigns it to the variable `frame` instead.
+    """
+    shell = get_ipython()
+    if shell is None:
+        return
+
+    def sql(name: str, question: str) -> pd.DataFrame | None:
+        own = shell.user_ns
+        frame = rb.ask(question, **{n: own[n] for n in {*PARAMETER.findall(question)} & own.keys() - _OF_RUN})
+        if not name.strip():
+            return frame
+        own[name.strip()] = frame
+        return None
+
+    shell.register_magic_function(sql, "cell", "sql")  # type: ignore[arg-type]
+
+
+def quiet_session(section: str, **parameters: Any) -> Session:
+    """Open a section without a notebook to show anything in, for the command. Raises UsageError."""
+    book = catalogs.load()
+    if section not in book.sections:
+        raise UsageError(f"unknown section '{section}': {did_you_mean(section, list(book.sections))}")
+    return Session(open_context(book.sections[section], validate(parameters), settings.load(), book))

@@ -1,0 +1,1 @@
+"""What hides: tokens for people, and secrets that no output shows."""

@@ -1,0 +1,614 @@
+"""The archive of artifacts: one folder per incident, in a local folder or under any fsspec URL.
+
+    <output>/<incident>/<UTC time>-<section>-<status>.ipynb and .html
+    <output>/<incident>/evidence/<same name>.json
+    <output>/<incident>/manifest.jsonl     one line per artifact; each line has the digest of the line before
+    <output>/<incident>/actions.jsonl      the action log, hash-chained in the same way
+    <output>/<incident>/notes.jsonl        the responders' notes, hash-chained in the same way
+    <output>/<incident>/index.html         the index page
+    <output>/<incident>/.salts             the salts of the user ids' tokens; not sealed, because an erasure changes it
+
+A file name with a status is final. A run that died leaves `<time>-<section>.partial.ipynb`.
+
+Folders have mode 0700 and files 0600, whatever the umask. Where the output has the setgid bit, its group may read and
+write as well; an incident's folder that has other permissions gives them to what is written into it.
+
+Every exception of a store becomes an OSError with one line as its `strerror`; an output that cannot be opened at all
+raises OutputError.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from runbook_lib.model.finding import Text, say
+from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.masking import new_salts, replace_salt
+from runbook_lib.store.files import create_whole, digest, file_mode, make_folder, open_locked, read_regular, write_whole
+
+MANIFEST = "manifest.jsonl"
+ACTION_LOG = "actions.jsonl"
+NOTES = "notes.jsonl"
+SEALED = (MANIFEST, ACTION_LOG, NOTES)
+PARTIAL = ".partial.ipynb"
+SALTS = ".salts"
+#: Valid names of files in a log line, and their maximum length in bytes.
+_NAME = re.compile(r"(?:evidence/)?[^/.][^/]*")
+_MAX_NAME_BYTES = 200
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+#: Errors of a store that may take the same write later; EIO is also what a store's own kind of errors becomes.
+_MAY_PASS = (*_FULL, errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE)
+#: Errors of a path that is no regular file, or leads to none.
+_NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
+
+#: The entries of a log, oldest first.
+Entries = list[dict[str, Any]]
+
+#: The names that stores have for the time of a file's last change.
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+#: Stores without folders: `makedirs` would create a bucket there, also one with a misspelt name.
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
+#: Timeouts in seconds and attempts, so that an unreachable store fails within 30 s; FSSPEC_S3 has precedence.
+_S3 = {
+    "connect_timeout": 3,
+    "read_timeout": 8,
+    "retries": {"mode": "standard", "total_max_attempts": 3},
+}
+#: Opened stores are never closed: a forked process that closed its copy would break its parent's connections.
+_opened: list[Any] = []
+#: Salts that this process uses although they could not be stored yet, by output and incident.
+_unstored: dict[tuple[str, str], bytes] = {}
+
+
+class OutputError(UsageError):
+    """The output cannot be written: it is wrong, or not available now (`StoreError`)."""
+
+    @staticmethod
+    def of(text: str, e: OSError) -> OutputError:
+        """Return the error of a write that failed."""
+        wrong = isinstance(e, FileNotFoundError | FileExistsError | PermissionError)
+        passes = isinstance(e, TimeoutError | ConnectionError) or e.errno in _MAY_PASS
+        return StoreError(text) if passes and not wrong else OutputError(text)
+
+
+class StoreError(OutputError):
+    """The store fails now, and may take the same write later."""
+
+    exit_code = 69
+
+
+class LogError(OSError, ValueError):
+    """A log has a line that the runbook did not write."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """The artifacts of one incident."""
+
+    output: str
+    incident: str
+    people: bool = True
+    """Whether its files may hold tokens of users: then it gets salts before its first line."""
+
+    @property
+    def local(self) -> Path | None:
+        """Return the incident's folder; None if the archive is not local."""
+        return Path(self._path("")) if isinstance(self._filesystem, LocalFileSystem) else None
+
+    @property
+    def place(self) -> str:
+        """Return the incident's folder or URL as text for people."""
+        folder = self.local
+        return str(folder) if folder else f"{self.output.rstrip('/')}/{self.incident}"
+
+    def prepare(self) -> None:
+        """Make the folder, test that it is writable, and create the salts of a new incident.
+
+        On a full disk the run goes on, and the salts are stored with its first line. Raises OutputError, one line, if
+        anything else fails.
+        """
+        try:
+            self.make()
+            if self.people:
+                self._create_salts()
+        except OSError as e:
+            reason = e.strerror or type(e).__name__
+            raise OutputError.of(
+                f"output folder {self.place} cannot be written: {reason}; choose another with --output", e
+            ) from None
+
+    def make(self) -> None:
+        """Make the folder and test that it is writable. Raises OSError and UsageError."""
+        if self.local:
+            make_folder(self.local)
+            make_folder(self.local / "evidence", stat.S_IMODE(self.local.stat().st_mode))
+            with tempfile.TemporaryFile(dir=self.local):
+                pass
+        else:
+            with self._store_errors("evidence"):
+                if not _BUCKETS & self._protocols:
+                    self._filesystem.makedirs(self._path("evidence"), exist_ok=True)
+            self.write("evidence/.keep", b"")
+
+    def _create_salts(self) -> None:
+        """Store the salts of a new incident; on a full disk its first line does it. Raises OSError."""
+        try:
+            with self.locked():
+                self._ensure_salts()
+        except OSError as e:
+            if e.errno not in _FULL:
+                raise
+
+    def _ensure_salts(self) -> bytes:
+        """Return the salts, stored if the incident has no line yet; b"" if a version without salts began it.
+
+        The tokens of an incident that has lines must not change. The caller must hold the lock. Raises OSError.
+        """
+        salts = self.read_or_none(SALTS)
+        if salts or any(self.raw(log) for log in SEALED):
+            return salts or b""
+        salts = _unstored.setdefault((self.output, self.incident), new_salts())
+        try:
+            if self.local or not self._create_file(SALTS, salts):
+                self.write(SALTS, salts)
+        except OSError as e:
+            if not _is_conflict(e):
+                raise
+            salts = self.read(SALTS)  # another machine has created them
+        _unstored.pop((self.output, self.incident), None)
+        return salts
+
+    def salts(self) -> bytes:
+        """Return the salts for the tokens of user ids (`Masker`), stored for a new incident; b"" if it has none.
+
+        If they cannot be read or stored, returns random salts: a token must never be easier to trace than with real
+        ones. The caller must not hold the lock.
+        """
+        try:
+            if salts := self.read_or_none(SALTS):
+                return salts
+            with self.locked():
+                return self._ensure_salts()
+        except (OSError, UsageError):
+            return _unstored.setdefault((self.output, self.incident), new_salts())
+
+    def forget(self, user: str) -> None:
+        """Erase a user's salt, so that the token cannot be derived from the id. Raises OSError, also without salts."""
+        with self.locked():
+            salts, etag = self._read_with_etag(SALTS)
+            if not salts:
+                raise FileNotFoundError(errno.ENOENT, "the incident has no salts", f"{self.place}/{SALTS}")
+            self._replace_file(SALTS, replace_salt(salts, user), etag)
+
+    def remove(self) -> None:
+        """Remove the incident, its manifest last, so that an interrupted removal can be repeated. Raises OSError.
+
+        The caller must hold the lock.
+        """
+        if folder := self.local:
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, "it is a symbolic link: remove its target by hand", str(folder))
+            for there in folder.iterdir():
+                if there.is_dir() and not there.is_symlink():
+                    shutil.rmtree(there)
+                elif there.name != MANIFEST:
+                    there.unlink()
+            shutil.rmtree(folder)
+        else:
+            for name in sorted(self.files(), key=lambda name: name == MANIFEST):
+                self._remove_file(name)
+
+    def reserve(self, stem: str) -> str:
+        """Reserve an unused stem for an artifact by creating its partial file, and return the stem.
+
+        If the store cannot create it exclusively, or is not reachable now, the stem has a random suffix.
+        """
+        for n in range(1, 1000):
+            name = stem if n == 1 else f"{stem}.{n}"
+            try:
+                if not self._create_file(f"{name}{PARTIAL}", b""):
+                    break
+                # Checked after the creation: a run that used this stem leaves its artifact before it releases the stem.
+                if not any(f.startswith(f"{name}-") and f.endswith(".ipynb") for f in self.names()):
+                    return name
+                self.release(name)
+            except FileExistsError:
+                continue
+            except OSError:
+                break
+        else:
+            raise UsageError(f"{self.place} has too many artifacts named {stem}")
+        return f"{stem}.{secrets.token_hex(4)}"
+
+    def release(self, stem: str) -> None:
+        """Remove the partial file of a stem, if possible: the run has ended, with or without an artifact."""
+        with suppress(OSError):
+            self._remove_file(f"{stem}{PARTIAL}")
+            for half in self.local.glob(f".{stem}{PARTIAL}.*.new") if self.local else ():
+                half.unlink(missing_ok=True)  # of a run that was killed during a write
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file of the incident atomically. Raises OSError."""
+        if self.local:
+            write_whole(self.local / name, content, mode=file_mode(self.local))
+        else:
+            with self._store_errors(name):
+                self._filesystem.pipe_file(self._path(name), content)
+
+    def read(self, name: str) -> bytes:
+        """Return a file of the incident. Raises OSError; FileNotFoundError if it does not exist."""
+        with self._store_errors(name):
+            if folder := self.local:
+                return read_regular(folder / name)
+            return bytes(self._filesystem.cat_file(self._path(name)))
+
+    def read_sealed(self, entry: Mapping[str, Any], name: str) -> bytes:
+        """Return a file that matches its digest in a manifest line. Raises OSError, and ValueError if it does not."""
+        expected = entry.get("sha256", {}).get(name)
+        if expected is None or (content := self.read_file(name)) is None or digest(content) != expected:
+            raise ValueError(name)
+        return content
+
+    def names(self) -> list[str]:
+        """Return the visible names in the incident's folder, sorted; [] if there is no folder. Raises OSError."""
+        try:
+            with self._store_errors(""):
+                found = self._filesystem.ls(self._path(""), detail=False)
+        except FileNotFoundError:
+            return []
+        names = (str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
+        return sorted(n for n in names if not n.startswith("."))
+
+    def newest(self, count: int) -> list[str]:
+        """Return the incidents of an output with the newest manifests, oldest first. Raises OSError.
+
+        `self` is the output: an archive without an incident's name.
+        """
+        written = dict.fromkeys(self.names(), "")
+        if len(written) <= count:
+            return [*written]
+        with self._store_errors(""):
+            if folder := self.local:
+                times = {n: m.stat().st_mtime for n in written if (m := folder / n / MANIFEST).exists()}
+                written |= {n: f"{time:020.6f}" for n, time in times.items()}
+            else:
+                for path, about in self._filesystem.find(self._path(""), detail=True).items():
+                    name, _, file = str(path).removeprefix(f"{self._path('')}/").partition("/")
+                    if name in written and file == MANIFEST:
+                        written[name] = str(next((about[k] for k in _TIMES if about.get(k)), ""))
+        return sorted(written, key=lambda n: (written[n], n))[-count:]
+
+    def files(self) -> list[str]:
+        """Return every file of the incident, including subfolders and hidden files. Raises OSError."""
+        with self._store_errors(""):
+            return [str(f).removeprefix(f"{self._path('')}/") for f in self._filesystem.find(self._path(""))]
+
+    def partials(self) -> list[str]:
+        """Return the partial artifacts of runs that died or are still running."""
+        return [n for n in self.names() if n.endswith(PARTIAL)]
+
+    def manifest(self) -> list[dict[str, Any]]:
+        """Return the manifest's entries, oldest first."""
+        return self.lines(MANIFEST)
+
+    def targets(self) -> set[str]:
+        """Return the targets of its runs and actions. Raises OSError and ValueError."""
+        parameters = (e.get("parameters") for e in self.manifest())
+        given = [*(p for p in parameters if isinstance(p, dict)), *self.lines(ACTION_LOG)]
+        return {str(values["target"]) for values in given if values.get("target")}
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """Return the entries of a log (MANIFEST, ACTION_LOG or NOTES), oldest first; [] if there is no log.
+
+        Raises OSError; LogError for an invalid line.
+        """
+        entries = []
+        for n, line in enumerate(self.raw(name), 1):
+            if not line:
+                continue
+            if (entry := entry_of(line)) is None:
+                wrong = f"line {n} is not a valid log entry: run `runbook verify`"
+                raise LogError(errno.EBADMSG, wrong, f"{self.place}/{name}")
+            entries.append(entry)
+        return entries
+
+    def raw(self, name: str) -> list[bytes]:
+        """Return the raw lines of a log; [] if there is no log. Raises OSError."""
+        return split_lines(self.read_or_none(name))
+
+    def read_or_none(self, name: str) -> bytes | None:
+        """Return a file's content; None if there is no file. Raises OSError."""
+        try:
+            return self.read(name)
+        except FileNotFoundError:
+            return None
+
+    def read_file(self, name: str) -> bytes | None:
+        """Return a file's content; None for what is no file, or leads to none. Raises OSError."""
+        try:
+            return self.read(name)
+        except OSError as e:
+            if isinstance(e, FileNotFoundError) or e.errno in _NO_FILE:
+                return None
+            raise
+
+    def append(self, entry: dict[str, Any], files: dict[str, bytes], *, new: bool = False) -> dict[str, Any] | None:
+        """Write an artifact's files, then its hash-chained line in the manifest; return None.
+
+        A `job` has one artifact per section and one verdict: if it exists already, nothing is written and its line is
+        returned. Raises OSError; FileExistsError if the files must be `new` and one exists.
+        """
+        with self.locked():
+            if before := _find_of_job(entry, self.manifest()):
+                return before
+            sha256 = {name: digest(content) for name, content in files.items()}
+            try:
+                for name, content in files.items():
+                    if not (new and self._create_file(name, content)):
+                        self.write(name, content)
+                before = self._add_line(MANIFEST, entry | {"sha256": sha256})
+            except FileExistsError:  # another's
+                raise
+            except OSError:
+                self._remove_unnamed(files)
+                raise
+            if before:
+                self._remove_unnamed(files)
+        return before
+
+    def _remove_unnamed(self, names: Iterable[str]) -> None:
+        """Remove those files that no line of the manifest names: a line may be there although its write failed."""
+        with suppress(OSError):
+            named = {name for e in self.manifest() for name in e.get("sha256", {})}
+            for name in {*names} - named:
+                # Another machine may be about to name the same policy; a lock holds only on this one.
+                if self.local or "/policy-" not in name:
+                    with suppress(OSError):
+                        self._remove_file(name)
+
+    def of_job(self, job: str) -> dict[str, dict[str, Any]]:
+        """Return the manifest lines of a job by section, "" for its verdict. Raises OSError."""
+        return {e.get("section", ""): e for e in self.manifest() if e.get("job") == job}
+
+    def add_line(
+        self, name: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
+    ) -> dict[str, Any] | None:
+        """Add a hash-chained line to a log; return None. Raises OSError.
+
+        A `job` has one line per section: if it exists already, nothing is added and that line is returned. `stops`
+        replaces this check: it gets the log's entries at the moment of the write, and what it returns stops the write.
+        """
+        with self.locked():
+            return self._add_line(name, entry, stops)
+
+    def _add_line(
+        self, name: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
+    ) -> dict[str, Any] | None:
+        """Add a line, or return what stops it: by default an existing line of the entry's job.
+
+        In S3 a log is replaced only if it is unchanged since it was read, so that no other machine's line is lost. An
+        incident has its salts before its first line: without salts it counts as one of a version without them.
+        """
+        stops = stops or partial(_find_of_job, entry)
+        added = None
+        for tries in range(1, 21):
+            before, etag = self._read_with_etag(name)
+            lines = split_lines(before)
+            if self.people and not lines:
+                self._ensure_salts()
+            if added in lines:
+                return None  # it was written and only the answer was lost: times make entries unique
+            if there := stops([e for line in lines if (e := entry_of(line))]):
+                return there
+            added = _encode_line(entry | {"previous": digest(lines[-1]) if lines else None})
+            content = b"".join(line + b"\n" for line in (*lines, added))
+            try:
+                if before is not None or not self._create_file(name, content):
+                    self._replace_file(name, content, etag)
+                return None
+            except OSError as e:
+                if not _is_conflict(e):
+                    raise
+            time.sleep(random.uniform(0, 0.05 * tries))  # noqa: S311 - spreads out the writers
+        raise OSError(errno.EBUSY, "too many concurrent writers", name)
+
+    def _read_with_etag(self, name: str) -> tuple[bytes | None, str]:
+        """Return a log's content (None if there is none) and its ETag ("" if the store has no conditional writes)."""
+        etag = ""
+        if "s3" in self._protocols:
+            try:
+                with self._store_errors(name):  # before the content, so that a newer version is never replaced
+                    etag = self._filesystem.info(self._path(name))["ETag"]
+            except FileNotFoundError:
+                return None, ""
+        return self.read_or_none(name), etag
+
+    def _replace_file(self, name: str, content: bytes, etag: str) -> None:
+        """Replace a file, with an ETag only if the file still has it. Raises OSError."""
+        if not etag:
+            return self.write(name, content)
+        with self._store_errors(name):
+            self._filesystem.pipe_file(self._path(name), content, IfMatch=etag)
+
+    def _create_file(self, name: str, content: bytes) -> bool:
+        """Create a file exclusively; return False, and write nothing, if the store does not support that.
+
+        Raises OSError; FileExistsError if the file exists.
+        """
+        if self.local:
+            create_whole(self.local / name, content, file_mode(self.local))
+            return True
+        with self._store_errors(name):
+            try:
+                self._filesystem.pipe_file(self._path(name), content, mode="create")
+            except (NotImplementedError, TypeError, ValueError):
+                return False
+        return True
+
+    def _remove_file(self, name: str) -> None:
+        with self._store_errors(name):
+            self._filesystem.rm_file(self._path(name))
+
+    def problems(self) -> list[Text]:
+        """Verify the hash chain; return changed or missing files and changed or removed lines. Raises OSError."""
+        logs = {log: content for log in SEALED if (content := self.read_file(log))}
+        found = [] if logs else [say("seal.none", place=self.place, name=MANIFEST)]
+        for log, content in logs.items():
+            lines = split_lines(content)
+            for n, line in enumerate(lines, 1):
+                found += self._find_line_problems(log, n, line, digest(lines[n - 2]) if n > 1 else None)
+            if not content.endswith(b"\n"):
+                found.append(say("seal.cut_off", log=log, n=len(lines)))
+        return found
+
+    def _find_line_problems(self, log: str, n: int, line: bytes, previous: str | None) -> Iterator[Text]:
+        """Return the problems of line `n` (from 1) of a log, and of the files that it names."""
+        entry = entry_of(line)
+        if entry is None:
+            yield say("seal.not_json", log=log, n=n)
+            return
+        if "previous" not in entry or entry["previous"] != previous:
+            yield say("seal.apart", log=log, n=n, before=n - 1)
+        if not _is_own_form(entry, line):
+            yield say("seal.other_form", log=log, n=n)
+        if log == MANIFEST and not entry.get("sha256"):
+            yield say("seal.no_files", log=log, n=n)
+        for name, expected in entry.get("sha256", {}).items():
+            content = self.read_file(name)
+            if content is None:
+                yield say("seal.missing", name=name)
+            elif digest(content) != expected:
+                yield say("seal.changed", name=name)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Lock the incident on this machine, for writers and for readers who need files and lines to match.
+
+        A local folder is locked itself: every user who may write there can lock it, and no file is left. For a store
+        the lock is a temporary file of this user, which is removed afterwards. Raises OSError, also if its holder
+        does nothing for LOCK_S.
+        """
+        folder = self.local
+        named = hashlib.sha256(self._path("").encode()).hexdigest()[:16]
+        lock = folder or Path(tempfile.gettempdir()) / f"runbook-{os.getuid()}-{named}.lock"
+        held = open_locked(lock, os.O_DIRECTORY if folder else os.O_CREAT | os.O_NOFOLLOW)
+        try:
+            yield
+        finally:
+            if not folder:
+                lock.unlink(missing_ok=True)
+            os.close(held)
+
+    @contextmanager
+    def _store_errors(self, name: str) -> Iterator[None]:
+        """Convert every exception of a store into an OSError with one line."""
+        try:
+            yield
+        except Exception as e:
+            if isinstance(e, OSError) and e.strerror:
+                raise
+            kinds = (FileNotFoundError, FileExistsError, PermissionError)
+            kind = next((k for k in kinds if isinstance(e, k)), OSError)
+            text = " ".join(str(e).split()) or type(e).__name__
+            number = e.errno if isinstance(e, OSError) and e.errno else errno.EIO
+            raise kind(number, text, f"{self.place}/{name}") from e
+
+    @cached_property
+    def _store(self) -> tuple[Any, str]:
+        """Return the filesystem and the incident's folder; opened on first use, because it must not cross a fork."""
+        protocol = fsspec.utils.get_protocol(self.output)
+        options: dict[str, Any] = {} if protocol in LocalFileSystem.protocol else {"use_listings_cache": False}
+        if s3 := protocol in {"s3", "s3a"}:
+            options["config_kwargs"] = _S3 | fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+        try:
+            fs, path = fsspec.core.url_to_fs(self.output, **options)
+        except ImportError as e:
+            hint = ": pip install 'runbook-notebooks[s3]'" if s3 else ""
+            raise UsageError(
+                f"artifacts under {protocol}:// need a package that is not installed ({e}){hint}"
+            ) from None
+        except Exception as e:
+            raise OutputError(f"output {self.output} cannot be opened: {' '.join(str(e).split())}") from None
+        if path.encode(errors="replace").decode() != path:
+            raise UsageError(f"output {path!a} has a name that is not UTF-8: choose another with --output")
+        if s3:
+            fs.retries = 1  # `_S3` has the retries already
+        if not any(fs is o for o in _opened):
+            _opened.append(fs)
+        return fs, f"{path.rstrip('/')}/{self.incident}"
+
+    @property
+    def _filesystem(self) -> Any:
+        return self._store[0]
+
+    @property
+    def _protocols(self) -> set[str]:
+        protocol = self._filesystem.protocol
+        return {protocol} if isinstance(protocol, str) else set(protocol)
+
+    def _path(self, name: str) -> str:
+        return f"{self._store[1]}/{name}".rstrip("/")
+
+
+def entry_of(line: bytes) -> dict[str, Any] | None:
+    """Parse a line of a log; return None if it is not a valid entry."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    named = entry.get("sha256", {}) if isinstance(entry, dict) else None
+    return entry if isinstance(named, dict) and all(map(_is_allowed_name, named)) else None
+
+
+def _is_allowed_name(name: str) -> bool:
+    """Return whether a log line may have this file name: inside the incident's folder, printable, not too long."""
+    return bool(_NAME.fullmatch(name)) and name.isprintable() and len(name.encode()) <= _MAX_NAME_BYTES
+
+
+def _encode_line(entry: dict[str, Any]) -> bytes:
+    """Return an entry as a line of a log, without its newline."""
+    return json.dumps(entry, ensure_ascii=False, sort_keys=True).encode()
+
+
+def _is_own_form(entry: dict[str, Any], line: bytes) -> bool:
+    try:
+        return _encode_line(entry) == line
+    except (ValueError, RecursionError):
+        return False
+
+
+def split_lines(content: bytes | None) -> list[bytes]:
+    """Split a log into lines; text after the last newline is a line, too."""
+    return content.removesuffix(b"\n").split(b"\n") if content else []
+
+
+def _find_of_job(entry: dict[str, Any], there: Entries) -> dict[str, Any] | None:
+    """Return the existing line of the entry's job for the same section; None if the entry has no job."""
+    same = (entry.get("job"), entry.get("section"))
+    return next((e for e in there if entry.get("job") and (e.get("job"), e.get("section")) == same), None)
+
+
+def _is_conflict(e: OSError) -> bool:
+    """Return whether a write failed because another machine wrote the file meanwhile."""
+    answer = getattr(e.__cause__, "response", None) or {}
+    code = answer.get("Error", {}).get("Code")
+    return isinstance(e, FileExistsError) or code in {"PreconditionFailed", "ConditionalRequestConflict"}

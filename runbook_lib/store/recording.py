@@ -1,0 +1,197 @@
+"""A recording: the masked evidence of an investigation in one file, which can be replayed without a server.
+
+The file is a ZIP archive. `recording.json` holds the runs: of each section its header and its findings with their
+frames. `policy.json` holds the documents that the runs were judged by; where many recordings share one policy it is a
+file of its own beside them, named by its digest. `manifest.json` lists what is included and what was left out, the
+verdict, and the dossier's seal. The file ends with a seal of its own, over all bytes before the seal's digest.
+
+Format 1 has neither manifest nor seal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from runbook_lib.model.finding import Finding
+from runbook_lib.model.usage import UsageError
+from runbook_lib.store import record
+from runbook_lib.store.files import read_regular
+
+FORMAT = 2
+SUFFIX = ".runbook"
+_RUNS, _POLICY, _MANIFEST = "recording.json", "policy.json", "manifest.json"
+#: Limits of a file, which may be from anybody: bytes, members, bytes unpacked, ratio of these to the packed ones, and
+#: JSON values of a member. The largest recording of the tests has 99,000 bytes, 1.7 million unpacked, 85,000 values.
+MAX_BYTES, MAX_MEMBERS, MAX_UNPACKED, MAX_RATIO, MAX_VALUES = 16_000_000, 16, 64_000_000, 200, 2_000_000
+#: Bytes that are unpacked at once; each may become 7,000.
+_PIECE = 4096
+#: Hexadecimal digits of the digest at the end of the file.
+_DIGITS = 32
+_SEAL = re.compile(rb"seal:[^\s:/]+:\d+\.\d+\.\d+:[0-9a-f]{%d}\Z" % _DIGITS)
+#: A fixed time for each member, so that the same runs give the same bytes.
+_TIME = (1980, 1, 1, 0, 0, 0)
+
+
+class ChangedError(UsageError):
+    """The file is not as it was sealed."""
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """The run of one section in a recording: its header, and its findings as JSON."""
+
+    section: str
+    header: dict[str, Any]
+    stored: list[dict[str, Any]]
+
+    @cached_property
+    def findings(self) -> dict[str, Finding]:
+        """Return the findings by step."""
+        return {f["step"]: record.finding_from_json(f) for f in self.stored}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The runs of an investigation by section, and facts about them (fault, time, versions)."""
+
+    name: str
+    runs: dict[str, RecordedRun]
+    about: dict[str, Any] = field(default_factory=dict)
+    policy: bytes = b""
+    manifest: dict[str, Any] = field(default_factory=dict)
+    seal: str = ""
+    """The seal of the file; "" if it was written without one (format 1)."""
+
+    @property
+    def first(self) -> RecordedRun:
+        """Return the first run of the investigation."""
+        return next(iter(self.runs.values()))
+
+
+def recorded_run(section: str, header: Mapping[str, Any], findings: Iterable[Finding]) -> RecordedRun:
+    """Return a run as a recording holds it."""
+    return RecordedRun(section, dict(header), [record.finding(f) for f in findings])
+
+
+def policy_file(policy: bytes) -> str:
+    """Return the name under which a policy stands beside the recordings that share it."""
+    return f"policy-{hashlib.sha256(policy).hexdigest()[:16]}{SUFFIX}"
+
+
+def write(path: Path, recorded: Recording, *, shared_policy: bool = False) -> str:
+    """Write a recording and return its seal; with `shared_policy` the policy goes into a file beside it.
+
+    Raises OSError, and UsageError if it is too large to be read.
+    """
+    runs = [{"section": r.section, "header": r.header, "findings": r.stored} for r in recorded.runs.values()]
+    content = {
+        "format": FORMAT,
+        "about": recorded.about,
+        "policy": policy_file(recorded.policy) if recorded.policy else None,
+        "runs": runs,
+    }
+    members = {_RUNS: json.dumps(content, ensure_ascii=False).encode()}
+    if recorded.policy and shared_policy:
+        beside = path.with_name(policy_file(recorded.policy))
+        if not beside.exists():
+            _write_archive(beside, {_POLICY: recorded.policy})
+    elif recorded.policy:
+        members[_POLICY] = recorded.policy
+    included = {name: hashlib.sha256(member).hexdigest() for name, member in members.items()}
+    manifest = recorded.manifest | {"included": included}
+    members[_MANIFEST] = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
+    lines = str(manifest.get("dossier", "seal::0.0.0:")).split(":")[2]
+    return _write_archive(path, members, f"seal:{recorded.name}{SUFFIX}:{lines}:")
+
+
+def read(path: Path) -> Recording:
+    """Read a recording. Raises UsageError, one line, if the file is not a recording."""
+    try:
+        file = read_regular(path, MAX_BYTES)
+        seal = _SEAL.search(file)
+        if seal and _digest(file) != file[-_DIGITS:]:
+            raise ChangedError(f"{path} was changed after it was sealed: ask for it again")
+        members = _read_archive(path, file)
+        content = json.loads(members[_RUNS])
+        if content["format"] > FORMAT:
+            raise UsageError(f"{path} was written by a newer version of runbook: install that one to open it")
+        if content["format"] > 1 and not seal:
+            raise ChangedError(f"{path} has lost its seal: it was changed, ask for it again")
+        policy = members.get(_POLICY, b"")
+        if not policy and content["policy"] and (beside := path.with_name(content["policy"])).is_file():
+            policy = _read_shared_policy(beside)
+        runs = {r["section"]: RecordedRun(r["section"], r["header"], r["findings"]) for r in content["runs"]}
+        manifest = json.loads(members.get(_MANIFEST, b"{}"))
+    except OSError as e:
+        raise UsageError(f"the recording {path} cannot be read: {e.strerror or e}") from None
+    except UsageError:
+        raise
+    except Exception:  # a ZIP archive has an error of its own for each kind of damage
+        raise UsageError(f"{path} is not a recording: `runbook capsule INCIDENT` writes one") from None
+    if not runs:
+        raise UsageError(f"the recording {path} contains no run")
+    name = path.name.removesuffix(SUFFIX)
+    return Recording(name, runs, content["about"], policy, manifest, seal[0].decode() if seal else "")
+
+
+def _read_shared_policy(beside: Path) -> bytes:
+    """Return the policy that stands beside a recording. Raises ChangedError, OSError, or what a damaged file raises."""
+    policy = _read_archive(beside, read_regular(beside, MAX_BYTES))[_POLICY]
+    if policy_file(policy) != beside.name:
+        raise ChangedError(f"{beside} was changed: ask for it again")
+    return policy
+
+
+def _write_archive(path: Path, members: Mapping[str, bytes], seal: str = "") -> str:
+    """Write the members, and a seal that begins with `seal`; return the whole seal. Raises OSError and UsageError."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_LZMA) as archive:
+        for name, member in members.items():
+            archive.writestr(zipfile.ZipInfo(name, _TIME), member, zipfile.ZIP_LZMA)
+        archive.comment = f"{seal}{'0' * _DIGITS}".encode()
+    _read_archive(path, content.getvalue())  # what is written can be read
+    digest = _digest(content.getvalue())
+    path.write_bytes(content.getvalue()[:-_DIGITS] + digest)
+    return f"{seal}{digest.decode()}"
+
+
+def _digest(file: bytes) -> bytes:
+    """Return the digest over a sealed file without its last digits, as these digits."""
+    return hashlib.sha256(file[:-_DIGITS]).hexdigest()[:_DIGITS].encode()
+
+
+def _read_archive(path: Path, file: bytes) -> dict[str, bytes]:
+    """Return the members of an archive, within the limits; `path` is for the error.
+
+    Raises UsageError before what exceeds a limit is unpacked or parsed, or what a damaged file raises.
+    """
+
+    def limit(what: str, n: int, most: int) -> None:
+        if n > most:
+            raise UsageError(f"{path} is too large for a recording: {n:,} {what}, and the limit is {most:,}")
+
+    limit("bytes", len(file), MAX_BYTES)
+    limit("files", file.count(b"PK\1\2"), MAX_MEMBERS)  # the start of each entry of the directory
+    members = {}
+    with zipfile.ZipFile(io.BytesIO(file)) as archive:
+        entries = archive.infolist()
+        limit("bytes unpacked", sum(e.file_size for e in entries), MAX_UNPACKED)
+        for e in entries:
+            if e.compress_type != zipfile.ZIP_LZMA:
+                raise zipfile.BadZipFile
+            limit("bytes unpacked per byte", e.file_size // max(e.compress_size, 1), MAX_RATIO)
+            # The sizes may be wrong: zipfile stops at the size, but unpacks as a whole what it is asked to read.
+            with archive.open(e) as packed:
+                content = b"".join(iter(partial(packed.read, _PIECE), b""))
+            limit("values", sum(map(content.count, (b"{", b"[", b","))), MAX_VALUES)
+            members[e.filename] = content
+    return members
