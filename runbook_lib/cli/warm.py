@@ -37,8 +37,8 @@ from runbook_lib.runs import pages
 with suppress(Exception):  # reported later, by the command that needs the document or pack
     catalog.load()
     check.checks()  # those of the packs, with what they import
-    pack.hook("rules"), pack.hook("concluded")
     pages.use()
+    pack.hook("rules"), pack.hook("concluded")
 
 # What the imports took and gave back is the system's again: each page that stays is one that forks may copy.
 with suppress(OSError, AttributeError):  # glibc's alone

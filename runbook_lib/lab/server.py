@@ -118,7 +118,7 @@ def archive_notebook(path: Path) -> str | None:
     said = overview.document(archive.incident, header["target"], [result], run.verdict, lang)
     kept = overview.keep(archive, [result], said, job)
     overview.write_index(archive, lang)
-    pack.hook("concluded")(archive, [result], said, kept, lang)
+    pack.tell("concluded", archive, [result], said, kept, lang)
     return str(entry["name"])
 
 

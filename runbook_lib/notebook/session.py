@@ -226,7 +226,7 @@ class Session:
             )
         self.context.outcomes[name] = outcome
         if self.context.target.grafana_url:
-            pack.hook("acted")(self.context, outcome, begun, self.lang)
+            pack.tell("acted", self.context, outcome, begun, self.lang)
         return render.ActionCard(outcome, self.lang, run=self.opened)
 
     def settle(self) -> render.Shown:
@@ -407,7 +407,7 @@ class Session:
         target, named = self.context.target, self.context.parameters
         if not target.grafana_link:
             return ""
-        return str(pack.hook("dashboard")(target, named.target, named.incident_id, self.context.window))
+        return str(pack.tell("dashboard", target, named.target, named.incident_id, self.context.window) or "")
 
 
 def _find_hop(finding: Finding, hops: Sequence[str]) -> str | None:

@@ -66,9 +66,9 @@ def summary(
         except OSError as e:
             problem, draft = f"the dossier could not be written to {archive.place}: {e.strerror or e}", None
         else:
-            pack.hook("concluded")(archive, results, said, kept, order.lang)
+            pack.tell("concluded", archive, results, said, kept, order.lang)
             if kept:
-                pack.hook("traced")(results, said, order.lang)
+                pack.tell("traced", results, said, order.lang)
             index = f"{archive.place}/{overview.INDEX}"
     details = [line for r in results for line in _detail_lines(r, order.lang)]
     details += [("", f"  {draft}")] if draft else []

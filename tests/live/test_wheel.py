@@ -88,3 +88,28 @@ def test_the_lean_wheel_runs_away_from_the_checkout(
     assert "UNKNOWN" not in {f["status"] for f in section["findings"]}, done.stdout
     assert Path(section["artifact"]["html"]).is_relative_to(tmp_path)
     assert (tmp_path / "outputs" / "adhoc" / "index.html").is_file()
+
+
+ROOMS = ["gameday", "governance", "integrations", "lab", "receiver"]
+
+
+@pytest.mark.parametrize(
+    "rooms", [ROOMS, *(pytest.param([room], marks=pytest.mark.slow) for room in ROOMS)], ids=" ".join
+)
+def test_a_section_runs_without_optional_rooms(
+    rooms: list[str], installed: Path, servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
+    (package,) = installed.parent.glob("lib/python*/site-packages/runbook_lib")
+    try:
+        for room in rooms:
+            (package / room).rename(tmp_path / room)
+        with bound(broker):
+            history.backfill(db, datetime.now(UTC), stopped="worker")
+            done = run([str(installed / "runbook"), "run", "4.1", "--json"], tmp_path, **servers.env)
+    finally:
+        for room in rooms:
+            (tmp_path / room).rename(package / room)
+    assert (done.returncode, done.stderr.count("Traceback")) == (2, 0), done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert said["verdict"]["stuck_at"] == "delivery_worker"
+    assert "UNKNOWN" not in {f["status"] for run in said["runs"] for f in run["findings"]}, done.stdout
