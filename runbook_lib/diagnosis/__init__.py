@@ -1,1 +1,1 @@
-"""Statistics and the weighing of evidence for judges; pure functions."""
+"""From findings to a verdict; history, differences and statistics; pure functions."""

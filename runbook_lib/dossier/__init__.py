@@ -1,1 +1,1 @@
-"""The dossier of an incident: seal, artifacts, index page, postmortem, comparison, backtest and report."""
+"""What is made of an incident's records: seal, pages, postmortem, comparison, backtest and report."""
