@@ -11,7 +11,7 @@ import pytest
 from runbook_lib.book import catalog
 from tests.kit.syntax import DECIDING, PACK, called
 
-LIBRARY = Path(catalog.__file__).parent
+LIBRARY = Path(catalog.__file__).parents[1]
 MODULES = sorted((PACK.folder / "checks").glob("*.py"))
 #: Nothing, one, a half or a pair; an hour, a day, percent, milliseconds, nanoseconds.
 PHYSICAL = {0, 1, -1, 2, 24, 60, 100, 1000, 3600, 1e9}
