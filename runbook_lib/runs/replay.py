@@ -301,8 +301,7 @@ def _finding_line(f: Finding) -> str:
 def _evidence_lines(f: Finding) -> Iterator[str]:
     """Yield what a finding shows and contributes to a verdict beside its headline, a line each."""
     for value in f.values:
-        if value.threshold:
-            yield f"{value.name} {_format(value.value)} {value.status.name if value.status else ''}"
+        yield f"{value.name} {_format(value.value)} {value.status.name if value.status else ''}".rstrip()
     for observation in dict.fromkeys(signal.observation for signal in f.signals):
         spoken = [f"{s.about} {s.weight:+g}" for s in f.signals if s.observation == observation]
         yield f"{observation or '-'}: {', '.join(spoken)}"

@@ -489,6 +489,7 @@ def test_a_user_is_found_wherever_an_id_stands(text: str) -> None:
         ("password = 'a' or \"a'b\" = 1 /* 'c' */ -- 'd'", "password = '***' or \"a'b\" = 1 /* ... */ -- ..."),
         ("payload->>'user_id' = 'a'", "payload->>'user_id' = 'a'"),
         ("'a' = user_id", "'a' = user_id"),
+        ("user_id in (l.owner, 'a', $1)", "user_id in (l.owner, '...', $1)"),
         ("aggregate_key = 'a:sku-1'", "aggregate_key = 'a:sku-1'"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 from itertools import pairwise
 
 import pandas as pd
@@ -11,13 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib.diagnosis import history
-
-
-def test_examples_in_docstrings() -> None:
-    result = doctest.testmod(history)
-    assert result.attempted > 3
-    assert result.failed == 0
-
 
 _ROW = st.tuples(st.integers(-20, 60), st.one_of(st.none(), st.integers(0, 40)))
 

@@ -205,6 +205,7 @@ def test_ages_count_from_when_they_were_asked_for() -> None:
         # Together
         (log(line(30, DENIED)) | node(loaded=10), None),  # its configuration was read again since
         (log(line(30, DENIED)) | node(loaded=40), False),
+        (log(line(30, DENIED)) | node(started=10), None),
         (log(line(30, REFUSED)) | node(started=10), None),
         (log(line(30, REFUSED)) | node(started=40), False),  # it was there: the address is wrong, or the way is shut
         (log(line(30, DENIED)) | connected("app", start=10) | {"own": row(user="app")}, None),

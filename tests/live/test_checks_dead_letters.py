@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import json
 import time
 import uuid
@@ -78,13 +77,6 @@ def top_mode(found: dict[str, Finding]) -> str | None:
 
 
 # Error texts -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("module", [errors, given_up, dead_letters])
-def test_doctests(module: Any) -> None:
-    result = doctest.testmod(module)
-    assert result.attempted
-    assert not result.failed
 
 
 @pytest.mark.parametrize(

@@ -359,6 +359,7 @@ def test_prometheus_decides_where_the_tables_do_not() -> None:
     results = {"results": pd.DataFrame({"result": ["sent", "retry_scheduled", "failed"], "value": [50.0, 40.0, 10.0]})}
     expect(judge(HEALTHY, tables(), results), Status.OK, values={"prometheus.failed_share": 50})
     assert judge(HEALTHY, results).status is Status.CRITICAL
+    expect(judge(HEALTHY, {"results": results["results"].iloc[:1]}), Status.OK, values={"prometheus.failed_share": 0})
 
 
 def test_a_log_that_begins_late_is_said_to() -> None:

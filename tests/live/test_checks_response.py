@@ -80,6 +80,7 @@ def test_a_missed_objective_is_named(changes: Frames, slo: str) -> None:
     frames = impact(**changes)
     table = response.sli_rows(frames, make_given()).set_index("slo")
     assert table.loc[slo, "met"] is False
+    assert table.loc[slo, "why"] == ("oldest_waiting" if "affected" in changes else "")
     found = response.judge_impact(frames, make_given())
     assert found.status is Status.CRITICAL
     assert slo in words(found)
@@ -341,6 +342,7 @@ def test_burn_rates_take_the_lower_of_both_windows() -> None:
     assert slow is not None
     assert fast > 14.4
     assert response.burn_rates({}, make_given()) is None
+    assert response.burn_rates(late | {"sent": late["sent"].drop(columns="slow")}, make_given()) is None
     over = per_minute(*[300] * 300)
     over.loc[over.index >= 5, "slow"] = 300  # slow before, in time now
     assert (response.burn_rates(impact(sent=over), make_given()) or (9, 9))[0] < 1

@@ -160,7 +160,11 @@ def main() -> None:
             found = {name for line in inside for name in reached[path].get(line, ())}
             if found := {name for name in found if ("/replay/" in name) is replayed}:
                 # First those that reach the fewest lines of the file, or little beside the file.
-                order = sorted(found, key=lambda name: count[name] if function else lines[name] / count[name])
+                word = str(getattr(node, "value", ""))
+                order = sorted(
+                    found,
+                    key=lambda name: count[name] if function else (word not in name, lines[name] / count[name]),
+                )
                 running[start(path, n, order[: MOST[replayed]])] = which, replayed
         else:
             pid, code = os.wait()

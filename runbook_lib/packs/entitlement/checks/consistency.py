@@ -172,7 +172,6 @@ def judge_lost(frames: Frames, given: JudgeInput) -> Finding:
             Value("subscriber.passed_by", seen.passed_by, "rows"),
         ],
         at_least=status,
-        reason=Reason.NO_DATA if seen.doubtful else None,
         notes=tuple(n for n in notes if n != headline),
         signals=tuple(given.evidence_of(observed)),
         next_sections=("4.1",) if seen.waiting or seen.lost is None else (),

@@ -294,7 +294,6 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             say("publish.past", p95=window.p95, n=window.n),
             values,
             at_least=Status.UNKNOWN,
-            reason=Reason.NO_DATA,
             notes=(*notes, say("publish.present_only")),
             hops=(Hop("relay", past=past.hop_history(frames, given, "outbox")),),
         )
