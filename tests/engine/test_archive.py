@@ -19,7 +19,6 @@ import pytest
 from runbook_lib.cli import main
 from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError
-from runbook_lib.store import archive as store
 from runbook_lib.store import files
 from runbook_lib.store.archive import MANIFEST, NOTES, Archive
 
@@ -104,7 +103,7 @@ def test_who_is_overtaken_waits_as_long_as_others_write(tmp_path: Path, monkeypa
             if clock[0] > 8 * files.LOCK_S:
                 held.close()
 
-        monkeypatch.setattr(store, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
+        monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
         archive.add_line(NOTES, {"text": "x"})
     assert len(archive.lines(NOTES)) == 1
 
@@ -253,7 +252,7 @@ def test_a_file_system_without_hard_links_creates_all_the_same(tmp_path: Path, m
 
 PERSON = """
 import os, sys, tempfile
-from runbook_lib.store import Archive
+from runbook_lib.store.archive import Archive
 person, output, incident = int(sys.argv[1]), *sys.argv[2:]
 with tempfile.TemporaryDirectory() as own:  # has its imports before it may no longer read where they lie
     first = Archive(own, "first")

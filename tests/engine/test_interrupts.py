@@ -8,7 +8,7 @@ import pytest
 
 #: Ends as the command does, interrupted while `exec` makes something from text, as `dataclass` does.
 PROGRAM = """
-from runbook_lib import pack
+from runbook_lib.book import pack
 from runbook_lib.cli import main
 def load(command):
     exec("raise KeyboardInterrupt({number})")

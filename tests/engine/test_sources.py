@@ -19,14 +19,14 @@ from runbook_lib.sources.source import ClockOffset, Opening, ReadCost, SourceErr
 #: A pack with a source that answers from a file; nothing of it is known to the engine.
 PACK = """
 from pathlib import Path
-from runbook_lib.pack import Pack
+from runbook_lib.book.pack import Pack
 PACK = Pack("shop", Path(__file__).parent, facts="kafka:ShopFacts",
             sources={"kafka": "kafka:Kafka"}, required=("kafka",))
 """
 SOURCE = """
-from runbook_lib import settings
+from runbook_lib.sources import settings
 from runbook_lib.model.finding import Reason
-from runbook_lib.sources import ClockOffset, SourceError
+from runbook_lib.sources.source import ClockOffset, SourceError
 
 class ShopFacts(settings.TargetFacts):
     addresses = {"kafka_url": ("kafka://HOST:9092", ("kafka",))}

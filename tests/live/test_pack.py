@@ -87,7 +87,7 @@ def test_help_lists_each_command_once_in_its_group() -> None:
 
 def test_each_hook_that_the_core_calls_is_in_the_table_and_there() -> None:
     sources = (p.read_text("utf-8") for p in ENGINE.rglob("*.py"))
-    called = {name for text in sources for name in re.findall(r"pack\.hook\(\"(\w+)\"\)", text)}
+    called = {name for text in sources for name in re.findall(r"pack\.(?:hook|tell)\(\"(\w+)\"[,)]", text)}
     assert called == {name for p in (pack._ENGINE, *pack.active_runbook().packs) for name in p.hooks}
     assert all(callable(pack.hook(name)) for name in called)
 
