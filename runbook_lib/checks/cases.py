@@ -9,13 +9,12 @@ A judge reads the frames into a dataclass of observed values; the table's condit
         Case("subscriber.bound"),
     )
 
-Everything in a finding that depends on its case comes from one row, so it cannot contradict itself. The nearest row
-above that does not hold, and the values that kept it out, are stored beside it (`Decision`).
+Everything in a finding that depends on its case comes from one row, so it cannot contradict itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Generic, TypeVar
 
@@ -40,10 +39,6 @@ class Condition:
     def parts(self) -> tuple[Condition, ...]:
         """The conditions that must all hold."""
         return self.together or (self,)
-
-    def failing(self, seen: object) -> tuple[Condition, ...]:
-        """Return the parts that do not hold."""
-        return tuple(part for part in self.parts if not part.holds(seen))
 
     def __and__(self, other: Condition) -> Condition:
         parts = self.parts + other.parts
@@ -104,12 +99,16 @@ class Decided(Generic[T]):
 
     case: Case[T]
     seen: T
-    decision: Decision
 
     @property
     def name(self) -> str:
         """The name of the case."""
         return self.case.name
+
+    @property
+    def decision(self) -> Decision:
+        """The case, as a finding stores it."""
+        return Decision(self.case.name)
 
     @property
     def status(self) -> Status:
@@ -154,22 +153,8 @@ class Cases(Generic[T]):
         return iter(self._cases)
 
     def of(self, seen: T) -> Decided[T]:
-        """Return the first case that holds, with the nearest row above it and the values that kept it from holding."""
-        n = next(n for n, case in enumerate(self._cases) if case.when.holds(seen))
-        case, above = self._cases[n], self._cases[:n]
-        nearest = min(reversed(above), key=lambda row: len(row.when.failing(seen)), default=None)
-        if nearest is None:
-            return Decided(case, seen, Decision(case.name))
-        failing = nearest.when.failing(seen)
-        kept_by = {name: _summarise_value(getattr(seen, name)) for part in failing for name in part.reads}
-        return Decided(case, seen, Decision(case.name, nearest.name, kept_by))
-
-
-def _summarise_value(value: object) -> bool | float | str | None:
-    """Return a value for people: the number of items of a collection, for other objects whether they exist."""
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return len(value) if isinstance(value, Sized) else bool(value)
+        """Return the first case that holds."""
+        return Decided(next(case for case in self._cases if case.when.holds(seen)), seen)
 
 
 __all__ = ["OTHERWISE", "Case", "Cases", "Condition", "Conditions", "Decided"]

@@ -247,11 +247,9 @@ class OutageEnd:
 
 @dataclass(frozen=True)
 class Decision:
-    """The case of a step's table that holds, the `nearest` case above it, and the values that kept that one out."""
+    """The case of a step's table that holds."""
 
     case: str
-    nearest: str = ""
-    kept_by: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

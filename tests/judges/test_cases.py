@@ -11,7 +11,7 @@ import pytest
 
 from runbook_lib.book import messages
 from runbook_lib.checks.cases import OTHERWISE, Case, Cases, Conditions
-from runbook_lib.model.finding import OutageEnd, Status, say
+from runbook_lib.model.finding import Decision, OutageEnd, Status, say
 from runbook_lib.packs.entitlement.checks import backlog, leases, program, publish, quorum, subscriber
 from runbook_lib.packs.entitlement.missing import MissingEvents, Unprocessed
 from runbook_lib.packs.entitlement.rows import Holder, Outbox
@@ -46,23 +46,9 @@ def test_the_first_that_holds_says_it_all() -> None:
     assert (found.name, found.status) == ("storm", Status.CRITICAL)
     assert (found.observations, found.sections) == (("a.storm",), ("2",))
     assert found.headline(mm=3) == say("storm", mm=3)
-    assert found.decision.nearest == ""
+    assert found.decision == Decision("storm")
     assert TABLE.of(Weather(True, 9)).status is Status.WARNING
     assert TABLE.of(Weather(False, 0, "sun")).observations == ("a.calm", "a.sun")
-
-
-def test_the_nearest_above_and_what_kept_it_from_holding() -> None:
-    wet = TABLE.of(Weather(True, 9, "drizzle")).decision
-    assert (wet.case, wet.nearest, wet.kept_by) == ("wet", "storm", {"what": "drizzle"})
-    fair = TABLE.of(Weather(False, 3.5)).decision
-    assert (fair.nearest, fair.kept_by) == ("calm", {"wind": 3.5})
-    hands = leases.HOLDER_CHANGES.of(ONE_HAND).decision
-    assert (hands.nearest, hands.kept_by) == ("leases.circling", {"again": 0})
-    bound = subscriber.CASES.of(replace(BOUND, consumer=None, broken=())).decision
-    assert (bound.nearest, bound.kept_by) == ("subscriber.cluster", {"broken": 0})
-    strange: dict[Any, Any] = {("a", "b"): 2, object(): True, "a": "a"}  # of several how many
-    for wind, kept in strange.items():
-        assert TABLE.of(Weather(False, wind)).decision.kept_by == {"wind": kept}
 
 
 def test_what_can_not_be_seen_is_no_condition() -> None:

@@ -125,8 +125,6 @@ class SubscriberReading:
     handled: a message was acknowledged between two samples.
     expires: a limit of the stream deletes messages before their deliveries may be over.
     deleted: lost events that the stream has deleted by such a limit, or by one that it has no more, or a purge.
-
-    Verdicts store the names of these attributes (`Decision`), so they do not change.
     """
 
     consumer: ConsumerRow | None
