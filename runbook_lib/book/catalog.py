@@ -298,10 +298,9 @@ class _RecordingTable(Limits):
 class Catalog:
     """The content of the documents.
 
-    `seen_by` has, by step, the observations that it makes, or how their names begin. `firm` has how the names of those
-    begin that no evidence against reduces. `forbids` has, by observation, the proposals that would make the situation
-    worse. `witnesses` are the parts that report on others. `contradicted_by` has, by observation, those that contradict
-    it: if one of them is seen, it is no evidence.
+    `firm` has how the names of those observations begin that no evidence against reduces. `forbids` has, by
+    observation, the proposals that would make the situation worse. `witnesses` are the parts that report on others.
+    `contradicted_by` has, by observation, those that contradict it: if one of them is seen, it is no evidence.
     """
 
     sections: dict[str, Section]
@@ -310,7 +309,6 @@ class Catalog:
     numbers: dict[str, float]
     places: dict[str, Place]
     observations: dict[str, tuple[Signal, ...]]
-    seen_by: dict[str, tuple[str, ...]]
     firm: tuple[str, ...]
     forbids: dict[str, tuple[str, ...]]
     witnesses: dict[str, Witness]
@@ -386,10 +384,6 @@ class Catalog:
     def evidence(self, observation: str) -> tuple[Signal, ...]:
         """Return the evidence of an observation: what it supports or contradicts, with weights. Raises KeyError."""
         return self.observations[observation]
-
-    def step_of(self, observation: str) -> str:
-        """Return the step that makes an observation; "" if any step may, as with the error of a source."""
-        return next((step for step, names in self.seen_by.items() if observation.startswith(names)), "")
 
     def foreign_witness(self, observation: str, about: str) -> Witness | None:
         """Return the part that reports an observation about another place, or another place's failure mode.
@@ -509,7 +503,6 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
         numbers=_read_table(slo, "Number", lambda row: row.given("Value")),
         places=places,
         observations=_read_table(failures, "Observation", lambda row: row.signals(known)),
-        seen_by=_read_table(failures, "Seen by", lambda row: row.words("Observations")),
         firm=tuple(_read_table(failures, "Firm", lambda row: row["Why"])),
         forbids=_read_table(failures, "While", lambda row: row.words("Not proposed")),
         witnesses=_read_table(
@@ -526,7 +519,6 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
     )
     observation = "among the observations"
     references: tuple[tuple[str, str, Collection[str], str], ...] = (
-        ("Seen by", "Seen by", steps, "in runbook.md"),
         ("While", "While", names, observation),
         ("Contradicted", "Contradicted", names, observation),
         ("Contradicted", "By", names, observation),

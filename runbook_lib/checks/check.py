@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib.book import messages, pack
-from runbook_lib.book.catalog import REACHABILITY, Limits
+from runbook_lib.book.catalog import REACHABILITY
 from runbook_lib.checks.context import Context, JudgeInput
 from runbook_lib.diagnosis.verdict import evidence_from_error
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Threshold, Unseen, Value, say, unknown
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Unseen, say, unknown
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.sources.source import SourceError
 
@@ -78,26 +77,16 @@ class Check:
             finding = unknown(self.step, Reason.ERROR, say("unknown.error", detail=detail))
             if os.environ.get("RUNBOOK_DEBUG"):
                 raise
-        finding = replace(
+        return replace(
             finding,
             frames=frames | finding.frames,
             queries=tuple(rb.read_cost.queries[first:]),
             shaped_by=tuple(sorted(shaped_by)),
             at=at,
         )
-        return self._with_limits(finding, given)
 
     def judge_again(self, found: Finding, given: JudgeInput) -> Finding:
         """Judge the same evidence again, with other earlier findings or by another policy."""
-        return self._with_limits(self.judge_frames(found, given), given)
-
-    def _with_limits(self, finding: Finding, given: JudgeInput) -> Finding:
-        with suppress(Exception):  # a judge that cannot decide by other limits has decided by these
-            return replace(finding, made_from=self.find_limits(finding, given))
-        return finding
-
-    def judge_frames(self, found: Finding, given: JudgeInput) -> Finding:
-        """Judge as `judge_again`, without `made_from`, which takes several more judgements."""
         if not found.frames:
             return _update_weights(found, given)
         failed = failures(found.frames).get(WHOLE)
@@ -106,23 +95,6 @@ class Check:
             finding, frames=found.frames | finding.frames, queries=found.queries, shaped_by=found.shaped_by,
             at=found.at,
         )  # fmt: skip
-
-    def find_limits(self, found: Finding, given: JudgeInput) -> dict[str, tuple[str, float]]:
-        """Return the observations that are made from a value beyond its limit: the value's name, and that limit.
-
-        The observed value is part of the frames, so the limit is moved to its other side instead.
-        """
-        limits: dict[str, tuple[str, float]] = {}
-        made = dict.fromkeys(s.observation for s in found.signals if s.observation)
-        for value, moved, limit in _move_limits(found.values) if made else ():
-            book = replace(given.catalog, limits=Limits(given.limits | {moved.name: moved}))
-            again = self.judge_frames(found, replace(given, catalog=book)).signals
-            supported = {s.about for s in again if s.weight > 0 and s.observation not in made}
-            gone = made.keys() - limits.keys() - {s.observation for s in again}
-            # An observation that another one replaces, which supports the same, does not end at this limit.
-            gone -= {s.observation for s in found.signals if s.weight > 0 and s.about in supported}
-            limits |= dict.fromkeys(gone, (value, limit))
-        return limits
 
     def finding(self, frames: Frames, given: JudgeInput) -> Finding:
         """Judge the frames; add the sources that failed, and the deciding value to the headline.
@@ -145,19 +117,6 @@ class Check:
             signals=finding.signals + evidence_from_error(e, given.catalog),
             unseen=(*finding.unseen, Unseen(e.source, e.reason)),
         )
-
-
-def _move_limits(values: Iterable[Value]) -> Iterator[tuple[str, Threshold, float]]:
-    """Yield the values beyond a limit, with a threshold that they do not reach: the critical limit, then both."""
-    for v in values:
-        t = v.threshold
-        if t is None or not isinstance(v.value, int | float) or v.status not in (Status.WARNING, Status.CRITICAL):
-            continue
-        beyond = v.value + (-1 if t.below else 1) * (abs(v.value) + 1)
-        if t.critical is not None and v.status is Status.CRITICAL:
-            yield v.name, replace(t, critical=beyond), t.critical
-        if t.warning is not None:
-            yield v.name, replace(t, warning=beyond, critical=None if t.critical is None else beyond), t.warning
 
 
 def failure_frame(failed: Mapping[str, SourceError]) -> pd.DataFrame:

@@ -60,14 +60,15 @@ CONSEQUENCE = 0.6
 
 def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     """Return the verdict of a section, or of all sections of a triage together."""
-    findings, contradicted = drop_contradicted(findings, book)
-    scores = {place: score(findings, place, book).score for place in book.places}
-    stuck_at = find_stuck_hop(scores, book)
+    findings, contradicted = _drop_contradicted(findings, book)
+    places = {place: score(findings, place, book) for place in book.places}
+    scores = {name: place.score for name, place in places.items()}
+    stuck_at = _find_stuck_hop(scores, book)
     accused = () if stuck_at else _find_accused(findings, scores, book)
     undecided = accused or (() if stuck_at else _find_candidates(findings, scores, book))
     ranked = _rank_modes(findings, stuck_at, book)
-    stand = find_standing({m.id: m.score for m in ranked}, book)
-    between = find_rivals(stand)
+    stand = _find_standing({m.id: m.score for m in ranked}, book)
+    between = _find_rivals(stand)
     suspected = [place for place in undecided if scores[place] >= SUSPECT]
     explained = stand and not (accused or between) and _is_seen_in_the_flow(ranked[0], book)
     if explained and suspected and all(_works(findings, place, book) for place in suspected):
@@ -108,11 +109,12 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         between=tuple(m.id for m in between),
         settled_by=settled_by,
         ended=ended,
+        places=tuple(places[name] for name in ((stuck_at,) if stuck_at else undecided)),
         contradicted=tuple(_score_reason("contradicted", [f], name) for name, f in contradicted.items()),
     )
 
 
-def drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list[Finding], dict[str, Finding]]:
+def _drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list[Finding], dict[str, Finding]]:
     """Return the findings without contradicted evidence, and by its observation the finding that contradicts it.
 
     A finding whose evidence for a cause is all contradicted loses its proposals too. What contradicts an observation is
@@ -161,11 +163,11 @@ def score(findings: Iterable[Finding], about: str, book: Catalog) -> RankedMode:
         reason = _score_reason("observed", (f for f, _ in told), strongest.observation, strongest.weight)
         witness = book.foreign_witness(strongest.observation, about)
         because.append(replace(reason, witness=witness.name) if witness else reason)
-    whole = combine_weights(((b.observation, b.weight) for b in because), about, book)
+    whole = _combine_weights(((b.observation, b.weight) for b in because), about, book)
     return RankedMode(about, whole, tuple(sorted(because, key=lambda b: -b.weight)))
 
 
-def combine_weights(weights: Iterable[tuple[str, float]], about: str, book: Catalog) -> float:
+def _combine_weights(weights: Iterable[tuple[str, float]], about: str, book: Catalog) -> float:
     """Return the score of a place or mode from observations and their weights, negative if they are against it.
 
     What is against it does not reduce firm evidence. All that one other part reports counts for what its row allows.
@@ -214,7 +216,7 @@ def evidence_from_error(e: SourceError, book: Catalog) -> tuple[Signal, ...]:
     return book.observations.get(f"{e.source}.{e.code}", ())
 
 
-def find_stuck_hop(scores: Mapping[str, float], book: Catalog) -> str | None:
+def _find_stuck_hop(scores: Mapping[str, float], book: Catalog) -> str | None:
     """Return the hop that stands out by its score; None if there is none."""
     best = max(scores.values())
     if best < BROKEN:
@@ -261,7 +263,7 @@ def _works(findings: list[Finding], place: str, book: Catalog) -> bool:
     told = [(b.observation, b.weight) for b in score(findings, place, book).because]
     cleared = any(weight <= -SUSPECT for _, weight in told)
     left = [(name, weight) for name, weight in told if weight < 0 or not name.startswith(book.firm)]
-    return cleared and combine_weights(left, place, book) < SUSPECT
+    return cleared and _combine_weights(left, place, book) < SUSPECT
 
 
 def _rate_confidence(
@@ -329,7 +331,7 @@ def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) ->
             return replace(found, score=0.0, because=tuple(because), excluded_by=excluded)
         if stuck_at is not None and stuck_at not in mode.hops:
             because.append(ScoreReason("elsewhere", (), stuck_at, CONSEQUENCE, hop_text(stuck_at)))
-            found = replace(found, score=score_elsewhere(found.score))
+            found = replace(found, score=round(found.score * CONSEQUENCE, 3))
         return replace(found, because=tuple(because))
 
     told = {s.about for f in findings for s in f.signals}
@@ -338,12 +340,7 @@ def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) ->
     return tuple(sorted(said, key=lambda m: -m.score))
 
 
-def score_elsewhere(score: float) -> float:
-    """Return the score of a failure mode of another hop than the stuck one."""
-    return round(score * CONSEQUENCE, 3)
-
-
-def find_standing(scores: Mapping[str, float], book: Catalog) -> list[FailureMode]:
+def _find_standing(scores: Mapping[str, float], book: Catalog) -> list[FailureMode]:
     """Return the modes whose score stands beside that of the first one; the scores are ranked.
 
     The first one may be the aftermath of another, which shows less: such a mode stands from `BROKEN` on.
@@ -353,7 +350,7 @@ def find_standing(scores: Mapping[str, float], book: Catalog) -> list[FailureMod
     return [book.failure_modes[id_] for id_, score in scores.items() if score >= (BROKEN if id_ in causes else least)]
 
 
-def find_rivals(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
+def _find_rivals(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
     """Return the first mode and those that need a different remedy; () if the first one is decided.
 
     A mode without remedies has its mitigation in its own text, so it differs from every other mode. A mode that follows

@@ -19,7 +19,6 @@ from markupsafe import Markup
 
 from runbook_lib.book import catalog
 from runbook_lib.book.parameters import moment
-from runbook_lib.diagnosis import counterfactual
 from runbook_lib.dossier import course, mandatory, postmortem, report
 from runbook_lib.dossier.artifact import Result, stamp
 from runbook_lib.model.finding import Proposal, Status, Verdict
@@ -36,7 +35,6 @@ MAX_RENDERS = 4
 
 def document(incident: str, target: str, results: Sequence[Result], verdict: Verdict, lang: str) -> dict[str, Any]:
     """Return a command's result as its JSON contract defines it (docs/architecture.md, "The command")."""
-    findings = [f for r in results for f in r.run.findings]
     header = next((r.run.header for r in results if r.run.header), {})
     as_of = header.get("as_of", results[0].started)
     dashboard = render.link_to_hop(header.get("dashboard", ""), verdict.stuck_at)
@@ -46,7 +44,7 @@ def document(incident: str, target: str, results: Sequence[Result], verdict: Ver
         "as_of": as_of,
         "status": verdict.status.name,
         "exit_code": verdict.status.value,
-        "verdict": record.verdict(counterfactual.explain(verdict, findings, catalog.load())),
+        "verdict": record.verdict(verdict),
         "runs": [
             {
                 "section": r.run.section,

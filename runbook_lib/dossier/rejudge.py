@@ -108,5 +108,5 @@ def judge(findings: Iterable[Finding], header: dict[str, Any], book: Catalog) ->
     """Judge the findings of a run by a policy; return the new findings and the verdict."""
     known, again = checks(), tuple[Finding, ...]()
     for finding in findings:
-        again += (known[finding.step].judge_frames(finding, JudgeInput.recorded(book, header, again)),)
+        again += (known[finding.step].judge_again(finding, JudgeInput.recorded(book, header, again)),)
     return again, diagnosis.conclude(again, book)

@@ -296,8 +296,6 @@ class Finding:
     """Set if the status is only the aftermath of an outage that is over."""
     decision: Decision | None = None
     """Set if the step decides by a table of cases."""
-    made_from: Mapping[str, tuple[str, float]] = field(default_factory=dict)
-    """By observation: the name of a value, and its limit that was passed; before it the observation is not made."""
 
     @property
     def questions(self) -> tuple[SentQuery, ...]:
@@ -385,35 +383,13 @@ class ScoreReason:
 
 
 @dataclass(frozen=True)
-class EvidenceChange:
-    """An observation that would have to be `seen`, or not, by one of `steps`, to change the verdict.
-
-    `whole` is its largest weight, of which `weight` is enough. `then` is the place or failure mode that the verdict
-    would name: several modes if it would be undecided. `value` would have to be on the other side of `limit`.
-    """
-
-    observation: str
-    seen: bool
-    weight: float
-    whole: float
-    steps: tuple[str, ...]
-    then: tuple[str, ...]
-    value: Value | None = None
-    limit: float | None = None
-
-
-@dataclass(frozen=True)
 class RankedMode:
-    """A failure mode or place with its score (0 to 1), the reasons for it, and the observation that excludes it.
-
-    `changes` is the smallest change of the evidence with which the verdict names it, or no longer names it.
-    """
+    """A failure mode or place with its score (0 to 1), the reasons for it, and the observation that excludes it."""
 
     id: str
     score: float
     because: tuple[ScoreReason, ...] = ()
     excluded_by: str = ""
-    changes: tuple[EvidenceChange, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -435,9 +411,8 @@ class Verdict:
     `look_again_s` is the number of seconds until another sample can show more, during a recovery. `between` has the
     failure modes that remain and need different remedies, and `settled_by` the steps that would decide, the next
     question first. `asked` has the answers to the questions so far, in their order. `ended` is set if all findings are
-    the aftermath of an outage that is over. `places` has the stuck hop, or the candidates, as far as
-    `analysis.counterfactual` explained them. `contradicted` has the observations that do not count, each with the
-    headline of what contradicts it.
+    the aftermath of an outage that is over. `places` has the stuck hop, or the candidates. `contradicted` has the
+    observations that do not count, each with the headline of what contradicts it.
     """
 
     status: Status

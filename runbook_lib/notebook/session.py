@@ -28,7 +28,6 @@ from runbook_lib.book.parameters import declared_names, mask_free_texts, now, pa
 from runbook_lib.checks import samples
 from runbook_lib.checks.check import Check, checks
 from runbook_lib.checks.context import Context, Progress, open_context
-from runbook_lib.diagnosis import counterfactual
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import Answer, Finding, Reason, Status, Text, Verdict, complete, say
 from runbook_lib.model.usage import UsageError, did_you_mean
@@ -251,8 +250,8 @@ class Session:
 
     def why(self) -> render.Shown:
         """Return the evidence for and against each place and failure mode of the verdict, and who reports it."""
-        explained = counterfactual.explain(self.verdict(), self._planned_findings(), self.context.catalog)
-        return render.text_block(render.failure_mode_lines(record.verdict(explained), self.lang), run=self.opened)
+        lines = render.failure_mode_lines(record.verdict(self.verdict()), self.lang)
+        return render.text_block(lines, run=self.opened)
 
     def note(self, text: str) -> render.Shown:
         """Put a line into the incident's timeline. Raises UsageError when it can not be written."""
@@ -317,11 +316,10 @@ class Session:
         self._top = display(self._banner(None), display_id=True)
 
     def _conclusion(self) -> render.Shown:
-        findings = self._planned_findings()
         return render.conclusion(
             self._header(),
-            counterfactual.explain(self.verdict(), findings, self.context.catalog),
-            findings,
+            self.verdict(),
+            self._planned_findings(),
             self._step_titles(),
             [*samples.queries_before(self.context.section.number), *self.context.read_cost.queries],
             self.lang,

@@ -100,7 +100,6 @@ def finding_from_json(stored: dict[str, Any]) -> Finding:
         at=pd.Timestamp(stored["at"]) if stored.get("at") else None,
         ended=_ended_from_json(stored.get("ended")),
         decision=Decision(stored["decision"]["case"]) if stored.get("decision") else None,  # 0.5.0 stored more
-        made_from={o: (value, limit) for o, (value, limit) in stored.get("made_from", {}).items()},
     )
 
 

@@ -430,7 +430,7 @@ def question_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
 
 def why_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
     """Return the reasons for a failure mode's score (from a verdict's JSON), one line per observation."""
-    return [_reason_line(b, lang) for b in mode.get("because", ())] + _change_lines(mode, lang)
+    return [_reason_line(b, lang) for b in mode.get("because", ())]
 
 
 def _reason_line(b: Mapping[str, Any], lang: str) -> str:
@@ -447,28 +447,6 @@ def _reason_line(b: Mapping[str, Any], lang: str) -> str:
         ),
         lang,
     )
-
-
-def _change_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
-    """Return the smallest change of the evidence that would change the verdict about a mode or place, as a line."""
-    if not (changes := mode.get("changes")):
-        return []
-    parts = []
-    for c in changes:
-        v = c["value"] or {}
-        number = {"name": v.get("name"), "value": v.get("value"), "unit": v.get("unit"), "limit": c["limit"]}
-        said = say(
-            "ui.change_seen" if c["seen"] else "ui.change_not_seen",
-            steps=", ".join(c["steps"]), observation=c["observation"], weight=c["weight"], whole=c["whole"],
-            side=v and (">=" if v["below"] else "<"), **number,
-        )  # fmt: skip
-        parts.append(messages.text(said, lang))
-    joined = messages.text(say("ui.change_and"), lang).join(parts)
-    if changes[0]["then"] == [mode["id"]]:
-        return [messages.text(say("ui.change_to_this", changes=joined), lang)]
-    then = " / ".join(f"{id_} {mode_title(id_, lang)}" for id_ in changes[0]["then"])
-    instead, rivals = ("", then) if len(changes[0]["then"]) > 1 else (then, "")
-    return [messages.text(say("ui.change_from_this", changes=joined, instead=instead, rivals=rivals), lang)]
 
 
 def failure_mode_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:

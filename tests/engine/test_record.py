@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from runbook_lib.book import messages
 from runbook_lib.model.finding import (
-    EvidenceChange,
     Finding,
     Hop,
     Proposal,
@@ -159,20 +158,6 @@ def test_why_a_failure_mode_has_its_score_is_told_line_by_line_in_notebook_dossi
     assert [f"<li>{line}</li>" in page for line in lines] == [True] * len(lines)
     old = seen | {"failure_modes": [{k: v for k, v in mode.items() if k != "because"}]}  # of an older dossier
     assert render.failure_mode_lines(old, lang)[1:] == [render.failure_mode_lines(seen, lang)[1]]
-
-
-@pytest.mark.parametrize("lang", messages.LANGUAGES)
-def test_what_would_change_the_verdict_is_told_with_step_weight_and_number(lang: str) -> None:
-    silence = Value("delivery.silence", 64.0, "s", Threshold("delivery.silence", "s", 5, 15))
-    gone = EvidenceChange("delivery.stopped", False, 0.41, 0.9, ("4.1.1",), (), silence, 5.0)
-    other = EvidenceChange("delivery.refused", True, 0.3, 0.85, ("4.1.1",), ("FM-NOTI-03",))
-    modes = (RankedMode("FM-NOTI-06", 0.9, changes=(gone,)), RankedMode("FM-NOTI-03", 0.2, changes=(gone, other)))
-    places = (RankedMode("receiver", 0.6, changes=(other,)),)
-    verdict = record.verdict(Verdict(Status.CRITICAL, "receiver", "low", modes, places=places))
-    place, first, second = (line for line in render.failure_mode_lines(verdict, lang) if "delivery." in line)
-    assert "delivery.refused" in place and "FM-NOTI-03 " in place, "what it would be instead, in words"
-    assert "delivery.silence" in first and "< 5 s" in first and "0.41" in first
-    assert "delivery.stopped" in second and "delivery.refused" in second and "0.3" in second
 
 
 @pytest.mark.parametrize("reason", Reason)

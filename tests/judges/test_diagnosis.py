@@ -334,7 +334,7 @@ def test_each_line_of_evidence_has_its_moment_and_the_value_that_decided() -> No
     ],
 )
 def test_the_modes_that_stand(scores: dict[str, float], follows: tuple[str, ...], stand: list[str]) -> None:
-    assert [m.id for m in diagnosis.find_standing(scores, hypotheses({DEAD: {"follows": follows}}))] == stand
+    assert [m.id for m in diagnosis._find_standing(scores, hypotheses({DEAD: {"follows": follows}}))] == stand
 
 
 def test_what_an_observation_forbids_is_not_proposed_whatever_stands() -> None:

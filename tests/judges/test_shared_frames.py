@@ -6,7 +6,7 @@ import pandas as pd
 
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import Context, JudgeInput
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, judged, say
+from runbook_lib.model.finding import Finding, Frames, Reason, Value, judged, say
 from runbook_lib.sources.source import SourceError
 from tests.kit.steps import open_target
 
@@ -40,16 +40,3 @@ def test_a_step_that_fails_names_them_too() -> None:
 
     found = Check("4.3.1", lambda rb: rb.shared("4.3.1", fail), judge).run(open_target("4.3", TARGET))
     assert found.shaped_by == ("looks.apart",)
-
-
-def test_what_is_judged_again_names_the_limits_that_its_evidence_is_made_from() -> None:
-    def judge(frames: Frames, given: JudgeInput) -> Finding:
-        value = Value("late", 500.0, "s", given.limits["delivery.silence"])
-        signals = given.evidence("leases.left_behind") if value.status is not Status.OK else ()
-        return judged(say("unknown.not_run"), [value], signals=signals)
-
-    rb = open_target("4.3", TARGET)
-    check = Check("4.3.1", ask, judge)
-    found = check.run(rb)
-    assert [*found.made_from] == ["leases.left_behind"]
-    assert check.judge_again(found, rb.given()).made_from == found.made_from

@@ -78,7 +78,7 @@ def _assert_sources(findings: Iterable[Finding]) -> None:
 
 def _assert_no_contradiction(findings: Sequence[Finding], verdict: Verdict, book: Catalog) -> None:
     """What another observation contradicts is no evidence in a verdict, which names it."""
-    _, contradicted = diagnosis.drop_contradicted(findings, book)
+    _, contradicted = diagnosis._drop_contradicted(findings, book)
     assert {b.observation for b in verdict.contradicted} == contradicted.keys()
     counted = {b.observation for m in verdict.failure_modes for b in m.because if b.kind == "observed"}
     assert counted.isdisjoint(contradicted)
