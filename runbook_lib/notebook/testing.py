@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import tomllib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -128,8 +129,19 @@ def _declaration_problems(own: Pack, book: Catalog) -> Iterator[str]:
         yield from (f"{FILE}: step {step}: no query '{n}' in sql/" for n in names if " " not in n and n not in known)
 
 
+def names_in(argument: ast.expr) -> Iterator[str]:
+    """Yield the names that an argument can be, as far as the code tells; of an f-string a pattern, such as `hop.*`."""
+    match argument:
+        case ast.Constant(value=str(name)):
+            yield name
+        case ast.JoinedStr(values=parts):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in parts)
+        case ast.IfExp(body=one, orelse=other):
+            yield from (*names_in(one), *names_in(other))
+
+
 def _name_problems(own: Pack, book: Catalog) -> Iterator[str]:
-    """Yield the names in the code that no document or catalogue has."""
+    """Yield the names in the code that no document or catalogue has; a composed name needs one that fits."""
     known: dict[str, Collection[str]] = {
         "say": messages.catalogue("en"),
         "evidence": book.observations,
@@ -137,8 +149,9 @@ def _name_problems(own: Pack, book: Catalog) -> Iterator[str]:
     }
     for file in sorted(own.folder.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-                called = getattr(node.func, "id", None) or getattr(node.func, "attr", "")
-                name = node.args[0].value
-                if called in known and isinstance(name, str) and name not in known[called]:
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            called: str = getattr(node.func, "id", "") or getattr(node.func, "attr", "")
+            for name in names_in(node.args[0]) if called in known else ():
+                if name not in known[called] and not fnmatch.filter(known[called], name):
                     yield f"{file.name}:{node.lineno}: {called}({name!r}) is in no document of the pack"

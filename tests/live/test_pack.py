@@ -233,6 +233,7 @@ def test_two_answers_to_one_question_are_refused(own: Path) -> None:
         ("notebooks/08_1_own.ipynb", '8.1.1\\"', '8.1.9\\"', "08_1_own.ipynb has the steps ['8.1.9']"),
         ("sql/section_8_1/sessions.sql", "-- cost: catalog\n", "", "sessions.sql has no line '-- cost: ...'"),
         ("checks/section_8_1.py", "limits.value(", "number('nine', ", "number('nine') is in no document"),
+        ("checks/section_8_1.py", '"section_8_1.nobody"', 'f"section_8_1.by_{seen}"', "by_*') is in no document"),
         ("docs/slo.md", "| 8.1.1 |", "| 8.1.7 |", "step '8.1.7' is not in runbook.md"),
     ],
 )
