@@ -144,22 +144,9 @@ def _update_weights(found: Finding, given: JudgeInput) -> Finding:
     return replace(found, signals=tuple(signals))
 
 
-#: The message of a source's failure, by its reason.
-_ERROR_KEYS = {
-    Reason.UNREACHABLE: "unknown.unreachable",
-    Reason.TIMEOUT: "unknown.timeout",
-    Reason.DENIED: "unknown.denied",
-    Reason.NO_DATA: "unknown.no_data",
-    Reason.SKIPPED: "unknown.skipped",
-    Reason.NOT_RUN: "unknown.not_run",
-    Reason.ERROR: "unknown.error",
-    Reason.NOT_CONFIGURED: "unknown.not_configured",
-}
-
-
 def source_error_text(e: SourceError) -> Text:
     """Return the sentence that says why a source did not answer."""
-    return say(_ERROR_KEYS[e.reason], source=e.source, detail=e.detail)
+    return say(f"unknown.{e.reason}", source=e.source, detail=e.detail)
 
 
 def unknown_from_error(e: SourceError) -> Finding:

@@ -16,14 +16,6 @@ from runbook_lib.sources import settings
 #: The issue trackers of `archive.tracker`, which imports more than a command's options need.
 TRACKERS = ("github", "gitlab", "jira")
 
-#: The message that names a mandatory item.
-_ITEM_KEYS = {
-    "impact": "postmortem.item.impact",
-    "origin": "postmortem.item.origin",
-    "timeline": "postmortem.item.timeline",
-    "measures": "postmortem.item.measures",
-}
-
 
 @click.command(name="postmortem")
 @click.argument("incident")
@@ -85,8 +77,8 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
         common.echo_text(lang, say("postmortem.old_form", file=file, incident=archive.incident), err=True)
     elif missing:
         for m in missing:
-            lacks_item = say("postmortem.lacks", number=m.number, item=say(_ITEM_KEYS[m.item]), problem=m.problem)
-            common.echo_text(lang, lacks_item, err=True)
+            item = say(f"postmortem.item.{m.item}")
+            common.echo_text(lang, say("postmortem.lacks", number=m.number, item=item, problem=m.problem), err=True)
     else:
         common.echo_text(lang, say("postmortem.complete", file=file))
     return 2 if missing else 0

@@ -93,8 +93,9 @@ def lanes(
             tuple(
                 Mark(
                     moment(a["time"]),
-                    f"{messages.text(action_title(a['action']), lang)}: {t(render.ACTION_RESULT_KEYS[a['result']])}. "
-                    + (a["effect"] or a["why"])[lang],
+                    f"{messages.text(action_title(a['action']), lang)}: "
+                    + t(f"action.result.{a['result']}")
+                    + f". {(a['effect'] or a['why'])[lang]}",
                     _action_status(a),
                 )
                 for a in actions
@@ -188,7 +189,7 @@ def _hop_lanes(verdicts: Iterable[Entry], lang: str) -> Iterator[Lane]:
         for name, known in values.items():
             shown = tuple(
                 Series(
-                    messages.text(say(render.HISTORY_KEYS[kind]), lang),
+                    messages.text(say(f"ui.{kind}"), lang),
                     kind,
                     tuple((b, e, v) for b, (e, v) in sorted(known[kind].items()) if v is not None),
                 )

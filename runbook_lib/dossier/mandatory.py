@@ -169,15 +169,7 @@ def _describe_problem(item: str, value: Any, names: list[str]) -> Text:
         return say("postmortem.missing.block", item=item)
     if isinstance(value, int):
         return say("postmortem.missing.unreadable", line=value)
-    return say(_PROBLEM_KEYS[item], names=", ".join(dict.fromkeys(names)) or None, said=str(value) or None)
-
-
-_PROBLEM_KEYS = {
-    "impact": "postmortem.missing.impact",
-    "origin": "postmortem.missing.origin",
-    "timeline": "postmortem.missing.timeline",
-    "measures": "postmortem.missing.measures",
-}
+    return say(f"postmortem.missing.{item}", names=", ".join(dict.fromkeys(names)) or None, said=str(value) or None)
 
 
 def measures_of(draft: str, *, suggested: bool = False) -> list[dict[str, Any]]:

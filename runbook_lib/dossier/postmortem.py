@@ -189,31 +189,6 @@ def _find_chart(notebook: bytes) -> str | None:
     return next((str(picture).replace("\n", "") for picture in pictures), None)
 
 
-_HINT_KEYS = {
-    "impact": "postmortem.hint.impact",
-    "origin": "postmortem.hint.origin",
-    "timeline": "postmortem.hint.timeline",
-    "measures": "postmortem.hint.measures",
-}
-_KIND_KEYS = {
-    "onset": "postmortem.kind.onset",
-    "detection": "postmortem.kind.detection",
-    "recovery": "postmortem.kind.recovery",
-    "confirmed": "postmortem.kind.confirmed",
-    "run": "postmortem.kind.run",
-    "verdict": "postmortem.kind.verdict",
-    "action": "postmortem.kind.action",
-    "dry": "postmortem.kind.dry",
-    "note": "postmortem.kind.note",
-    "died": "postmortem.kind.died",
-}
-_ROLE_KEYS = {
-    "origin": "postmortem.role.origin",
-    "candidate": "postmortem.role.candidate",
-    "named_elsewhere": "postmortem.role.named_elsewhere",
-}
-
-
 def draft(
     findings: Iterable[Finding], lang: str, *, incident: str, target: str, artifact: str | None, made: str
 ) -> str:
@@ -231,7 +206,7 @@ def draft(
     values: dict[str, Any] = {
         "t": t,
         "person": person,
-        "data": lambda item: person(f"data-{item}", _yaml_block(item, answers[item], t(_HINT_KEYS[item]))),
+        "data": lambda item: person(f"data-{item}", _yaml_block(item, answers[item], t(f"postmortem.hint.{item}"))),
         "headline": lambda step: (
             md(messages.text(steps[step].headline, lang)) if step in steps else t("postmortem.not_run")
         ),
@@ -248,8 +223,6 @@ def draft(
         # The pack's step names the reasons, and the ways in which a time is known; test_messages.py lists both.
         "why": lambda name: t(f"postmortem.why.{name}"),
         "how": lambda name: t(f"postmortem.how.{name}"),
-        "KIND_KEYS": _KIND_KEYS,
-        "ROLE_KEYS": _ROLE_KEYS,
         "lang": lang,
         "incident": incident,
         "target": target,
@@ -293,7 +266,7 @@ def _prefill_record(steps: Mapping[str, Finding], lang: str) -> dict[str, Any]:
             impact[r["slo"]] = {name: short(r[name]) for name in ObjectiveImpact.model_fields if r[name] is not None}
     times = {f"{name}_seconds": short(value("7.3", name)) for name in ("ttd", "ttr")}
     entries = [
-        {"time": render.when(r["time"]), "what": words(_KIND_KEYS[r["what"]])}
+        {"time": render.when(r["time"]), "what": words(f"postmortem.kind.{r['what']}")}
         for r in _frame_rows(steps.get("7.3"), "times")
         if r["time"] is not None
     ]

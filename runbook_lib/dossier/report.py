@@ -357,38 +357,6 @@ _TABLES = {
     "break_glass": ("report.break_glass", ("incident", "action", "what", "result")),
     "open_measures": ("report.open_measures", ("incident", "kind", "measure", "owner", "due")),
 }
-_HEADING_KEYS = {
-    "action": "report.col.action",
-    "actions": "report.col.actions",
-    "alert": "report.col.alert",
-    "begun": "report.col.begun",
-    "begun_by": "report.col.begun_by",
-    "due": "report.col.due",
-    "incident": "report.col.incident",
-    "incidents": "report.col.incidents",
-    "kind": "report.col.kind",
-    "last": "report.col.last",
-    "measure": "report.col.measure",
-    "measures": "report.col.measures",
-    "mode": "report.col.mode",
-    "modes": "report.col.modes",
-    "n": "report.col.n",
-    "of": "report.col.of",
-    "owner": "report.col.owner",
-    "place": "report.col.place",
-    "result": "report.col.result",
-    "sections": "report.col.sections",
-    "target": "report.col.target",
-    "ttd": "report.col.ttd",
-    "ttr": "report.col.ttr",
-    "what": "report.col.what",
-    "worst": "report.col.worst",
-}
-_DURATION_KEYS = {
-    "postmortem": "report.took.postmortem",
-    "detected_at": "report.took.detected_at",
-    "": "report.took.not_known",
-}
 
 
 def summary_lines(said: Mapping[str, Any]) -> list[Text]:
@@ -408,7 +376,7 @@ def tables(incidents: Iterable[IncidentSummary], said: Mapping[str, Any], lang: 
     return [
         (
             messages.text(say(title), lang),
-            [messages.text(say(_HEADING_KEYS[c]), lang) for c in columns],
+            [messages.text(say(f"report.col.{c}"), lang) for c in columns],
             [[_format_cell(row, c, lang) for c in columns] for row in rows[name]],
         )
         for name, (title, columns) in _TABLES.items()
@@ -444,7 +412,8 @@ def _format_cell(row: Mapping[str, Any], column: str, lang: str) -> str:
         case "mode" | "modes":
             return " / ".join(f"{m} {render.mode_title(m, lang)}".strip() for m in row[column].split(" / "))
         case "ttd" | "ttr":
-            return t(_DURATION_KEYS[row[f"{column}_by"]], s=row[f"{column}_s"])
+            source = row[f"{column}_by"] or "not_known"
+            return t(f"report.took.{source}", s=row[f"{column}_s"])
         case "result":
-            return t(render.ACTION_RESULT_KEYS[row[column]])
+            return t(f"action.result.{row[column]}")
     return ", ".join(value) if isinstance(value, list) else str(value)

@@ -53,18 +53,6 @@ _APPROVAL = re.compile(
 _UNTIL_FORMAT = "%Y%m%dT%H%M%SZ"
 
 
-_DIFFERENCE_KEYS = {
-    "target": "action.approval.differs.target",
-    "section": "action.approval.differs.section",
-    "who": "action.approval.differs.who",
-    "action": "action.approval.differs.action",
-    "what": "action.approval.differs.what",
-    "command": "action.approval.differs.command",
-    "preconditions": "action.approval.differs.preconditions",
-    "unknown": "action.approval.differs.unknown",
-}
-
-
 @dataclass(frozen=True)
 class Approval:
     """An approval as it was given, not verified yet (see `check_approval`)."""
@@ -224,7 +212,7 @@ def _find_difference(rb: Context, asked: Mapping[str, Any], word: Approval) -> T
     approved = next((e for e in lines if e.get("id") == word.id and _request_digest(e) == word.digest), {})
     today, then = _bound_values(asked), _bound_values(approved)
     differs = [name for name in today if today[name] != then[name]] if approved else ["unknown"]
-    return say(_DIFFERENCE_KEYS[differs[0]])
+    return say(f"action.approval.differs.{differs[0]}")
 
 
 def _bound_values(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def annotate_action(rb: Context, outcome: Outcome, begun: pd.Timestamp, lang: st
     """Annotate an action that was executed."""
     if outcome.result in ("done", "failed"):
         title = messages.text(action_title(outcome.action), lang)
-        result = messages.text(say("action.result.done" if outcome.result == "done" else "action.result.failed"), lang)
+        result = messages.text(say(f"action.result.{outcome.result}"), lang)
         text = rb.masker.scrub(f"{title} {record.describe_action(outcome.what)}: {result}")
         done = Annotation("action", text, begun, pd.Timestamp.now("UTC"), (outcome.action, outcome.result))
         annotate(rb.target, rb.parameters.target, rb.parameters.incident_id, [done], lang)

@@ -14,14 +14,6 @@ from runbook_lib.model.finding import Status, Text, Verdict, hop_text, say
 from runbook_lib.store import record
 from runbook_lib.view import render
 
-#: The message that names a number of a hop.
-_HOP_VALUE_KEYS = {
-    "rate_in": "compare.rate_in",
-    "rate_out": "compare.rate_out",
-    "waiting": "compare.waiting",
-    "oldest_s": "compare.oldest_s",
-}
-
 
 @dataclass(frozen=True)
 class Comparison(render.NotebookOutput):
@@ -68,7 +60,7 @@ class Comparison(render.NotebookOutput):
         if c.kind == "mode":
             return f"{c.where} {render.mode_title(c.where, self.lang)}"
         if c.kind == "hop":
-            return f"{self._translate_text(hop_text(c.where))}: {self._translate_text(say(_HOP_VALUE_KEYS[c.name]))}"
+            return f"{self._translate_text(hop_text(c.where))}: {self._translate_text(say(f'compare.{c.name}'))}"
         return f"{c.where}: {c.name}" if c.kind == "setting" else f"{c.where} {c.name}".strip()
 
     def _format_side(self, c: Difference, value: Any) -> str:

@@ -31,7 +31,6 @@ from runbook_lib.model.finding import (
     Finding,
     Hop,
     Proposal,
-    Reason,
     SentQuery,
     Text,
     Verdict,
@@ -48,38 +47,6 @@ if TYPE_CHECKING:
     from runbook_lib.model.outcome import Outcome
 
 _PRECONDITION_MARKS = {True: "✔", False: "✖", None: "?"}
-#: Messages by what they name, for the text output and for the templates.
-REASON_KEYS = {
-    Reason.UNREACHABLE: "reason.unreachable",
-    Reason.TIMEOUT: "reason.timeout",
-    Reason.DENIED: "reason.denied",
-    Reason.NO_DATA: "reason.no_data",
-    Reason.SKIPPED: "reason.skipped",
-    Reason.NOT_RUN: "reason.not_run",
-    Reason.ERROR: "reason.error",
-    Reason.NOT_CONFIGURED: "reason.not_configured",
-}
-CONFIDENCE_KEYS = {
-    "high": "confidence.high",
-    "medium": "confidence.medium",
-    "low": "confidence.low",
-    "none": "confidence.none",
-}
-ACTION_RESULT_KEYS = {
-    "dry": "action.result.dry",
-    "approved": "action.result.approved",
-    "begun": "action.result.begun",
-    "refused": "action.result.refused",
-    "done": "action.result.done",
-    "failed": "action.result.failed",
-}
-_SCORE_REASON_KEYS = {
-    "observed": "ui.because_observed",
-    "excludes": "ui.because_excludes",
-    "contradicted": "ui.because_contradicted",
-    "unseen": "ui.because_unseen",
-    "elsewhere": "ui.because_elsewhere",
-}
 _STRIP_KEYS = ("ui.hop", "ui.in", "ui.out", "ui.waiting", "ui.oldest", "ui.alive")
 ACTION_MARKS = {"dry": "○", "approved": "✔", "begun": "▲", "refused": "✖", "done": "✔", "failed": "✖"}
 MARKS = {"OK": "✔", "WARNING": "▲", "CRITICAL": "✖", "UNKNOWN": "?"}
@@ -98,7 +65,6 @@ _NUMBER = re.compile(r"(?<![\w.:/-])\d[\d,]*(?:\.\d+)?(?![\w:/-]|\.\d)", re.ASCI
 _CODE = re.compile(r"`[^`]+`")
 #: How many intervals a sparkline shows: an hour of minutes.
 _SPARK = 60
-HISTORY_KEYS = {"waiting": "ui.waiting", "came": "timeline.came", "gone": "timeline.gone"}
 
 
 @dataclass(frozen=True)
@@ -300,7 +266,7 @@ def action_lines(o: Outcome, lang: str) -> list[str]:
         return messages.text(text, lang)
 
     loud = [f"▲ {t(say('action.break_glass'))}"] if o.break_glass else []
-    lines = [*loud, f"{ACTION_MARKS[o.result]} {t(say(ACTION_RESULT_KEYS[o.result]))}: {t(o.why)}", f"    {o.command}"]
+    lines = [*loud, f"{ACTION_MARKS[o.result]} {t(say(f'action.result.{o.result}'))}: {t(o.why)}", f"    {o.command}"]
     lines += [f"  {_PRECONDITION_MARKS[p.ok]} {t(p.text)} {p.identity}".rstrip() for p in o.preconditions]
     if o.effect:
         lines.append(f"{'✔' if o.verified else '▲'} {t(o.effect)}")
@@ -373,13 +339,13 @@ def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
         where = t("ui.nothing_seen_stuck" if unseen or 2 * known < len(seen["hops"]) else "ui.nothing_stuck")
     else:
         where = t("ui.not_asked")
-    names = ", ".join(f"{source} ({t(REASON_KEYS[Reason(reason)])})" for source, reason in unseen.items())
+    names = ", ".join(f"{source} ({t(f'reason.{reason}')})" for source, reason in unseen.items())
     return t("ui.without", where=where, names=names) if names else where
 
 
 def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
     """Return the verdict as text: status and hop, the strip, the next section, the one safe command."""
-    sure = messages.text(say("ui.confidence", level=say(CONFIDENCE_KEYS[verdict.confidence])), lang)
+    sure = messages.text(say("ui.confidence", level=say(f"confidence.{verdict.confidence}")), lang)
     lines = [f"{MARKS[verdict.status.name]} {verdict.status.name}  {location(verdict, lang)}  ({sure})", ""]
     lines += [*strip_lines(verdict, lang), ""]
     if any(m.score for m in verdict.failure_modes):
@@ -437,7 +403,7 @@ def _reason_line(b: Mapping[str, Any], lang: str) -> str:
     """Return one reason (from a verdict's JSON) as a line."""
     return messages.text(
         say(
-            _SCORE_REASON_KEYS[b["kind"]],
+            f"ui.because_{b['kind']}",
             weight=b["weight"],
             observation=b["observation"],
             steps=", ".join(b["steps"]),
@@ -508,7 +474,7 @@ def _format_alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str
 
 def finding_line(f: Finding, lang: str) -> str:
     """Return one step as one line."""
-    reason = f" ({messages.text(say(REASON_KEYS[f.reason]), lang)})" if f.reason else ""
+    reason = f" ({messages.text(say(f'reason.{f.reason}'), lang)})" if f.reason else ""
     return f"{MARKS[f.status.name]} {f.step:<6} {f.status.name}{reason}: {messages.text(f.headline, lang)}"
 
 
@@ -548,9 +514,6 @@ def _template_environment() -> jinja2.Environment:
     env.globals.update(
         marks=MARKS,
         action_marks=ACTION_MARKS,
-        action_result_keys=ACTION_RESULT_KEYS,
-        confidence_keys=CONFIDENCE_KEYS,
-        reason_keys=REASON_KEYS,
         script=Markup(SCRIPT),  # noqa: S704 - our own file
         sources=sources,
         mark_code=mark_code,
@@ -624,7 +587,6 @@ def _build_sparkline(past: Mapping[str, Any]) -> dict[str, Any] | None:
             lines[-1] += f"{n * step:.1f},{22 - 20 * v / top:.1f} "
     return {
         "kind": kind,
-        "key": HISTORY_KEYS[kind],
         "lines": [line for line in lines if line],
         "peak": peak,
         "limit": limit,

@@ -34,14 +34,6 @@ if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
 NO_SAMPLE = unknown("", Reason.NO_DATA, say("unknown.no_data", detail="procrastinate_jobs"))
-#: Who has no heartbeat, by what is known of it.
-SILENT = {
-    Whereabouts.GONE: "workers.gone",
-    Whereabouts.LIKELY_GONE: "workers.likely_gone",
-    Whereabouts.CONNECTED: "workers.connected",
-    Whereabouts.ENDING: "workers.ending",
-    Whereabouts.UNSEEN: "workers.unseen",
-}
 
 
 # 4.1.1 What waits? ------------------------------------------------------------------------------------------
@@ -63,15 +55,18 @@ def judge_queues(frames: Frames, given: JudgeInput) -> Finding:
     observation = _why_passed_over(seen, passed[0], given) if passed else None
     if not observation and seen.due and seen.per_minute("begun") and not late:
         observation = "queue.moves"
+    if observation:
+        headline = observation.removeprefix("queue.")
+    else:
+        headline = "late" if late else "moves" if seen.due else "empty"
     facts_ = {
         "due": seen.due,
         "oldest": seen.oldest_due_s,
         "queue": passed[0].queue if passed else _oldest_queue(seen).queue,
         "behind": sum(q.behind for q in seen.queues),
     }
-    headline = "waits.empty" if not seen.due else "waits.late" if late else "waits.moves"
     return judged(
-        say(HEADLINES.get(observation or "", headline), **facts_),
+        say(f"waits.{headline}", **facts_),
         [
             oldest,
             given.limits.value("queue.tried", sum(q.tried for q in seen.queues)),
@@ -96,16 +91,6 @@ def judge_queues(frames: Frames, given: JudgeInput) -> Finding:
         next_sections=("4.2",) if late and seen.orphans else (),
         show=("queues",),
     )
-
-
-#: What a queue that is passed over may be, and how it is said.
-HEADLINES = {
-    "queue.unserved": "waits.unserved",
-    "queue.held": "waits.held",
-    "queue.unserved_or_held": "waits.unserved_or_held",
-    "queue.unserved_or_busy": "waits.unserved_or_busy",
-    "queue.heard_and_left": "waits.heard_and_left",
-}
 
 
 def passed_over(seen: Sample, given: JudgeInput) -> list[Queue]:
@@ -235,7 +220,7 @@ def _worker_observation(seen: Sample, late: bool, given: JudgeInput) -> str:
     if not seen.alive:
         if not seen.silent:
             return "workers.unregistered" if seen.instances else "workers.none" if seen.due else "workers.none_idle"
-        return SILENT[seen.whereabouts]
+        return f"workers.{seen.whereabouts}"
     if late and seen.spare == 0:
         if passed := passed_over(seen, given):
             # Whether they are busy, or would not take it anyway, can not be told: 4.1.1 says so.

@@ -1,6 +1,7 @@
 """The texts for people, one catalogue per language: `en.toml` and `ja.toml`, same keys.
 
-A key is `topic.name`; a text is a `str.format` template over the parameters that a check gives it, and beyond that
+A key is `topic.name`, or a prefix and a name such as an enum's value: `say(f"reason.{e.reason}")`. A text is a
+`str.format` template over the parameters that a check gives it, and beyond that
 
     [[, the last {ago:.0f} s ago]]     is left out where one of its parameters is not known
     [[about {ago:.0f} s|never]]        is then "never"

@@ -38,21 +38,9 @@ def _parse_seeds(_context: click.Context, _option: click.Parameter, value: str) 
     return found
 
 
-#: The word for what a drill came to, or for what its proposal did.
-_WORD_KEYS = {
-    "right": "drill.word.right",
-    "undecided": "drill.word.undecided",
-    "wrong": "drill.word.wrong",
-    "helps": "drill.word.helps",
-    "nothing": "drill.word.nothing",
-    "harms": "drill.word.harms",
-    "none": "drill.word.none",
-    "no_fault": "drill.word.no_fault",
-}
-
-
 def _say_result(answer: str | None) -> Text:
-    return say(_WORD_KEYS[answer or "none"])
+    """Return the word for a drill's result, or for the effect of its proposal."""
+    return say(f"drill.word.{answer or 'none'}")
 
 
 @click.group(invoke_without_command=True, context_settings={"show_default": True})

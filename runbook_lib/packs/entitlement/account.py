@@ -27,33 +27,8 @@ if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
     from runbook_lib.notebook.session import Session
 
-#: Inconsistencies of an event that is in a place all the same, with the note on each.
-_INCONSISTENCY_KEYS = {
-    "doubled": "account.odd_doubled",
-    "unregistered": "account.odd_unregistered",
-    "no_letter": "account.odd_no_letter",
-    "no_change": "account.odd_no_change",
-    "no_outbox": "account.odd_no_outbox",
-}
-_PLACE_KEYS = {
-    "no_event": "account.place.no_event",
-    "outbox_due": "account.place.outbox_due",
-    "outbox_retry": "account.place.outbox_retry",
-    "outbox_held": "account.place.outbox_held",
-    "outbox_failed": "account.place.outbox_failed",
-    "published": "account.place.published",
-    "stream": "account.place.stream",
-    "lost": "account.place.lost",
-    "passed_by": "account.place.passed_by",
-    "subscriber": "account.place.subscriber",
-    "refused": "account.place.refused",
-    "registered": "account.place.registered",
-    "queue_due": "account.place.queue_due",
-    "queue_retry": "account.place.queue_retry",
-    "queue_held": "account.place.queue_held",
-    "failed": "account.place.failed",
-    "sent": "account.place.sent",
-}
+#: Inconsistencies of an event that is in a place all the same; a note reports each.
+INCONSISTENCIES = ("doubled", "unregistered", "no_letter", "no_change", "no_outbox")
 HOPS = tuple(dict.fromkeys(place.hop for place in PLACES.values()))
 
 
@@ -200,7 +175,7 @@ def judge(frames: Frames, given: JudgeInput) -> tuple[Balance, Finding]:
     located = frames.get("broker", pd.DataFrame(columns=["event_id", "place"]))
     balance = balance_of(frames["states"], dict(zip(located["event_id"], located["place"], strict=True)))
     lost, unseen, given_up = balance.n("lost"), balance.n("unseen"), balance.n("given_up")
-    odd = {name: len(balance.odd.get(name, ())) for name in _INCONSISTENCY_KEYS}
+    odd = {name: len(balance.odd.get(name, ())) for name in INCONSISTENCIES}
     inconsistent = sum(odd.values())
     worst = Status.UNKNOWN if unseen else Status.WARNING if given_up else Status.OK
     facts = {
@@ -211,7 +186,7 @@ def judge(frames: Frames, given: JudgeInput) -> tuple[Balance, Finding]:
         "lost": lost,
     }
     error = next(iter(failures(frames).values()), None)
-    notes = [say(_INCONSISTENCY_KEYS[name], n=n, ids=_list_ids(balance.odd[name])) for name, n in odd.items() if n]
+    notes = [say(f"account.odd_{name}", n=n, ids=_list_ids(balance.odd[name])) for name, n in odd.items() if n]
     if unseen:
         why = source_error_text(error) if error else say("account.not_all_read")
         notes.append(say("account.unseen", n=unseen, why=why))
@@ -255,7 +230,7 @@ class Account(render.NotebookOutput):
         lines += [f"  {self._t(note)}" for note in self.finding.notes]
         for place, ids in self.balance.ids.items():
             if PLACES[place].disposition in ("lost", "given_up") and ids:
-                lines += ["", f"  {self._t(say(_PLACE_KEYS[place]))}:", *(f"    {i}" for i in ids)]
+                lines += ["", f"  {self._t(say(f'account.place.{place}'))}:", *(f"    {i}" for i in ids)]
         return lines
 
     def record(self) -> dict[str, Any]:
@@ -278,7 +253,7 @@ class Account(render.NotebookOutput):
         table = [[self._t(say(key)) for key in keys]]
         for row in self.balance.hops().to_dict("records"):
             there = places[(places["hop"] == row["hop"])].to_dict("records")
-            named = ((self._t(say(_PLACE_KEYS[p["place"]])), p["n"]) for p in there)
+            named = ((self._t(say(f"account.place.{p['place']}")), p["n"]) for p in there)
             where = ", ".join(f"{name} {n:,}" for name, n in named)
             counts = [f"{row[name]:,}" for name in ("came", "stays", "goes_on")]
             table.append([self._t(hop_text(row["hop"])), *counts, where])

@@ -15,43 +15,6 @@ from runbook_lib.model.finding import Frames, Status, Text, say
 from runbook_lib.packs.entitlement.event_place import PLACES, State
 from runbook_lib.packs.entitlement.wire import REVOKED
 
-_HEADLINE_KEYS = {
-    "no_event": "journey.at.no_event",
-    "outbox_due": "journey.at.outbox_due",
-    "outbox_retry": "journey.at.outbox_retry",
-    "outbox_held": "journey.at.outbox_held",
-    "outbox_failed": "journey.at.outbox_failed",
-    "published": "journey.at.published",
-    "stream": "journey.at.stream",
-    "lost": "journey.at.lost",
-    "passed_by": "journey.at.passed_by",
-    "subscriber": "journey.at.subscriber",
-    "refused": "journey.at.refused",
-    "registered": "journey.at.registered",
-    "queue_due": "journey.at.queue_due",
-    "queue_retry": "journey.at.queue_retry",
-    "queue_held": "journey.at.queue_held",
-    "failed": "journey.at.failed",
-    "sent": "journey.at.sent",
-}
-_NEXT_KEYS = {
-    "no_event": "journey.next.no_event",
-    "outbox_due": "journey.next.outbox_due",
-    "outbox_retry": "journey.next.outbox_retry",
-    "outbox_held": "journey.next.outbox_held",
-    "published": "journey.next.published",
-    "stream": "journey.next.stream",
-    "lost": "journey.next.lost",
-    "passed_by": "journey.next.passed_by",
-    "subscriber": "journey.next.subscriber",
-    "registered": "journey.next.registered",
-    "queue_due": "journey.next.queue_due",
-    "queue_retry": "journey.next.queue_retry",
-    "queue_held": "journey.next.queue_held",
-    "sent": "journey.next.sent",
-}
-_RELAY_KEYS = {"due": "journey.relay_due", "retry": "journey.relay_retry", "held": "journey.relay_held"}
-_QUEUE_KEYS = {"due": "journey.queue_due", "retry": "journey.queue_retry", "held": "journey.queue_held"}
 #: By `State.broker`: the text and the mark of the subscriber's stage.
 _BROKER_STAGES = {
     "waits": ("journey.subscriber_waits", "here"),
@@ -276,7 +239,7 @@ def build_trace(event_id: str, frames: Frames, given: JudgeInput, now: pd.Timest
         stages=tuple(_add_waits(stages)),
         place=place,
         status=_rate_status(place, len(queued) > 1, discarded, age, given),
-        headline=say(_HEADLINE_KEYS[place], **facts),
+        headline=say(f"journey.at.{place}", **facts),
         next=_describe_next_step(
             place, event_id, facts, given, permanent=permanent, discarded=discarded, purged=not queued
         ),
@@ -326,7 +289,7 @@ def _build_relay_stages(box: OutboxRow | None, state: State, facts: Mapping[str,
     elif box.status == "FAILED":
         yield TraceStage("relay", None, say("journey.relay_failed", **seen), "failed")
     else:
-        yield TraceStage("relay", box.locked_at, say(_RELAY_KEYS[state.outbox_wait], **seen), "here")
+        yield TraceStage("relay", box.locked_at, say(f"journey.relay_{state.outbox_wait}", **seen), "here")
 
 
 def _build_broker_stages(stored: StoredMessage, state: State, facts: Mapping[str, object]) -> Iterable[TraceStage]:
@@ -369,7 +332,8 @@ def _build_delivery_stages(
         yield TraceStage("delivery_worker", at, say("journey.failed", n=n, error=error), "failed")
     elif main is not None:
         seen = dict(facts) | {"n": main.attempt_count or None, "by": main.locked_by or None}
-        yield TraceStage("delivery_worker", main.locked_at, say(_QUEUE_KEYS[state.notification_wait], **seen), "here")
+        text = say(f"journey.queue_{state.notification_wait}", **seen)
+        yield TraceStage("delivery_worker", main.locked_at, text, "here")
 
 
 def _build_redrive_stages(again: list[RedrivenRow], store: str, hop: str) -> Iterable[TraceStage]:
@@ -410,7 +374,7 @@ def _describe_next_step(
 ) -> Text:
     stores = {"outbox_failed": "outbox", "refused": "broker", "failed": "delivery"}
     if place not in stores:
-        return say(_NEXT_KEYS[place], **facts)
+        return say(f"journey.next.{place}", **facts)
     if discarded:
         return say("journey.next.discarded")
     if place == "failed" and purged:

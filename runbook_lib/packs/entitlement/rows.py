@@ -150,14 +150,6 @@ class Count(Row):
     n: int | None = None
 
 
-#: The message by what keeps the services' role from its work (`Application.write_blocker`).
-WRITE_BLOCKERS = {
-    "read_only": "database.read_only",
-    "shut_out": "database.shut_out",
-    "lacks_rights": "database.lacks_rights",
-}
-
-
 class Application(Row, query="database/application"):
     """The database role of both services, and the settings that can keep it from its work."""
 

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 SERVICE = "entitlement"
 #: Sent in this order. After an interrupted canary the right is still granted: then only the revoke is accepted.
 _STEPS = {"grant": "v1/entitlements/grants", "revoke": "v1/entitlements/revokes"}
-_PROGRESS_KEYS = {"grant": "action.canary.grant", "revoke": "action.canary.revoke"}
 _STATE_CONFLICT = "ENTITLEMENT_STATE_CONFLICT"
 
 
@@ -68,7 +67,7 @@ class Canary:
         """Send both requests."""
         self.did["before"] = self._read_events(rb)
         for n, (step, path) in enumerate(_STEPS.items()):
-            progress(n / len(_STEPS), say(_PROGRESS_KEYS[step], sku=self.sku))
+            progress(n / len(_STEPS), say(f"action.canary.{step}", sku=self.sku))
             self.did[step] = self._send_request(rb, step, path, word)
         return self.did
 

@@ -29,18 +29,7 @@ from runbook_lib.packs.entitlement.facts import facts_of
 
 #: Ids that are shown before a run, and ids that the action log stores after it.
 SHOWN, KEPT = 5, 200
-_EFFECT_KEYS = {
-    "delivery": "action.redrive.effect_delivery",
-    "outbox": "action.redrive.effect_outbox",
-    "broker": "action.redrive.effect_broker",
-}
 _UNITS_S = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0}
-_AGE_KEYS = {
-    "d": "action.redrive.age_d",
-    "h": "action.redrive.age_h",
-    "min": "action.redrive.age_min",
-    "s": "action.redrive.age_s",
-}
 
 
 class Redrive:
@@ -170,7 +159,7 @@ class Redrive:
             doubled = stores.count_duplicates(db, rows, self._near_s)
         now, arrived, under_way = _count_outcomes(rows)
         effect = say(
-            _EFFECT_KEYS[self.store.name],
+            f"action.redrive.effect_{self.store.name}",
             n=len(rows),
             arrived=arrived,
             under_way=under_way,
@@ -325,7 +314,7 @@ def _count_outcomes(rows: Sequence[Mapping[str, Any]]) -> tuple[Counter[str], in
 def _describe_age(seconds: float) -> Text:
     """Return an age in its largest unit."""
     unit = next((unit for unit, size in _UNITS_S.items() if seconds >= 2 * size), "s")
-    return say(_AGE_KEYS[unit], n=max(seconds, 0) / _UNITS_S[unit])
+    return say(f"action.redrive.age_{unit}", n=max(seconds, 0) / _UNITS_S[unit])
 
 
 def _list_ids(ids: Sequence[str]) -> str:

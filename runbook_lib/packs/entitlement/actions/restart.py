@@ -22,7 +22,6 @@ from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import (
-    WRITE_BLOCKERS,
     Activity,
     Application,
     DatabaseIdentity,
@@ -221,7 +220,7 @@ def _check_database_role(rb: Context) -> Precondition:
         return Precondition(say("action.restart.may_work", role=name), ok=None)
     if not role.write_blocker:
         return Precondition(say("action.restart.may_work", role=name), ok=True)
-    return Precondition(say(WRITE_BLOCKERS[role.write_blocker], role=role.role, lacks=role.lacks), ok=False)
+    return Precondition(say(f"database.{role.write_blocker}", role=role.role, lacks=role.lacks), ok=False)
 
 
 def is_starting(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: float) -> bool:

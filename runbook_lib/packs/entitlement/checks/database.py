@@ -32,7 +32,7 @@ from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, pools_are_full
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
-from runbook_lib.packs.entitlement.rows import WRITE_BLOCKERS, Application
+from runbook_lib.packs.entitlement.rows import Application
 from runbook_lib.sources.source import SourceError
 from runbook_lib.view import charts
 
@@ -272,7 +272,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         _format_pool_wait(pool)
         if pool_waits and key in ("database.free", "database.rows_unread") and not write_blocker
         else say(
-            WRITE_BLOCKERS[write_blocker] if write_blocker else key,
+            f"database.{write_blocker}" if write_blocker else key,
             blocked=len(blocked),
             wait=wait.value,
             commits=len(commits),

@@ -61,27 +61,6 @@ _PERMANENT_OBSERVATIONS = {
     "broker": ("dead_letters.bad_message_now", "dead_letters.bad_message", "dead_letters.bad_message_perhaps"),
     "delivery": ("dead_letters.bad_letter_now", "dead_letters.bad_letter", "dead_letters.bad_letter"),
 }
-#: The texts of `permanent_kinds`.
-_KIND_KEYS = {
-    "parse_failure": "letters.kinds.parse_failure",
-    "unknown_type": "letters.kinds.unknown_type",
-    "missing_field": "letters.kinds.missing_field",
-    "malformed_field": "letters.kinds.malformed_field",
-    "undecodable": "letters.kinds.undecodable",
-    "bad_event_id": "letters.kinds.bad_event_id",
-    "bad_occurred_at": "letters.kinds.bad_occurred_at",
-    "empty_field": "letters.kinds.empty_field",
-    "decodes": "letters.kinds.decodes",
-    "gone": "letters.kinds.gone",
-    "not_fetched": "letters.kinds.not_fetched",
-    "refused": "letters.kinds.refused",
-    "unknown": "letters.kinds.unknown",
-}
-_STORE_KEYS = {
-    "outbox": "letters.stores.outbox",
-    "broker": "letters.stores.broker",
-    "delivery": "letters.stores.delivery",
-}
 #: The headline of 4.4.2 by the kind of most failures, and whether they continue (None: not known).
 _TRANSIENT_KEYS = {
     ("dependency", True): "letters.dependency_going_on",
@@ -93,22 +72,6 @@ _TRANSIENT_KEYS = {
     ("stores", True): "letters.stores_going_on",
     ("stores", False): "letters.stores_over",
     ("stores", None): "letters.stores_untried",
-}
-#: What fails now, by the names of `Transient.live`.
-_LIVE_KEYS = {
-    ("delivery",): "letters.live_delivery",
-    ("publish",): "letters.live_publish",
-    ("delivery", "publish"): "letters.live_delivery_publish",
-}
-#: The headline of 4.4.3 by the result of `_classify_trend`.
-_TREND_KEYS = {
-    "none": "letters.trend_none",
-    "few": "letters.trend_few",
-    "burst": "letters.trend_burst",
-    "burst_on": "letters.trend_burst_on",
-    "step": "letters.trend_step",
-    "steady": "letters.trend_steady",
-    "stopped": "letters.trend_stopped",
 }
 
 
@@ -272,7 +235,7 @@ def _format_kinds(kinds: pd.DataFrame) -> Text:
     """Return the two most frequent kinds as text, and the number of further kinds."""
     counted = kinds.groupby(["store", "kind"], sort=False)["n"].sum().reset_index()
     words = [
-        say("letters.kind", n=n, what=say(_KIND_KEYS[kind]), store=say(_STORE_KEYS[store]))
+        say("letters.kind", n=n, what=say(f"letters.kinds.{kind}"), store=say(f"letters.stores.{store}"))
         for store, kind, n in counted.itertuples(index=False)
     ]
     match words:
@@ -598,7 +561,7 @@ def _transient_headline(seen: Transient, given: JudgeInput) -> Text:
         ago = seen.last_s if kind == "stores" else seen.ages["delivery"]
         return say(_TRANSIENT_KEYS[kind, seen.is_ongoing(given)], **facts | {"ago": ago})
     if seen.live:
-        what = say(_LIVE_KEYS[seen.live])
+        what = say(f"letters.live_{'_'.join(seen.live)}")
         events = seen.outbox.waiting_retry if seen.outbox else None
         return say("letters.failing_yet", what=what, events=events, **facts)
     if given.limits["backlog.waiting_retry"].reached(seen.worker.queue.waiting_retry):
@@ -804,7 +767,7 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
         "ago": ago,
         "onset": f"{_bucket_edges(given)[began]:%H:%M}",
     }
-    headline = say(_TREND_KEYS[key], **facts)
+    headline = say(f"letters.trend_{key}", **facts)
     if len(unrecorded):
         headline = say("letters.unrecorded", n=len(unrecorded), trend=headline)
     elif lost:

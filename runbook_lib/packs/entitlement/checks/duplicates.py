@@ -133,24 +133,15 @@ def judge_key(frames: Frames, given: JudgeInput) -> Finding:
 # 4.2.2 Whether each event is registered before its work, in one transaction.
 
 
-#: The headline of each problem that `judge_order` counts, worst first.
-_ORDER_HEADLINES = {
-    "events": "duplicates.doubled",
-    "queued": "duplicates.unregistered",
-    "registered": "duplicates.registered_only",
-    "twice": "duplicates.registered_twice",
-    "elsewhere": "duplicates.elsewhere",
-    "replays": "duplicates.replayed",
-    "close": "duplicates.close",
-}
-#: The note of each further problem beside duplicates.
-_ALSO = {
-    "queued": "duplicates.also_unregistered",
-    "registered": "duplicates.also_registered_only",
-    "twice": "duplicates.also_registered_twice",
-    "elsewhere": "duplicates.also_elsewhere",
-    "replays": "duplicates.also_replayed",
-    "close": "duplicates.also_close",
+#: The name of each problem that `judge_order` counts in its headline and its note, worst first.
+_ORDER_PROBLEMS = {
+    "events": "doubled",
+    "queued": "unregistered",
+    "registered": "registered_only",
+    "twice": "registered_twice",
+    "elsewhere": "elsewhere",
+    "replays": "replayed",
+    "close": "close",
 }
 
 
@@ -205,16 +196,16 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
     facts = found | {"extra": extra, "ago": ago, "unsent": unsent, "seen": queued, "minutes": given.window_minutes}
     problem = next((name for name, n in found.items() if n), None)
     if problem is not None:
-        headline = _ORDER_HEADLINES[problem]
+        headline = _ORDER_PROBLEMS[problem]
     elif unasked:
-        headline = "duplicates.half_seen"
+        headline = "half_seen"
     else:
-        headline = "duplicates.none" if queued == 0 else "duplicates.in_order"
+        headline = "none" if queued == 0 else "in_order"
     clean_up = retention.judge_clean_up(frames, given)
     # Rows that the frame of duplicates explains are not shown a second time.
     shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"]}
     return judged(
-        say(headline, **facts),
+        say(f"duplicates.{headline}", **facts),
         [
             given.limits.value("integrity.rows", sum(found.values()) - found["replays"] - found["close"]),
             Value("duplicates", found["events"], "events"),
@@ -273,7 +264,8 @@ def _count_unsent_duplicates(frames: Frames) -> int | None:
 def _order_notes(frames: Frames, unasked: list[str], found: dict[str, int], facts: dict[str, Any]) -> list[Text]:
     notes = []
     if found["events"]:
-        notes += [say(_ALSO[name], **facts) for name, n in found.items() if n and name != "events"]
+        others = [name for name, n in found.items() if n and name != "events"]
+        notes += [say(f"duplicates.also_{_ORDER_PROBLEMS[name]}", **facts) for name in others]
     if unasked:
         notes.append(say("duplicates.not_asked", names=", ".join(unasked)))
     if any(frame.attrs.get("capped") for frame in frames.values()):
@@ -285,7 +277,7 @@ def _order_notes(frames: Frames, unasked: list[str], found: dict[str, int], fact
 
 
 def _order_signals(given: JudgeInput, problem: str | None, still: bool, unasked: bool) -> tuple[Signal, ...]:
-    """Return the evidence of a problem named in `_ORDER_HEADLINES`, or of its absence."""
+    """Return the evidence of a problem named in `_ORDER_PROBLEMS`, or of its absence."""
     if problem == "events":
         # Older duplicates prove a past problem only.
         return given.evidence("duplicates.doubled_now" if still else "duplicates.doubled")

@@ -43,23 +43,6 @@ if TYPE_CHECKING:
 
 #: Objectives of requests to the API: a failed request leaves no row.
 NOT_IN_TABLES = ("ENT-A", "ENT-B")
-#: Why an objective has no number, or an incomplete one: the text of each `Impact.why`.
-_WHY_KEYS = {
-    "no_events": "postmortem.why.no_events",
-    "retention": "postmortem.why.retention",
-    "partly": "postmortem.why.partly",
-    "not_asked": "postmortem.why.not_asked",
-    "not_in_tables": "postmortem.why.not_in_tables",
-    "no_time": "postmortem.why.no_time",
-    "earlier": "postmortem.why.earlier",
-    "seen": "postmortem.why.seen",
-    Reason.UNREACHABLE.value: "postmortem.why.unreachable",
-    Reason.TIMEOUT.value: "postmortem.why.timeout",
-    Reason.DENIED.value: "postmortem.why.denied",
-    Reason.ERROR.value: "postmortem.why.error",
-    Reason.NO_DATA.value: "postmortem.why.no_data",
-    Reason.NOT_CONFIGURED.value: "postmortem.why.not_configured",
-}
 
 
 class Impact(rows.Row):
@@ -67,8 +50,8 @@ class Impact(rows.Row):
 
     The objective was in breach for `minutes`; `bad` of `total` events were bad (`percent`) and used `budget` percent of
     the error budget. `counted` tells whether the events of the budget are "counted" or "projected"; `peak` is the
-    highest level. If a number is missing or incomplete, `why` is a key of `_WHY_KEYS`, `since` the time from which on
-    the numbers are complete, and `name` the artifact of an earlier run that measured them.
+    highest level. If a number is missing or incomplete, `why` names a message (`postmortem.why.*`), `since` the time
+    from which on the numbers are complete, and `name` the artifact of an earlier run that measured them.
     """
 
     slo: str = ""
@@ -435,7 +418,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     notes = [say("postmortem.counted", minutes=span.bucket_s / 60)] if seen else []
     for why in dict.fromkeys(r.why for r in unseen):
         names = ", ".join(r.slo for r in unseen if r.why == why)
-        notes.append(say("postmortem.unmeasured", slo=names, why=say(_WHY_KEYS[why])))
+        notes.append(say("postmortem.unmeasured", slo=names, why=say(f"postmortem.why.{why}")))
     notes.append(say("postmortem.not_in_tables", names=", ".join(NOT_IN_TABLES)))
     never = count_never_notified(frames, given, span)
     if never is None and "notifications" in frames:

@@ -21,22 +21,8 @@ from runbook_lib.store.archive import Archive
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
-#: The confidences of a verdict, the lowest first, and their texts.
-CONFIDENCES = {
-    "none": "confidence.none",
-    "low": "confidence.low",
-    "medium": "confidence.medium",
-    "high": "confidence.high",
-}
-#: The text of each observation that the tables alone allow.
-_TABLE_OBSERVATIONS = {
-    "past.both_stood": "postmortem.past.both_stood",
-    "past.publishing_stood": "postmortem.past.publishing_stood",
-    "past.publishing_failed": "postmortem.past.publishing_failed",
-    "past.processing_stood": "postmortem.past.processing_stood",
-    "past.sending_stood": "postmortem.past.sending_stood",
-    "past.sending_failed": "postmortem.past.sending_failed",
-}
+#: The confidences of a verdict, the lowest first.
+CONFIDENCES = ("none", "low", "medium", "high")
 STEP_COLUMNS = ["name", "section", "step", "id", "weight", "status", "headline_en", "headline_ja"]
 
 
@@ -109,7 +95,7 @@ def deciding_verdict(verdicts: list[VerdictRow], deciding: Collection[str] = ())
     """
 
     def weight(v: VerdictRow) -> tuple[bool, int, int]:
-        return v.name in deciding, Status[v.status].rank, list(CONFIDENCES).index(v.confidence)
+        return v.name in deciding, Status[v.status].rank, CONFIDENCES.index(v.confidence)
 
     bad = [v for v in verdicts if v.status in Status.__members__ and v.status != "OK"]
     bad.sort(key=lambda v: v.started or pd.Timestamp.max.tz_localize("UTC"))
@@ -145,7 +131,7 @@ def judge_origin(frames: Frames, given: JudgeInput) -> Finding:
         say(
             key,
             mode=_format_mode(frames, candidates[0]) if top else "-",
-            confidence=say(CONFIDENCES[first.confidence]),
+            confidence=say(f"confidence.{first.confidence}"),
             candidates=", ".join(f"{m.id} {m.score:.2f}" for m in top) or "-",
             score=top[0].score if top else 0.0,
         ),
@@ -203,7 +189,7 @@ def _judge_by_tables(given: JudgeInput, observation: str, episode: past.Episode)
     shown = pd.DataFrame([(s.about, "candidate", s.weight) for s in modes], columns=["id", "role", "score"])
     facts = {"n": episode.slow, "tried": episode.tried, "queue": past.queue_name(episode.queue)}
     return judged(
-        say("postmortem.by_the_past", why=say(_TABLE_OBSERVATIONS[observation], **facts),
+        say("postmortem.by_the_past", why=say(f"postmortem.{observation}", **facts),
             candidates=", ".join(s.about for s in modes)),
         [
             Value("origin", None),

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 
 #: Upstream first: between the event's creation, its publishing, its processing, and the end of its notification.
 QUEUES = ("outbox", "broker", "notifications")
-_QUEUE_KEYS = {
-    "outbox": "postmortem.queue.outbox",
-    "broker": "postmortem.queue.broker",
-    "notifications": "postmortem.queue.notifications",
-}
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ class Span:
 
 def queue_name(queue: str) -> Text:
     """Return the name of one of `QUEUES` as a text."""
-    return say(_QUEUE_KEYS[queue])
+    return say(f"postmortem.queue.{queue}")
 
 
 class _Interval(rows.Row):

@@ -52,37 +52,6 @@ HELD_UP = {"delivery": "delivery.held_up", "relay": "relay.held_up"}
 FAILS = {"delivery": "delivery.fails", "relay": "relay.fails"}
 #: Observations that are the same for both sides count once.
 NO_SESSION, ROLLS_BACK = "database.no_session", "database.rolls_back"
-#: The headline of each observation; one of `EXCEPTIONS` other than KEPT_OUT has that of FAILS.
-HEADLINES = {
-    "delivery.fails": "program.delivery_fails",
-    "delivery.kept_out": "program.delivery_kept_out",
-    "delivery.held_up": "program.delivery_held_up",
-    "delivery.switched_off": "program.delivery_switched_off",
-    "delivery.held": "program.delivery_held",
-    "delivery.passes_over": "program.delivery_passes_over",
-    "delivery.not_up": "program.delivery_not_up",
-    "delivery.frozen": "program.delivery_frozen",
-    "delivery.seems_frozen": "program.delivery_seems_frozen",
-    "delivery.taken_down": "program.delivery_taken_down",
-    "delivery.starting": "program.delivery_starting",
-    "delivery.hangs": "program.delivery_hangs",
-    "delivery.silent": "program.delivery_silent",
-    "relay.fails": "program.relay_fails",
-    "relay.kept_out": "program.relay_kept_out",
-    "relay.held_up": "program.relay_held_up",
-    "relay.switched_off": "program.relay_switched_off",
-    "relay.held": "program.relay_held",
-    "relay.passes_over": "program.relay_passes_over",
-    "relay.not_up": "program.relay_not_up",
-    "relay.frozen": "program.relay_frozen",
-    "relay.seems_frozen": "program.relay_seems_frozen",
-    "relay.taken_down": "program.relay_taken_down",
-    "relay.starting": "program.relay_starting",
-    "relay.hangs": "program.relay_hangs",
-    "relay.silent": "program.relay_silent",
-    NO_SESSION: "program.database_no_session",
-    ROLLS_BACK: "program.database_rolls_back",
-}
 #: The line that an application logs when its start has failed, whatever the cause.
 FAILED_START = "Application run failed"
 #: The frame and its columns in which a loop's claims and marks stand.
@@ -154,10 +123,10 @@ class LoopState:
     def headline(self, due: float | None, **facts: Any) -> Text:
         """Return the headline for the observation, with the number of rows that are `due`."""
         side, _, what = self.observation.partition(".")
-        fails = self.exception and what != "kept_out"
-        key = HEADLINES[FAILS[side] if fails else self.observation]
+        if self.exception and what != "kept_out":
+            what = "fails"  # the headline names the exception
         why = {"exception": self.exception, "quiet": self.silent_s, "others": self.others}
-        return say(key, **facts | why, due=due or None)
+        return say(f"program.{side}_{what}", **facts | why, due=due or None)
 
 
 UNKNOWN_STATE = LoopState()

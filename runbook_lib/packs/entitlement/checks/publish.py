@@ -69,19 +69,6 @@ ERROR_KINDS = tuple(
 )
 
 
-#: The text of each kind; "unseen" is an error that the relay's next claim has cleared.
-_KIND_KEYS = {
-    "payload": "publish.kind_payload",
-    "closed": "publish.kind_closed",
-    "no_stream": "publish.kind_no_stream",
-    "no_subject": "publish.kind_no_subject",
-    "timeout": "publish.kind_timeout",
-    "full": "publish.kind_full",
-    "too_large": "publish.kind_too_large",
-    "refused": "publish.kind_refused",
-    "unseen": "publish.kind_unseen",
-    "other": "publish.kind_other",
-}
 #: Kinds of error that are caused by the event: other events are still published.
 OF_THE_EVENT = ("payload", "other")
 #: Kinds of error with which the broker or the relay refuses one event while it accepts others.
@@ -339,7 +326,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             p95=lately.p95,
             n=lately.n,
             minutes=given.number("publish.now"),
-            error=say(_KIND_KEYS[seen.kind], subjects=rows.value(frames.get("broker"), "subjects", str)),
+            error=say(f"publish.kind_{seen.kind}", subjects=rows.value(frames.get("broker"), "subjects", str)),
             arrived=queue.arrived_1m,
             left=queue.published_1m,
             batch=next((b.n for b in _newest_batches(frames, given)), None),

@@ -49,12 +49,6 @@ if TYPE_CHECKING:
 
 #: The two parts, each with the queue that its tries come from, and the frame of that queue's flows.
 TRIED = {"delivery": ("notifications", "notification_flows"), "publish": ("outbox", "outbox_flows")}
-_NAME_KEYS = {
-    "notifications": "recovery.notifications",
-    "outbox": "recovery.outbox",
-    "delivery": "recovery.delivery",
-    "publish": "recovery.publish",
-}
 #: The frame with the failed tries of each part.
 _TRY_FRAMES = {"delivery": "tries", "publish": "publish_tries"}
 #: The thresholds (seconds ago) between which the events of a part should be finished by now.
@@ -182,10 +176,10 @@ def _judge_queue(
     name: str, now: kinds.Queue | None, flows: pd.DataFrame | None, given: JudgeInput, age_limit: str
 ) -> QueueState:
     if now is None or not _has_columns(flows, "arrived", "gone"):
-        return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(_NAME_KEYS[name])), ())
+        return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(f"recovery.{name}")), ())
     due, limits = now.ready, given.limits
     oldest = now.oldest_s if due else 0.0
-    seen: dict[str, Any] = {"queue": say(_NAME_KEYS[name]), "due": due, "oldest": oldest}
+    seen: dict[str, Any] = {"queue": say(f"recovery.{name}"), "due": due, "oldest": oldest}
     values = [Value(f"{name}.due", due, "rows"), Value(f"{name}.oldest_due", oldest, "s")]
     came_now, gone_now = (_count_now(flows, column, given) for column in ("arrived", "gone"))
     values += [Value(f"{name}.arrived_now", came_now, "rows"), Value(f"{name}.gone_now", gone_now, "rows")]
@@ -326,7 +320,7 @@ def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
     waiting = rows.first(frames.get(queue), kinds.Queue)
     unread = queue in failures(frames) or not {"tries", _TRY_FRAMES[part]} & frames.keys()
     if unread or waiting is None or not _has_columns(frames.get(flows), "gone"):
-        return QueueState(Status.UNKNOWN, say("recovery.errors_unread", part=say(_NAME_KEYS[part])), ())
+        return QueueState(Status.UNKNOWN, say("recovery.errors_unread", part=say(f"recovery.{part}")), ())
     tries = kinds.Tries.of(part, frames)
     recent_s, limit = given.number("recovery.recent"), given.limits["errors.rate"]
     # Of the dead letters only the delivery worker's had tries; the time at which the relay gave up is not stored.
@@ -337,7 +331,7 @@ def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
     rate = 100 * failed / of if of else None
     succeeded_now = _count_now(frames.get(flows), "gone", given)
     facts: dict[str, Any] = {
-        "part": say(_NAME_KEYS[part]),
+        "part": say(f"recovery.{part}"),
         "rate": rate,
         "failed": failed,
         "of": of,
@@ -545,7 +539,7 @@ def _judge_sli(
     limit = given.limits[name]
     turned = _has_turned(given, "notifications" if part == "delivery" else "outbox", part)
     if n is None:
-        return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(_NAME_KEYS[part])), ())
+        return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(f"recovery.{part}")), ())
     again_s = given.number(SPANS[part][0])
     values = [Value(f"{part}.events", n, "events"), Value(f"{part}.done", seen.done, "events")]
     if before is not None:
@@ -569,7 +563,7 @@ def _judge_sli(
     if troubled and turned:
         values.append(Value(f"{part}.{LOOK_AGAIN}", again_s, "s"))
     facts = {
-        "part": say(_NAME_KEYS[part]),
+        "part": say(f"recovery.{part}"),
         "n": n,
         "done": seen.done,
         "p95": seen.p95,

@@ -71,18 +71,8 @@ BURN_FAST, BURN_SLOW = ("burn.fast_long", "burn.fast_short"), ("burn.slow_long",
 _TABLES = ("waiting events", "outbox", "notifications")
 #: The hop at which an event of a place (sli/affected) waits.
 HOP_OF = {"outbox": "relay", "broker": "subscriber", "notification": "delivery_worker"}
-_DETECTED_BY_KEYS = {
-    "user_report": "response.by_user_report",
-    "alert": "response.by_alert",
-    "slo": "response.by_slo",
-}
 #: The hops whose rate the rows show: hop, frame of 3.1, and whether these came or left.
 _HISTORIES = (("jetstream", "published", "came"), ("subscriber", "processed", "gone"), ("receiver", "sent", "gone"))
-_ONSET_KEYS = {
-    "oldest": "response.onset_oldest",
-    "change": "response.onset_change",
-    "slow": "response.onset_slow",
-}
 #: The thresholds of SLIs, applied if the SLI has a value.
 SLO_OF = {"outbox.publish_delay_p95": "ENT-C", "delivery.e2e_p95": "NOTI-B", "delivery.success": "NOTI-A"}
 
@@ -392,10 +382,10 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     if unseen := [str(r["slo"]) for r in slis if r["why"] == Reason.NOT_CONFIGURED.value]:
         notes.append(say("response.not_from_sql", names=", ".join(unseen)))
     if given.detected_by or detected_at:
-        by = say(_DETECTED_BY_KEYS[given.detected_by]) if given.detected_by else None
+        by = say(f"response.by_{given.detected_by}") if given.detected_by else None
         notes.append(say("response.detected", by=by, at=detected_at))
     if how:
-        notes.append(say(_ONSET_KEYS[how], at=since, ago=seconds_between(begin, given.as_of)))
+        notes.append(say(f"response.onset_{how}", at=since, ago=seconds_between(begin, given.as_of)))
     elif begin_before := _began_before(frames, given):
         notes.append(say("response.onset_before", at=_format_utc(begin_before)))
     # What could not be read, or is not clear, is more than "no impact".
@@ -472,10 +462,10 @@ def _flow_histories(frames: Frames, given: JudgeInput) -> Iterator[Hop]:
 
 
 def onset(frames: Frames, given: JudgeInput) -> tuple[pd.Timestamp | None, str]:
-    """Return the onset and a key of `_ONSET_KEYS`: by the oldest waiting event, else by a change in a flow's rate.
+    """Return the onset and how it is known: by the "oldest" waiting event, else by a "change" in a flow's rate.
 
     While rows are given up, by whichever is earlier.
-    A change is known to the minute only; the first event that was too slow after it gives a more exact time. None and
+    A change is known to the minute only; the first "slow" event after it gives a more exact time. None and
     "" if neither tells, or if events may wait for longer than they were read.
     """
     ages = [at.oldest_s for at in _read_waiting(frames, given) if at.oldest_s is not None]
@@ -841,12 +831,6 @@ def _format_alternative(proposal: Proposal) -> Text:
 
 #: The four criteria of section 6.
 CRITERIA = {check.step: check for check in recovery.CHECKS if check.step in ("6.1", "6.2", "6.3", "6.4")}
-_TARGET_KEYS = {
-    "6.1": "response.target_1",
-    "6.2": "response.target_2",
-    "6.3": "response.target_3",
-    "6.4": "response.target_4",
-}
 
 
 def collect_criteria(rb: Context) -> Frames:
@@ -863,8 +847,13 @@ def judge_criteria(frames: Frames, given: JudgeInput) -> Finding:
     fails = found["6.2"].status in (Status.WARNING, Status.CRITICAL)
     reads_log = fails and place is not None and place.status is Status.OK and not place.ended
     notes = [
-        say("response.criterion_unmet", step=s, answer=found[s].headline, target=say(_TARGET_KEYS[s], **limits))
-        for s in unmet
+        say(
+            "response.criterion_unmet",
+            step=step,
+            answer=found[step].headline,
+            target=say(f"response.target_{step.removeprefix('6.')}", **limits),
+        )
+        for step in unmet
     ]
     notes += [
         say("response.criterion_met", step=step, answer=f.headline) for step, f in found.items() if step not in unmet

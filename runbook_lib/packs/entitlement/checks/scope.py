@@ -799,9 +799,6 @@ def judge_optional(frames: Frames, given: JudgeInput) -> Finding:
 # Clocks -----------------------------------------------------------------------------------------------------
 
 
-_CLOCK_KEYS = {"here": "scope.clock_here", "postgres": "scope.clock_postgres", "nats": "scope.clock_nats"}
-
-
 class ClockPair(rows.Row):
     """The offset of one clock against another, and the bound of its error."""
 
@@ -846,8 +843,8 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
     return judged(
         say(
             "scope.clocks_apart" if apart else "scope.clocks_well",
-            a=say(_CLOCK_KEYS[furthest.clock]),
-            b=say(_CLOCK_KEYS[furthest.against]),
+            a=say(f"scope.clock_{furthest.clock}"),
+            b=say(f"scope.clock_{furthest.against}"),
             ahead=furthest.ahead_s,
             error=furthest.error_s,
         ),

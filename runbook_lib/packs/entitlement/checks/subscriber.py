@@ -51,15 +51,6 @@ PROCESS_NOT_RUNNING = tuple(
 MISSING_AT_BROKER = ("stream_not_found", "consumer_not_found", "no_jetstream", "no_leader")
 #: Error codes of a broker, or of a cluster node, that does not answer.
 NO_ANSWER_CODES = ("hung", "unanswered")
-#: The headline for each of these error codes.
-_BROKER_ERROR_KEYS = {
-    "stream_not_found": "subscriber.stream_not_found",
-    "consumer_not_found": "subscriber.consumer_not_found",
-    "no_jetstream": "subscriber.no_jetstream",
-    "no_leader": "subscriber.no_leader",
-    "hung": "subscriber.hung",
-    "unanswered": "subscriber.unanswered",
-}
 _BROKER_STATES = {
     "hung": "alive.no_answer",
     "unanswered": "alive.no_answer",
@@ -461,7 +452,7 @@ def _judge_broker_error(e: SourceError, activity: Registered, given: JudgeInput)
     # Without a stream the relay cannot publish, so a stuck outbox is a consequence.
     outbox = () if e.code == "consumer_not_found" else given.evidence("subscriber.broker_gone")
     return judged(
-        say(_BROKER_ERROR_KEYS[e.code], detail=e.detail),
+        say(f"subscriber.{e.code}", detail=e.detail),
         at_least=Status.CRITICAL,
         signals=(*evidence_from_error(e, given.catalog), *outbox),
         hops=(

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 REFUSED = ("delivery.refused", "delivery.times_out")
 
 
-_WHO_KEYS = {"delivery": "throttle.who_delivery", "relay": "throttle.who_relay"}
-
-
 @dataclass(frozen=True)
 class ThrottledWorker:
     """One side of the pipeline that can be slowed down."""
@@ -386,7 +383,7 @@ def _is_late(seen: ThrottleReading, given: JudgeInput, side: ThrottledWorker) ->
 
 
 def _choose_headline(seen: ThrottleReading, *, failed: bool, refused: bool, side: ThrottledWorker) -> Text:
-    flow, who = seen.flow, say(_WHO_KEYS[side.name])
+    flow, who = seen.flow, say(f"throttle.who_{side.name}")
     facts: dict[str, Any] = {
         "who": who,
         "allowed": seen.now.allowed,
@@ -657,7 +654,7 @@ def draw(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> charts.Cha
     charts.clock_ticks(ax)
     charts.legend(figure, columns=3)  # the names are long
     alt = say(
-        "throttle.alt", who=say(_WHO_KEYS[side.name]), came=seen.flow.came, gone=seen.flow.gone,
+        "throttle.alt", who=say(f"throttle.who_{side.name}"), came=seen.flow.came, gone=seen.flow.gone,
         allowed=seen.now.allowed, then=seen.then.allowed, minutes=minutes,
     )  # fmt: skip
     return charts.Chart(figure, alt, (say("throttle.caption"),))
