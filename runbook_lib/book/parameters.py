@@ -1,4 +1,4 @@
-"""The parameters of notebooks, validated before a kernel starts.
+"""The parameters of notebooks, validated before anything starts.
 
 The names are those of the notebook's `parameters` cell, read with `ast`; an unknown one is refused, because a
 misspelt parameter would silently mean the default. Values are checked by type and range.

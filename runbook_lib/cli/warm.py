@@ -17,17 +17,10 @@ gc.disable()
 from runbook_lib.runs import quick
 from runbook_lib.cli import main as command  # runners
 from runbook_lib.runs import engine, investigation
-import IPython.core.completerlib  # the kernels that runners fork
+import IPython.core.completerlib  # the shells of runners
 import IPython.core.debugger
 import IPython.core.oinspect
-import IPython.extensions.storemagic
-import ipykernel.debugger
-import ipykernel.ipkernel
-import ipykernel.kernelapp
-import ipykernel.zmqshell
 import psutil
-import tornado.platform.asyncio
-import tornado.queues
 import papermill.execute
 from runbook_lib.checks import check
 from runbook_lib.book import catalog, pack

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import tempfile
 import time
@@ -21,7 +22,7 @@ from runbook_lib.dossier.artifact import Result, Run, stamp
 from runbook_lib.model.finding import Finding, Reason, Verdict, replace, say, unknown
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.privacy.masking import Masker
-from runbook_lib.runs import forks, kernels
+from runbook_lib.runs import forks
 from runbook_lib.sources import settings
 from runbook_lib.store.archive import PARTIAL, Archive
 from runbook_lib.view import prose
@@ -34,8 +35,15 @@ AT_ONCE = min(settings.available_cores() + 1, 6)
 
 #: Seconds that a run with an action has after its deadline, so that a rollout is not left in the middle.
 ACTING_S = 240.0
+#: The signal that tells a runner that its deadline has passed.
+LATE = signal.SIGUSR1
 #: Where a runner leaves the name of its artifact, in its scratch folder.
 _STEM = "stem"
+
+
+class LateError(BaseException):
+    """The deadline passed; no handler of errors in a cell may keep it."""
+
 
 Steps = Callable[[str, Finding | None], None]
 """Called with a section that starts, and with each finding of it."""
@@ -102,7 +110,11 @@ def run_sections(
         except Exception as e:
             problem = f"the runner failed: {type(e).__name__}: {e}"
         runner.end()
-        results[s.number] = _result_of_dead_runner(s, problem)
+        if s.problem:  # of what the runner left nothing could be stored either
+            results[s.number] = _result_of_dead_runner(s, s.problem)
+        else:
+            left = replace(s, problem=problem, limit=time.monotonic() + GRACE_S)
+            running[forks.start(_store_partial, left)] = left
 
     def hear(r: Request, found: Finding) -> None:
         progress(r.section, found)
@@ -119,11 +131,15 @@ def run_sections(
                     own.mkdir()
                     progress(r.section, None)
                     runner = forks.start(_run_in_runner, r, own, hear=partial(hear, r))
-                    running[runner] = _StartedRun(n, r, own, parameters.now())
+                    running[runner] = _StartedRun(n, r, own, parameters.now(), r.until)
                 for runner in forks.wait_for_any(running, min(s.limit for s in running.values())):
                     end(runner)
-                for runner in [r for r, s in running.items() if s.limit <= time.monotonic()]:
-                    end(runner, "the runner did not end in time")
+                for runner, s in [(r, s) for r, s in running.items() if s.limit <= time.monotonic()]:
+                    if s.limit > s.request.until:
+                        end(runner, "the runner did not end in time")
+                    else:
+                        runner.send(LATE)
+                        running[runner] = replace(s, limit=s.limit + GRACE_S)
         finally:
             forks.end_in_order(running)
     return [results[n] for n in range(len(requests))]
@@ -135,10 +151,9 @@ class _StartedRun:
     request: Request
     scratch: Path
     time: str
-
-    @property
-    def limit(self) -> float:
-        return self.request.until + GRACE_S
+    limit: float
+    problem: str = ""
+    """Why the runner did not store its run, which another process then does."""
 
 
 def combine_verdict(results: Iterable[Result]) -> Verdict:
@@ -153,24 +168,21 @@ def _run_in_runner(r: Request, scratch: Path) -> Result:
 
     `scratch` outlives the process: it holds the partial notebook if the archive is not a local folder.
     """
-    os.environ["RUNBOOK_OUTPUT"] = r.output  # for the kernel: where this incident's actions and notes are written
+    os.environ["RUNBOOK_OUTPUT"] = r.output  # for the cells: where this incident's actions and notes are written
     os.environ["RUNBOOK_SAMPLES"] = r.samples
     if r.unattended:
         os.environ["RUNBOOK_UNATTENDED"] = "1"
-    kernels.fork_one()
+    os.setpgid(0, 0)  # what cells start ends with it; a session of its own would not be as polite
+    random.seed()  # or all of them would wait in step
     forks.end_with_parent()
-    try:
-        return _execute_section(r, scratch)
-    finally:
-        kernels.end_unused_kernel()
+    return _execute_section(r, scratch)
 
 
 def _execute_section(r: Request, scratch: Path) -> Result:
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import execute_notebook
 
-    from runbook_lib.runs import engine
+    from runbook_lib.runs import engine, shell
 
     section = catalog.load().sections[r.section]
     assert section.notebook is not None  # noqa: S101 - `request` has checked it
@@ -183,23 +195,16 @@ def _execute_section(r: Request, scratch: Path) -> Result:
     stem = archive.reserve(f"{stamp(started)}-{r.section}")
     (scratch / _STEM).write_text(stem)
 
-    interrupted = False
-
     def interrupt(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True
         if r.parameters.get("execute") and not r.unattended:
-            return kernels.interrupt()  # the action writes down what has become of it, and this runner the rest
-        kernels.kill_kernel()
+            return shell.end(
+                KeyboardInterrupt()
+            )  # the action writes down what has become of it, and this runner the rest
         archive.release(stem)
-        os._exit(1)
-
-    def seconds(cell: object) -> int:
-        if interrupted:
-            raise RuntimeError("no further cell")
-        return max(int(r.until - time.monotonic()), 1)
+        os.killpg(0, signal.SIGKILL)
 
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(LATE, lambda *_: shell.end(LateError()))
     try:
         nb = nbformat.read(section.notebook, as_version=4)
         prose.set_language(nb, r.parameters.get("lang", "en"))
@@ -212,23 +217,31 @@ def _execute_section(r: Request, scratch: Path) -> Result:
                 kernel_name="python3",
                 progress_bar=False,
                 partial=(archive.local or scratch) / f"{stem}{PARTIAL}",
-                scratch=scratch,
                 kept=kept,
-                startup_timeout=30,
-                timeout_func=seconds,
             )
-    except CellTimeoutError:
+    except LateError:
         problem = "the deadline passed"
-    except DeadKernelError:
-        problem = "the kernel died"
+    except KeyboardInterrupt:
+        problem = "it was interrupted"
     except PapermillExecutionError as e:
         problem = f"a cell failed: {e.ename}: {e.evalue}"
     except Exception as e:
         problem = f"the notebook could not be run: {type(e).__name__}: {e}"
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is kept is kept whole
-    if interrupted:
-        problem = "it was interrupted"
     return _store_artifact(r, archive, masker, stem, kept[0] if kept else None, started, problem)
+
+
+def _store_partial(s: _StartedRun) -> Result:
+    """Store the notebook of a runner that died, as far as it came."""
+    archive = Archive(s.request.output, s.request.parameters["incident_id"])
+    masker = Masker.of(settings.load().target(s.request.parameters["target"]).urls(), archive.incident, archive.salts)
+    r = replace(s.request, parameters=parameters.mask_free_texts(s.request.parameters, masker))
+    stem = (s.scratch / _STEM).read_text()
+    nb = nbformat.read((archive.local or s.scratch) / f"{stem}{PARTIAL}", as_version=4)
+    for cell in nb.cells:
+        if cell.metadata.papermill["status"] == "running":
+            cell.metadata.papermill.update(status="failed", exception=True)
+    return _store_artifact(r, archive, masker, stem, nb, s.time, s.problem)
 
 
 def _store_artifact(

@@ -1,124 +1,112 @@
-"""The papermill engine of the runbook: the artifact of a failed run shows where it failed.
+"""The papermill engine of the runbook: it executes the cells in papermill's own process.
 
-papermill's own engine marks every cell "completed" after a timeout or a dead kernel, and rewrites the
-file in place.
+papermill's usual engine starts a kernel, marks every cell "completed" after a timeout or a dead kernel, and rewrites
+the file in place. `papermill --engine runbook` uses this one.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import nbformat
-from nbclient.exceptions import CellExecutionError
-from papermill.clientwrap import PapermillNotebookClient
-from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
-from traitlets import Unicode
 
-from runbook_lib.runs import forks, kernels
+from runbook_lib.runs import forks, shell
 from runbook_lib.store import record
 from runbook_lib.store.files import file_mode, write_whole
 
-#: Under which papermill knows the engine, once this module is imported.
+#: The name under which papermill finds the engine (pyproject.toml).
 NAME = "runbook"
+#: The tag of a cell that may end with an error.
+MAY_FAIL = "raises-exception"
 
 Notebook = nbformat.NotebookNode
 
 
-class _Manager(NotebookExecutionManager):  # type: ignore[misc]
-    """Keeps the notebook in a file that is whole at every moment; a full disk does not end the run."""
+def _manager_of(nb: Notebook, path: Path | None) -> Any:
+    """Return papermill's manager of a notebook, which keeps it in a file that is whole at every moment."""
+    from papermill.engines import NotebookExecutionManager
 
-    def save(self, **_: Any) -> None:
-        with contextlib.suppress(OSError):
-            # In one line: written twice for every cell, and a tenth of the time of the usual form.
-            path, content = Path(self.output_path), json.dumps(self.nb, ensure_ascii=False).encode()
-            write_whole(path, content, durable=False, mode=file_mode(path.parent))
-        self.last_save_time = self.now()
+    class Manager(NotebookExecutionManager):  # type: ignore[misc]
+        def save(self, **_: Any) -> None:
+            if path is not None:
+                with contextlib.suppress(OSError):  # a full disk does not end the run
+                    # In one line: written twice for every cell, and a tenth of the time of the usual form.
+                    content = json.dumps(self.nb, ensure_ascii=False).encode()
+                    write_whole(path, content, durable=False, mode=file_mode(path.parent))
+            self.last_save_time = self.now()
 
-
-class _MarkingClient(PapermillNotebookClient):  # type: ignore[misc]
-    """Marks the cell in which a run ended as failed, including timeouts and dead kernels."""
-
-    sockets = Unicode()
-
-    def create_kernel_manager(self) -> Any:
-        """Connect over ipc, which needs no ports and is private; a folder per kernel keeps kernels apart."""
-        km = super().create_kernel_manager()
-        km.transport, km.ip, km.connection_file = "ipc", f"{self.sockets}/ipc", f"{self.sockets}/kernel.json"
-        km.client_factory = kernels.QuickKernelClient
-        km.kernel_spec.metadata["kernel_provisioner"] = {"provisioner_name": kernels.PROVISIONER}
-        return km
-
-    def papermill_execute_cells(self) -> None:
-        for index, cell in enumerate(self.nb.cells):
-            self.nb_man.cell_start(cell, index)
-            try:
-                self.execute_cell(cell, index)
-            except BaseException as e:
-                self.nb_man.cell_exception(cell, cell_index=index, exception=e)
-                if not isinstance(e, CellExecutionError):
-                    raise
-                return
-            finally:
-                self.nb_man.cell_complete(cell, cell_index=index)
-                _report_findings(cell)
+    return Manager(nb, progress_bar=False)
 
 
-def _report_findings(cell: Any) -> None:
-    """Report what the steps of a cell have found, without its evidence."""
-    for found in record.read_outputs([cell], record.FINDING_MIME):
-        forks.report(record.finding_from_json(found | {"frames": {}}))
+class RunbookEngine:
+    """Executes the cells of a notebook in this process, and marks the one in which a run ended as failed.
 
+    papermill imports this module while it is imported itself, and therefore is imported here on use.
+    """
 
-class Engine(NBClientEngine):  # type: ignore[misc]
-    """Executes a notebook within a deadline, saving to `partial` as it goes."""
+    @classmethod
+    def nb_kernel_name(cls, nb: Notebook, name: str | None = None) -> str:
+        """Return the name of the notebook's kernel, by which papermill writes the parameters."""
+        return name or str(nb.metadata.get("kernelspec", {}).get("name", "python3"))
+
+    @classmethod
+    def nb_language(cls, nb: Notebook, language: str | None = None) -> str:
+        """Return the notebook's language. Raises ValueError for one that is not Python."""
+        language = language or str(nb.metadata.get("kernelspec", {}).get("language", "python"))
+        if language != "python":
+            raise ValueError(f"the engine '{NAME}' executes Python, and this notebook is in {language}")
+        return language
 
     @classmethod
     def execute_notebook(
         cls,
         nb: Notebook,
         kernel_name: str,
+        output_path: str | Path | None = None,
         *,
-        partial: Path,
-        kept: list[Notebook],
-        scratch: Path | None = None,
-        **options: Any,
+        partial: Path | None = None,
+        kept: list[Notebook] | None = None,
+        **_: Any,
     ) -> Notebook:
-        """Execute the notebook; `kept` holds it as far as it ran, even if this raises.
+        """Execute the notebook, saving it to `partial`, else to the output, as it goes.
 
-        The kernel's files are in `scratch`, or in the temporary directory.
+        `kept` holds it as far as it ran, even if this raises.
         """
-        manager = _Manager(nb, output_path=str(partial), progress_bar=False)
-        kept.append(nb)
+        manager = _manager_of(nb, partial or (Path(output_path) if output_path else None))
+        if kept is not None:
+            kept.append(nb)
         manager.notebook_start()
         try:
-            # The name of a socket must be short: nothing further between the two.
-            with (
-                contextlib.nullcontext(scratch)
-                if scratch
-                else tempfile.TemporaryDirectory(prefix="runbook-") as sockets
-            ):
-                _MarkingClient(
-                    manager,
-                    sockets=str(sockets),
-                    kernel_name=kernel_name,
-                    shutdown_kernel="immediate",
-                    record_timing=False,
-                    **{k: options[k] for k in ("timeout_func", "startup_timeout") if k in options},
-                ).execute()
-        except BaseException:
-            nb.metadata.papermill["exception"] = True
-            for cell in nb.cells:
-                if cell.metadata.papermill["status"] != manager.COMPLETED:
-                    cell.metadata.papermill["status"] = manager.FAILED
-                    break
-            raise
+            with shell.started() as running:
+                _execute_cells(manager, running)
         finally:
             manager.notebook_complete()
         return nb
 
 
-papermill_engines.register(NAME, Engine)
+def _execute_cells(manager: Any, running: shell.Shell) -> None:
+    for index, cell in enumerate(manager.nb.cells):
+        manager.cell_start(cell, index)
+        well = True
+        try:
+            if cell.cell_type == "code" and cell.source.strip():
+                well = running.execute(cell) or MAY_FAIL in cell.metadata.get("tags", ())
+        except BaseException:
+            well = False
+            raise
+        finally:
+            if not well:
+                manager.cell_exception(cell, index)
+            manager.cell_complete(cell, index)
+            _report_findings(cell)
+        if not well:
+            return
+
+
+def _report_findings(cell: Any) -> None:
+    """Report what the steps of a cell have found, without its evidence."""
+    for found in record.read_outputs([cell], record.FINDING_MIME):
+        forks.report(record.finding_from_json(found | {"frames": {}}))

@@ -75,8 +75,17 @@ class Forked(Generic[R]):
         result: R = value
         return result
 
+    def send(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
+        if self.process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
+
     def end(self) -> None:
-        """Kill the process."""
+        """Kill the process, and the group of processes that it leads, if it does."""
+        if self.process.pid and not self.pipe.closed:  # its number may be another's later
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
         self.pipe.close()

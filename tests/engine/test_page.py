@@ -488,6 +488,6 @@ def test_the_partial_notebook_of_a_dead_runner_is_its_own(tmp_path: Path) -> Non
         archive.write(f"{stem}{PARTIAL}", nbformat.writes(written).encode())
     (scratch / "stem").write_text(stems[0])
     request = batch.Request("3", {"incident_id": "INC-1"}, str(tmp_path), 0.0)
-    started = batch._StartedRun(0, request, scratch, "2026-01-30T03:00:00+00:00")
+    started = batch._StartedRun(0, request, scratch, "2026-01-30T03:00:00+00:00", 0.0)
     found = batch._result_of_dead_runner(started, "it was killed")
     assert found.ipynb == f"{archive.place}/{stems[0]}{PARTIAL}"

@@ -1,4 +1,4 @@
-"""Parameters are checked before a kernel starts; what is wrong is one line."""
+"""Parameters are checked before anything starts; what is wrong is one line."""
 
 from __future__ import annotations
 
