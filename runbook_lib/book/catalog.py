@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block.table import escapedSplit
@@ -282,18 +282,6 @@ class Limits(dict[str, Threshold]):
         return Value(name, None if observed is None or observed != observed else observed, threshold.unit, threshold)
 
 
-class _RecordingTable(Limits):
-    """A table that adds the name of each row that is read to `read`."""
-
-    def __init__(self, rows: Mapping[str, Any], read: set[str]) -> None:
-        super().__init__(rows)
-        self._rows, self._read = rows, read
-
-    def __getitem__(self, name: str) -> Any:
-        self._read.add(name)
-        return self._rows[name]  # which may record it, too
-
-
 @dataclass(frozen=True)
 class Catalog:
     """The content of the documents.
@@ -325,10 +313,6 @@ class Catalog:
     def hops(self) -> tuple[str, ...]:
         """The hops of the pipeline, upstream first."""
         return tuple(p.name for p in self.places.values() if not p.under)
-
-    def decides(self, name: str) -> object:
-        """Return the number, threshold or objective of that name; None if there is none."""
-        return next((table[name] for table in (self.numbers, self.limits, self.slos) if name in table), None)
 
     def tuned(self, own: Mapping[str, Any]) -> Catalog:
         """Return a copy with a target's own thresholds: `{"backlog.due": "100 / 500 rows"}`, warning and critical.
@@ -364,18 +348,6 @@ class Catalog:
             limits=Limits(later.limits | self.limits),
             observations=later.observations | self.observations,
         )
-
-    def watched(self, read: set[str]) -> Catalog:
-        """Return a copy that adds the name of each number, threshold and objective that is read to `read`."""
-        numbers, limits, slos = (_RecordingTable(rows, read) for rows in (self.numbers, self.limits, self.slos))
-        return replace(self, numbers=cast(Any, numbers), limits=limits, slos=cast(Any, slos))
-
-    def read_again(self, read: Iterable[str]) -> None:
-        """Read the rows that shaped what a copy that is `watched` is given ready-made."""
-        for name in read:
-            for table in (self.numbers, self.limits, self.slos):
-                if name in table:
-                    table[name]
 
     def runnable(self) -> dict[str, Section]:
         """Return the sections that have a notebook."""

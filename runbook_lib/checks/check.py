@@ -64,9 +64,8 @@ class Check:
         first = len(rb.read_cost.queries)
         at = rb.as_of if rb.past else rb.now()
         frames: Frames = {}
-        shaped_by = set[str]()
         try:
-            frames = rb.masker.frames(self.collect(replace(rb, catalog=rb.catalog.watched(shaped_by))))
+            frames = rb.masker.frames(self.collect(rb))
             finding = self.finding(frames, given)
         except SourceError as e:
             e.detail = rb.masker.scrub(e.detail)
@@ -81,7 +80,6 @@ class Check:
             finding,
             frames=frames | finding.frames,
             queries=tuple(rb.read_cost.queries[first:]),
-            shaped_by=tuple(sorted(shaped_by)),
             at=at,
         )
 
@@ -91,10 +89,7 @@ class Check:
             return _update_weights(found, given)
         failed = failures(found.frames).get(WHOLE)
         finding = self.on_source_error(failed, given) if failed else self.finding(found.frames, given)
-        return replace(
-            finding, frames=found.frames | finding.frames, queries=found.queries, shaped_by=found.shaped_by,
-            at=found.at,
-        )  # fmt: skip
+        return replace(finding, frames=found.frames | finding.frames, queries=found.queries, at=found.at)
 
     def finding(self, frames: Frames, given: JudgeInput) -> Finding:
         """Judge the frames; add the sources that failed, and the deciding value to the headline.

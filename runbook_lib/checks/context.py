@@ -146,11 +146,10 @@ class JudgeInput:
 
 @dataclass
 class SharedFrames:
-    """Frames that several steps use, the names that shaped them, and the steps that have received them."""
+    """Frames that several steps use, and the steps that have received them."""
 
     frames: Frames
     until: float
-    shaped_by: set[str]
     served: set[str] = field(default_factory=set)
 
 
@@ -304,16 +303,12 @@ class Context:
     def shared(self, step: str, ask: Callable[[Context], Frames]) -> Frames:
         """Return frames that several steps use, collected once per run; the caller may add frames to them.
 
-        A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later. Each
-        step that receives the frames is shaped by the numbers and thresholds that were read for them.
+        A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later.
         """
         shared = self.asked.get(ask)
         if shared is None or step in shared.served or time.monotonic() > shared.until:
-            read = set[str]()
-            frames = ask(replace(self, catalog=self.catalog.watched(read)))
-            shared = self.asked[ask] = SharedFrames(frames, time.monotonic() + SHARED_S, read)
+            shared = self.asked[ask] = SharedFrames(ask(self), time.monotonic() + SHARED_S)
         shared.served.add(step)
-        self.catalog.read_again(shared.shaped_by)
         return shared.frames
 
 

@@ -126,7 +126,7 @@ def watch(section: str, target: str, every_s: float, lang: str) -> int:
 def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | None, as_json: bool, lang: str) -> int:
     """Judge the stored runs of past incidents by other documents. All incidents if none is named.
 
-    Exit code 0: no result changes; 1: a result changes, or cannot be judged again.
+    Exit code 0: no result changes; 1: a result changes, or a run cannot be read.
     """
     from runbook_lib.dossier import backtest as past
     from runbook_lib.store.archive import SEALED, Archive
@@ -143,4 +143,4 @@ def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | 
     else:
         click.echo("\n".join(differences.backtest_lines(report, lang)))
     common.echo_text(lang, *unread, err=True)
-    return int(bool(report["flips"] or report["not_replayable"] or unread))
+    return int(bool(report["flips"] or unread))

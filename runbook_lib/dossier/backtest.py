@@ -16,10 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.book.catalog import Catalog
 from runbook_lib.diagnosis.snapshots import difference
 from runbook_lib.dossier import policy, rejudge
-from runbook_lib.model.finding import Finding, Status, Text
+from runbook_lib.model.finding import Status, Text
 from runbook_lib.sources.settings import available_cores
 from runbook_lib.store.archive import Archive
 from runbook_lib.view import differences
@@ -34,8 +33,6 @@ class BacktestedRun:
     statuses: tuple[Status, Status]
     judged: int
     flips: list[dict[str, Any]]
-    not_replayable: list[dict[str, Any]]
-    """Steps whose queries depend on a value that differs: the other policy might have read other rows."""
     without_policy: bool
 
 
@@ -64,7 +61,6 @@ def _backtest_incident(output: str, given: Path, incident: str) -> list[Backtest
 def _backtest_run(incident: str, changed: policy.OtherPolicy, kept: rejudge.SealedRun) -> BacktestedRun:
     other = changed.of(kept.run.header["target"], kept.policy)
     before, after = rejudge.look(kept.run, kept.policy), rejudge.look(kept.run, other)
-    shaped = {f.step: names for f in kept.run.findings if (names := _changed_inputs(f, kept.policy, other))}
     changes = sorted(difference(before, after, same_evidence=True), key=lambda c: c.kind)  # the steps, then the verdict
     where = {"incident": incident, "run": kept.entry["name"]}
     return BacktestedRun(
@@ -72,19 +68,9 @@ def _backtest_run(incident: str, changed: policy.OtherPolicy, kept: rejudge.Seal
         pd.Timestamp(kept.entry["started"]).timestamp(),
         (before.status, after.status),
         kept.judged,
-        [
-            where | differences.changed_judgement(c)
-            for c in changes
-            if c.kind in ("step", "verdict") and c.where not in shaped
-        ],
-        [where | {"step": step, "numbers": names} for step, names in shaped.items()],
+        [where | differences.changed_judgement(c) for c in changes if c.kind in ("step", "verdict")],
         kept.policy is None,
     )
-
-
-def _changed_inputs(finding: Finding, own: Catalog | None, other: Catalog) -> tuple[str, ...]:
-    """Return the names of values that its queries depend on and that differ; all of them without an archived policy."""
-    return tuple(name for name in finding.shaped_by if own is None or own.decides(name) != other.decides(name))
 
 
 def _build_report(incidents: Sequence[Sequence[BacktestedRun]]) -> dict[str, Any]:
@@ -103,7 +89,6 @@ def _build_report(incidents: Sequence[Sequence[BacktestedRun]]) -> dict[str, Any
         "alarms": {"was": alarms[0], "now": alarms[1]},
         "without_policy": sum(t.without_policy for t in tested),
         "flips": [flip for t in tested for flip in t.flips],
-        "not_replayable": [step for t in tested for step in t.not_replayable],
         "detected": [d for d in detected if d["was_s"] != d["now_s"]],
     }
 

@@ -288,8 +288,6 @@ class Finding:
     show: tuple[str, ...] = ()
     queries: tuple[SentQuery, ...] = ()
     unseen: tuple[Unseen, ...] = ()
-    shaped_by: tuple[str, ...] = ()
-    """Names of thresholds and numbers that are parameters of the queries: others could return other rows."""
     at: pd.Timestamp | None = None
     """The moment of the finding, by the database's clock."""
     ended: OutageEnd | None = None

@@ -96,7 +96,6 @@ def finding_from_json(stored: dict[str, Any]) -> Finding:
         show=tuple(stored["show"]),
         queries=tuple(SentQuery(**q) for q in stored["questions"]),
         unseen=tuple(Unseen(u["source"], Reason(u["reason"])) for u in stored.get("unseen", ())),
-        shaped_by=tuple(stored.get("shaped_by", ())),
         at=pd.Timestamp(stored["at"]) if stored.get("at") else None,
         ended=_ended_from_json(stored.get("ended")),
         decision=Decision(stored["decision"]["case"]) if stored.get("decision") else None,  # 0.5.0 stored more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,8 +123,6 @@ def backtest_lines(report: Mapping[str, Any], lang: str) -> list[str]:
     lines = _summary_texts(report)
     lines += [say("backtest.flip" if f["step"] else "backtest.verdict", **f) for f in report["flips"]]
     lines += _detection_texts(report)
-    unsure = Counter((n["step"], ", ".join(n["numbers"])) for n in report["not_replayable"])
-    lines += [say("backtest.not_replayable", step=step, numbers=names, n=n) for (step, names), n in unsure.items()]
     return [messages.text(line, lang) for line in lines]
 
 

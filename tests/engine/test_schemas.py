@@ -17,7 +17,7 @@ SAMPLE = ROOT / "outputs" / "sample"
 
 
 #: What an example has and a document may lack.
-OPTIONAL = {("run", "seal"), ("receiver", "problems"), *(("finding", key) for key in ("unseen", "shaped_by", "at"))}
+OPTIONAL = {("run", "seal"), ("receiver", "problems"), *(("finding", key) for key in ("unseen", "at"))}
 #: Whose keys are data, or anybody's.
 OPEN = {"evidence", "policy", "message"}
 
