@@ -29,14 +29,14 @@ from runbook_lib.checks import samples
 from runbook_lib.checks.check import Check, checks
 from runbook_lib.checks.context import Context, Progress, open_context
 from runbook_lib.diagnosis import verdict as diagnosis
-from runbook_lib.model.finding import Answer, Finding, Reason, Status, Text, Verdict, complete, say
+from runbook_lib.model.finding import Answer, Finding, Reason, Status, Verdict, complete, say
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.notes import keep_note
 from runbook_lib.privacy.masking import TOKEN
 from runbook_lib.sources import settings
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store import record
-from runbook_lib.view import charts, render
+from runbook_lib.view import render
 from runbook_lib.view.answer import StepResult
 from runbook_lib.view.queries import PARAMETER, StepQueries, queries_of
 
@@ -99,47 +99,28 @@ class Session:
         self._update_dependents(step)
         return StepResult(lambda: self._card(step), inspect.getdoc(self._find_check(step).collect) or "")
 
-    def chart(
-        self,
-        what: str | pd.DataFrame,
-        *,
-        x: str = "",
-        y: str | Sequence[str] = (),
-        kind: str = "line",
-        title: str = "",
-    ) -> None:
-        """Draw the charts of a step (run first if it has not run yet), or columns of a frame of your own.
-
-        Of a frame `y` over `x` as "line", "bar" or "scatter", or how often each value of `x` occurs as "hist". Raises
-        UsageError, one line, for a step, column or kind that does not exist or cannot be drawn.
-        """
-        if isinstance(what, pd.DataFrame):
-            own = charts.chart_frame(what, x, [y] if isinstance(y, str) else list(y), kind, title)
-            # Without the mark of the run: it stays in the copy, like all that a person's own cells show.
-            self._show_figure(own, say("chart.no_rows"), {})
-            return
-        if not isinstance(what, str):
-            raise UsageError("rb.chart needs a step of this section, or a frame")
-        if what not in self.findings:
-            self._run_step(what)
-        finding = self.findings[what]
-        for draw in self._find_check(what).charts:
+    def chart(self, step: str) -> None:
+        """Draw the charts of a step of this section; run it first if it has not run yet. Raises UsageError."""
+        if not isinstance(step, str):
+            raise UsageError("rb.chart takes a step of this section; draw a frame with its own .plot()")
+        if step not in self.findings:
+            self._run_step(step)
+        finding = self.findings[step]
+        for draw in self._find_check(step).charts:
+            mark = render.run_mark(self.opened)
             try:
-                figure = draw(finding.frames, self.context.given(what))
+                figure = draw(finding.frames, self.context.given(step))
             except Exception as e:
                 if os.environ.get("RUNBOOK_DEBUG"):
                     raise
                 detail = self.context.masker.scrub(f"{type(e).__name__}: {e}")
                 display(render.sentence(say("chart.not_drawn", detail=detail), self.lang, run=self.opened))
                 continue
-            self._show_figure(figure, say("chart.no_data"), render.run_mark(self.opened))
-
-    def _show_figure(self, figure: charts.Chart | None, nothing: Text, mark: dict[str, Any]) -> None:
-        if figure is None:
-            display(mark | {"text/plain": messages.text(nothing, self.lang)}, raw=True)
-        else:
-            shown = [bundle | mark for bundle in figure.display(self.lang)]
-            display(*shown, raw=True, metadata=figure.metadata(self.lang))
+            if figure is None:
+                display(mark | {"text/plain": messages.text(say("chart.no_data"), self.lang)}, raw=True)
+            else:
+                shown = [bundle | mark for bundle in figure.display(self.lang)]
+                display(*shown, raw=True, metadata=figure.metadata(self.lang))
 
     def queries(self, step: str) -> StepQueries:
         """Return what a step of any section asks: SQL or call, index, cost class and columns. No source is asked."""

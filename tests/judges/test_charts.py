@@ -1,6 +1,8 @@
-"""Charts: what stands in for the picture says which axis it is and which limits are drawn."""
+"""Charts: what stands in for the picture says which axis it is and which limits are drawn; times are told apart."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pandas as pd
@@ -60,3 +62,18 @@ def test_the_bars_of_ages_have_the_colours_of_the_thresholds(
     limits = f"Limits: warning {limit.warning:g} s, critical {limit.critical:g} s"
     assert old in chart.described("en") and chart.described("en").endswith(limits)
     assert f"WARNING from {limit.warning:g} s" in messages.text(chart.caption[0], "en")
+
+
+@pytest.mark.parametrize("seconds", [0, 1e-5, 0.05, 0.4, 0.9, 5, 45, 90, 900, 86400, 5e5])
+def test_no_two_ticks_say_the_same_time(seconds: float) -> None:
+    at = pd.Timestamp("2025-01-31 03:00:00.1", tz="UTC") + pd.to_timedelta(np.linspace(0, seconds, 5), unit="s")
+    figure, ax = charts.axes("A chart", "rows", "UTC")
+    ax.plot(at, range(5))
+    charts.clock_ticks(ax)
+    assert charts.Chart(figure, say("chart.no_data")).png()
+    labels = [label.get_text() for label in ax.xaxis.get_ticklabels()]
+    said = [text for text in (*labels, ax.xaxis.get_offset_text().get_text()) if text]
+    assert all(one != next_ for one, next_ in itertools.pairwise(said)), said
+    assert any("2025" in t for t in said), "which day it was"
+    if seconds < 1:
+        assert len({t for t in said if "00." in t}) > 2, said
