@@ -50,36 +50,32 @@ def diff(
 
 
 @click.command()
-@click.argument("sections", nargs=-1, metavar="[SECTION]...")
 @common.TARGET
 @common.output_option()
 @common.lang_option()
-def baseline(sections: tuple[str, ...], target: str, output: str, lang: str) -> int:
-    """Store the usual values of a target: the numbers of these sections (3 and 4.1), if they are OK.
+def baseline(target: str, output: str, lang: str) -> int:
+    """Store the configuration of a target, if section 3 is OK: later runs name what differs from it.
 
-    Run it from a scheduler.
-
-    `rb.compare("healthy")` compares a run with the values of the same hour of the week. Exit code: that of a run.
+    Run it from a scheduler. Exit code: that of section 3.
     """
-    from runbook_lib.dossier import compare
-    from runbook_lib.model.finding import Status, say, worst
+    from runbook_lib.book.catalog import FIRST_RESPONSE
+    from runbook_lib.dossier import baseline, compare
+    from runbook_lib.model.finding import Status, say
+    from runbook_lib.model.usage import UsageError
     from runbook_lib.store.archive import OutputError
 
-    found = []
-    for section in sections or ("3", "4.1"):
-        rb = compare.run_section(section, target=target, incident_id=f"baseline-{target}")
-        status = rb.verdict().status
-        found.append(status)
-        if status is Status.OK:
-            try:
-                compare.keep(rb, output)
-            except OSError as e:
-                raise OutputError.of(
-                    f"the usual values could not be stored in {output}: {e.strerror or e}", e
-                ) from None
-        key = "compare.kept" if status is Status.OK else "compare.not_kept"
-        common.echo_text(lang, say(key, section=section, target=target, status=status.name))
-    return int(worst(found).value)
+    rb = compare.run_section(FIRST_RESPONSE, target=target, incident_id=f"baseline-{target}")
+    run = compare.live(rb)
+    if run.status is Status.OK:
+        if run.configuration is None or run.configuration.empty:
+            raise UsageError(f"section {FIRST_RESPONSE} of {target} read no configuration: nothing was stored")
+        try:
+            baseline.keep(output, target, run.configuration, rb.context.as_of)
+        except OSError as e:
+            raise OutputError.of(f"the configuration could not be stored in {output}: {e.strerror or e}", e) from None
+    key = "compare.kept" if run.status is Status.OK else "compare.not_kept"
+    common.echo_text(lang, say(key, section=FIRST_RESPONSE, target=target, status=run.status.name))
+    return int(run.status.value)
 
 
 @click.command()

@@ -1,21 +1,19 @@
 """Snapshots of runs and the differences between two of them; pure functions.
 
-A snapshot is the result of a run, of a run that was judged again, or the usual values. A number differs if its status
-is another, or if the difference is larger than `SPREADS` spreads. The spread is that of the healthy samples if there
-are any, and at least that of a Poisson count.
+A snapshot is the result of a run, or of a run that was judged again. A number differs if its status is another, or if
+the difference is larger than `SPREADS` spreads of a Poisson count.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
 
-from runbook_lib.model.finding import Finding, Reason, Status, Text, Verdict, say
+from runbook_lib.model.finding import Finding, Reason, Status, Verdict
 
 Key = tuple[str, str]
 Kind = Literal["verdict", "mode", "step", "hop", "value", "setting"]
@@ -32,33 +30,25 @@ DRIFT_COLUMNS = ["item", "setting", "before", "now"]
 _SHARES = ("ratio",)
 #: A difference of more spreads is not chance: it happens once in 30,000 samples of a Poisson count.
 SPREADS = 4.0
-#: The standard deviation of a normal distribution, in median absolute deviations.
-_OF_NORMAL = 1.4826
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number of a step or a hop: its status where it was compared with limits, its spread where it is a median."""
+    """A number of a step or a hop, and its status where it was compared with limits."""
 
     value: float
     unit: str = ""
     status: Status | None = None
-    spread: float = 0.0
 
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """The result of a run, to compare; the usual values have only numbers, by step or hop and name.
-
-    `title` is the title of a comparison with a later snapshot, whose name is its parameter `after`. `steps` has no step
-    that was not run.
-    """
+    """The result of a run, to compare: numbers by step or hop and name, and the status of each step that was run."""
 
     name: str
-    title: Text
     numbers: Mapping[Key, Measurement]
-    steps: Mapping[str, Status] = field(default_factory=dict)
-    verdict: Verdict | None = None
+    steps: Mapping[str, Status]
+    verdict: Verdict
     window_minutes: int | None = None
     """The length of its window; None if it is not known."""
     configuration: pd.DataFrame | None = field(default=None, compare=False)
@@ -66,8 +56,8 @@ class RunSnapshot:
 
     @property
     def status(self) -> Status:
-        """The status of its verdict; OK for the usual values."""
-        return self.verdict.status if self.verdict else Status.OK
+        """The status of its verdict."""
+        return self.verdict.status
 
 
 @dataclass(frozen=True)
@@ -100,22 +90,7 @@ def take_snapshot(
         }
     steps = {f.step: f.status for f in findings if f.reason is not Reason.NOT_RUN}
     configuration = next((f.frames[CONFIGURATION] for f in findings if CONFIGURATION in f.frames), None)
-    return RunSnapshot(name, say("compare.title", before=name), numbers, steps, verdict, window_minutes, configuration)
-
-
-def usual(title: Text, runs: Sequence[Mapping[Key, float]]) -> RunSnapshot:
-    """Return the usual values: the median and the spread of each number over the healthy runs that have it.
-
-    >>> usual(say("compare.usual", n=3), [{("4.1.1", "due"): n} for n in (1.0, 2.0, 9.0)]).numbers
-    {('4.1.1', 'due'): Measurement(value=2.0, unit='', status=None, spread=1.4826)}
-    """
-    keys = dict.fromkeys(key for run in runs for key in run)
-    return RunSnapshot("", title, {key: _median_and_spread([run[key] for run in runs if key in run]) for key in keys})
-
-
-def _median_and_spread(values: Sequence[float]) -> Measurement:
-    median = statistics.median(values)
-    return Measurement(median, spread=_OF_NORMAL * statistics.median(abs(v - median) for v in values))
+    return RunSnapshot(name, numbers, steps, verdict, window_minutes, configuration)
 
 
 def difference(before: RunSnapshot, after: RunSnapshot, *, same_evidence: bool = False) -> tuple[Difference, ...]:
@@ -140,8 +115,6 @@ def conclusion(verdict: Verdict) -> str:
 
 def _verdict_differences(before: RunSnapshot, after: RunSnapshot, same_evidence: bool) -> Iterator[Difference]:
     was, now = before.verdict, after.verdict
-    if was is None or now is None:
-        return
     windows = before.window_minutes, after.window_minutes
     if None not in windows and windows[0] != windows[1]:
         yield Difference("value", "", *windows, "window_minutes", "min")
@@ -163,8 +136,7 @@ def _number_differences(before: RunSnapshot, after: RunSnapshot) -> Iterator[Dif
         if (was := before.numbers.get(key)) is None:
             continue
         chance = 0.0 if now.unit in _SHARES else math.sqrt(max(was.value, now.value, 1.0))
-        other = before.verdict is not None and was.status is not now.status
-        if other or abs(now.value - was.value) > SPREADS * max(was.spread, chance):
+        if was.status is not now.status or abs(now.value - was.value) > SPREADS * chance:
             where, name = key
             yield Difference("hop" if name in _HOP_UNITS else "value", where, was.value, now.value, name, now.unit)
 

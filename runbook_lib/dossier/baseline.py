@@ -1,9 +1,11 @@
-"""Keep the configuration of a healthy system, and return it: what a later one is compared with.
+"""Store the configuration of a healthy system, and return it: a later configuration is compared with it.
 
 A target's baseline is a folder beside the incidents':
 
-    <output>/baseline-<target>/usual.jsonl                      the numbers of one healthy run per line, and a digest
+    <output>/baseline-<target>/usual.jsonl                      the moment of the healthy run, and a digest
     <output>/baseline-<target>/configuration-<digest>.json      the rows of a configuration, named by their content
+
+Version 0.5.0 wrote a line per healthy run, with numbers or with a digest.
 """
 
 from __future__ import annotations
@@ -16,20 +18,17 @@ from runbook_lib.diagnosis.snapshots import CONFIGURATION
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import digest
 
-USUAL = "usual.jsonl"
+HEALTHY_RUNS = "usual.jsonl"
 
 
-def archive(output: str, target: str) -> Archive:
-    """Return the place of a target's baseline."""
-    return Archive(output, f"baseline-{target}", people=False)
-
-
-def keep_configuration(archive: Archive, configuration: pd.DataFrame) -> str:
-    """Write a configuration unless it is there already; return its digest. Raises OSError."""
+def keep(output: str, target: str, configuration: pd.DataFrame, at: pd.Timestamp) -> None:
+    """Store the configuration that a healthy run read at that moment, in place of the earlier one. Raises OSError."""
+    archive = _open(output, target)
+    archive.prepare()
     content = configuration.to_json(orient="split", index=False, force_ascii=False).encode()
     name = digest(content)[:16]
     archive.write(f"{CONFIGURATION}-{name}.json", content)
-    return name
+    archive.write(HEALTHY_RUNS, json.dumps({"at": at.isoformat(), CONFIGURATION: name}).encode() + b"\n")
 
 
 def configuration(output: str, target: str) -> pd.DataFrame | None:
@@ -37,9 +36,13 @@ def configuration(output: str, target: str) -> pd.DataFrame | None:
 
     Raises OSError and ValueError where it can not be read.
     """
-    kept = archive(output, target)
-    newest = next((line for line in reversed(kept.lines(USUAL)) if line.get(CONFIGURATION)), None)
+    kept = _open(output, target)
+    newest = next((line for line in reversed(kept.lines(HEALTHY_RUNS)) if line.get(CONFIGURATION)), None)
     if newest is None:
         return None
     rows = json.loads(kept.read(f"{CONFIGURATION}-{newest[CONFIGURATION]}.json"))
     return pd.DataFrame(rows["data"], columns=rows["columns"]).assign(at=pd.Timestamp(newest["at"]))
+
+
+def _open(output: str, target: str) -> Archive:
+    return Archive(output, f"baseline-{target}", people=False)

@@ -1,11 +1,7 @@
-"""Compare a run with an earlier one, with another run, or with the baseline: `rb.compare`, `runbook diff`, `watch`.
-
-The baseline is stored per target: see `baseline`.
-"""
+"""Compare a run with an earlier one or with another run: `rb.compare`, `runbook diff`, `watch`."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,30 +14,24 @@ from runbook_lib.book import catalog
 from runbook_lib.book.parameters import Parameters, moment
 from runbook_lib.diagnosis import snapshots
 from runbook_lib.diagnosis.snapshots import RunSnapshot
-from runbook_lib.dossier import artifact, baseline, rejudge
-from runbook_lib.model.finding import Status, say
+from runbook_lib.dossier import artifact, rejudge
+from runbook_lib.model.finding import Status
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.store.archive import Archive
 from runbook_lib.view import render
 from runbook_lib.view.differences import Comparison
 
-HEALTHY = "healthy"
-#: How long a sample stays in the baseline, and how many samples within one hour of the same time of the week suffice.
-KEEP, MIN_SAMPLES = pd.Timedelta(weeks=8), 5
-
 
 def compare(rb: Session, other: str = "10m ago") -> Comparison:
-    """Compare this run, as far as its steps have run, with "10m ago", "healthy", or a run of a dossier by its name.
+    """Compare this run, as far as its steps have run, with "10m ago" or a run of a dossier by its name.
 
     "10m ago" is an archived run of that time in this incident's dossier, else a new run that looks back by the rows'
     timestamps. A name may be shortened, and begins with its incident if that is another one (`INC-7/20261126T0312`).
-    Raises UsageError, one line, if there is no such run, or no baseline.
+    Raises UsageError, one line, if there is no such run.
     """
     ago_s = catalog.duration(other.removesuffix("ago")) if other.endswith("ago") else None
-    if other == HEALTHY:
-        before = usual(rb)
-    elif ago_s is not None:
+    if ago_s is not None:
         before = _find_or_run_earlier(rb, pd.Timedelta(seconds=ago_s))
     else:
         before = archived(rb.context.archive, other)
@@ -144,55 +134,6 @@ def _find_or_run_earlier(rb: Session, ago: pd.Timedelta) -> RunSnapshot:
     if nearest and apart(nearest) <= ago / 4:
         return _read_run(archive, nearest)
     return live(run_section(section, **parameters.model_dump(exclude_unset=True) | {"as_of": then.isoformat()}))
-
-
-# The baseline -----------------------------------------------------------------------------------------------
-
-
-def keep(rb: Session, output: str) -> None:
-    """Add the numbers of a healthy run to the baseline, and drop samples that are too old. Raises OSError."""
-    archive, look = baseline.archive(output, rb.context.parameters.target), live(rb)
-    oldest = rb.context.as_of - KEEP
-    line = {
-        "at": rb.context.as_of.isoformat(),
-        "section": rb.context.section.number,
-        "window_minutes": look.window_minutes,
-        "numbers": [[*key, number.value] for key, number in look.numbers.items()],
-    }
-    archive.prepare()
-    with archive.locked():
-        if look.configuration is not None and len(look.configuration):
-            line[snapshots.CONFIGURATION] = baseline.keep_configuration(archive, look.configuration)
-        kept = [e for e in archive.lines(baseline.USUAL) if pd.Timestamp(e["at"]) >= oldest]
-        archive.write(baseline.USUAL, "".join(json.dumps(e) + "\n" for e in [*kept, line]).encode())
-
-
-def usual(rb: Session) -> RunSnapshot:
-    """Return the baseline at a run's hour of the week, or at any hour if that hour has too few samples.
-
-    Raises UsageError if the baseline has no sample.
-    """
-    target, section = rb.context.parameters.target, rb.context.section.number
-    alike = {"section": section, "window_minutes": rb.context.parameters.window_minutes}
-    kept = [
-        e
-        for e in baseline.archive(rb.context.archive.output, target).lines(baseline.USUAL)
-        if alike.items() <= e.items()
-    ]
-    if not kept:
-        raise UsageError(f"there is no baseline yet: record one with runbook baseline {section} --target {target}")
-    near = [e for e in kept if _hours_apart(pd.Timestamp(e["at"]), rb.context.as_of) <= 1]
-    enough = len(near) >= MIN_SAMPLES
-    chosen = near if enough else kept
-    title = say("compare.usual" if enough else "compare.usual_any", n=len(chosen))
-    return snapshots.usual(title, [{(where, name): value for where, name, value in e["numbers"]} for e in chosen])
-
-
-def _hours_apart(one: pd.Timestamp, other: pd.Timestamp) -> float:
-    """Return the hours between two times of the week."""
-    week = pd.Timedelta(weeks=1)
-    apart = abs(one - other) % week
-    return float(min(apart, week - apart) / pd.Timedelta(hours=1))
 
 
 # Watching ---------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ class Comparison(render.NotebookOutput):
     @property
     def title(self) -> Text:
         """The title: the two runs that are compared."""
-        return Text(self.before.title.key, {**self.before.title.params, "after": self.after.name})
+        return say("compare.title", before=self.before.name, after=self.after.name)
 
     @cached_property
     def changes(self) -> tuple[Difference, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -288,10 +287,7 @@ def test_what_somebody_set_is_named_with_the_old_value_on_real_servers(
     before = run(servers, "3.6")["3.6"].frames["configuration"]
     assert {*before["source"]} == {"postgres", "jetstream"}
     assert not before["value"].str.contains("runbook-secret").any()
-    kept = baseline.archive("outputs", "here")
-    kept.prepare()
-    line = {"at": ago(3600).isoformat(), "configuration": baseline.keep_configuration(kept, before)}
-    kept.write(baseline.USUAL, json.dumps(line).encode() + b"\n")
+    baseline.keep("outputs", "here", before, ago(3600))
     assert run(servers, "3.6")["3.6"].value("changes.configuration") == 0
     role, table = "ALTER ROLE miniserversystem", "ALTER TABLE notification.notifications"
     letters = "notification.notification_dlq"

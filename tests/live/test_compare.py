@@ -1,4 +1,4 @@
-"""Comparisons of two runs, and of one run with the usual values: `rb.compare`, `runbook diff`, `baseline`, `watch`."""
+"""Comparisons of two runs, and the healthy configuration: `rb.compare`, `runbook diff`, `baseline`, `watch`."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ from runbook_lib.model.finding import (
 from runbook_lib.model.usage import UsageError
 from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, Archive
+from runbook_lib.view.differences import Comparison
 from tests.kit import ROOT
 from tests.kit.command import runbook, start
 from tests.kit.schemas import valid
@@ -104,15 +105,6 @@ def test_what_chance_explains_has_not_moved(before: float, after: float, unit: s
         for named in all_named
     ]
     assert said(*looks) == ([("value", "4.1.1", "n")] if moved else [])
-
-
-def test_what_is_usual_is_the_median_with_its_spread() -> None:
-    runs = [{("4.1.1", "n"): n} for n in (100, 110, 190)]
-    usual = snapshots.usual(say("compare.usual"), [*runs, {("relay", "waiting"): 3}])
-    assert usual.numbers["4.1.1", "n"].value == 110
-    for n, moved in ((169, False), (170, True)):  # 4 * 1.4826 * 10
-        assert bool(said(usual, look(finding(n=n)))) is moved
-    assert usual.status is Status.OK
 
 
 def test_only_numbers_of_steps_that_ran_are_in_a_snapshot() -> None:
@@ -190,14 +182,10 @@ def test_what_was_not_seen_before_has_not_changed() -> None:
     assert [c.kind for c in difference(before, after, same_evidence=True)] == ["verdict", "step"]
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1e6)), max_size=6), st.floats(0, 1e4))
-def test_a_look_does_not_differ_from_itself_nor_from_what_is_usual(
-    values: list[tuple[str, float]], spread: float
-) -> None:
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 1e6)), max_size=6))
+def test_a_look_does_not_differ_from_itself(values: list[tuple[str, float]]) -> None:
     seen = look(finding(**dict[str, Any](values)))
     assert difference(seen, seen) == difference(seen, seen, same_evidence=True) == ()
-    usual = RunSnapshot("", say("compare.usual"), {key: replace(n, spread=spread) for key, n in seen.numbers.items()})
-    assert difference(usual, seen) == ()
 
 
 # On real servers --------------------------------------------------------------------------------------------
@@ -211,50 +199,42 @@ def target(servers: Servers, db: psycopg.Connection, broker: str, default_target
 
 
 @pytest.mark.slow
-def test_now_against_then_and_against_what_is_usual(
+def test_now_against_then(
     target: dict[str, str], db: psycopg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path))
     healthy = compare.run_section("4.1")
-    with pytest.raises(UsageError, match=r"record one with runbook baseline 4\.1 --target default"):
-        healthy.compare("healthy")
     for name in ("x", "20261126"):
         with pytest.raises(UsageError, match=f"no run '{name}'"):
             healthy.compare(name)
-    for _ in range(5):
-        compare.keep(healthy, str(tmp_path))
     events(db, 400, 100, outbox="PENDING", **UNPROCESSED)
-    now = compare.run_section("4.1")
-    found = now.compare("healthy")
-    assert "this hour of the week (5 healthy samples)" in found.lines()[0]
+    found = Comparison(compare.live(healthy), compare.live(now := compare.run_section("4.1")), "en")
     assert "outbox.due" in {c.name for c in found.changes if c.where == "4.1.3"}
     assert any("400 rows" in line for line in found.lines())
     valid([json.loads(json.dumps(found.record()))], "diff")
     assert "400 rows" in found._repr_mimebundle_()["text/html"]
     # What waited then is not kept; what was published is.
     assert {c.name for c in now.compare("90s ago").changes if c.where == "4.1.3"} >= {"outbox.published"}
-    assert [c for c in healthy.compare("healthy").changes if c.where == "4.1.3"] == []
 
 
 @pytest.mark.slow
-def test_what_is_too_old_is_no_longer_usual(target: dict[str, str], tmp_path: Path) -> None:
-    rb = compare.run_section("4.1")
-    kept = baseline.archive(str(tmp_path), "default")
-    kept.prepare()
-    old = {"at": "2020-01-01T00:00:00Z", "section": "4.1", "numbers": [["4.1.1", "backlog.due", 7]]}
-    kept.write(baseline.USUAL, json.dumps(old).encode() + b"\n")
-    compare.keep(rb, str(tmp_path))
-    (line,) = kept.lines(baseline.USUAL)
-    assert pd.Timestamp(line["at"]) == rb.context.as_of and len(line["numbers"]) > 20
-
-
-@pytest.mark.slow
-def test_only_what_is_healthy_is_kept(target: dict[str, str], db: psycopg.Connection, tmp_path: Path) -> None:
+def test_only_a_healthy_configuration_is_stored(target: dict[str, str], db: psycopg.Connection, tmp_path: Path) -> None:
     events(db, 400, 100, outbox="PENDING", **UNPROCESSED)
-    done = runbook("baseline", "4.1", "--output", str(tmp_path), env=target)
+    done = runbook("baseline", "--output", str(tmp_path), env=target)
     assert (done.returncode, done.stderr) == (Status.CRITICAL.value, "")
-    assert "is CRITICAL: not added to the baseline" in done.stdout
-    assert not baseline.archive(str(tmp_path), "default").lines(baseline.USUAL)
+    assert "is CRITICAL: its configuration is not stored" in done.stdout
+    assert baseline.configuration(str(tmp_path), "default") is None
+
+
+def test_the_configuration_that_0_5_0_stored_is_read(tmp_path: Path) -> None:
+    rows = pd.DataFrame([STREAM], columns=snapshots.SETTING_COLUMNS)
+    baseline.keep(str(tmp_path), "east", rows, pd.Timestamp("2026-01-31T03:00Z"))
+    kept = tmp_path / "baseline-east" / baseline.HEALTHY_RUNS
+    (line,) = (json.loads(line) for line in kept.read_text().splitlines())
+    numbers = {"at": "2026-01-31T04:00:00+00:00", "section": "4.1", "numbers": [["4.1.1", "n", 7]]}
+    kept.write_text("".join(json.dumps(e) + "\n" for e in (numbers | line | {"section": "3"}, numbers)))
+    found = baseline.configuration(str(tmp_path), "east")
+    assert found is not None and found.drop(columns="at").equals(rows) and {*found["at"]} == {pd.Timestamp(line["at"])}
 
 
 @pytest.mark.slow

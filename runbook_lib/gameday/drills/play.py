@@ -92,7 +92,8 @@ def incident(
 ) -> Iterator[PlayedIncident]:
     """Run the scenario from a new sandbox to its onset, or to the end of faults that have ended.
 
-    With `output`, the healthy system's baseline is kept there. The sandbox is removed at the end. Raises SandboxError.
+    With `output`, the healthy system's configuration is stored there. The sandbox is removed at the end.
+    Raises SandboxError.
     """
     sandbox = Sandbox(directory)
     sandbox.intensity = scenario.intensity
@@ -107,7 +108,7 @@ def incident(
         seen = probe.sample_flow(sandbox, BEFORE_S)
         if output:
             _run_command(
-                (*_RUNBOOK, "baseline", "3", "--target", "sandbox", "--output", str(output)), sandbox, directory, clock
+                (*_RUNBOOK, "baseline", "--target", "sandbox", "--output", str(output)), sandbox, directory, clock
             )
         _make_noise(scenario, sandbox)
         problems = []
