@@ -13,9 +13,6 @@ from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.sources import settings
 
-#: The issue trackers of `archive.tracker`, which imports more than a command's options need.
-TRACKERS = ("github", "gitlab", "jira")
-
 
 @click.command(name="postmortem")
 @click.argument("incident")
@@ -25,7 +22,9 @@ TRACKERS = ("github", "gitlab", "jira")
 @common.DEADLINE
 @common.lang_option("language of the draft")
 @click.option("--check", is_flag=True, help="run nothing: name the mandatory items that are missing (exit code 2)")
-@click.option("--as", "tracker", type=click.Choice(TRACKERS), help="run nothing: print the draft as an issue's body")
+@click.option(
+    "--as", "tracker", type=click.Choice(["github", "gitlab"]), help="run nothing: print the draft as an issue's body"
+)
 @common.AS_JSON
 def postmortem_(
     incident: str, check: bool, tracker: str | None, lang: str, output: str, as_json: bool, **options: Any
@@ -35,13 +34,13 @@ def postmortem_(
         raise click.UsageError("--as prints text: leave out --check and --json")
     archive = common.existing_archive(incident, output)
     if tracker:
-        return _print_for_tracker(archive, tracker, lang)
+        return _print_for_tracker(archive, lang)
     if check:
         return _check_postmortem(archive, lang, as_json)
     return _draft_postmortem(archive, lang, as_json, **options)
 
 
-def _print_for_tracker(archive: Any, form: str, lang: str) -> int:
+def _print_for_tracker(archive: Any, lang: str) -> int:
     from runbook_lib.book import messages
     from runbook_lib.dossier import postmortem, tracker
     from runbook_lib.privacy.masking import Masker
@@ -55,7 +54,7 @@ def _print_for_tracker(archive: Any, form: str, lang: str) -> int:
     with suppress(UsageError):  # the target may be gone; its dossier stays
         urls = config.target(postmortem.target_of(archive)).urls()
     masker = Masker.of(urls, archive.incident, archive.salts)
-    click.echo(masker.scrub_once(tracker.body(draft, form, base and f"{base}/incidents/{archive.incident}")))
+    click.echo(masker.scrub_once(tracker.body(draft, base and f"{base}/incidents/{archive.incident}")))
     return 0
 
 

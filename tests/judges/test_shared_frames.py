@@ -1,4 +1,4 @@
-"""Frames that several steps share, and the limits that evidence is made from."""
+"""Frames that several steps share."""
 
 from __future__ import annotations
 

@@ -855,9 +855,7 @@ def test_a_draft_of_the_old_form_is_made_anew_and_nothing_is_lost(archive: Archi
 
 
 @pytest.mark.parametrize("lang", ["en", "ja"])
-@pytest.mark.parametrize(
-    ("tracker", "url"), [("github", "https://r.example"), ("gitlab", ""), ("jira", "https://r.example")]
-)
+@pytest.mark.parametrize(("tracker", "url"), [("github", "https://r.example"), ("gitlab", "")])
 def test_an_issue_has_the_draft_and_its_tasks(
     archive: Archive, lang: str, tracker: str, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -872,18 +870,10 @@ def test_an_issue_has_the_draft_and_its_tasks(
     body = printed.stdout
     task = re.search(r"measure: ([^,]+),", MEASURES[lang])
     assert task and "<!--" not in body and "measures:" not in body and "person:" not in body
-    if tracker == "jira":
-        assert f"\n* {task[1]} (control, " in body and "\n* *✔* a \\| \\*b* (design)" in body
-        assert "It _stopped_; {{a_b}} " in body and "\nh2. 4. " in body
-        assert "{code:yaml}\norigin: FM-NOTI-06\n{code}" in body
-        assert "\n* one\n** two \\-x \\[a\\|b\\]\n\n# three\n\n{quote}\nfour\n\n{quote}\n" in body
-        rows = [line for line in body.splitlines() if line.startswith("|")]
-        assert "[6-O|https://r.example/incidents/INC/6-O.html]" in body and all(r.endswith("|") for r in rows)
-    else:
-        assert f"\n- [ ] {task[1]} (control, " in body and "\n- [x] a \\| \\*b\\* (design)" in body
-        assert ("[6-O](https://r.example/incidents/INC/6-O.html)" in body) == bool(url) and "](6-O" not in body
-        tables = [t for t in postmortem._MARKDOWN.parse(body) if t.type == "table_open"]
-        assert len(tables) == 6
+    assert f"\n- [ ] {task[1]} (control, " in body and "\n- [x] a \\| \\*b\\* (design)" in body
+    assert ("[6-O](https://r.example/incidents/INC/6-O.html)" in body) == bool(url) and "](6-O" not in body
+    tables = [t for t in postmortem._MARKDOWN.parse(body) if t.type == "table_open"]
+    assert len(tables) == 6
 
 
 # On real tables ----------------------------------------------------------------------------------------------
@@ -1073,7 +1063,7 @@ def test_the_command_on_what_is_not_there(servers: Servers, archive: Archive, no
     archive.write("20250131T031000Z-3.partial.ipynb", b"{}")
     checked = command(servers, archive, "INC", "--check")
     assert checked.returncode == 2 and len(checked.stderr.splitlines()) == 5
-    printed = command(servers, archive, "INC", "--as", "jira")
+    printed = command(servers, archive, "INC", "--as", "gitlab")
     assert printed.returncode == 64 and printed.stderr.count("\n") == 1 and "no postmortem yet" in printed.stderr
     done = command(servers, archive, "INC", RUNBOOK_DATABASE_URL="postgresql://x:hidden-word@127.0.0.1:1/none")
     assert done.returncode == 3, done.stdout + done.stderr
