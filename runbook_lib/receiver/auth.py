@@ -23,8 +23,6 @@ from runbook_lib.sources.settings import ReceiverSettings
 
 TOKEN, KEY = "RUNBOOK_RECEIVER_TOKEN", "RUNBOOK_RECEIVER_HMAC"
 SIGNATURE = "x-runbook-signature"
-#: Maximum length of a user's name in characters.
-MAX_USER = 100
 
 
 @dataclass(frozen=True)
@@ -57,35 +55,30 @@ class Auth:
         signed = hmac.new(self.key.encode(), body, hashlib.sha256).hexdigest()
         return bool(self.key) and _equals_secret(headers.get(SIGNATURE, "").lower(), f"sha256={signed}")
 
-    def reader(self, headers: Headers, address: str) -> str | None:
-        """Return the reader as named in the access log; None if the request is not authenticated.
+    def may_read(self, headers: Headers, address: str) -> bool:
+        """Return whether a request has a user named by a trusted proxy at `address`, or a secret.
 
-        Accepted are: a user named by a trusted proxy at `address`; the token, as Bearer or as the password of any user;
-        the HMAC key as the password, if there is no token.
+        The token is accepted as Bearer or as the password of any user; the HMAC key as the password, if there is no
+        token.
         """
-        if user := self._proxy_user(headers, address):
-            return f"user {user}"
-        if not self.needed:
-            return "anybody"
+        if not self.needed or self._proxy_names_user(headers, address):
+            return True
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "basic":
-            known = _equals_secret(_decode_password(given.strip()), self.token or self.key)
-        else:
-            known = bool(self.token) and scheme.lower() == "bearer" and _equals_secret(given.strip(), self.token)
-        return "token" if known else None
+            return _equals_secret(_decode_password(given.strip()), self.token or self.key)
+        return bool(self.token) and scheme.lower() == "bearer" and _equals_secret(given.strip(), self.token)
 
-    def _proxy_user(self, headers: Headers, address: str) -> str:
-        """Return the user that a trusted proxy names; "" for none, or for two: a client may have added one."""
+    def _proxy_names_user(self, headers: Headers, address: str) -> bool:
+        """Return whether a trusted proxy names a user; not for two names: a client may have added one."""
         named = headers.getlist(self.user_header) if self.user_header else []
-        if len(named) != 1:
-            return ""
+        if len(named) != 1 or not named[0].strip():
+            return False
         try:
             ip = ip_address(address)
         except ValueError:
-            return ""
+            return False
         ip = (ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else ip
-        user = named[0].encode("latin-1").decode(errors="replace").strip()[:MAX_USER]
-        return user if any(ip in network for network in self.proxies) else ""
+        return any(ip in network for network in self.proxies)
 
 
 def load(receiver: ReceiverSettings | None = None) -> Auth:

@@ -36,7 +36,6 @@ from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Accepted, Journal, JournalError
 from runbook_lib.receiver.metrics import Metrics
-from runbook_lib.receiver.reads import AccessLog
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import Archive
 from runbook_lib.view import render
@@ -101,7 +100,6 @@ class Receiver:
     ) -> None:
         self.journal, self.dispatcher, self.config = journal, dispatcher, config
         self.output, self.metrics, self.auth, self.lang = output, metrics, auth, lang
-        self.reads = AccessLog(journal.file, config.receiver.keep_access_days)
         self._turn, self._accepting = asyncio.Lock(), ThreadPoolExecutor(ACCEPTING, "accepting")
         self._probes = [
             _HealthProbe("journal", journal.probe, probe_s),
@@ -116,7 +114,6 @@ class Receiver:
                 Route("/metrics", self.metrics_page),
                 Route("/", self.page),
                 Route("/seals/{incident}", self.seals),
-                Route("/reads", self.seals_of_reads),
                 Route("/incidents/{incident}", self.incident),
                 Route("/incidents/{incident}/{name:path}", self.file),
             ],
@@ -217,7 +214,7 @@ class Receiver:
 
     def page(self, request: Request) -> Response:
         """Return the page of incidents, newest first."""
-        self._authorize_and_log(request)
+        self._authorize_reader(request)
         lang = request.query_params.get("lang", "")
         lang = lang if lang in messages.LANGUAGES else self.lang
         number = _page_number(request.query_params.get("page", ""))
@@ -245,7 +242,7 @@ class Receiver:
 
     def incident(self, request: Request) -> Response:
         """Redirect from an incident's name to its dossier's index page."""
-        self._authorize_and_log(request)
+        self._authorize_reader(request)
         id_ = request.path_params["incident"]
         if overview.INDEX not in self._list_names(id_):
             raise HTTPException(404, "no such dossier")
@@ -254,20 +251,15 @@ class Receiver:
 
     def seals(self, request: Request) -> Response:
         """Return an incident's seals with their times, one a line: checkpoints for `runbook verify`."""
-        self._authorize_and_log(request)
+        self._authorize_reader(request)
         seals = self.journal.seals(request.path_params["incident"])
         if not seals:
             raise HTTPException(404, "no seal of this incident is known")
         return PlainTextResponse("".join(f"{_format_time(at)} {seal}\n" for at, seal in seals))
 
-    def seals_of_reads(self, request: Request) -> Response:
-        """Return the seals of the access log's two newest days: checkpoints for `runbook verify`."""
-        self._authorize_and_log(request)
-        return PlainTextResponse("".join(f"{seal}\n" for seal in self.reads.seals()))
-
     def file(self, request: Request) -> Response:
         """Return a file of an incident's dossier, if the archive lists it."""
-        self._authorize_and_log(request)
+        self._authorize_reader(request)
         id_, name = request.path_params["incident"], request.path_params["name"]
         if not name and overview.INDEX in self._list_names(id_):
             return RedirectResponse(overview.INDEX, 307)
@@ -308,20 +300,10 @@ class Receiver:
 
     # Access.
 
-    def _authorize_and_log(self, request: Request) -> None:
-        """Authorize the reader and add the request to the access log; without both nothing is served."""
-        who = self._authorize_reader(request)
-        try:
-            self.reads.record(who, _quote_path(request.scope["path"]), _peer_address(request))
-        except OSError as e:
-            raise _unavailable("the access log cannot be written", e) from None
-
-    def _authorize_reader(self, request: Request) -> str:
+    def _authorize_reader(self, request: Request) -> None:
         self._check_host(request)
-        who = self.auth.reader(request.headers, _peer_address(request))
-        if who is None:
+        if not self.auth.may_read(request.headers, _peer_address(request)):
             raise HTTPException(401, "a token is needed", {"www-authenticate": 'Basic realm="runbook"'})
-        return who
 
     def _check_host(self, request: Request) -> None:
         if not self.auth.needed and _host_name(request.headers.get("host", "")) not in _OWN_NAMES:

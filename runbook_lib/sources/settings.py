@@ -448,7 +448,6 @@ class ReceiverSettings(_Strict):
     )
     public_url: str = Field("", description="base URL of links in messages")
     keep_runs: int = Field(10_000, ge=100, description="runs, messages and seals that the journal retains, the newest")
-    keep_access_days: int = Field(400, ge=2, description="days with reads whose access logs are retained, the newest")
     notify_urls_env: str = "RUNBOOK_NOTIFY_URLS"
     notify_urls_file: str = ""
     user_header: str = Field(

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from runbook_lib.receiver.journal import Journal
-from runbook_lib.receiver.reads import AccessLog
 from runbook_lib.store.archive import NOTES, SALTS, Archive
 from tests.kit import command
 
@@ -61,6 +60,4 @@ def test_a_group_s_dossier_is_the_group_s(tmp_path: Path, umask: int) -> None:
 @UMASKS
 def test_the_receiver_s_files_are_its_own(tmp_path: Path, umask: int) -> None:
     with masked(umask), closing(Journal(tmp_path / "receiver.db")):
-        AccessLog(tmp_path / "receiver.db", 3).record("oncall", "/", "127.0.0.1")
         assert modes(tmp_path)["files"] == {"0o600"}
-        assert modes(tmp_path / "receiver.reads")["folders"] == {"0o700"}
