@@ -65,7 +65,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     scores = {name: place.score for name, place in places.items()}
     stuck_at = _find_stuck_hop(scores, book)
     accused = () if stuck_at else _find_accused(findings, scores, book)
-    undecided = accused or (() if stuck_at else _find_candidates(findings, scores, book))
+    undecided = () if stuck_at else _unique((*accused, *_find_candidates(findings, scores, accused, book)))
     ranked = _rank_modes(findings, stuck_at, book)
     stand = _find_standing({m.id: m.score for m in ranked}, book)
     between = _find_rivals(stand)
@@ -240,14 +240,20 @@ def _find_accused(findings: list[Finding], scores: dict[str, float], book: Catal
     return ()
 
 
-def _find_candidates(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
-    """Return the hops that may block the rows which have waited too long.
+def _find_candidates(
+    findings: list[Finding], scores: dict[str, float], accused: Collection[str], book: Catalog
+) -> tuple[str, ...]:
+    """Return the hops that may block the rows which have waited too long, and do not wait for what is accused.
 
     The rows wait for these, unless evidence clears them. If there is no evidence for any of them, the hops where the
     rows wait are candidates too, since a running worker may have lost rows.
     """
-    late = [hop.name for hop in strip(findings, book.hops) if hop.late]
     under = [name for name, place in book.places.items() if place.under]
+    late = [
+        hop.name
+        for hop in strip(findings, book.hops)
+        if hop.late and {hop.name, *book.places[hop.name].waits_for, *under}.isdisjoint(accused)
+    ]
     against = {s.about for f in findings for s in f.signals if s.weight <= -SUSPECT}
     may_be = {hop for name in late for hop in (*book.places[name].waits_for, *under) if hop not in against}
     suspected = {hop for hop in scores if late and scores[hop] >= SUSPECT}

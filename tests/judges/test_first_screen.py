@@ -104,6 +104,14 @@ def test_whoever_waits_has_a_place_or_an_undecided_between(found: list[Finding])
         assert "othing" not in render.location(verdict, "en")
 
 
+def test_what_one_witness_accuses_does_not_explain_what_waits_elsewhere() -> None:
+    told = judged(say("response.no_impact"), signals=(Signal("relay", 1.0, "sends.refused"),))
+    waits = judged(say("response.no_impact"), hops=(Hop("producer", late=True),))
+    accused = diagnosis.conclude([told], BOOK).undecided
+    assert "relay" in accused and not {*BOOK.places["producer"].waits_for, DATABASE} & {*accused}
+    assert {*BOOK.places["producer"].waits_for, *accused} < {*diagnosis.conclude([told, waits], BOOK).undecided}
+
+
 @given(findings())
 def test_what_was_not_seen_is_said_and_never_sure(found: list[Finding]) -> None:
     verdict = diagnosis.conclude(found, BOOK)
