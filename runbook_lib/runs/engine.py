@@ -19,8 +19,8 @@ from runbook_lib.store.files import file_mode, write_whole
 
 #: The name under which papermill finds the engine (pyproject.toml).
 NAME = "runbook"
-#: The tag of a cell that may end with an error.
-MAY_FAIL = "raises-exception"
+#: The tags of a cell that may end with an error, and of one that only a person runs, as in nbclient.
+MAY_FAIL, SKIPPED = "raises-exception", "skip-execution"
 
 Notebook = nbformat.NotebookNode
 
@@ -90,10 +90,10 @@ class RunbookEngine:
 def _execute_cells(manager: Any, running: shell.Shell) -> None:
     for index, cell in enumerate(manager.nb.cells):
         manager.cell_start(cell, index)
-        well = True
+        well, tags = True, cell.metadata.get("tags", ())
         try:
-            if cell.cell_type == "code" and cell.source.strip():
-                well = running.execute(cell) or MAY_FAIL in cell.metadata.get("tags", ())
+            if cell.cell_type == "code" and cell.source.strip() and SKIPPED not in tags:
+                well = running.execute(cell) or MAY_FAIL in tags
         except BaseException:
             well = False
             raise

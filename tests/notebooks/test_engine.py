@@ -173,6 +173,13 @@ def test_a_cell_that_may_raise_says_so(tmp_path: Path, tag: str) -> None:
     assert bool(kept[0].cells[-1].outputs) == bool(tag)
 
 
+def test_a_cell_for_a_person_is_skipped(tmp_path: Path) -> None:
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0", metadata={"tags": ["skip-execution"]})])
+    nb.metadata["kernelspec"] = PYTHON
+    done = execute_notebook(nb, None, engine_name=NAME, partial=tmp_path / "a.ipynb")
+    assert not done.cells[0].outputs and done.cells[0].execution_count is None
+
+
 def _execute_in_runner(folder: str, source: str) -> None:
     os.setpgid(0, 0)
     execute(Path(folder), source)
