@@ -36,9 +36,9 @@ _SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "
 DOCUMENTS = ("runbook", "slo", "numbers", "failure-modes", "observations", "operations")
 #: First columns of the tables that every system must have, with the document that has them.
 _NEEDED = {"Step": "runbook", "Threshold": "slo", "Hop": "failure-modes"}
-#: Earlier names of columns, which archived policies have.
+#: Names of columns in policies that 0.5.0 stored.
 _EARLIER_COLUMNS = {"Speaks for": "Supports", "Speaks against": "Contradicts"}
-#: The name of a document and the first column of a table that an earlier version had in another document.
+#: The name of a document and the first column of a table that 0.5.0 had in another document.
 MOVED_TABLES = {"numbers": ("slo", "Number"), "observations": ("failure-modes", "Observation")}
 #: Sections that the engine itself points to, by number.
 REACHABILITY, FIRST_RESPONSE, RECOVERY = "2", "3", "6"

@@ -77,7 +77,7 @@ def now() -> str:
 
 
 def moment(text: str) -> pd.Timestamp:
-    """Parse a time and convert it to UTC; a time without an offset is UTC, as in older artifacts. Raises ValueError."""
+    """Parse a time and convert it to UTC; a time without an offset is UTC. Raises ValueError."""
     time = _parse_time(text)
     return time.tz_localize("UTC") if time.tzinfo is None else time.tz_convert("UTC")
 

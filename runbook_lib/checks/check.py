@@ -86,7 +86,7 @@ class Check:
     def judge_again(self, found: Finding, given: JudgeInput) -> Finding:
         """Judge the same evidence again, with other earlier findings or by another policy."""
         if not found.frames:
-            return _update_weights(found, given)
+            return found
         failed = failures(found.frames).get(WHOLE)
         finding = self.on_source_error(failed, given) if failed else self.finding(found.frames, given)
         return replace(finding, frames=found.frames | finding.frames, queries=found.queries, at=found.at)
@@ -129,14 +129,6 @@ def failures(frames: Frames) -> dict[str, SourceError]:
         str(r["part"]): SourceError(r["source"], Reason(r["why"]), str(r["detail"]), str(r["code"]))
         for r in kept.to_dict("records")
     }
-
-
-def _update_weights(found: Finding, given: JudgeInput) -> Finding:
-    """Return a finding without frames with the weights of this policy; artifacts before 0.5 stored no failures."""
-    named = dict.fromkeys(s.observation for s in found.signals if s.observation)
-    signals = [s for s in found.signals if not s.observation]
-    signals += [s for observation in named for s in given.catalog.observations.get(observation, ())]
-    return replace(found, signals=tuple(signals))
 
 
 def source_error_text(e: SourceError) -> Text:

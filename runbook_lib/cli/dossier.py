@@ -63,15 +63,12 @@ def dossier_(incident: str, output: str, lang: str) -> int:
 @click.command()
 @click.argument("incident")
 @click.option("--checkpoint", "checkpoints", multiple=True, metavar="SEAL|FILE|URL", help="a seal kept elsewhere")
-@click.option("--witness", "witnesses", multiple=True, hidden=True)  # the name of --checkpoint in earlier versions
 @click.option(
     "--signed", is_flag=True, help="use only checkpoints with a valid signature ([sign.keys] in runbook.toml)"
 )
 @common.output_option()
 @common.lang_option()
-def verify(
-    incident: str, checkpoints: tuple[str, ...], witnesses: tuple[str, ...], signed: bool, output: str, lang: str
-) -> int:
+def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: str, lang: str) -> int:
     """Verify the dossier's hash chain and its external checkpoints, and judge its evidence again.
 
     Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but some lines
@@ -82,7 +79,7 @@ def verify(
     from runbook_lib.store.archive import SEALED, Archive
 
     validate({"incident_id": incident})
-    kept = [head for source in (*checkpoints, *witnesses) for head in seal.read_checkpoints(incident, source)]
+    kept = [head for source in checkpoints for head in seal.read_checkpoints(incident, source)]
     counted, doubted = seal.trusted_checkpoints(kept, settings.load().sign.keys, only=signed)
     # If the dossier is gone, a checkpoint still shows that it existed.
     archive = Archive(output, incident) if kept else common.existing_archive(incident, output)

@@ -72,8 +72,6 @@ def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
     if as_json:
         lacks = [{"number": m.number, "item": m.item, "problem": messages.text(m.problem, lang)} for m in missing]
         common.say_json({"incident": archive.incident, "complete": not missing, "missing": lacks})
-    elif mandatory.is_old_form(draft or ""):
-        common.echo_text(lang, say("postmortem.old_form", file=file, incident=archive.incident), err=True)
     elif missing:
         for m in missing:
             item = say(f"postmortem.item.{m.item}")

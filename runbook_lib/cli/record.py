@@ -70,12 +70,11 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     except recording.ChangedError as e:
         click.echo(f"runbook: {e}", err=True)
         return 2
-    head = next(iter(seal.find_seals(recorded.seal)), None)
-    kept = [h for source in checkpoints for h in (seal.read_checkpoints(head.incident, source) if head else [])]
+    (head,) = seal.find_seals(recorded.seal)
+    kept = [h for source in checkpoints for h in seal.read_checkpoints(head.incident, source)]
     counted, doubted = seal.trusted_checkpoints(kept, settings.load().sign.keys, only=False)
     states = (
         (bool(counted) and all(h.bare != head for h in counted), "capsule.seal.other", 2),
-        (head is None, "capsule.seal.none", 3),
         (not counted, "capsule.seal.not_witnessed", 3),
         (True, "capsule.seal.whole", 0),
     )

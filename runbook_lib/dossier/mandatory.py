@@ -143,11 +143,6 @@ def parse_record(draft: str) -> dict[str, Any]:
     return found
 
 
-def is_old_form(draft: str) -> bool:
-    """Return whether a draft has the form of an earlier version, without a record."""
-    return bool(draft) and not IncidentRecord.model_fields.keys() & parse_record(draft)
-
-
 def missing(draft: str, book: Catalog) -> list[MissingItem]:
     """Return the mandatory items that a postmortem lacks; [] if it is complete."""
     record = parse_record(draft)

@@ -92,7 +92,7 @@ def load_other(given: Path) -> OtherPolicy:
     system = texts[packs[0].name]
     for name, (earlier, column) in MOVED_TABLES.items():
         if re.search(rf"^\| *{column} *\|", replacements.get(earlier, ""), re.MULTILINE):
-            system.pop(name, None)  # a document of an earlier version has these tables itself
+            system.pop(name, None)  # a document of 0.5.0 has these tables itself
     system |= replacements
     book = read(json.dumps(texts).encode())
     return OtherPolicy(book, None if toml is None else _parse_thresholds(toml, book))

@@ -24,7 +24,7 @@ from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.dossier.mandatory import MARKDOWN, SECTION, ObjectiveImpact, is_old_form
+from runbook_lib.dossier.mandatory import MARKDOWN, SECTION, ObjectiveImpact
 from runbook_lib.model.finding import Finding, Text, hop_text, say
 from runbook_lib.store import record
 from runbook_lib.store.archive import PARTIAL, Archive
@@ -146,7 +146,7 @@ def write(
     kept = person_blocks(old)
     text = compose(draft(findings, lang, incident=archive.incident, target=target, artifact=artifact, made=made), kept)
     backup = None
-    if before is not None and (is_edited(old) or old.encode() != before or is_old_form(old)):
+    if before is not None and (is_edited(old) or old.encode() != before):
         taken = set(archive.names())
         stem = f"{MARKDOWN}.bak-{pd.Timestamp(made):%Y%m%dT%H%M%SZ}"
         backup = next(n for i in range(1, 10_000) if (n := stem if i == 1 else f"{stem}.{i}") not in taken)

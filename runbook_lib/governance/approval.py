@@ -196,7 +196,7 @@ def _find_rejection(rb: Context, asked: Mapping[str, Any], word: Approval) -> Te
         return say("action.approval.other", by=word.by, what=_find_difference(rb, asked, word))
     if _find_dry_run(rb.archive, word.id, word.digest) is None:
         return say("action.approval.elsewhere", by=word.by, place=rb.archive.place)
-    # Earlier versions had no ledger: the archive's own log names the approvals that it used.
+    # The incident's own log counts, too: the target's ledger may have moved.
     if word.job in {*log["job"], *(str(e.get("job")) for e in ledger.read_entries(rb.archive))}:
         return used_already(word)
     if word.until <= datetime.now(UTC):

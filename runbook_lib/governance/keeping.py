@@ -75,16 +75,14 @@ class Trace:
     clear: tuple[str, ...]
     """The files that contain the user id itself."""
     salted: bool
-    """Whether an erasure works: the incident has salts, unless an earlier version began it."""
+    """Whether the incident has salts."""
 
     @property
     def stays(self) -> Text | None:
         """Return a text about the references that an erasure cannot remove; None for none."""
-        if self.clear:
-            return say("keeping.clear", incident=self.archive.incident, files=", ".join(self.clear))
-        if self.tokens and not self.salted:
-            return say("keeping.unsalted", incident=self.archive.incident, tokens=", ".join(self.tokens))
-        return None
+        if not self.clear:
+            return None
+        return say("keeping.clear", incident=self.archive.incident, files=", ".join(self.clear))
 
 
 def find_trace(archive: Archive, user: str, config: Settings) -> Trace:

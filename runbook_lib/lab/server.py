@@ -101,7 +101,7 @@ def archive_notebook(path: Path) -> str | None:
     shown = digest(json.dumps([o for c in nb.cells for o in c.get("outputs", [])], sort_keys=True).encode())
     job, lang = f"lab:{shown}", parameters.get("lang", "en")
     there = archive.of_job(job)
-    older = any(e.get("outputs") == shown and "job" not in e for e in archive.manifest())  # a version without jobs
+    older = any(e.get("outputs") == shown and "job" not in e for e in archive.manifest())  # by 0.5.0
     if older or {header["section"], ""} <= there.keys():
         overview.write_index(archive, lang)
         return None

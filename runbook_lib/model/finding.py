@@ -264,7 +264,7 @@ class SentQuery:
     plan_cost: float | None = None
     error: str = ""
     refused: bool = False  # by our own cost gate, or optional: no evidence about the source, and nothing is missing
-    started: str = ""  # by this machine's clock; "" in records of earlier versions
+    started: str = ""  # by this machine's clock
 
 
 @dataclass(frozen=True)
@@ -294,11 +294,6 @@ class Finding:
     """Set if the status is only the aftermath of an outage that is over."""
     decision: Decision | None = None
     """Set if the step decides by a table of cases."""
-
-    @property
-    def questions(self) -> tuple[SentQuery, ...]:
-        """`queries` by its earlier name."""
-        return self.queries
 
     @property
     def counts(self) -> bool:

@@ -281,9 +281,6 @@ class Session:
             self._run_step(step.id)
         return self.verdict()
 
-    #: `run_steps` by its earlier name.
-    look = run_steps
-
     def verdict(self) -> Verdict:
         """Return the verdict so far."""
         return replace(diagnosis.conclude(self._planned_findings(), self.context.catalog), asked=self.answers)

@@ -717,7 +717,7 @@ class Journal:
         self._execute("UPDATE incidents SET signature = ? WHERE id = ?", json.dumps(others), job.incident)
 
     def _reported_signatures(self, incident: str) -> dict[str, str]:
-        """Return the signature of the last reported verdict by target; an older journal has one for all."""
+        """Return the signature of the last reported verdict by target; a journal of 0.5.0 has one for all."""
         row = self._fetch_first(
             "SELECT target, coalesce(signature, '{}') AS stored FROM incidents WHERE id = ?", incident
         )

@@ -39,9 +39,6 @@ class Exposition(HttpServer):
         """
         return rows(self.source, self.get(path), wanted)
 
-    #: `post_json` by its earlier name, for packs.
-    post = HttpServer.post_json
-
 
 def rows(source: str, text: bytes, wanted: Callable[[str], bool]) -> pd.DataFrame:
     """Parse the samples of a text in Prometheus' format. Raises SourceError for another text."""

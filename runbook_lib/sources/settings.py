@@ -172,10 +172,6 @@ class TargetFacts(_Strict):
         return None
 
 
-#: `TargetFacts` by its earlier name, for packs.
-Facts = TargetFacts
-
-
 class NatsAccess(_Strict):
     """Login and TLS of a broker, beside its URLs, and the prefix of its JetStream API; `nats_*` in a target's table.
 

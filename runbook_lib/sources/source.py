@@ -73,14 +73,6 @@ class ReadCost:
                 )
             )  # fmt: skip
 
-    #: `query` by its earlier name, for packs.
-    question = query
-
-    @property
-    def questions(self) -> list[SentQuery]:
-        """`queries` by its earlier name."""
-        return self.queries
-
 
 @dataclass
 class QueryStats:

@@ -159,13 +159,9 @@ class Archive:
                 raise
 
     def _ensure_salts(self) -> bytes:
-        """Return the salts, stored if the incident has no line yet; b"" if a version without salts began it.
-
-        The tokens of an incident that has lines must not change. The caller must hold the lock. Raises OSError.
-        """
-        salts = self.read_or_none(SALTS)
-        if salts or any(self.raw(log) for log in SEALED):
-            return salts or b""
+        """Return the salts; store new ones if there are none. The caller must hold the lock. Raises OSError."""
+        if salts := self.read_or_none(SALTS):
+            return salts
         salts = _unstored.setdefault((self.output, self.incident), new_salts())
         try:
             if self.local or not self._create_file(SALTS, salts):
@@ -178,7 +174,7 @@ class Archive:
         return salts
 
     def salts(self) -> bytes:
-        """Return the salts for the tokens of user ids (`Masker`), stored for a new incident; b"" if it has none.
+        """Return the salts for the tokens of user ids (`Masker`), stored for a new incident.
 
         If they cannot be read or stored, returns random salts: a token must never be easier to trace than with real
         ones. The caller must not hold the lock.
@@ -406,7 +402,7 @@ class Archive:
         """Add a line, or return what stops it: by default an existing line of the entry's job.
 
         In S3 a log is replaced only if it is unchanged since it was read, so that no other machine's line is lost. An
-        incident has its salts before its first line: without salts it counts as one of a version without them.
+        incident has its salts before its first line.
         """
         stops = stops or partial(_find_of_job, entry)
         added = None

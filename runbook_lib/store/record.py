@@ -95,10 +95,10 @@ def finding_from_json(stored: dict[str, Any]) -> Finding:
         frames={name: frame_from_json(frame) for name, frame in stored["frames"].items()},
         show=tuple(stored["show"]),
         queries=tuple(SentQuery(**q) for q in stored["questions"]),
-        unseen=tuple(Unseen(u["source"], Reason(u["reason"])) for u in stored.get("unseen", ())),
-        at=pd.Timestamp(stored["at"]) if stored.get("at") else None,
-        ended=_ended_from_json(stored.get("ended")),
-        decision=Decision(stored["decision"]["case"]) if stored.get("decision") else None,  # 0.5.0 stored more
+        unseen=tuple(Unseen(u["source"], Reason(u["reason"])) for u in stored["unseen"]),
+        at=pd.Timestamp(stored["at"]) if stored["at"] else None,
+        ended=_ended_from_json(stored["ended"]),
+        decision=Decision(stored["decision"]["case"]) if stored["decision"] else None,  # 0.5.0 stored more
     )
 
 
@@ -146,7 +146,7 @@ def signature(verdict: Mapping[str, Any]) -> str:
 
 
 def _hop_from_json(stored: dict[str, Any]) -> Hop:
-    past = stored.get("past")
+    past = stored["past"]
     history = HopHistory(**past | {"since": pd.Timestamp(past["since"])}) if past else None
     return Hop(**stored | {"alive": _words_from_json(stored["alive"]), "past": history})
 

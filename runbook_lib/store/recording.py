@@ -4,8 +4,6 @@ The file is a ZIP archive. `recording.json` holds the runs: of each section its 
 frames. `policy.json` holds the documents that the runs were judged by; where many recordings share one policy it is a
 file of its own beside them, named by its digest. `manifest.json` lists what is included and what was left out, the
 verdict, and the dossier's seal. The file ends with a seal of its own, over all bytes before the seal's digest.
-
-Format 1 has neither manifest nor seal.
 """
 
 from __future__ import annotations
@@ -69,7 +67,7 @@ class Recording:
     policy: bytes = b""
     manifest: dict[str, Any] = field(default_factory=dict)
     seal: str = ""
-    """The seal of the file; "" if it was written without one (format 1)."""
+    """The seal of the file; "" before it is written."""
 
     @property
     def first(self) -> RecordedRun:
@@ -124,13 +122,13 @@ def read(path: Path) -> Recording:
         content = json.loads(members[_RUNS])
         if content["format"] > FORMAT:
             raise UsageError(f"{path} was written by a newer version of runbook: install that one to open it")
-        if content["format"] > 1 and not seal:
+        if not seal:
             raise ChangedError(f"{path} has lost its seal: it was changed, ask for it again")
         policy = members.get(_POLICY, b"")
         if not policy and content["policy"] and (beside := path.with_name(content["policy"])).is_file():
             policy = _read_shared_policy(beside)
         runs = {r["section"]: RecordedRun(r["section"], r["header"], r["findings"]) for r in content["runs"]}
-        manifest = json.loads(members.get(_MANIFEST, b"{}"))
+        manifest = json.loads(members[_MANIFEST])
     except OSError as e:
         raise UsageError(f"the recording {path} cannot be read: {e.strerror or e}") from None
     except UsageError:
@@ -140,7 +138,7 @@ def read(path: Path) -> Recording:
     if not runs:
         raise UsageError(f"the recording {path} contains no run")
     name = path.name.removesuffix(SUFFIX)
-    return Recording(name, runs, content["about"], policy, manifest, seal[0].decode() if seal else "")
+    return Recording(name, runs, content["about"], policy, manifest, seal[0].decode())
 
 
 def _read_shared_policy(beside: Path) -> bytes:

@@ -68,11 +68,6 @@ class StepResult:
         columns = ["source", "name", "ms", "rows", "plan_cost", "error", "text"]
         return pd.DataFrame([vars(q) for q in self._finding.queries], columns=columns)
 
-    @property
-    def questions(self) -> pd.DataFrame:
-        """`queries` by its earlier name."""
-        return self.queries
-
     def explain(self) -> pd.DataFrame:
         """Return the evidence.
 

@@ -396,7 +396,7 @@ def question_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
 
 def why_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
     """Return the reasons for a failure mode's score (from a verdict's JSON), one line per observation."""
-    return [_reason_line(b, lang) for b in mode.get("because", ())]
+    return [_reason_line(b, lang) for b in mode["because"]]
 
 
 def _reason_line(b: Mapping[str, Any], lang: str) -> str:

@@ -122,7 +122,7 @@ def test_a_finding_shows_itself_in_both_languages_and_escapes_what_it_shows() ->
 
 @pytest.mark.parametrize("alive", [None, "pod", say("alive.not_bound"), say("alive.silent", s=12.4)])
 def test_who_is_alive_is_worded_when_it_is_shown(alive: Text | str | None) -> None:
-    """In the language of whoever reads, also of a finding read back; a name, as old dossiers have it, stays one."""
+    """In the language of whoever reads, also of a finding read back; a name stays one."""
     stored = through_json(record.finding(replace(FINDING, hops=(Hop("subscriber", alive=alive),))))
     back = record.finding_from_json(stored)
     assert record.finding(back) == stored
@@ -156,8 +156,6 @@ def test_why_a_failure_mode_has_its_score_is_told_line_by_line_in_notebook_dossi
     assert [line in "\n".join(render.failure_mode_lines(seen, lang)) for line in lines] == [True] * len(lines)
     page = conclusion(seen, lang)
     assert [f"<li>{line}</li>" in page for line in lines] == [True] * len(lines)
-    old = seen | {"failure_modes": [{k: v for k, v in mode.items() if k != "because"}]}  # of an older dossier
-    assert render.failure_mode_lines(old, lang)[1:] == [render.failure_mode_lines(seen, lang)[1]]
 
 
 @pytest.mark.parametrize("reason", Reason)

@@ -402,11 +402,13 @@ def test_publishing_that_fails_points_at_its_cause() -> None:
     def waiting(error: str) -> pd.DataFrame:
         return row(status="PENDING", last_error=error, n=9, attempts=2, oldest=ago(15), newest=ago(9))
 
-    closed = judge("4.4.2", tries=tries, outbox=stale, errors=waiting("Connection is Closed"))
+    closed = judge("4.4.2", publish_tries=tries, outbox=stale, errors=waiting("Connection is Closed"))
     expect(closed, sections=("4.1",), weights={"relay": ">= 0.7"})
-    gone = judge("4.4.2", tries=tries, outbox=stale, errors=waiting("Error Publishing: 503 No Responders"))
+    gone = judge("4.4.2", publish_tries=tries, outbox=stale, errors=waiting("Error Publishing: 503 No Responders"))
     assert weight(gone, "jetstream") >= 0.7
-    assert judge("4.4.2", tries=tries, errors=waiting(TIMEOUT)).status is Status.OK  # a publish succeeded just now
+    assert (
+        judge("4.4.2", publish_tries=tries, errors=waiting(TIMEOUT)).status is Status.OK
+    )  # a publish succeeded just now
 
 
 def test_deliveries_that_ran_out_are_lost_until_they_are_processed() -> None:

@@ -76,7 +76,7 @@ def test_a_backlog_that_takes_days_to_empty_is_recovering_and_not_ok() -> None:
 
 
 def test_section_6_as_a_whole_is_not_ok_while_a_large_backlog_drains_slowly() -> None:
-    frames = SLOW | {"tries": tries(), "letters": letters()}
+    frames = SLOW | {**tries(), "letters": letters()}
     idle = {"publish": IDLE, "accepted": IDLE, "delivery": IDLE}
     found = [
         replace(recovery.judge_backlog(frames, make_given()), step="6.1"),
@@ -122,7 +122,7 @@ def recovered(came: int, gone: int, failed: int = 0) -> tuple[Finding, Finding]:
     frames = queues(**DEEP) | {"notification_flows": seen, "outbox_flows": STEADY.assign(arrived_now=0, gone_now=0)}
     frames["outbox_flows"].loc[0, ["arrived_now", "gone_now"]] = (came, came)
     backlog = replace(recovery.judge_backlog(frames, make_given()), step="6.1")
-    errors = recovery.judge_errors(frames | {"tries": tries(failed=90, failed_now=failed)}, make_given())
+    errors = recovery.judge_errors(frames | tries(failed=90, failed_now=failed), make_given())
     return backlog, replace(errors, step="6.2")
 
 
@@ -180,23 +180,23 @@ def test_a_backlog_that_falls_has_an_eta() -> None:
 
 def test_tries_that_fail_now_count_and_old_ones_that_wait_do_not() -> None:
     base = queues() | {"letters": letters()}
-    expect(recovery.judge_errors(base | {"tries": tries(failed=90, waiting=90)}, make_given()), Status.CRITICAL)
-    waiting = recovery.judge_errors(base | {"tries": tries(waiting=80)}, make_given())
+    expect(recovery.judge_errors(base | tries(failed=90, waiting=90), make_given()), Status.CRITICAL)
+    waiting = recovery.judge_errors(base | tries(waiting=80), make_given())
     expect(waiting, Status.OK, values={"delivery.waiting_retry": 80})
-    expect(recovery.judge_errors(base | {"tries": tries(), "letters": letters((5, 4))}, make_given()), Status.WARNING)
+    expect(recovery.judge_errors(base | {**tries(), "letters": letters((5, 4))}, make_given()), Status.WARNING)
 
 
 def test_tries_of_what_was_given_up_have_to_be_counted() -> None:
-    unread = recovery.judge_errors(queues() | {"tries": tries()}, make_given())
+    unread = recovery.judge_errors(queues() | tries(), make_given())
     assert (unread.status, unread.headline.params["a"].key) == (Status.UNKNOWN, "recovery.errors_uncounted")
-    failing = recovery.judge_errors(queues() | {"tries": tries(failed=90)}, make_given())
+    failing = recovery.judge_errors(queues() | tries(failed=90), make_given())
     assert failing.status is Status.CRITICAL, "they could only make it worse"
     words(unread)
 
 
 @pytest.mark.parametrize("frame", ["tries", "notification_flows", "notifications"])
 def test_a_rate_of_tries_of_which_a_part_was_not_read_is_unknown(frame: str) -> None:
-    frames = FRAMES["6.2"] | {"tries": tries(failed=90)}
+    frames = FRAMES["6.2"] | tries(failed=90)
     found = recovery.judge_errors({name: f for name, f in frames.items() if name != frame}, make_given())
     assert found.status is Status.UNKNOWN, words(found)
 
@@ -208,7 +208,7 @@ def test_a_rate_of_tries_of_which_a_part_was_not_read_is_unknown(frame: str) -> 
 def test_tries_that_fail_while_nothing_waits_have_the_log_read(
     failed: int, place: Status, sections: tuple[str, ...]
 ) -> None:
-    criteria = FRAMES | {"6.2": FRAMES["6.2"] | {"tries": tries(failed=failed)}}
+    criteria = FRAMES | {"6.2": FRAMES["6.2"] | tries(failed=failed)}
     frames = {f"{step}.{name}": frame for step, own in criteria.items() for name, frame in own.items()}
     frames |= {f"{step}.asked": row(step=step) for step in criteria}
     placed = Finding("3.2", place, say("response.not_stuck"))
@@ -217,7 +217,7 @@ def test_tries_that_fail_while_nothing_waits_have_the_log_read(
 
 
 def test_nothing_succeeds_although_work_is_due() -> None:
-    frames = queues(due=5) | {"notification_flows": flows(), "tries": tries(), "letters": letters()}
+    frames = queues(due=5) | {"notification_flows": flows(), **tries(), "letters": letters()}
     found = recovery.judge_errors(frames, make_given())
     assert found.status is Status.WARNING
     assert found.headline.params["a"].key == "recovery.errors_unknown"
@@ -226,11 +226,11 @@ def test_nothing_succeeds_although_work_is_due() -> None:
 def test_rows_that_wait_for_another_try_are_not_recovered() -> None:
     """Ten tries end after minutes: what succeeds or fails next is not known yet."""
     frames = queues(due=0, waiting_retry=7) | {"notification_flows": flows(), "letters": letters()}
-    found = recovery.judge_errors(frames | {"tries": tries(waiting=7)}, make_given())
+    found = recovery.judge_errors(frames | tries(waiting=7), make_given())
     assert (found.status, found.value("delivery.look_again")) == (Status.WARNING, 20.0)
     assert found.headline.params["a"].key == "recovery.errors_waiting"
     assert "7 rows wait for another try" in words(found)
-    idle = recovery.judge_errors(frames | {"tries": tries()}, make_given())
+    idle = recovery.judge_errors(frames | tries(), make_given())
     assert idle.status is Status.OK
 
 

@@ -824,33 +824,6 @@ def test_whatever_is_typed_there_is_an_answer(item: str, text: str) -> None:
     mandatory.measures_of(draft)
 
 
-def test_a_draft_of_the_old_form_is_made_anew_and_nothing_is_lost(archive: Archive) -> None:
-    table = "| Kind | Measure | Owner | Due |\n|---|---|---|---|\n| control | a probe | A. Sato | 2026-01-31 |"
-    blocks = {
-        "impact": "**To be filled in**: what users noticed.",
-        "origin": "Origin: FM-NOTI-06",
-        "timeline": "**To be filled in**: who decided what.",
-        "measures": "| Kind | Measure | Owner | Due |",
-    }
-    old = postmortem.compose(
-        "# Postmortem: INC\n\n" + "\n\n".join(postmortem.block(n, t, t) for n, t in blocks.items()),
-        {"timeline": "Sato decided to restart.", "measures": table},
-    )
-    assert not postmortem.is_edited(old)
-    archive.write("20250131T031000Z-3.partial.ipynb", b"{}")
-    archive.write(mandatory.MARKDOWN, old.encode())
-    checked = runbook("postmortem", "INC", "--check", "--output", archive.output, env=os.environ)
-    assert checked.returncode == 2 and len(checked.stderr.splitlines()) == 1
-    assert "`runbook postmortem INC`" in checked.stderr
-    made = make(archive)
-    assert made.kept == ("measures", "timeline")
-    assert made.backup and archive.read(made.backup).decode() == old
-    assert table in text_of(archive) and "Sato decided to restart." in text_of(archive)
-    assert "Origin: FM-NOTI-06" not in text_of(archive)  # nobody wrote that
-    assert numbers(text_of(archive)) == [4]
-    assert make(archive).backup is None
-
-
 # In a tracker ------------------------------------------------------------------------------------------------
 
 

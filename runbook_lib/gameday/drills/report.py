@@ -39,8 +39,7 @@ class Drill:
     @property
     def families(self) -> tuple[str, ...]:
         """Families of its faults, and what else it is counted by."""
-        found = self.line.get("families") or (["failures"] if self.kind else [])
-        return (*found, *(["after the end"] if self.over else []))
+        return (*self.line["families"], *(["after the end"] if self.over else []))
 
     @property
     def over(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from runbook_lib.model.finding import Frames
-from runbook_lib.model.rows import Row, each, one
+from runbook_lib.model.rows import Row, one
 
 
 class Queue(Row):
@@ -179,6 +179,10 @@ class Application(Row, query="database/application"):
         return "lacks_rights" if self.lacks else ""
 
 
+#: The frame with the failed tries of each part.
+TRY_FRAMES = {"delivery": "tries", "publish": "publish_tries"}
+
+
 class Tries(Row, query="notifications/failed_tries"):
     """Failed tries of one part that have a retry time; outbox/failed_tries has the same columns."""
 
@@ -190,11 +194,5 @@ class Tries(Row, query="notifications/failed_tries"):
 
     @classmethod
     def of(cls, part: str, frames: Frames) -> Tries:
-        """Return the failed tries of "delivery" or "publish", from the frames tries and publish_tries.
-
-        In older artifacts, tries has both parts. A frame without a row of the part means that no try failed.
-        """
-        names = [name for name in ("tries", "publish_tries") if name in frames]
-        if not names:
-            return one(None, cls)
-        return next((t for name in names for t in each(frames[name], cls) if t.part == part), cls())
+        """Return the failed tries of "delivery" or "publish"; a frame without a row means that no try failed."""
+        return one(frames.get(TRY_FRAMES[part]), cls)

@@ -43,12 +43,10 @@ def log(*lines: str, minutes: float = 15) -> Frames:
 def tables(failing: int = 0, gone: int = 50) -> Frames:
     """What 6.2 collects: in each ten seconds `gone` left; `failing` tries failed in the last twenty."""
     flows = recovery.flows(*[(50, gone)] * 60)
-    tried = [
-        {"part": part, "failed": failing, "waiting": failing, "due_again": 0, "most_tries": 1}
-        for part in ("delivery", "publish")
-    ]
-    seen = {"notification_flows": flows, "outbox_flows": flows, "tries": pd.DataFrame(tried)}
-    return recovery.queues() | seen | {"letters": recovery.letters()}
+    tried = recovery.tries(failed=failing, waiting=failing)
+    tried["publish_tries"] = tried["tries"].assign(part="publish")
+    seen = {"notification_flows": flows, "outbox_flows": flows, "letters": recovery.letters()}
+    return recovery.queues() | tried | seen
 
 
 HEALTHY = log(

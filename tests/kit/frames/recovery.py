@@ -32,9 +32,9 @@ def queues(**changes: Any) -> Frames:
     }
 
 
-def tries(**delivery: int) -> pd.DataFrame:
-    zero = {"failed": 0, "waiting": 0, "due_again": 0, "most_tries": 1}
-    return pd.DataFrame([{"part": "delivery"} | zero | delivery])
+def tries(**delivery: int) -> Frames:
+    zero = {"part": "delivery", "failed": 0, "waiting": 0, "due_again": 0, "most_tries": 1}
+    return {"tries": row(**zero | delivery), "publish_tries": pd.DataFrame()}
 
 
 def letters(*at: tuple[float, int]) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def cohort(n: int, done: int, p95: float | None) -> pd.DataFrame:
 
 FRAMES: dict[str, Frames] = {
     "6.1": queues(),
-    "6.2": queues() | {"tries": tries(), "letters": letters()},
+    "6.2": queues() | tries() | {"letters": letters()},
     "6.3": {"letters": letters(), "outbox_failed": outbox_failed()},
     "6.4": {
         "publish": cohort(55, 55, 1.0),

@@ -367,7 +367,7 @@ class Transient:
             outbox=outbox,
             refused=refused if refused in REFUSES else "",
             unpublished_now=outbox is not None
-            and bool({"tries", "publish_tries"} & frames.keys())
+            and "publish_tries" in frames
             and Tries.of("publish", frames).failed >= pattern
             and (published is None or published >= lately),
             unread=bool(given_up.unread_tables(frames)),

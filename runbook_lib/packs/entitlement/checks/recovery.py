@@ -49,8 +49,6 @@ if TYPE_CHECKING:
 
 #: The two parts, each with the queue that its tries come from, and the frame of that queue's flows.
 TRIED = {"delivery": ("notifications", "notification_flows"), "publish": ("outbox", "outbox_flows")}
-#: The frame with the failed tries of each part.
-_TRY_FRAMES = {"delivery": "tries", "publish": "publish_tries"}
 #: The thresholds (seconds ago) between which the events of a part should be finished by now.
 SPANS = {
     "publish": ("publish.cohort_from", "publish.cohort_to"),
@@ -293,7 +291,7 @@ def collect_errors(rb: Context, tried: Iterable[str] = TRIED) -> Frames:
     with rb.snapshot() as db:
         parts = _collect_flows(rb, db, tried)
         for part in tried:
-            queue, name = TRIED[part][0], _TRY_FRAMES[part]
+            queue, name = TRIED[part][0], kinds.TRY_FRAMES[part]
             if queue in parts.answers:
                 parts.ask(db, queue, {name: f"{queue}/failed_tries"}, tried_since=since)
         frames = parts.any_answer()
@@ -318,7 +316,7 @@ def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
     """Return the error rate of one part ("delivery" or "publish"), from the frames of `collect_errors`."""
     queue, flows = TRIED[part]
     waiting = rows.first(frames.get(queue), kinds.Queue)
-    unread = queue in failures(frames) or not {"tries", _TRY_FRAMES[part]} & frames.keys()
+    unread = queue in failures(frames) or kinds.TRY_FRAMES[part] not in frames
     if unread or waiting is None or not _has_columns(frames.get(flows), "gone"):
         return QueueState(Status.UNKNOWN, say("recovery.errors_unread", part=say(f"recovery.{part}")), ())
     tries = kinds.Tries.of(part, frames)

@@ -519,7 +519,7 @@ def _count_before_silence(frames: Frames, given: JudgeInput, silent_s: float) ->
     newest = rows.one(frames.get("last_event"), LastEvent).last_event
     if "published_before" in frames:
         return counts_by_minute(frames["published_before"], given, until=newest)
-    # In older artifacts only the window of the run.
+    # 0.5.0 stored the window of the run only.
     counts = counts_by_minute(frames.get("published"), given)
     usual = counts[: len(counts) - int(silent_s // 60)]
     return usual if "published" in frames and len(usual) else None
