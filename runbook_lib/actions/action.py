@@ -325,12 +325,12 @@ def _context_fields(rb: Context) -> dict[str, Any]:
     return {"target": rb.parameters.target, "section": rb.section.number, "who": whoami()}
 
 
-def frames_of(done: Outcome, lang: str) -> Frames:
+def frames_of(done: Outcome) -> Frames:
     """Return an outcome as evidence frames: `outcome` (one row), `preconditions`, `changes`."""
     outcome = {name: getattr(done, name) for name in _SHOWN}
     for name, text in (("why", done.why), ("effect", done.effect)):
         outcome |= {f"{name}_{each}": text and messages.text(text, each) for each in messages.LANGUAGES}
-    conditions = [[messages.text(p.text, lang), p.ok, p.warns] for p in done.preconditions]
+    conditions = [[messages.text(p.text), p.ok, p.warns] for p in done.preconditions]
     names = dict.fromkeys((*done.before, *done.after))
     changes = [[name, done.before.get(name), done.after.get(name)] for name in names]
     return {

@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_block.table import escapedSplit
 from markdown_it.tree import SyntaxTreeNode
 
-from runbook_lib.book import pack
+from runbook_lib.book import messages, pack
 from runbook_lib.book.pack import Pack
 from runbook_lib.model.finding import OWN, Signal, Threshold, Value
 from runbook_lib.model.unread import known
@@ -62,9 +62,9 @@ class Bilingual:
     en: str
     ja: str
 
-    def words(self, lang: str) -> str:
-        """Return the text in a language."""
-        return self.ja if lang == "ja" else self.en
+    def words(self) -> str:
+        """Return the text in the current language."""
+        return self.ja if messages.language() == "ja" else self.en
 
 
 @dataclass(frozen=True)

@@ -195,11 +195,6 @@ class Context:
         return self.window.past
 
     @property
-    def lang(self) -> str:
-        """The language of what is shown."""
-        return self.parameters.lang
-
-    @property
     def facts(self) -> TargetFacts:
         """The facts of the system in the target's settings."""
         return self.target.facts

@@ -69,9 +69,17 @@ def output_option(what: str = "folder or URL of the artifacts") -> Callable[[F],
 
 
 def lang_option(what: str = "language of the output") -> Callable[[F], F]:
-    """Return the option --lang; its default is the setting `lang`."""
-    choice, help_text = click.Choice(["ja", "en"]), f"{what}  [default: as the locale]"
-    return click.option("--lang", type=choice, default=lambda: settings.load().lang, help=help_text)
+    """Return the option --lang: the language of the command. Its default is the setting `lang`."""
+    return click.option(
+        "--lang", type=click.Choice(["ja", "en"]), default=lambda: settings.load().lang, expose_value=False,
+        callback=_use_language, help=f"{what}  [default: as the locale]",
+    )  # fmt: skip
+
+
+def _use_language(ctx: click.Context, _: click.Parameter, lang: str) -> None:
+    from runbook_lib.book import messages
+
+    ctx.with_resource(messages.using(lang))
 
 
 class CommandGroup(click.Group):
@@ -104,12 +112,12 @@ def parse_parameters(pairs: tuple[str, ...]) -> dict[str, Any]:
     return values
 
 
-def echo_text(lang: str, *texts: Text, err: bool = False) -> None:
-    """Print messages in a language, one a line."""
+def echo_text(*texts: Text, err: bool = False) -> None:
+    """Print messages, one a line."""
     from runbook_lib.book import messages
 
     for text in texts:
-        click.echo(messages.text(text, lang), err=err)
+        click.echo(messages.text(text), err=err)
 
 
 def write_file(path: Path, content: str) -> None:
@@ -187,10 +195,10 @@ def act(
     approval: str | None,
     wait_s: float | None,
     output: str,
-    lang: str,
     as_json: bool,
 ) -> int:
     """Run an action of the active runbook from within a section, print its outcome, and return the exit code."""
+    from runbook_lib.book import messages
     from runbook_lib.dossier import overview, seal
     from runbook_lib.notebook.session import quiet_session
     from runbook_lib.store import record
@@ -200,7 +208,7 @@ def act(
     if output != settings.load().output:
         os.environ["RUNBOOK_OUTPUT"] = output
     words = {"approved_by": approved_by, "reason": reason, "wait_s": wait_s}
-    rb = quiet_session(section, target=target, incident_id=incident, lang=lang, execute=execute, **words)
+    rb = quiet_session(section, target=target, incident_id=incident, lang=messages.language(), execute=execute, **words)
     rb.context.archive.prepare()
     what |= {"break_glass": break_glass, "approval": approval}
     outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
@@ -208,10 +216,10 @@ def act(
     if as_json:
         say_json(record.outcome(outcome) | {"seal": sealed})
     else:
-        for line in [*render.action_lines(outcome, lang), sealed]:
+        for line in [*render.action_lines(outcome), sealed]:
             click.echo(line)
     try:
-        overview.write_index(rb.context.archive, lang)
+        overview.write_index(rb.context.archive)
     except OSError as e:
         click.echo(
             f"runbook: the dossier could not be written to {rb.context.archive.place}: {e.strerror or e}", err=True

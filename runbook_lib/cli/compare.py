@@ -20,9 +20,7 @@ _PAGE = click.option("--page", type=common.FILE, help="write the differences as 
 @_PAGE
 @common.AS_JSON
 @common.lang_option()
-def diff(
-    incident: str, before: str | None, after: str | None, output: str, page: Path | None, as_json: bool, lang: str
-) -> int:
+def diff(incident: str, before: str | None, after: str | None, output: str, page: Path | None, as_json: bool) -> int:
     """Show the differences between two runs of an incident, by name, or the first and last run of each section.
 
     A name may be shortened, and have another incident before it: OTHER/20261126T0312.
@@ -39,9 +37,9 @@ def diff(
         pairs = [(compare.archived(archive, before), compare.archived(archive, after))]
     else:
         pairs = compare.first_and_last(archive)
-    told = [Comparison(*pair, lang) for pair in pairs]
+    told = [Comparison(*pair) for pair in pairs]
     if page:
-        common.write_file(page, render.html("compared", lang, incident=incident, told=told))
+        common.write_file(page, render.html("compared", incident=incident, told=told))
     if as_json:
         common.say_json([c.record() for c in told])
     else:
@@ -53,7 +51,7 @@ def diff(
 @common.TARGET
 @common.output_option()
 @common.lang_option()
-def baseline(target: str, output: str, lang: str) -> int:
+def baseline(target: str, output: str) -> int:
     """Store the configuration of a target, if section 3 is OK: later runs name what differs from it.
 
     Run it from a scheduler. Exit code: that of section 3.
@@ -74,7 +72,7 @@ def baseline(target: str, output: str, lang: str) -> int:
         except OSError as e:
             raise OutputError.of(f"the configuration could not be stored in {output}: {e.strerror or e}", e) from None
     key = "compare.kept" if run.status is Status.OK else "compare.not_kept"
-    common.echo_text(lang, say(key, section=FIRST_RESPONSE, target=target, status=run.status.name))
+    common.echo_text(say(key, section=FIRST_RESPONSE, target=target, status=run.status.name))
     return int(run.status.value)
 
 
@@ -85,17 +83,18 @@ def baseline(target: str, output: str, lang: str) -> int:
     "--every", "every_s", type=common.NumberRange(min=2, max=3600), default=10, show_default=True, metavar="SECONDS"
 )
 @common.lang_option()
-def watch(section: str, target: str, every_s: float, lang: str) -> int:
+def watch(section: str, target: str, every_s: float) -> int:
     """Run a section repeatedly until Ctrl-C: show the strip, and what changed since the last sample. Nothing is saved.
 
     Exit code: that of the last sample.
     """
+    from runbook_lib.book import messages
     from runbook_lib.dossier import compare
 
     interrupts.raise_on_signal()
     code: int | None = None
     try:
-        for status, lines in compare.watching(section, every_s, target=target, lang=lang):
+        for status, lines in compare.watching(section, every_s, target=target, lang=messages.language()):
             code = int(status.value)
             draw("\x1b[2J\x1b[1;1H")
             click.echo("\n".join([*lines, ""]))
@@ -119,7 +118,7 @@ def watch(section: str, target: str, every_s: float, lang: str) -> int:
 @_PAGE
 @common.AS_JSON
 @common.lang_option()
-def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | None, as_json: bool, lang: str) -> int:
+def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | None, as_json: bool) -> int:
     """Judge the stored runs of past incidents by other documents. All incidents if none is named.
 
     Exit code 0: no result changes; 1: a result changes, or a run cannot be read.
@@ -133,10 +132,10 @@ def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | 
     asked = named or [i for i in every if {*SEALED} & {*Archive(output, i).names()}]
     report, unread = past.run(output, asked, given)
     if page:
-        common.write_file(page, differences.backtest_page(report, str(given), lang))
+        common.write_file(page, differences.backtest_page(report, str(given)))
     if as_json:
         common.say_json(report)
     else:
-        click.echo("\n".join(differences.backtest_lines(report, lang)))
-    common.echo_text(lang, *unread, err=True)
+        click.echo("\n".join(differences.backtest_lines(report)))
+    common.echo_text(*unread, err=True)
     return int(bool(report["flips"] or unread))

@@ -19,6 +19,7 @@ from runbook_lib.sources import settings
 @common.output_option("folder or URL of the incidents")
 def note(incident: str, text: str, new: bool, output: str) -> int:
     """Add a line to an incident's timeline."""
+    from runbook_lib.book import messages
     from runbook_lib.book.parameters import validate, whoami
     from runbook_lib.dossier import seal
     from runbook_lib.notebook.notes import keep_note
@@ -41,7 +42,8 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
         if len(about := archive.targets()) == 1:
             urls = config.target(about.pop()).urls()
     kept = keep_note(archive, Masker.of(urls, incident, archive.salts).scrub_once(text), whoami())
-    common.echo_text(config.lang, kept)
+    with messages.using(config.lang):
+        common.echo_text(kept)
     click.echo(seal.seal_text(archive))
     return 0
 
@@ -50,12 +52,12 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
 @click.argument("incident")
 @common.output_option()
 @common.lang_option("language of the page")
-def dossier_(incident: str, output: str, lang: str) -> int:
+def dossier_(incident: str, output: str) -> int:
     """Rebuild an incident's index page and print its path."""
     from runbook_lib.dossier import overview
 
     archive = common.existing_archive(incident, output)
-    overview.write_index(archive, lang)
+    overview.write_index(archive)
     click.echo(f"{archive.place}/{overview.INDEX}")
     return 0
 
@@ -68,7 +70,7 @@ def dossier_(incident: str, output: str, lang: str) -> int:
 )
 @common.output_option()
 @common.lang_option()
-def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: str, lang: str) -> int:
+def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: str) -> int:
     """Verify the dossier's hash chain and its external checkpoints, and judge its evidence again.
 
     Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but some lines
@@ -85,11 +87,11 @@ def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: st
     archive = Archive(output, incident) if kept else common.existing_archive(incident, output)
     report = seal.check(archive, counted)
     judged, apart = rejudge.judge_all(archive)
-    common.echo_text(lang, *report.changed, *doubted, *report.uncovered, *apart, err=True)
+    common.echo_text(*report.changed, *doubted, *report.uncovered, *apart, err=True)
     if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.covered, strict=True) if n):
-        common.echo_text(lang, say("seal.anchored", upto=upto))
+        common.echo_text(say("seal.anchored", upto=upto))
     for by, last in {h.by: h.bare for h in sorted(counted, key=lambda h: sum(h.lines)) if h.by}.items():
-        common.echo_text(lang, say("seal.signed", by=by, seal=str(last)))
+        common.echo_text(say("seal.signed", by=by, seal=str(last)))
     states: tuple[tuple[object, str, int], ...] = (
         (report.changed, "seal.state.changed", 2),
         (report.uncovered or doubted, "seal.state.not_witnessed", 3),
@@ -98,7 +100,7 @@ def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: st
     )
     state, code = next((state, code) for found, state, code in states if found)
     what = {"place": archive.place, "sealed": sum(report.chain_head.lines), "judged": judged}
-    common.echo_text(lang, say("seal.said", state=say(state), **what))
+    common.echo_text(say("seal.said", state=say(state), **what))
     if not report.changed:
         click.echo(seal.signed_seal(report.chain_head))
     return code

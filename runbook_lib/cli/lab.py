@@ -23,13 +23,7 @@ from runbook_lib.sources import settings
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[-- JUPYTER-OPTION...]")
 @click.pass_context
 def lab(
-    ctx: click.Context,
-    target: str,
-    incident: str,
-    output: str | None,
-    replay: Path | None,
-    lang: str,
-    arguments: tuple[str, ...],
+    ctx: click.Context, target: str, incident: str, output: str | None, replay: Path | None, arguments: tuple[str, ...]
 ) -> None:
     """Open JupyterLab on copies of the notebooks, with the target and the incident filled in.
 
@@ -48,7 +42,7 @@ def lab(
             incident = interactive.replay_incident(replay)
     else:
         config.target(target)
-    interactive.open_lab(output or config.output, incident, target, arguments, replay, lang)
+    interactive.open_lab(output or config.output, incident, target, arguments, replay)
 
 
 @click.command()

@@ -26,28 +26,26 @@ from runbook_lib.sources import settings
     "--as", "tracker", type=click.Choice(["github", "gitlab"]), help="run nothing: print the draft as an issue's body"
 )
 @common.AS_JSON
-def postmortem_(
-    incident: str, check: bool, tracker: str | None, lang: str, output: str, as_json: bool, **options: Any
-) -> int:
+def postmortem_(incident: str, check: bool, tracker: str | None, output: str, as_json: bool, **options: Any) -> int:
     """Draft an incident's postmortem (section 7), preserving what people wrote into it; check or print it."""
     if tracker and (check or as_json):
         raise click.UsageError("--as prints text: leave out --check and --json")
     archive = common.existing_archive(incident, output)
     if tracker:
-        return _print_for_tracker(archive, lang)
+        return _print_for_tracker(archive)
     if check:
-        return _check_postmortem(archive, lang, as_json)
-    return _draft_postmortem(archive, lang, as_json, **options)
+        return _check_postmortem(archive, as_json)
+    return _draft_postmortem(archive, as_json, **options)
 
 
-def _print_for_tracker(archive: Any, lang: str) -> int:
+def _print_for_tracker(archive: Any) -> int:
     from runbook_lib.book import messages
     from runbook_lib.dossier import postmortem, tracker
     from runbook_lib.privacy.masking import Masker
 
     draft = postmortem.read_draft(archive)
     if draft is None:
-        raise UsageError(messages.text(say("postmortem.no_draft", incident=archive.incident), lang))
+        raise UsageError(messages.text(say("postmortem.no_draft", incident=archive.incident)))
     config = settings.load()
     base = config.receiver.public_url.rstrip("/")
     urls: list[str] = []
@@ -58,31 +56,31 @@ def _print_for_tracker(archive: Any, lang: str) -> int:
     return 0
 
 
-def _check_postmortem(archive: Any, lang: str, as_json: bool) -> int:
+def _check_postmortem(archive: Any, as_json: bool) -> int:
     from runbook_lib.book import catalog, messages
     from runbook_lib.dossier import mandatory, postmortem
 
     draft, file = postmortem.read_draft(archive), f"{archive.place}/{mandatory.MARKDOWN}"
     if draft is None:
-        common.echo_text(lang, say("postmortem.no_draft", incident=archive.incident), err=True)
+        common.echo_text(say("postmortem.no_draft", incident=archive.incident), err=True)
     else:
         with suppress(OSError):
-            postmortem.refresh_page(archive, draft, lang)
+            postmortem.refresh_page(archive, draft)
     missing = mandatory.missing(draft or "", catalog.load())
     if as_json:
-        lacks = [{"number": m.number, "item": m.item, "problem": messages.text(m.problem, lang)} for m in missing]
+        lacks = [{"number": m.number, "item": m.item, "problem": messages.text(m.problem)} for m in missing]
         common.say_json({"incident": archive.incident, "complete": not missing, "missing": lacks})
     elif missing:
         for m in missing:
             item = say(f"postmortem.item.{m.item}")
-            common.echo_text(lang, say("postmortem.lacks", number=m.number, item=item, problem=m.problem), err=True)
+            common.echo_text(say("postmortem.lacks", number=m.number, item=item, problem=m.problem), err=True)
     else:
-        common.echo_text(lang, say("postmortem.complete", file=file))
+        common.echo_text(say("postmortem.complete", file=file))
     return 2 if missing else 0
 
 
 def _draft_postmortem(
-    archive: Any, lang: str, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float | None
+    archive: Any, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float | None
 ) -> int:
     from runbook_lib.dossier import mandatory
     from runbook_lib.runs import forks
@@ -97,32 +95,33 @@ def _draft_postmortem(
     config = settings.load()
     target = target or postmortem.target_of(archive)
     until = time.monotonic() + (deadline if deadline is not None else config.deadline_s)
-    values = common.parse_parameters(pairs) | {"target": target, "incident_id": archive.incident, "lang": lang}
+    values = common.parse_parameters(pairs) | {"target": target, "incident_id": archive.incident}
+    values["lang"] = messages.language()
     display = ProgressDisplay()
     results = batch.run_sections(
         [batch.request(mandatory.SECTION, values, archive.output, until)],
-        investigation.tell_progress(lang, display.hear),
+        investigation.tell_progress(display.hear),
     )
     display.end()
     result, verdict = results[0], batch.combine_verdict(results)
     try:
-        written = postmortem.write_from_result(archive, result, lang, target)
-        overview.write_index(archive, lang)
+        written = postmortem.write_from_result(archive, result, target)
+        overview.write_index(archive)
     except OSError as e:
         raise click.ClickException(
             f"the postmortem could not be written to {archive.place}: {e.strerror or e}"
         ) from None
     if as_json:
-        said = overview.document(archive.incident, target, results, verdict, lang)
+        said = overview.document(archive.incident, target, results, verdict)
         common.say_json(said | {"postmortem": vars(written), "seal": seal.seal_text(archive)})
     else:
         for finding in result.run.findings:
-            click.echo(render.finding_line(finding, lang))
+            click.echo(render.finding_line(finding))
         if written.kept:
-            common.echo_text(lang, say("postmortem.kept", names=", ".join(written.kept)))
+            common.echo_text(say("postmortem.kept", names=", ".join(written.kept)))
         click.echo(f"\n{written.markdown}\n{written.page}\n{seal.seal_text(archive)}")
     if written.backup:
-        click.echo(f"runbook: {messages.text(say('postmortem.backup', file=written.backup), lang)}", err=True)
+        click.echo(f"runbook: {messages.text(say('postmortem.backup', file=written.backup))}", err=True)
     if result.problem:
         click.echo(f"runbook: section {result.run.section}: {result.problem}", err=True)
     return int(verdict.status.value)

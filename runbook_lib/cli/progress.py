@@ -90,7 +90,7 @@ def carry_out_shown(order: Order, *, in_pipe: bool) -> dict[str, Any]:
         # A forked process forks again, and so must have one thread.
         sampled = pack.active_runbook().sampled & {*order.sections}
         if sampled and "as_of" not in order.parameters and not forks.is_fork():
-            display.waits(messages.text(say("ui.waits_for_numbers"), order.lang))
+            display.waits(messages.text(say("ui.waits_for_numbers")))
             threading.Thread(target=show_first_numbers, args=(order, display), daemon=True).start()
         try:
             return carry_out(order, display.hear)
@@ -114,7 +114,7 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
     from runbook_lib.sources.source import Opening, ReadCost
     from runbook_lib.view import render
 
-    with suppress(Exception):  # the sections say what is wrong
+    with suppress(Exception), messages.using(order.lang):  # the sections say what is wrong
         config, section = settings.load(), order.sections[0]
         take_numbers, take_samples = pack.hook("first_numbers"), pack.hook("first_samples")
         first_sections = pack.hook("first_sections")
@@ -127,7 +127,7 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
             at, hops = take_numbers(db)
         title = say("ui.provisional_first", at=at)
         strip = diagnosis.strip([judged(title, hops=hops)], book.hops)
-        display.first_numbers(render.provisional_lines(title, strip, order.lang))
+        display.first_numbers(render.provisional_lines(title, strip))
         source.close()
         samples.keep_sections(first_sections(hops, book))
         samples.keep_queries(section, cost.queries)

@@ -25,7 +25,7 @@ _EXPECTED = ("status", "stuck_at", "confidence", "failure_mode")
 @click.option("--out", type=FILE, metavar="FILE", help="the file to write  [default: INCIDENT.runbook]")
 @output_option()
 @lang_option()
-def capsule(incident: str, out: Path | None, output: str, lang: str) -> int:
+def capsule(incident: str, out: Path | None, output: str) -> int:
     """Pack a dossier into one masked file, which `runbook open` opens on any machine.
 
     The last line is the file's seal: send it separately, for `runbook open --checkpoint`.
@@ -42,7 +42,7 @@ def capsule(incident: str, out: Path | None, output: str, lang: str) -> int:
     except OSError as e:
         raise OutputError(f"{file} could not be written: {e.strerror or e}") from None
     _, differ = replay.reopen(made)
-    for line in (str(file), *_translate_lines([*replay.contents(made), *differ], lang)):
+    for line in (str(file), *_translate_lines([*replay.contents(made), *differ])):
         click.echo(line)
     click.echo(seal.signed_seal(seal.find_seals(sealed)[0]))
     return 0
@@ -54,7 +54,7 @@ def capsule(incident: str, out: Path | None, output: str, lang: str) -> int:
 @click.option("--lab", "in_lab", is_flag=True, help="open the notebooks on the recorded frames in JupyterLab")
 @click.option("--checkpoint", "checkpoints", multiple=True, metavar="SEAL|FILE|URL", help="the seal of the file")
 @lang_option()
-def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ...], lang: str) -> int:
+def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ...]) -> int:
     """Open a capsule: show its page, judge its evidence again, and verify its seal. No server is read.
 
     Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but no
@@ -81,21 +81,21 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     state, code = next((state, code) for found, state, code in states if found)
     if in_lab:
         if checkpoints and code:
-            for line in _translate_lines([*doubted, say(state)], lang):
+            for line in _translate_lines([*doubted, say(state)]):
                 click.echo(line, err=True)
             return code
         target = recorded.first.header["target"]
-        copies.open_lab(settings.load().output, copies.replay_incident(file), target, (), file, lang)
+        copies.open_lab(settings.load().output, copies.replay_incident(file), target, (), file)
     replayed, differ = replay.reopen(recorded)
     judged = sum(map(len, replayed.findings.values()))
     verdict = say("capsule.judged_apart", n=len(differ)) if differ else say("capsule.judged_same", n=judged)
     notebooks = say("capsule.notebooks", command=f"runbook open {shlex.quote(str(file))} --lab")
-    told = _translate_lines([*replay.contents(recorded), *doubted, say(state), verdict, *differ, notebooks], lang)
+    told = _translate_lines([*replay.contents(recorded), *doubted, say(state), verdict, *differ, notebooks])
     if no_browser:
-        told = [*replay.page_lines(replayed, lang), "", *told]
+        told = [*replay.page_lines(replayed), "", *told]
     else:
         page = Path(tempfile.mkdtemp(prefix="runbook-open-"), f"{file.stem}.html")
-        page.write_text(replay.page(recorded, replayed, told, lang), encoding="utf-8")
+        page.write_text(replay.page(recorded, replayed, told), encoding="utf-8")
         webbrowser.open(page.as_uri())
         told = [str(page), *told]
     for line in told:
@@ -140,10 +140,10 @@ def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> 
     return 0
 
 
-def _translate_lines(texts: Iterable[Text], lang: str) -> list[str]:
+def _translate_lines(texts: Iterable[Text]) -> list[str]:
     from runbook_lib.book import messages
 
-    return [messages.text(text, lang) for text in texts]
+    return [messages.text(text) for text in texts]
 
 
 def _parse_expectations(given: dict[str, str], now: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ _HOURS = {"h": 1, "d": 24, "w": 168}
 @AS_JSON
 @lang_option()
 def report(
-    since: str | None, until: str | None, output: str, page: Path | None, table: Path | None, as_json: bool, lang: str
+    since: str | None, until: str | None, output: str, page: Path | None, table: Path | None, as_json: bool
 ) -> int:
     """Summarise the incidents of a period: results, effective actions, false alarms, open work.
 
@@ -51,16 +51,16 @@ def report(
     shown = [t if t is None else render.when(t) for t in (begin, end)]
     title = say("report.title", output=output, since=shown[0], until=shown[1])
     if page:
-        told = {"sums": period.summary_lines(said), "tables": period.tables(incidents, said, lang)}
-        write_file(page, render.html("report", lang, title=title, unread=unread, **told))
+        told = {"sums": period.summary_lines(said), "tables": period.tables(incidents, said)}
+        write_file(page, render.html("report", title=title, unread=unread, **told))
     if table:
         write_file(table, period.frame(incidents).to_csv(index=False))
     if as_json:
         period_of = {"since": begin and begin.isoformat(), "until": end and end.isoformat()}
         say_json(period_of | said | {"unread": [text.params["incident"] for text in unread]})
     else:
-        click.echo("\n".join([messages.text(title, lang), *period.lines(incidents, said, lang)]))
-    echo_text(lang, *unread, err=True)
+        click.echo("\n".join([messages.text(title), *period.lines(incidents, said)]))
+    echo_text(*unread, err=True)
     return 0
 
 

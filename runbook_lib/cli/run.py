@@ -165,21 +165,21 @@ def _triage_many(
             now = time.monotonic()
             if sys.stderr.isatty() and (left := len(orders) - len(ended)):
                 words = say("systems.left", n=len(ended), of=len(orders), seconds=left * (now - began) / len(ended))
-                draw(f"  {visible(messages.text(words, order.lang))}\x1b[K\r", err=True)
+                draw(f"  {visible(messages.text(words))}\x1b[K\r", err=True)
             if now - written >= PAGE_S or len(ended) == len(orders):
-                written, page = now, _write_page(output, incident, ended.values(), len(orders), order.lang)
+                written, page = now, _write_page(output, incident, ended.values(), len(orders))
     if form == "text" and page:
         click.echo(f"\n{page}")
     return _print_documents([ended[o.target]["document"] for o in orders], form, several=True)
 
 
-def _write_page(output: str, incident: str, ended: Collection[dict[str, Any]], of: int, lang: str) -> str:
+def _write_page(output: str, incident: str, ended: Collection[dict[str, Any]], of: int) -> str:
     """Write the page of the systems that have ended; return where it is, or "" if it cannot be written."""
     from runbook_lib.dossier import systems
     from runbook_lib.runs.executors import one_line
 
     try:
-        return systems.write(output, incident, ended, of, lang)
+        return systems.write(output, incident, ended, of)
     except (OSError, UsageError) as e:
         click.echo(f"runbook: the page of all systems was not written: {one_line(e)}", err=True)
         return ""
@@ -245,6 +245,7 @@ def _build_order(
 
     return Order(
         tuple(numbers),
+        lang=messages.language(),
         deadline_s=deadline if deadline is not None else settings.load().deadline_s,
         parameters=common.parse_parameters(pairs) | ({"as_of": as_of} if as_of else {}),
         **fields,
@@ -265,7 +266,7 @@ def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0) -> in
         try:
             while True:
                 came = carry_out_shown(order, in_pipe=form == "text" and order.follow)
-                if not _wait_before_rerun(came["document"], until, order.lang):
+                if not _wait_before_rerun(came["document"], until):
                     break
         except forks.ProcessDiedError:
             left = f"{order.output}/{order.incident}"
@@ -284,14 +285,14 @@ def _print_result(came: dict[str, Any], form: str) -> None:
         click.echo(pack.hook("nagios")(came["lines"][0], came["document"]))
 
 
-def _wait_before_rerun(document: dict[str, Any], until: float, lang: str) -> bool:
+def _wait_before_rerun(document: dict[str, Any], until: float) -> bool:
     """Wait for as long as the findings ask, and say so; return False if the run is OK or the time is up."""
     left = until - time.monotonic()
     if left <= 0 or document["status"] == Status.OK.name:
         return False
     again = min(document["verdict"]["look_again_s"] or LOOK_AGAIN_S, left)
     words = {"status": document["status"], "again": again, "left": left}
-    click.echo(f"  {messages.text(say('ui.until_ok', **words), lang)}", err=True)
+    click.echo(f"  {messages.text(say('ui.until_ok', **words))}", err=True)
     time.sleep(again)
     return True
 

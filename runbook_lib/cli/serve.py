@@ -6,7 +6,6 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import Literal
 
 import click
 
@@ -47,7 +46,6 @@ def serve(
     workers: int | None,
     executor: str,
     scheduler: str | None,
-    lang: Literal["ja", "en"],
 ) -> int:
     """Receive alerts over HTTP, run their investigations, and show the incidents (docs/operations.md)."""
     from runbook_lib.runs import forks
@@ -62,7 +60,8 @@ def serve(
 
     gc.set_threshold(1_000)  # this process stays: its memory is worth more than a moment
     config = settings.load()
-    config.receiver.workers, config.lang = workers or config.receiver.workers, lang
+    config.receiver.workers = workers or config.receiver.workers
+    messages.use(messages.language())  # also in the threads of the receiver
     output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
     place = Archive(output, "").place  # raises UsageError if the output cannot be opened
     routes.check(config)
@@ -74,7 +73,7 @@ def serve(
         tls.check()
     if not secrets.needed:
         host = "127.0.0.1"
-        echo_text(lang, say("receiver.alone"), err=True)
+        echo_text(say("receiver.alone"), err=True)
     try:
         listening = server.listen(host, port)
     except OSError as e:
@@ -83,9 +82,9 @@ def serve(
     server.log_to_stderr()
     words = {"auth": say(_AUTH_KEYS[bool(secrets.token), bool(secrets.key)]), "output": place, "journal": journal}
     here = say("receiver.listening", url=server.url(listening, tls), routes=len(config.routes), **words)
-    hello = messages.text(here, lang)
-    if not server.serve(config, output, lang, secrets, kept, doing, places, listening, tls, hello):
-        echo_text(lang, say("receiver.left"), err=True)
+    hello = messages.text(here)
+    if not server.serve(config, output, secrets, kept, doing, places, listening, tls, hello):
+        echo_text(say("receiver.left"), err=True)
         sys.stdout.flush()
         os._exit(0)
     return 0

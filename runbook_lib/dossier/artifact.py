@@ -13,8 +13,7 @@ import nbformat
 import pandas as pd
 from markupsafe import Markup, escape
 
-from runbook_lib.book import catalog
-from runbook_lib.book.messages import LANGUAGES
+from runbook_lib.book import catalog, messages
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.dossier import policy
 from runbook_lib.model.finding import Finding, Status, Verdict, complete
@@ -126,7 +125,7 @@ def header(nb: Notebook) -> dict[str, Any]:
     return dict(_read_conclusion(nb)["header"])
 
 
-def html(nb: Notebook, title: str, lang: str, evidence: str = "") -> str:
+def html(nb: Notebook, title: str, evidence: str = "") -> str:
     """Return the notebook as one self-contained HTML page, the verdict first, the digest of its evidence last."""
     parts = [
         _remove_external(part)
@@ -138,7 +137,6 @@ def html(nb: Notebook, title: str, lang: str, evidence: str = "") -> str:
     ]
     return render.html(
         "artifact",
-        lang if lang in LANGUAGES else "en",
         title=title,
         banner=_mark_safe(_read_banner(nb)),
         body=_mark_safe("\n".join(parts)),
@@ -247,10 +245,11 @@ def make(
     name = f"{stem}-{run.status.name}"
     title = f"{run.section} {run.status.name} {parameters['incident_id']}"
     judged = json.dumps(evidence(run), ensure_ascii=False).encode()
-    language = parameters.get("lang", "en")
+    with messages.using(parameters.get("lang", "en")):
+        page = html(nb, title, f"{name}.json {digest(judged)}")
     files = {
         f"{name}.ipynb": nbformat.writes(nb).encode(),
-        f"{name}.html": html(nb, title, language, f"{name}.json {digest(judged)}").encode(),
+        f"{name}.html": page.encode(),
         f"evidence/{name}.json": judged,
         **policy.current_policy(run.header.get("given", {}).get("thresholds", {})),
     }

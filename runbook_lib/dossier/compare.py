@@ -35,7 +35,7 @@ def compare(rb: Session, other: str = "10m ago") -> Comparison:
         before = _find_or_run_earlier(rb, pd.Timedelta(seconds=ago_s))
     else:
         before = archived(rb.context.archive, other)
-    return Comparison(before, live(rb), rb.lang, run=rb.opened)
+    return Comparison(before, live(rb), run=rb.opened)
 
 
 # Samples ----------------------------------------------------------------------------------------------------
@@ -146,9 +146,9 @@ def watching(section: str, every_s: float, **parameters: Any) -> Iterator[tuple[
         begun = time.monotonic()
         rb = run_section(section, **parameters)
         look = live(rb)
-        lines = [f"{look.name}  {rb.context.parameters.target} {section}", *render.verdict_lines(rb.verdict(), rb.lang)]
+        lines = [f"{look.name}  {rb.context.parameters.target} {section}", *render.verdict_lines(rb.verdict())]
         if before:
-            lines += ["", *Comparison(before, look, rb.lang).lines()]
+            lines += ["", *Comparison(before, look).lines()]
         yield look.status, lines
         before = look
         time.sleep(max(every_s - (time.monotonic() - begun), 0.0))

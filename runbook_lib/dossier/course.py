@@ -51,51 +51,47 @@ def lanes(
     actions: Iterable[Entry],
     notes: Sequence[Entry],
     findings: Iterable[dict[str, Any]],
-    lang: str,
 ) -> list[Lane]:
     """Return the lanes, in the order in which they are shown; those of the hops for each target.
 
     `entries` are the lines of the manifest, `verdicts` those of the commands' verdicts.
     """
 
-    def t(key: str, **params: Any) -> str:
-        return messages.text(say(key, **params), lang)
-
     alerts = [Mark(moment(n["time"]), n["text"]) for n in notes if n["who"] == "alert"]
     of_targets: dict[str, list[Entry]] = {}
     for v in verdicts:
         of_targets.setdefault(report.target_of(v, entries), []).append(v)
     given = {p["detected_at"] for e in entries if (p := e.get("parameters")) and p.get("detected_at")}
-    alerts += [Mark(moment(at), t("timeline.detected")) for at in sorted(given)]
+    alerts += [Mark(moment(at), _text("timeline.detected")) for at in sorted(given)]
     found = [*findings]
     return [
-        Lane(t("timeline.alerts"), tuple(alerts)),
+        Lane(_text("timeline.alerts"), tuple(alerts)),
         *(
             replace(lane, name=f"{target} {lane.name}") if len(of_targets) > 1 else lane
             for target, own in of_targets.items()
-            for lane in _hop_lanes(own, lang)
+            for lane in _hop_lanes(own)
         ),
-        _build_locks_lane(found, t),
-        _build_changes_lane(found, t),
+        _build_locks_lane(found),
+        _build_changes_lane(found),
         Lane(
-            t("timeline.runs"),
+            _text("timeline.runs"),
             tuple(
                 Mark(
                     _time_of(v),
-                    f"{', '.join(v['sections'])} {v['verdict']['status']}: {render.location(v['verdict'], lang)}",
+                    f"{', '.join(v['sections'])} {v['verdict']['status']}: {render.location(v['verdict'])}",
                     v["verdict"]["status"],
                 )
                 for v in verdicts
             ),
         ),
         Lane(
-            t("dossier.actions"),
+            _text("dossier.actions"),
             tuple(
                 Mark(
                     moment(a["time"]),
-                    f"{messages.text(action_title(a['action']), lang)}: "
-                    + t(f"action.result.{a['result']}")
-                    + f". {(a['effect'] or a['why'])[lang]}",
+                    f"{messages.text(action_title(a['action']))}: "
+                    + _text(f"action.result.{a['result']}")
+                    + f". {(a['effect'] or a['why'])[messages.language()]}",
                     _action_status(a),
                 )
                 for a in actions
@@ -103,12 +99,12 @@ def lanes(
             ),
         ),
         Lane(
-            t("dossier.notes"),
+            _text("dossier.notes"),
             tuple(Mark(moment(n["time"]), f"{n['who']}: {n['text']}") for n in notes if n["who"] != "alert"),
         ),
         Lane(
-            t("timeline.course"),
-            tuple(m for own in of_targets.values() for m in _mark_course(sorted(own, key=_time_of), t)),
+            _text("timeline.course"),
+            tuple(m for own in of_targets.values() for m in _mark_course(sorted(own, key=_time_of))),
         ),
     ]
 
@@ -174,7 +170,7 @@ def _time_of(verdict: Entry) -> pd.Timestamp:
     return moment(verdict.get("as_of") or verdict["started"])
 
 
-def _hop_lanes(verdicts: Iterable[Entry], lang: str) -> Iterator[Lane]:
+def _hop_lanes(verdicts: Iterable[Entry]) -> Iterator[Lane]:
     """Yield what waited at each hop, and then what came and left; later verdicts replace earlier ones."""
     values: dict[str, dict[str, dict[pd.Timestamp, tuple[pd.Timestamp, float | None]]]] = {}
     limits: dict[str, float | None] = {}
@@ -189,7 +185,7 @@ def _hop_lanes(verdicts: Iterable[Entry], lang: str) -> Iterator[Lane]:
         for name, known in values.items():
             shown = tuple(
                 Series(
-                    messages.text(say(f"ui.{kind}"), lang),
+                    _text(f"ui.{kind}"),
                     kind,
                     tuple((b, e, v) for b, (e, v) in sorted(known[kind].items()) if v is not None),
                 )
@@ -197,11 +193,15 @@ def _hop_lanes(verdicts: Iterable[Entry], lang: str) -> Iterator[Lane]:
                 if known[kind]
             )
             if shown:
-                words = messages.text(say(key, hop=hop_text(name)), lang)
+                words = _text(key, hop=hop_text(name))
                 yield Lane(words, series=shown, limit=limits[name] if kinds == ("waiting",) else None)
 
 
-def _build_changes_lane(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
+def _text(key: str, **params: Any) -> str:
+    return messages.text(say(key, **params))
+
+
+def _build_changes_lane(findings: Iterable[dict[str, Any]]) -> Lane:
     """Return the changes that steps list (frame `lately`), and those since the last healthy configuration (`drift`)."""
     marks, known = dict[tuple[pd.Timestamp, str], Mark](), list[Interval]()
     for f in findings:
@@ -219,10 +219,10 @@ def _build_changes_lane(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
             text = f"{item} {setting}: {before or '–'} → {now or '–'}"
             begin = healthy["at"].iloc[0] if healthy is not None and len(healthy) else at
             marks[begin, text] = Mark(begin, text, "WARNING", until=at)
-    return Lane(t("timeline.changes"), tuple(marks.values()), known=tuple(known))
+    return Lane(_text("timeline.changes"), tuple(marks.values()), known=tuple(known))
 
 
-def _build_locks_lane(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
+def _build_locks_lane(findings: Iterable[dict[str, Any]]) -> Lane:
     """Return waits for a lock (frames with `wait_s`) and open transactions (`transaction_s`) when a step looked."""
     marks, known = dict[tuple[Any, ...], Mark](), list[Interval]()
     for f in findings:
@@ -235,12 +235,14 @@ def _build_locks_lane(findings: Iterable[dict[str, Any]], t: Any) -> Lane:
             waits, who = "wait_s" in row, f"{row.get('application') or ''} {row.get('pid') or ''}".strip()
             seconds = row["wait_s" if waits else "transaction_s"]
             if seconds is not None and seconds == seconds and seconds >= 1:
-                text = t("timeline.waits" if waits else "timeline.open", who=who, s=seconds, by=row.get("blocked_by"))
+                text = _text(
+                    "timeline.waits" if waits else "timeline.open", who=who, s=seconds, by=row.get("blocked_by")
+                )
                 begin = at - pd.Timedelta(seconds=float(seconds))
                 marks[who, waits, begin.floor("5s")] = Mark(begin, text, "WARNING" if waits else "", until=at)
                 known.append((begin, at))
     waits_last = sorted(marks.values(), key=lambda m: m.status)  # drawn over the transactions
-    return Lane(t("timeline.locks"), tuple(waits_last), known=tuple(known))
+    return Lane(_text("timeline.locks"), tuple(waits_last), known=tuple(known))
 
 
 def _action_status(a: Entry) -> str:
@@ -255,16 +257,16 @@ def tells_of_all(verdict: Entry) -> bool:
     return bool(looked) or verdict["verdict"]["status"] != Status.OK.name
 
 
-def _mark_course(verdicts: Sequence[Entry], t: Any) -> Iterator[Mark]:
+def _mark_course(verdicts: Sequence[Entry]) -> Iterator[Mark]:
     """Yield the onset, the end of the outage, and the first verdict without a finding after it."""
     if onset := next((v["onset"] for v in verdicts if v.get("onset")), None):
-        yield Mark(moment(onset), t("timeline.onset"), "CRITICAL")
+        yield Mark(moment(onset), _text("timeline.onset"), "CRITICAL")
     bad = False
     for v in filter(tells_of_all, verdicts):
         status = v["verdict"]["status"]
         if over := v["verdict"].get("ended"):
-            yield Mark(moment(over["since"]), t("timeline.over"), "WARNING")
+            yield Mark(moment(over["since"]), _text("timeline.over"), "WARNING")
         if bad and status == Status.OK.name:
             confirmed = catalog.RECOVERY in v["sections"]
-            yield Mark(_time_of(v), t("timeline.confirmed" if confirmed else "timeline.well"), "OK")
+            yield Mark(_time_of(v), _text("timeline.confirmed" if confirmed else "timeline.well"), "OK")
         bad = status != Status.OK.name

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from runbook_lib.book import catalog
+from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import moment
 from runbook_lib.dossier import course, mandatory, postmortem, report
 from runbook_lib.dossier.artifact import Result, stamp
@@ -33,7 +33,7 @@ INDEX = "index.html"
 MAX_RENDERS = 4
 
 
-def document(incident: str, target: str, results: Sequence[Result], verdict: Verdict, lang: str) -> dict[str, Any]:
+def document(incident: str, target: str, results: Sequence[Result], verdict: Verdict) -> dict[str, Any]:
     """Return a command's result as its JSON contract defines it (docs/architecture.md, "The command")."""
     header = next((r.run.header for r in results if r.run.header), {})
     as_of = header.get("as_of", results[0].started)
@@ -58,7 +58,7 @@ def document(incident: str, target: str, results: Sequence[Result], verdict: Ver
                         "step": f.step,
                         "status": f.status.name,
                         "reason": f.reason.value if f.reason else None,
-                        "headline": record.finding(f)["headline"][lang],
+                        "headline": record.finding(f)["headline"][messages.language()],
                         "values": record.values(f),
                     }
                     for f in r.run.findings
@@ -107,25 +107,25 @@ def _with_relative_paths(archive: Archive, said: dict[str, Any]) -> dict[str, An
     return said | {"runs": runs}
 
 
-def write_index(archive: Archive, lang: str) -> None:
+def write_index(archive: Archive) -> None:
     """Make index.html from the logs, and again if they grew meanwhile. Raises OSError.
 
     Another command may have written its newer page before this one.
     """
     for _ in range(MAX_RENDERS):
         heads = [archive.raw(log)[-1:] for log in SEALED]
-        archive.write(INDEX, page(archive, lang).encode())
+        archive.write(INDEX, page(archive).encode())
         if heads == [archive.raw(log)[-1:] for log in SEALED]:
             break
 
 
-def page(archive: Archive, lang: str, copies: Mapping[str, str] | None = None) -> str:
+def page(archive: Archive, copies: Mapping[str, str] | None = None) -> str:
     """Return the incident's page from its logs, with links to a responder's own notebooks by section.
 
     Raises OSError, also if a changed line of a log cannot be shown: callers handle only OSError and must go on.
     """
     try:
-        return _render_page(archive, lang, copies)
+        return _render_page(archive, copies)
     except OSError:
         raise
     except Exception as e:
@@ -135,7 +135,7 @@ def page(archive: Archive, lang: str, copies: Mapping[str, str] | None = None) -
         raise LogError(errno.EBADMSG, wrong, archive.place) from e
 
 
-def _render_page(archive: Archive, lang: str, copies: Mapping[str, str] | None) -> str:
+def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
     entries, actions, notes = archive.manifest(), archive.lines(ACTION_LOG), archive.lines(NOTES)
     # A section 7 run looks back: it says nothing about the present state.
     verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [mandatory.SECTION]]
@@ -147,27 +147,24 @@ def _render_page(archive: Archive, lang: str, copies: Mapping[str, str] | None) 
     judged = [run for own in runs.values() for run in own]
     read = course.read_findings(archive, (a for a in artifacts if a in artifacts[-course.MAX_READ :] or a in judged))
     shown = [(run, f) for run, f in read if run in judged]
-    lanes = course.lanes(entries, verdicts, actions, notes, (f for _, f in read), lang)
+    lanes = course.lanes(entries, verdicts, actions, notes, (f for _, f in read))
     span, opens = course.span(lanes), course.incident(lanes, entries, verdicts)
     return render.html(
         "dossier",
-        lang,
         incident=archive.incident,
         nows=nows,
         past={v["name"] for v in nows if report.looks_back(v, entries)},
         targets={v["name"]: report.target_of(v, entries) for v in nows} if len(nows) > 1 else {},
         copies=copies or {},
         last=last,
-        timeline=Markup(timeline.html(lanes, *span, lang, opens)) if span else "",  # noqa: S704 - our own rendering
+        timeline=Markup(timeline.html(lanes, *span, opens)) if span else "",  # noqa: S704 - our own rendering
         findings=sorted(shown, key=lambda e: -Status[e[1]["status"]].rank),
         # A step of one target only has its place on the page.
         linked=runs[now["name"]] if now else (),
         steps={now["name"]: _steps_of_hops(f for run, f in shown if run in runs[now["name"]])} if now else {},
         following=now["verdict"]["next_sections"] if now else [catalog.FIRST_RESPONSE],
         located=report.located(verdicts),
-        proposals={
-            v["name"]: render.proposal_texts((Proposal(**p) for p in v["verdict"]["proposals"]), lang) for v in nows
-        },
+        proposals={v["name"]: render.proposal_texts(Proposal(**p) for p in v["verdict"]["proposals"]) for v in nows},
         verdicts=verdicts,
         artifacts=artifacts,
         actions=[a | {"what": record.describe_action(a["what"])} for a in actions if _is_shown(a, actions)],

@@ -134,9 +134,8 @@ class WrittenDraft:
 
 
 def write(
-    archive: Archive, findings: Iterable[Finding], lang: str, *, target: str, artifact: str | None, chart: str | None,
-    made: str,
-) -> WrittenDraft:  # fmt: skip
+    archive: Archive, findings: Iterable[Finding], *, target: str, artifact: str | None, chart: str | None, made: str
+) -> WrittenDraft:
     """Write the draft from a run of section 7 and preserve a person's texts. Raises OSError.
 
     `artifact` is that run's name, `chart` its picture (PNG in base64).
@@ -144,7 +143,7 @@ def write(
     before = archive.read_or_none(MARKDOWN)
     old = (before or b"").decode(errors="replace")
     kept = person_blocks(old)
-    text = compose(draft(findings, lang, incident=archive.incident, target=target, artifact=artifact, made=made), kept)
+    text = compose(draft(findings, incident=archive.incident, target=target, artifact=artifact, made=made), kept)
     backup = None
     if before is not None and (is_edited(old) or old.encode() != before):
         taken = set(archive.names())
@@ -152,15 +151,15 @@ def write(
         backup = next(n for i in range(1, 10_000) if (n := stem if i == 1 else f"{stem}.{i}") not in taken)
         archive.write(backup, before)
     archive.write(MARKDOWN, text.encode())
-    archive.write(PAGE, page(text, archive.incident, lang, chart).encode())
+    archive.write(PAGE, page(text, archive.incident, chart).encode())
     return WrittenDraft(f"{archive.place}/{MARKDOWN}", f"{archive.place}/{PAGE}", tuple(sorted(kept)), backup)
 
 
-def refresh_page(archive: Archive, draft: str, lang: str) -> None:
+def refresh_page(archive: Archive, draft: str) -> None:
     """Write the page of a draft that a person has edited, with the newest chart of section 7. Raises OSError."""
     made = next((e["name"] for e in reversed(archive.manifest()) if e.get("section") == SECTION), None)
     chart = _find_chart(archive.read(f"{made}.ipynb")) if made else None
-    archive.write(PAGE, page(draft, archive.incident, lang, chart).encode())
+    archive.write(PAGE, page(draft, archive.incident, chart).encode())
 
 
 def read_draft(archive: Archive) -> str | None:
@@ -175,13 +174,13 @@ def target_of(archive: Archive) -> str:
     return str(next((t for t in targets if t), "default"))
 
 
-def write_from_result(archive: Archive, result: Result, lang: str, target: str) -> WrittenDraft:
+def write_from_result(archive: Archive, result: Result, target: str) -> WrittenDraft:
     """Write the draft from the result of a headless run of section 7. Raises OSError."""
     artifact = chart = None
     if result.ipynb and result.ipynb.startswith(archive.place) and not result.ipynb.endswith(PARTIAL):
         artifact = result.ipynb.rpartition("/")[2].removesuffix(".ipynb")
         chart = _find_chart(archive.read(f"{artifact}.ipynb"))
-    return write(archive, result.run.findings, lang, target=target, artifact=artifact, chart=chart, made=result.ended)
+    return write(archive, result.run.findings, target=target, artifact=artifact, chart=chart, made=result.ended)
 
 
 def _find_chart(notebook: bytes) -> str | None:
@@ -189,41 +188,37 @@ def _find_chart(notebook: bytes) -> str | None:
     return next((str(picture).replace("\n", "") for picture in pictures), None)
 
 
-def draft(
-    findings: Iterable[Finding], lang: str, *, incident: str, target: str, artifact: str | None, made: str
-) -> str:
+def draft(findings: Iterable[Finding], *, incident: str, target: str, artifact: str | None, made: str) -> str:
     """Return the generated draft without a person's texts."""
     steps = {f.step: f for f in findings}
 
     def t(key: str, **params: Any) -> Md:
         shown = {k: v if v is None or isinstance(v, int | float | Text) else md(v) for k, v in params.items()}
-        return Md(messages.text(say(key, **shown), lang))
+        return Md(messages.text(say(key, **shown)))
 
     def person(name: str, default: str) -> Md:
         return Md(block(name, default, default))
 
-    answers = _prefill_record(steps, lang)
+    answers = _prefill_record(steps)
     values: dict[str, Any] = {
         "t": t,
         "person": person,
         "data": lambda item: person(f"data-{item}", _yaml_block(item, answers[item], t(f"postmortem.hint.{item}"))),
-        "headline": lambda step: (
-            md(messages.text(steps[step].headline, lang)) if step in steps else t("postmortem.not_run")
-        ),
-        "notes": lambda step: [md(messages.text(n, lang)) for n in steps[step].notes] if step in steps else [],
+        "headline": lambda step: md(messages.text(steps[step].headline)) if step in steps else t("postmortem.not_run"),
+        "notes": lambda step: [md(messages.text(n)) for n in steps[step].notes] if step in steps else [],
         "rows": lambda step, frame: _frame_rows(steps.get(step), frame),
         "value": lambda step, name: steps[step].value(name) if step in steps else None,
         "link": lambda name, words=None: _artifact_link(name, words),
         "duration": duration,
         "when": lambda at: md(render.when(at)) if at is not None and at == at else Md("–"),
         "number": lambda v: Md("–" if v is None or v != v else f"{v:,.4g}" if v < 1000 else f"{v:,.0f}"),
-        "mode": lambda id_: md(f"{id_} {render.mode_title(str(id_), lang)}"),
-        "section": lambda number: md(f"{number} {render.section_title(str(number), lang)}"),
-        "hop": lambda name: md(messages.text(hop_text(name), lang)) if name else Md(""),
+        "mode": lambda id_: md(f"{id_} {render.mode_title(str(id_))}"),
+        "section": lambda number: md(f"{number} {render.section_title(str(number))}"),
+        "hop": lambda name: md(messages.text(hop_text(name))) if name else Md(""),
         # The pack's step names the reasons, and the ways in which a time is known; test_messages.py lists both.
         "why": lambda name: t(f"postmortem.why.{name}"),
         "how": lambda name: t(f"postmortem.how.{name}"),
-        "lang": lang,
+        "lang": messages.language(),
         "incident": incident,
         "target": target,
         "artifact": artifact,
@@ -248,14 +243,14 @@ def _frame_rows(finding: Finding | None, frame: str) -> list[dict[str, Any]]:
     return [{str(k): None if v is None or v != v else v for k, v in r.items()} for r in found.to_dict("records")]
 
 
-def _prefill_record(steps: Mapping[str, Finding], lang: str) -> dict[str, Any]:
+def _prefill_record(steps: Mapping[str, Finding]) -> dict[str, Any]:
     """Return the record as far as a run can fill it in; open values are '' or {}."""
 
     def value(step: str, name: str) -> Any:
         return steps[step].value(name) if step in steps else None
 
     def words(key: str, **params: Any) -> str:
-        return messages.text(say(key, **params), lang)
+        return messages.text(say(key, **params))
 
     def short(number: Any) -> float | str:
         return "" if number is None else int(number) if number == int(number) else round(float(number), 1)
@@ -323,7 +318,7 @@ _MARKDOWN = links.markdown_parser()
 _MARKDOWN.add_render_rule("image", lambda self, tokens, i, options, env: escapeHtml(tokens[i].content))
 
 
-def page(text: str, incident: str, lang: str, chart: str | None) -> str:
+def page(text: str, incident: str, chart: str | None) -> str:
     """Return the draft as one self-contained HTML page; blocks that a person must still fill in are marked."""
 
     def html(part: str) -> Any:
@@ -337,4 +332,4 @@ def page(text: str, incident: str, lang: str, chart: str | None) -> str:
         parts.append(("todo" if _short_digest(m["text"].strip("\n")) == m["default"] else "done", [html(m["text"])]))
         end = m.end()
     parts.append(("", [html(part) for part in text[end:].split(_CHART)]))
-    return render.html("postmortem", lang, incident=incident, parts=parts, chart=chart)
+    return render.html("postmortem", incident=incident, parts=parts, chart=chart)

@@ -273,9 +273,9 @@ def similar_incidents(rb: Session) -> render.Shown | None:
     if not found:
         return None
     columns = ("begun", "incident", "place", "modes", "actions")
-    rows = [[_format_cell(i.row(), c, rb.lang) for c in columns] for i in found]
-    lines = [messages.text(say("dossier.seen_before"), rb.lang), *(f"  {line}" for line in render.columns(rows))]
-    page = render.html("seen_before", rb.lang, incidents=found, linked=False)
+    rows = [[_format_cell(i.row(), c) for c in columns] for i in found]
+    lines = [messages.text(say("dossier.seen_before")), *(f"  {line}" for line in render.columns(rows))]
+    page = render.html("seen_before", incidents=found, linked=False)
     return render.Shown({"text/html": page, "text/plain": "\n".join(lines)}, run=rb.opened)
 
 
@@ -369,32 +369,32 @@ def summary_lines(said: Mapping[str, Any]) -> list[Text]:
     ]
 
 
-def tables(incidents: Iterable[IncidentSummary], said: Mapping[str, Any], lang: str) -> list[Table]:
+def tables(incidents: Iterable[IncidentSummary], said: Mapping[str, Any]) -> list[Table]:
     """Return the tables of the incidents and of `report`'s data; empty tables are left out."""
     flat = [i.row() for i in incidents]
     rows = dict(said) | {"list": flat, "course": flat}
     return [
         (
-            messages.text(say(title), lang),
-            [messages.text(say(f"report.col.{c}"), lang) for c in columns],
-            [[_format_cell(row, c, lang) for c in columns] for row in rows[name]],
+            messages.text(say(title)),
+            [messages.text(say(f"report.col.{c}")) for c in columns],
+            [[_format_cell(row, c) for c in columns] for row in rows[name]],
         )
         for name, (title, columns) in _TABLES.items()
         if rows[name]
     ]
 
 
-def lines(incidents: Iterable[IncidentSummary], said: Mapping[str, Any], lang: str) -> list[str]:
+def lines(incidents: Iterable[IncidentSummary], said: Mapping[str, Any]) -> list[str]:
     """Return the summary and the tables as lines of text."""
-    found = [messages.text(line, lang) for line in summary_lines(said)]
-    for name, heads, rows in tables(incidents, said, lang):
+    found = [messages.text(line) for line in summary_lines(said)]
+    for name, heads, rows in tables(incidents, said):
         found += ["", name, *(f"  {line}" for line in render.columns([heads, *rows]))]
     return found
 
 
-def _format_cell(row: Mapping[str, Any], column: str, lang: str) -> str:
+def _format_cell(row: Mapping[str, Any], column: str) -> str:
     def t(key: str, **params: Any) -> str:
-        return messages.text(say(key, **params), lang)
+        return messages.text(say(key, **params))
 
     value = row.get(column)
     match column:
@@ -407,10 +407,10 @@ def _format_cell(row: Mapping[str, Any], column: str, lang: str) -> str:
         case "alert":
             return value or t("report.unnamed")
         case "place":
-            known = messages.catalogue(lang)  # the dossier may be of another runbook
+            known = messages.catalogue()  # the dossier may be of another runbook
             return " / ".join(known.get(hop_text(p).key, p) for p in row[column].split(" / "))
         case "mode" | "modes":
-            return " / ".join(f"{m} {render.mode_title(m, lang)}".strip() for m in row[column].split(" / "))
+            return " / ".join(f"{m} {render.mode_title(m)}".strip() for m in row[column].split(" / "))
         case "ttd" | "ttr":
             source = row[f"{column}_by"] or "not_known"
             return t(f"report.took.{source}", s=row[f"{column}_s"])

@@ -13,7 +13,7 @@ from runbook_lib.view import render
 PAGE = "systems.html"
 
 
-def write(output: str, incident: str, came: Collection[Mapping[str, Any]], of: int, lang: str) -> str:
+def write(output: str, incident: str, came: Collection[Mapping[str, Any]], of: int) -> str:
     """Write the page from what `investigation.summary` returned for the systems that have ended, of so many.
 
     Return where it is. Raises OSError and UsageError.
@@ -22,5 +22,5 @@ def write(output: str, incident: str, came: Collection[Mapping[str, Any]], of: i
     archive.prepare()
     ended = sorted(came, key=lambda c: (-Status[c["document"]["status"]].rank, c["document"]["target"]))
     counts = Counter(c["document"]["status"] for c in ended)
-    archive.write(PAGE, render.html("systems", lang, incident=incident, ended=ended, counts=counts, of=of).encode())
+    archive.write(PAGE, render.html("systems", incident=incident, ended=ended, counts=counts, of=of).encode())
     return f"{archive.place}/{PAGE}"

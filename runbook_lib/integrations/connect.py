@@ -93,7 +93,7 @@ class Forward:
 @click.command()
 @click.argument("target", default="default")
 @lang_option()
-def connect(target: str, lang: str) -> None:
+def connect(target: str) -> None:
     """Forward the cluster ports that section 2 needs (kubectl port-forward), until Ctrl-C."""
     config = settings.load()
     known, workloads = _find_target(config, target)
@@ -101,7 +101,7 @@ def connect(target: str, lang: str) -> None:
         raise UsageError(f"target '{target}' does not use kubectl, or has no forwards: there is nothing to forward")
     forwards, elsewhere = _plan_forwards(known, workloads)
     for name in elsewhere:
-        click.echo(messages.text(say("connect.elsewhere", name=name), lang), err=True)
+        click.echo(messages.text(say("connect.elsewhere", name=name)), err=True)
     if not forwards:
         raise UsageError(f"target '{target}' has no address on this machine: there is nothing to forward")
     interrupts.raise_on_signal()
@@ -109,16 +109,16 @@ def connect(target: str, lang: str) -> None:
         for forward in forwards:
             opened.callback(forward.end)
             forward.start(workloads)
-        _wait_until_open(forwards, workloads, lang)
+        _wait_until_open(forwards, workloads)
         running = [f for f in forwards if not f.ended]
         if target == "default":  # the environment gives only this target its addresses
             for line in _export_lines(running, known, workloads):
                 click.echo(line)
-        click.echo(messages.text(say("connect.open", command=f"runbook run 2 --target {target}"), lang), err=True)
+        click.echo(messages.text(say("connect.open", command=f"runbook run 2 --target {target}")), err=True)
         while not (dead := [f for f in running if f.ended and f.needed]):
             time.sleep(0.3)
     died = say("connect.died", resource=dead[0].resource, detail=dead[0].problem())
-    raise click.ClickException(messages.text(died, lang))
+    raise click.ClickException(messages.text(died))
 
 
 def _find_target(config: Settings, name: str) -> tuple[Target | None, WorkloadSettings]:
@@ -160,7 +160,7 @@ def _local_port(urls: str, usual: int) -> int | None:
     return None
 
 
-def _wait_until_open(forwards: list[Forward], workloads: WorkloadSettings, lang: str) -> None:
+def _wait_until_open(forwards: list[Forward], workloads: WorkloadSettings) -> None:
     """Wait until all forwards are open; an optional one may fail. Raises ClickException if a needed one fails."""
     until = time.monotonic() + OPEN_S
     for forward in forwards:
@@ -172,7 +172,7 @@ def _wait_until_open(forwards: list[Forward], workloads: WorkloadSettings, lang:
         detail = forward.problem() if forward.ended else f"not open within {OPEN_S:.0f} s"
         denied = "forbidden" in detail.lower() or re.search(r"unauthorized|must be logged in", detail, re.IGNORECASE)
         why = say("connect.denied" if denied else "connect.failed", **facts, detail=detail)
-        failed = messages.text(why, lang)
+        failed = messages.text(why)
         if forward.needed:
             raise click.ClickException(failed)
         forward.end()

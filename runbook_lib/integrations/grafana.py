@@ -58,7 +58,7 @@ def dashboard_link(target: Target, name: str, incident: str, window: Window) -> 
     return re.sub(r"\{(\w+)\}", lambda m: quote(values[m[1]], safe="") if m[1] in values else m[0], target.grafana_link)
 
 
-def annotate(target: Target, name: str, incident: str, annotations: Sequence[Annotation], lang: str) -> None:
+def annotate(target: Target, name: str, incident: str, annotations: Sequence[Annotation]) -> None:
     """Write annotations to the target's Grafana, if it has one, within `POST_S`. A failure is logged, not raised."""
     if not target.grafana_url or not annotations:
         return
@@ -68,21 +68,21 @@ def annotate(target: Target, name: str, incident: str, annotations: Sequence[Ann
     posting.join(POST_S)
     problem = results[0] if results else f"no answer within {POST_S:.0f} s"
     if problem:
-        _log.warning("%s", messages.text(say("ui.not_annotated", incident=incident, problem=problem), lang))
+        _log.warning("%s", messages.text(say("ui.not_annotated", incident=incident, problem=problem)))
 
 
-def annotate_action(rb: Context, outcome: Outcome, begun: pd.Timestamp, lang: str) -> None:
+def annotate_action(rb: Context, outcome: Outcome, begun: pd.Timestamp) -> None:
     """Annotate an action that was executed."""
     if outcome.result in ("done", "failed"):
-        title = messages.text(action_title(outcome.action), lang)
-        result = messages.text(say(f"action.result.{outcome.result}"), lang)
+        title = messages.text(action_title(outcome.action))
+        result = messages.text(say(f"action.result.{outcome.result}"))
         text = rb.masker.scrub(f"{title} {record.describe_action(outcome.what)}: {result}")
         done = Annotation("action", text, begun, pd.Timestamp.now("UTC"), (outcome.action, outcome.result))
-        annotate(rb.target, rb.parameters.target, rb.parameters.incident_id, [done], lang)
+        annotate(rb.target, rb.parameters.target, rb.parameters.incident_id, [done])
 
 
 def annotate_verdict(
-    archive: Archive, results: Sequence[Result], said: dict[str, Any], kept: dict[str, Any] | None, lang: str
+    archive: Archive, results: Sequence[Result], said: dict[str, Any], kept: dict[str, Any] | None
 ) -> None:
     """Annotate what is new in the manifest line `kept`; nothing for a run that looks back (`as_of`)."""
     back = any(r.run.header.get("parameters", {}).get("as_of") for r in results)
@@ -92,8 +92,8 @@ def annotate_verdict(
         target = settings.load().target(said["target"])
         if target.grafana_url:
             entries = archive.manifest()
-            found = new_annotations(kept, verdicts_of(said["target"], entries), said["as_of"], lang)
-            annotate(target, said["target"], archive.incident, found, lang)
+            found = new_annotations(kept, verdicts_of(said["target"], entries), said["as_of"])
+            annotate(target, said["target"], archive.incident, found)
 
 
 def verdicts_of(target: str, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -101,9 +101,7 @@ def verdicts_of(target: str, entries: Sequence[dict[str, Any]]) -> list[dict[str
     return [e for e in entries if "verdict" in e and report.target_of(e, entries) == target]
 
 
-def new_annotations(
-    kept: dict[str, Any], verdicts: Sequence[dict[str, Any]], as_of: str, lang: str
-) -> list[Annotation]:
+def new_annotations(kept: dict[str, Any], verdicts: Sequence[dict[str, Any]], as_of: str) -> list[Annotation]:
     """Return what is new in an incident's manifest line: an onset, a changed verdict, or a recovery."""
     looks = [e for e in verdicts if e.get("sections") != [mandatory.SECTION]]
     before = looks[: next((n for n, e in enumerate(looks) if e.get("name") == kept["name"]), len(looks))]
@@ -113,14 +111,14 @@ def new_annotations(
     verdict, at = kept["verdict"], moment(as_of)
     onset = next((moment(e["onset"]) for e in (*since, kept) if "onset" in e), None)
     if _shows_recovery(kept) and any(e["verdict"]["status"] != Status.OK.name for e in since):
-        text = messages.text(say("ui.annotated_recovery"), lang)
+        text = messages.text(say("ui.annotated_recovery"))
         return [Annotation("recovery", text, at if onset is None else onset, at)]
     found = []
     if "onset" in kept and not any("onset" in e for e in since):
-        found.append(Annotation("onset", messages.text(say("ui.annotated_onset"), lang), moment(kept["onset"])))
+        found.append(Annotation("onset", messages.text(say("ui.annotated_onset")), moment(kept["onset"])))
     if not before or record.signature(verdict) != record.signature(before[-1]["verdict"]):
         tags = tuple(filter(None, (verdict["status"], verdict["stuck_at"])))
-        found.append(Annotation("verdict", f"{verdict['status']}: {render.location(verdict, lang)}", at, tags=tags))
+        found.append(Annotation("verdict", f"{verdict['status']}: {render.location(verdict)}", at, tags=tags))
     return found
 
 

@@ -24,7 +24,7 @@ _TIMEOUTS = ("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")
 _log = logging.getLogger(__name__)
 
 
-def export_trace(results: Sequence[Result], said: dict[str, Any], lang: str) -> None:
+def export_trace(results: Sequence[Result], said: dict[str, Any]) -> None:
     """Export a run, if a variable names the endpoint and the extra is installed. A failure is logged, not raised."""
     if not any(map(os.environ.get, _ENDPOINTS)) or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
         return
@@ -43,7 +43,7 @@ def export_trace(results: Sequence[Result], said: dict[str, Any], lang: str) -> 
     except Exception as e:  # a variable that OpenTelemetry cannot use
         problem = type(e).__name__
     if problem:
-        _log.warning("%s", messages.text(say("ui.not_traced", incident=said["incident"], problem=problem), lang))
+        _log.warning("%s", messages.text(say("ui.not_traced", incident=said["incident"], problem=problem)))
 
 
 def _make_spans(results: Sequence[Result], said: dict[str, Any]) -> Sequence[Any]:

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import nbformat
 
-from runbook_lib.book import catalog, pack
+from runbook_lib.book import catalog, messages, pack
 from runbook_lib.book.parameters import validate
 from runbook_lib.model.usage import UsageError, config_file, sandbox_folder
 from runbook_lib.store import recording
@@ -36,11 +36,11 @@ _BETWEEN_DOCUMENTS = re.compile(rf"\]\([^()\s:]+/({'|'.join(catalog.DOCUMENTS)})
 _PICTURES = shutil.ignore_patterns("images", "hooks")
 
 
-def prepare_copies(archive: Archive, target: str, sections: Container[str] | None = None, lang: str = "en") -> str:
+def prepare_copies(archive: Archive, target: str, sections: Container[str] | None = None) -> str:
     """Copy the notebooks into the incident's folder; those there are kept. In each, fill in target and incident.
 
-    With `sections` only theirs. A new copy's text is in `lang`. Returns the folder. Raises UsageError when the archive
-    is not a local folder.
+    With `sections` only theirs. A new copy's text is in the current language. Returns the folder. Raises UsageError
+    when the archive is not a local folder.
     """
     if archive.local is None:
         raise UsageError("`runbook lab` needs a local folder as --output, for the copies of the notebooks")
@@ -67,8 +67,8 @@ def prepare_copies(archive: Archive, target: str, sections: Container[str] | Non
         except ValueError:
             continue  # somebody's own file
         if new:
-            prose.set_language(nb, lang)
-            values["lang"] = lang
+            prose.translate(nb)
+            values["lang"] = messages.language()
         for cell in nb.cells:
             if cell.cell_type == "markdown":
                 cell.source = _TO_DOCUMENTS.sub(rf"\g<1>{docs}/", cell.source)
@@ -101,7 +101,6 @@ def open_lab(
     target: str,
     arguments: Sequence[str] = (),
     replay: Path | None = None,
-    lang: str = "en",
 ) -> NoReturn:
     """Become JupyterLab on the copies, with further arguments of its own; with `replay` on a recording's frames.
 
@@ -115,7 +114,7 @@ def open_lab(
     validate({"incident_id": incident})
     archive = Archive(output, incident)
     archive.prepare()
-    folder = prepare_copies(archive, target, recording.read(replay).runs if replay else None, lang)
+    folder = prepare_copies(archive, target, recording.read(replay).runs if replay else None)
     start = f"--LabApp.default_url=/runbook/{incident}/"  # before a person's own: it need not hold
     own = (*_OPTIONS, f"--ServerApp.root_dir={folder}")
     command = [sys.executable, "-m", "jupyterlab", start, *arguments, *own]

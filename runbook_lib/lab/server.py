@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 
-from runbook_lib.book import catalog, pack
+from runbook_lib.book import catalog, messages, pack
 from runbook_lib.book.parameters import mask_free_texts, now, validate
 from runbook_lib.dossier import artifact, overview
 from runbook_lib.model.usage import UsageError
@@ -49,7 +49,8 @@ def _serve_incident_page(web_app: Any, folder: Path) -> None:
         def get(self) -> None:
             own = {n: s.notebook.name for n, s in catalog.load().runnable().items() if s.notebook}
             links = {n: url_path_join(base, "lab/tree", name) for n, name in own.items() if (folder / name).is_file()}
-            self.finish(overview.page(archive, settings.load().lang, links))
+            with messages.using(settings.load().lang):
+                self.finish(overview.page(archive, links))
 
     root = url_path_join(base, "runbook")
     web_app.add_handlers(
@@ -103,7 +104,8 @@ def archive_notebook(path: Path) -> str | None:
     there = archive.of_job(job)
     older = any(e.get("outputs") == shown and "job" not in e for e in archive.manifest())  # by 0.5.0
     if older or {header["section"], ""} <= there.keys():
-        overview.write_index(archive, lang)
+        with messages.using(lang):
+            overview.write_index(archive)
         return None
     masker = Masker.of(settings.load().target(header["target"]).urls(), header["incident"], archive.salts)
     archive.prepare()  # before the first token is made
@@ -115,10 +117,11 @@ def archive_notebook(path: Path) -> str | None:
     entry = there.get(run.section) or _append_run(archive, nb, run, parameters, job=job, outputs=shown)
     place = f"{archive.place}/{entry['name']}"
     result = artifact.Result(run, entry["started"], entry["ended"], f"{place}.ipynb", f"{place}.html")
-    said = overview.document(archive.incident, header["target"], [result], run.verdict, lang)
-    kept = overview.keep(archive, [result], said, job)
-    overview.write_index(archive, lang)
-    pack.tell("concluded", archive, [result], said, kept, lang)
+    with messages.using(lang):
+        said = overview.document(archive.incident, header["target"], [result], run.verdict)
+        kept = overview.keep(archive, [result], said, job)
+        overview.write_index(archive)
+        pack.tell("concluded", archive, [result], said, kept)
     return str(entry["name"])
 
 

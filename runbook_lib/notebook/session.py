@@ -10,12 +10,13 @@ import inspect
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
 from getpass import getpass
 from types import MethodType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pandas as pd
 from IPython.core.getipython import get_ipython
@@ -40,12 +41,25 @@ from runbook_lib.view import render
 from runbook_lib.view.answer import StepResult
 from runbook_lib.view.queries import PARAMETER, StepQueries, queries_of
 
+P = ParamSpec("P")
+R = TypeVar("R")
 #: Seconds after which a step that is run again warns that the run shows an earlier moment.
 OLD_S = 120.0
 #: Parameters that a cell passes on by itself (`rb.act`, `rb.event`), and never to the whole section.
 _OF_CELLS = frozenset({"execute", "approved_by", "reason", "event"})
 #: What every query is given by the run (`Snapshot.ask`), and no cell by a variable: the notebook has an `as_of`, too.
 _OF_RUN = frozenset({"as_of", "since", "max_rows"})
+
+
+def _in_its_language(method: Callable[Concatenate[Session, P], R]) -> Callable[Concatenate[Session, P], R]:
+    """Return a method that runs in the language of its session: one kernel may have several."""
+
+    @wraps(method)
+    def run(self: Session, /, *arguments: P.args, **named: P.kwargs) -> R:
+        with messages.using(self.lang):
+            return method(self, *arguments, **named)
+
+    return run
 
 
 class Session:
@@ -71,7 +85,7 @@ class Session:
         if name not in pack.active_runbook().asks:
             raise AttributeError(f"a session has no '{name}': {did_you_mean(name, dir(self))}")
         ask = pack.active_runbook().ask(name)
-        return ask(self) if isinstance(ask, type) else MethodType(ask, self)
+        return ask(self) if isinstance(ask, type) else MethodType(_in_its_language(ask), self)
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *pack.active_runbook().asks]
@@ -84,10 +98,11 @@ class Session:
     @property
     def lang(self) -> str:
         """The language of what is shown."""
-        return self.context.lang
+        return self.context.parameters.lang
 
     # What the cells of a notebook call.
 
+    @_in_its_language
     def step(self, step: str) -> StepResult:
         """Run one step of the runbook, show its card, and return its result for your own cells.
 
@@ -99,6 +114,7 @@ class Session:
         self._update_dependents(step)
         return StepResult(lambda: self._card(step), inspect.getdoc(self._find_check(step).collect) or "")
 
+    @_in_its_language
     def chart(self, step: str) -> None:
         """Draw the charts of a step of this section; run it first if it has not run yet. Raises UsageError."""
         if not isinstance(step, str):
@@ -114,19 +130,20 @@ class Session:
                 if os.environ.get("RUNBOOK_DEBUG"):
                     raise
                 detail = self.context.masker.scrub(f"{type(e).__name__}: {e}")
-                display(render.sentence(say("chart.not_drawn", detail=detail), self.lang, run=self.opened))
+                display(render.sentence(say("chart.not_drawn", detail=detail), run=self.opened))
                 continue
             if figure is None:
-                display(mark | {"text/plain": messages.text(say("chart.no_data"), self.lang)}, raw=True)
+                display(mark | {"text/plain": messages.text(say("chart.no_data"))}, raw=True)
             else:
-                shown = [bundle | mark for bundle in figure.display(self.lang)]
-                display(*shown, raw=True, metadata=figure.metadata(self.lang))
+                shown = [bundle | mark for bundle in figure.display()]
+                display(*shown, raw=True, metadata=figure.metadata())
 
+    @_in_its_language
     def queries(self, step: str) -> StepQueries:
         """Return what a step of any section asks: SQL or call, index, cost class and columns. No source is asked."""
         if step not in checks():
             raise UsageError(f"unknown step '{step}': {did_you_mean(step, list(checks()))}")
-        return queries_of(step, self.lang)
+        return queries_of(step)
 
     def ask(self, question: str, **params: Any) -> pd.DataFrame:
         """Run a query of the packs (`"queue/backlog"`), or a SELECT of your own with `:name` parameters.
@@ -161,13 +178,16 @@ class Session:
             raise UsageError("only `runbook lab` stores the user id of a token")
         return str(self.context.masker.person(getpass("user id: ").strip()))
 
+    @_in_its_language
     def first_response(self) -> render.Shown:
         """Return the proposals that the findings so far justify, with the exact commands. Nothing is run."""
         found = diagnosis.conclude(self.findings.values(), self.context.catalog)
-        return render.proposal_list(found.proposals, self.lang, run=self.opened)
+        return render.proposal_list(found.proposals, run=self.opened)
 
+    @_in_its_language
     def act(
         self,
+        /,
         name: str,
         *,
         execute: bool = False,
@@ -206,9 +226,10 @@ class Session:
             )
         self.context.outcomes[name] = outcome
         if self.context.target.grafana_url:
-            pack.tell("acted", self.context, outcome, begun, self.lang)
-        return render.ActionCard(outcome, self.lang, run=self.opened)
+            pack.tell("acted", self.context, outcome, begun)
+        return render.ActionCard(outcome, run=self.opened)
 
+    @_in_its_language
     def settle(self) -> render.Shown:
         """Ask the steps, of any section, that may decide an undecided verdict; return what each showed.
 
@@ -227,21 +248,24 @@ class Session:
             self.answers += diagnosis.read_answers(before, earlier, [found], self.context.catalog)
             self._cards[step] = display(self._card(step), display_id=True)
         self._update_verdict()
-        return render.settlement(self.verdict(), asked, self.lang, run=self.opened)
+        return render.settlement(self.verdict(), asked, run=self.opened)
 
+    @_in_its_language
     def why(self) -> render.Shown:
         """Return the evidence for and against each place and failure mode of the verdict, and who reports it."""
-        lines = render.failure_mode_lines(record.verdict(self.verdict()), self.lang)
+        lines = render.failure_mode_lines(record.verdict(self.verdict()))
         return render.text_block(lines, run=self.opened)
 
+    @_in_its_language
     def note(self, text: str) -> render.Shown:
         """Put a line into the incident's timeline. Raises UsageError when it can not be written."""
         masker = self.context.masker
         if self.context.recorded is not None:
             raise UsageError("this is a replay: its notes would stand in no incident")
         kept = keep_note(self.context.archive, masker.scrub_once(text), whoami(), self.context.section.number)
-        return render.sentence(kept, self.lang, run=self.opened)
+        return render.sentence(kept, run=self.opened)
 
+    @_in_its_language
     def reveal(self, *texts: str) -> render.Revealed:
         """Show the user ids behind the tokens in `texts` on the screen only; they are never saved.
 
@@ -252,7 +276,7 @@ class Session:
         tokens = dict.fromkeys(token for text in texts for token in TOKEN.findall(text))
         if not tokens:
             raise UsageError("nothing to reveal: name a token such as rb.reveal('user-1a2b3c4d')")
-        return render.Revealed({t: self.context.masker.people.get(t) for t in tokens}, self.lang)
+        return render.Revealed({t: self.context.masker.people.get(t) for t in tokens})
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:
@@ -260,12 +284,13 @@ class Session:
         if not self.shows:
             yield lambda share, text: None
             return
-        handle = display(render.progress_bar(0.0, say("ui.looking"), self.lang, run=self.opened), display_id=True)
+        handle = display(render.progress_bar(0.0, say("ui.looking"), run=self.opened), display_id=True)
         try:
-            yield lambda share, text: handle.update(render.progress_bar(share, text, self.lang, run=self.opened))
+            yield lambda share, text: handle.update(render.progress_bar(share, text, run=self.opened))
         finally:
-            handle.update(render.progress_bar(None, say("ui.looking"), self.lang, run=self.opened))
+            handle.update(render.progress_bar(None, say("ui.looking"), run=self.opened))
 
+    @_in_its_language
     def conclude(self) -> None:
         """Show the verdict of the section, every planned step exactly once, and the cost of the queries.
 
@@ -275,6 +300,7 @@ class Session:
         if self._top is not None:
             self._top.update(self._banner(self.verdict()))
 
+    @_in_its_language
     def run_steps(self) -> Verdict:
         """Run every step of the section without showing it; return the verdict."""
         for step in self.context.section.steps:
@@ -285,12 +311,13 @@ class Session:
         """Return the verdict so far."""
         return replace(diagnosis.conclude(self._planned_findings(), self.context.catalog), asked=self.answers)
 
+    @_in_its_language
     def show_header(self) -> None:
         """Show the target, the moment and the window of this run; `conclude` replaces it with the verdict."""
         self.shows = True
         if self.context.recorded is not None:
             said = say("lab.replayed", as_of=render.when(self.context.as_of))
-            display(render.sentence(said, self.lang, run=self.opened))
+            display(render.sentence(said, run=self.opened))
         self._top = display(self._banner(None), display_id=True)
 
     def _conclusion(self) -> render.Shown:
@@ -300,18 +327,18 @@ class Session:
             self._planned_findings(),
             self._step_titles(),
             [*samples.queries_before(self.context.section.number), *self.context.read_cost.queries],
-            self.lang,
             run=self.opened,
         )
 
     def _banner(self, verdict: Verdict | None) -> render.Shown:
-        return render.banner(self._header(), verdict, self.lang, run=self.opened)
+        return render.banner(self._header(), verdict, run=self.opened)
 
+    @_in_its_language
     def _card(self, step: str) -> render.Card:
         found = self.findings[step]
         hop = _find_hop(found, self.context.catalog.hops)
         dashboard = "" if found.status is Status.OK else render.link_to_hop(self._dashboard, hop)
-        return render.Card(found, self._step_titles()[step], self.lang, dashboard, run=self.opened)
+        return render.Card(found, self._step_titles()[step], dashboard, run=self.opened)
 
     def _run_step(self, step: str) -> None:
         self.findings[step] = self._find_check(step).run(self.context)
@@ -339,7 +366,7 @@ class Session:
         age_s = (self.context.now() - self.context.as_of).total_seconds()
         if self.shows and not self.context.past and age_s > OLD_S:
             text = say("lab.old", as_of=render.when(self.context.as_of), minutes=age_s / 60)
-            display(render.sentence(text, self.lang, run=self.opened))
+            display(render.sentence(text, run=self.opened))
 
     def _find_check(self, step: str) -> Check:
         if step not in {s.id for s in self.context.section.steps}:
@@ -359,12 +386,12 @@ class Session:
         return complete(dict.fromkeys([*own, *self.findings]), self.findings)
 
     def _step_titles(self) -> dict[str, str]:
-        return {s.id: s.words(self.lang) for section in self.context.catalog.sections.values() for s in section.steps}
+        return {s.id: s.words() for section in self.context.catalog.sections.values() for s in section.steps}
 
     def _header(self) -> render.Header:
         return render.Header(
             section=self.context.section.number,
-            title=self.context.section.words(self.lang),
+            title=self.context.section.words(),
             incident=self.context.parameters.incident_id,
             target=self.context.parameters.target,
             as_of=self.context.as_of,
@@ -403,6 +430,7 @@ def open_section(section: str, variables: Mapping[str, Any] | None = None, /, **
     """
     names = parameters_class().model_fields.keys() - _OF_CELLS
     rb = quiet_session(section, **{k: v for k, v in (variables or {}).items() if k in names} | parameters)
+    messages.use(rb.lang)  # of what a cell makes without the session
     sql_cells(rb)
     rb.show_header()
     return rb

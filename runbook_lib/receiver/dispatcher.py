@@ -66,7 +66,6 @@ class Dispatcher(Loop):
         metrics: Metrics,
         *,
         places: Sequence[str],
-        lang: str,
     ) -> None:
         """Prepare the thread.
 
@@ -74,7 +73,7 @@ class Dispatcher(Loop):
         """
         super().__init__("dispatcher")
         self._journal, self._config, self._output, self._executor = journal, config, output, executor
-        self._metrics, self._places, self._lang = metrics, tuple(places), lang
+        self._metrics, self._places = metrics, tuple(places)
         self._clock, self._recovered, self._trim_due = journal.clock, False, -math.inf
         self._look_due = time.monotonic() + FIRST_LOOK_S
         #: What the running investigations have found, by incident and target; those on other machines do not tell.
@@ -90,7 +89,7 @@ class Dispatcher(Loop):
             self._journal.trim(self._config.receiver.keep_runs)
         if time.monotonic() >= self._look_due:
             self._look_due, now = time.monotonic() + LOOK_S, self._clock.now()
-            line = messages.text(say("alert.unrepeated", hours=UNREPEATED_S / 3600), self._lang)
+            line = messages.text(say("alert.unrepeated", hours=UNREPEATED_S / 3600))
             self._journal.end_unrepeated(now - UNREPEATED_S, line, now)
         while not self.stopping.is_set() and len(busy := self.busy) < self._config.receiver.workers:
             job = self._journal.next_job(self._clock.now(), busy)
@@ -117,8 +116,8 @@ class Dispatcher(Loop):
             again = self._retry_time(job, problem)
             return self.write_until_done(lambda: self._journal.retry(job, again, problem))
         _log.error("%s is given up: %s", job.key, problem)
-        title = f"{messages.text(say('notify.not_done'), self._lang)} · {job.incident}"
-        message = title, messages.text(say("notify.problem", problem=problem), self._lang)
+        title = f"{messages.text(say('notify.not_done'))} · {job.incident}"
+        message = title, messages.text(say("notify.problem", problem=problem))
         self.write_until_done(lambda: self._journal.fail(job, self._clock.now(), problem, self._places, message))
         self._metrics.failed.inc()
 
@@ -148,13 +147,13 @@ class Dispatcher(Loop):
         Raises whatever the executor raises.
         """
         archive = Archive(self._output, job.incident)
-        unnoted = self._add_note(archive, job, notify.alert_line(job, self._lang), job.key)
+        unnoted = self._add_note(archive, job, notify.alert_line(job), job.key)
         order = Order(
             sections=job.sections,
             output=self._output,
             target=job.target,
             incident=job.incident,
-            lang=self._lang,
+            lang=messages.language(),
             deadline_s=self._config.deadline_s,
             follow=job.kind == "firing",
             parameters=job.parameters,
@@ -174,8 +173,8 @@ class Dispatcher(Loop):
             self.progress.pop((job.incident, job.target), None)
         if job.kind == "resolved" and not result["problem"]:
             text = say("alert.closed", sections=", ".join(job.sections), verdict=result["lines"][0])
-            unnoted = unnoted or self._add_note(archive, job, messages.text(text, self._lang), f"{job.key}/closed")
-            overview.write_index(archive, self._lang)
+            unnoted = unnoted or self._add_note(archive, job, messages.text(text), f"{job.key}/closed")
+            overview.write_index(archive)
         return result | {"problem": result["problem"] or unnoted}
 
     def _keep_progress(self, job: tuple[str, str], said: RunProgress) -> None:
@@ -203,7 +202,7 @@ class Dispatcher(Loop):
         sealed = seal.seal_text(Archive(self._output, job.incident))  # it covers the notes added after the run
         link = self._dossier_link(job, result["index"] if result else None)
         masker = self._make_masker(job)
-        title, body = notify.compose(job, result, problem, link, self._lang, sealed)
+        title, body = notify.compose(job, result, problem, link, sealed)
         message = masker.scrub_once(title), masker.scrub_once(body)
         now = self._clock.now
         if result is None:
@@ -235,7 +234,7 @@ class Dispatcher(Loop):
         line = say("alert.second_look", seconds=wait_s, alert=job.alert)
         if job.kind == "resolved":
             line = say("alert.not_recovered", seconds=wait_s)
-        return self._clock.now() + wait_s, messages.text(line, self._lang)
+        return self._clock.now() + wait_s, messages.text(line)
 
     def _dossier_link(self, job: Job, index: str | None) -> str:
         """Return the dossier's public URL if one is configured, else its path."""

@@ -63,30 +63,28 @@ def urls_by_digest(config: Settings) -> dict[str, str]:
     return found
 
 
-def alert_line(job: Job, lang: str) -> str:
+def alert_line(job: Job) -> str:
     """Return the alert that started a job as one line; the line says if it is a further outage."""
-    return messages.text(say("alert.recurred", alert=job.alert), lang) if job.recurred else job.alert
+    return messages.text(say("alert.recurred", alert=job.alert)) if job.recurred else job.alert
 
 
-def compose(
-    job: Job, result: dict[str, Any] | None, problem: str, link: str, lang: str, seal: str = ""
-) -> tuple[str, str]:
+def compose(job: Job, result: dict[str, Any] | None, problem: str, link: str, seal: str = "") -> tuple[str, str]:
     """Return title and body for a job that has ended, within their maximum lengths.
 
     `result` is from `investigation.summary`, None if the job is given up; `seal` is from `seal.seal_text`. The incident
     ends the title, seal and link end the body.
     """
-    verdict, *rest = result["lines"] if result else [messages.text(say("notify.not_done"), lang)]
+    verdict, *rest = result["lines"] if result else [messages.text(say("notify.not_done"))]
     recurred = say("notify.recurred", verdict=verdict)
-    title = messages.text(recurred, lang) if job.recurred else verdict
-    lines = [alert_line(job, lang)]
+    title = messages.text(recurred) if job.recurred else verdict
+    lines = [alert_line(job)]
     if result:
         document = result["document"]
         sections, time = ", ".join(r["section"] for r in document["runs"]), render.when(document["as_of"])
         looked = say("notify.looked", target=job.target, sections=sections, time=time)
-        lines += [messages.text(looked, lang), *rest]
+        lines += [messages.text(looked), *rest]
     if problem:
-        lines.append(messages.text(say("notify.problem", problem=problem), lang))
+        lines.append(messages.text(say("notify.problem", problem=problem)))
     end, body, last = f" · {job.incident}", "\n".join(lines).strip(), f"{seal}\n{link}".strip()
     return f"{' '.join(title.split())[: TITLE - len(end)]}{end}", f"{body[: BODY - len(last)]}\n\n{last}"
 
@@ -97,10 +95,10 @@ class Notifier(Loop):
     A reaction to an incident's first message in Slack becomes a note of its timeline.
     """
 
-    def __init__(self, journal: Journal, urls: Mapping[str, str], metrics: Metrics, output: str, lang: str) -> None:
+    def __init__(self, journal: Journal, urls: Mapping[str, str], metrics: Metrics, output: str) -> None:
         """Prepare the thread; `urls` is from `urls_by_digest`, `output` the folder or URL of the dossiers."""
         super().__init__("notifier")
-        self._journal, self._urls, self._metrics, self._output, self._lang = journal, dict(urls), metrics, output, lang
+        self._journal, self._urls, self._metrics, self._output = journal, dict(urls), metrics, output
         self._clock = journal.clock
         self._next_look, self._noted, self._unread = 0.0, set[str](), dict[str, str]()
         self._readdressed = False
@@ -144,7 +142,7 @@ class Notifier(Loop):
             try:
                 for user in users:
                     if (mark := f"acknowledged {place} {incident} {user}") not in self._noted:
-                        text = messages.text(say("notify.acknowledged"), self._lang)
+                        text = messages.text(say("notify.acknowledged"))
                         keep_note(Archive(self._output, incident), text, f"slack:{user}", job=mark)
                         self._noted.add(mark)
             except OutputError as e:

@@ -95,11 +95,10 @@ class Receiver:
         output: str,
         metrics: Metrics,
         auth: Auth,
-        lang: str,
         probe_s: float = PROBE_S,
     ) -> None:
         self.journal, self.dispatcher, self.config = journal, dispatcher, config
-        self.output, self.metrics, self.auth, self.lang = output, metrics, auth, lang
+        self.output, self.metrics, self.auth = output, metrics, auth
         self._turn, self._accepting = asyncio.Lock(), ThreadPoolExecutor(ACCEPTING, "accepting")
         self._probes = [
             _HealthProbe("journal", journal.probe, probe_s),
@@ -216,28 +215,28 @@ class Receiver:
         """Return the page of incidents, newest first."""
         self._authorize_reader(request)
         lang = request.query_params.get("lang", "")
-        lang = lang if lang in messages.LANGUAGES else self.lang
+        lang = lang if lang in messages.LANGUAGES else messages.language()
         number = _page_number(request.query_params.get("page", ""))
         incidents = self.journal.incidents(PAGE + 1, (number - 1) * PAGE)
         shown = incidents[:PAGE]
         there = {i.id for i in shown if overview.INDEX in self._list_names(i.id)}
-        text = render.html(
-            "receiver",
-            lang,
-            incidents=shown,
-            there=there,
-            index=overview.INDEX,
-            counts=self.journal.counts(),
-            progress=dict(self.dispatcher.progress),
-            number=number,
-            more=len(incidents) > PAGE,
-            newest=JOBS,
-            languages=messages.LANGUAGES,
-            moment=_format_time,
-            now=time.time(),
-            url=f"{request.url.scheme}://{request.headers.get('host', '')}",
-            auth=self.auth,
-        )
+        with messages.using(lang):
+            text = render.html(
+                "receiver",
+                incidents=shown,
+                there=there,
+                index=overview.INDEX,
+                counts=self.journal.counts(),
+                progress=dict(self.dispatcher.progress),
+                number=number,
+                more=len(incidents) > PAGE,
+                newest=JOBS,
+                languages=messages.LANGUAGES,
+                moment=_format_time,
+                now=time.time(),
+                url=f"{request.url.scheme}://{request.headers.get('host', '')}",
+                auth=self.auth,
+            )
         return Response(text, media_type="text/html")
 
     def incident(self, request: Request) -> Response:

@@ -55,7 +55,7 @@ def split_by_incident(alerts: Sequence[Alert], config: Settings) -> list[tuple[s
         target, own = route_of(alert, config).target, alert
         if alert.target and target == "default" and _is_unknown(alert.target, config):
             text = say("alert.unknown_target", named=alert.target, target=target)
-            own = replace(alert, note=messages.text(text, config.lang), group=f"{alert.group} {alert.target}")
+            own = replace(alert, note=messages.text(text), group=f"{alert.group} {alert.target}")
         parts.setdefault((target, own.incident, own.note), []).append(own)
     return [(target, own) for (target, *_), own in parts.items()]
 

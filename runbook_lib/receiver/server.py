@@ -168,7 +168,7 @@ class _UtcFormatter(logging.Formatter):
 
 
 def serve(
-    config: Settings, output: str, lang: str, auth: Auth, journal: Journal, executor: Executor,
+    config: Settings, output: str, auth: Auth, journal: Journal, executor: Executor,
     places: Mapping[str, str], listening: socket.socket, tls: Tls | None, hello: str,
 ) -> bool:  # fmt: skip
     """Accept alerts and run their investigations until SIGTERM or SIGINT.
@@ -179,9 +179,9 @@ def serve(
     `os._exit`.
     """
     metrics = Metrics()
-    dispatcher = Dispatcher(journal, config, output, executor, metrics, places=tuple(places), lang=lang)
-    notifier = Notifier(journal, places, metrics, output, lang)
-    serving = server(Receiver(journal, dispatcher, config, output, metrics, auth, lang).app, tls)
+    dispatcher = Dispatcher(journal, config, output, executor, metrics, places=tuple(places))
+    notifier = Notifier(journal, places, metrics, output)
+    serving = server(Receiver(journal, dispatcher, config, output, metrics, auth).app, tls)
 
     def stop(*_: object) -> None:
         serving.should_exit = True

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 
-from runbook_lib.book import catalog, parameters
+from runbook_lib.book import catalog, messages, parameters
 from runbook_lib.dossier import artifact, postmortem
 from runbook_lib.dossier.artifact import Result, Run, stamp
 from runbook_lib.model.finding import Finding, Reason, Verdict, replace, say, unknown
@@ -207,7 +207,8 @@ def _execute_section(r: Request, scratch: Path) -> Result:
     signal.signal(LATE, lambda *_: shell.end(LateError()))
     try:
         nb = nbformat.read(section.notebook, as_version=4)
-        prose.set_language(nb, r.parameters.get("lang", "en"))
+        with messages.using(r.parameters.get("lang", "en")):
+            prose.translate(nb)
         with forks.interruptible():
             execute_notebook(
                 nb,

@@ -79,6 +79,8 @@ def carry_out(order: Order, hear: Callable[[RunProgress], None] = lambda said: N
 
 
 def _run_investigation(order: Order) -> dict[str, Any]:
+    from runbook_lib.book import messages
     from runbook_lib.runs import investigation
 
-    return investigation.summary(order, investigation.tell_progress(order.lang, forks.report), forks.report)
+    messages.use(order.lang)
+    return investigation.summary(order, investigation.tell_progress(forks.report), forks.report)

@@ -50,10 +50,10 @@ def summary(
     results, verdict = _look(archive, order, progress, tell)
     ran = {r.run.section for r in results}
     verdict = replace(verdict, next_sections=tuple(n for n in verdict.next_sections if n not in ran))
-    lines = render.verdict_lines(verdict, order.lang)
-    stores = messages.text(say("ui.waits_for_pages"), order.lang)
+    lines = render.verdict_lines(verdict)
+    stores = messages.text(say("ui.waits_for_pages"))
     tell(RunProgress(line=lines[0], status=verdict.status.name, waits=stores))
-    said = overview.document(order.incident, order.target, results, verdict, order.lang)
+    said = overview.document(order.incident, order.target, results, verdict)
     index = draft = None
     problem = next((r.problem for r in results if not (r.html or "").startswith(f"{archive.place}/")), "")
     lost = bool(problem) and order.again
@@ -61,18 +61,18 @@ def summary(
         try:
             kept = overview.keep(archive, results, said, order.job)
             if looked_back := next((r for r in results if r.run.section == mandatory.SECTION), None):
-                draft = postmortem.write_from_result(archive, looked_back, order.lang, order.target).markdown
-            overview.write_index(archive, order.lang)
+                draft = postmortem.write_from_result(archive, looked_back, order.target).markdown
+            overview.write_index(archive)
         except OSError as e:
             problem, draft = f"the dossier could not be written to {archive.place}: {e.strerror or e}", None
         else:
-            pack.tell("concluded", archive, results, said, kept, order.lang)
+            pack.tell("concluded", archive, results, said, kept)
             if kept:
-                pack.tell("traced", results, said, order.lang)
+                pack.tell("traced", results, said)
             index = f"{archive.place}/{overview.INDEX}"
-    details = [line for r in results for line in _detail_lines(r, order.lang)]
+    details = [line for r in results for line in _detail_lines(r)]
     details += [("", f"  {draft}")] if draft else []
-    details += [("", line) for line in render.failure_mode_lines(said["verdict"], order.lang)]
+    details += [("", line) for line in render.failure_mode_lines(said["verdict"])]
     return {
         # Plain JSON: a notebook's own types would bring their imports to whoever reads it.
         "document": json.loads(json.dumps(said)) | {"seal": "" if lost else seal.seal_text(archive)},
@@ -84,10 +84,10 @@ def summary(
     }
 
 
-def _detail_lines(result: Result, lang: str) -> Iterator[tuple[str, str]]:
+def _detail_lines(result: Result) -> Iterator[tuple[str, str]]:
     section = result.run.section
-    yield "", f"\n{section} {render.section_title(section, lang)}"
-    yield from ((f.status.name, f"  {render.finding_line(f, lang)}") for f in result.run.findings)
+    yield "", f"\n{section} {render.section_title(section)}"
+    yield from ((f.status.name, f"  {render.finding_line(f)}") for f in result.run.findings)
     if result.html:
         yield "", f"  {result.html}"
 
@@ -106,7 +106,7 @@ def _look(
         present = pack.active_runbook().sampled & {*order.sections} if "as_of" not in order.parameters else ()
         if not (order.follow and present and may_tell_later(verdict) and left > order.deadline_s / 2):
             return results, verdict
-        tell(RunProgress(line=messages.text(say("ui.looks_again"), order.lang), status=verdict.status.name))
+        tell(RunProgress(line=messages.text(say("ui.looks_again")), status=verdict.status.name))
         again = replace(order, samples=own, deadline_s=left, job=order.job and f"{order.job}{SECOND_TRIAGE}")
         later, second = _run_order(archive, again, progress)
     return (results, verdict) if second.status is Status.UNKNOWN else (later, second)
@@ -197,7 +197,7 @@ def _follow_verdict(
     return verdict
 
 
-def tell_progress(lang: str, tell: Callable[[RunProgress], None]) -> Steps:
+def tell_progress(tell: Callable[[RunProgress], None]) -> Steps:
     """Return a callback for a run's steps that tells what is known so far in words. It is never a verdict."""
     found: list[Finding] = []
     steps: dict[str, list[str]] = {}
@@ -216,10 +216,10 @@ def tell_progress(lang: str, tell: Callable[[RunProgress], None]) -> Steps:
         knows_most = 2 * len({h.name for f in found for h in f.hops}) > len(hops)
         tell(
             RunProgress(
-                line="" if finding is None else render.finding_line(finding, lang),
+                line="" if finding is None else render.finding_line(finding),
                 status="" if finding is None else finding.status.name,
-                strip=tuple(render.provisional_lines(title, hops, lang)) if knows_most else (),
-                waits=messages.text(waits, lang),
+                strip=tuple(render.provisional_lines(title, hops)) if knows_most else (),
+                waits=messages.text(waits),
             )
         )
 

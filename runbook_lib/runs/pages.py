@@ -16,6 +16,6 @@ def use() -> None:
     ax.plot(pd.date_range("2000-01-01", periods=2, freq="h", tz="UTC"), [0, 1], label="rows")
     charts.clock_ticks(ax)
     charts.legend(figure)
-    charts.Chart(figure, say("chart.no_data")).display("en")
+    charts.Chart(figure, say("chart.no_data")).display()
     cells = [nbformat.v4.new_markdown_cell("# words\n\n[a](b) `c`"), nbformat.v4.new_code_cell("rb = 1  # code")]
-    artifact.html(nbformat.v4.new_notebook(cells=cells), "", "en")
+    artifact.html(nbformat.v4.new_notebook(cells=cells), "")

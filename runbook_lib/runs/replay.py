@@ -228,7 +228,7 @@ def contents(recorded: Recording) -> list[Text]:
     return [packed, *(say("capsule.left_out", what=what) for what in left_out)]
 
 
-def page(recorded: Recording, replayed: Replayed, told: Sequence[str], lang: str) -> str:
+def page(recorded: Recording, replayed: Replayed, told: Sequence[str]) -> str:
     """Return a replayed recording as one self-contained HTML page.
 
     It shows the verdict, what was told, the timeline, why and why not, and each section's steps.
@@ -236,36 +236,36 @@ def page(recorded: Recording, replayed: Replayed, told: Sequence[str], lang: str
     known = {f.name: recorded.first.header[f.name] for f in fields(render.Header) if f.name in recorded.first.header}
     header = render.Header(**known | {"as_of": pd.Timestamp(known["as_of"])})
     title = f"{recorded.name} {replayed.verdict.status.name}"
-    banner = _render_html(render.banner(header, replayed.verdict, lang))
+    banner = _render_html(render.banner(header, replayed.verdict))
     entry = {
         "started": max(str(run.header["as_of"]) for run in recorded.runs.values()),
         "sections": replayed.ran,
         "verdict": record_view.verdict(replayed.verdict),
     }
     found = (record_view.finding(f) for findings in replayed.findings.values() for f in findings)
-    lanes = course.lanes((), [entry], (), (), found, lang)
+    lanes = course.lanes((), [entry], (), (), found)
     span = course.span(lanes)
     parts = [
         Markup("<h1>{}</h1>").format(title),
         _render_html(render.text_block(told)),
-        Markup(timeline.html(lanes, *span, lang)) if span else "",  # noqa: S704 - our own rendering
-        Markup(render.html("why", lang, verdict=entry["verdict"])),  # noqa: S704 - our own rendering
+        Markup(timeline.html(lanes, *span)) if span else "",  # noqa: S704 - our own rendering
+        Markup(render.html("why", verdict=entry["verdict"])),  # noqa: S704 - our own rendering
     ]
     for section, findings in replayed.findings.items():
-        parts.append(Markup("<h2>{} {}</h2>").format(section, render.section_title(section, lang)))
-        parts += [_render_html(render.Card(f, "", lang)) for f in findings]
+        parts.append(Markup("<h2>{} {}</h2>").format(section, render.section_title(section)))
+        parts += [_render_html(render.Card(f, "")) for f in findings]
     body = Markup("\n").join(parts)
-    return render.html("artifact", lang, title=title, banner=banner, body=body, evidence=recorded.seal or recorded.name)
+    return render.html("artifact", title=title, banner=banner, body=body, evidence=recorded.seal or recorded.name)
 
 
 def _render_html(shown: render.NotebookOutput) -> Markup:
     return Markup(shown._repr_mimebundle_()["text/html"])  # noqa: S704 - our own rendering
 
 
-def page_lines(replayed: Replayed, lang: str) -> list[str]:
+def page_lines(replayed: Replayed) -> list[str]:
     """Return what the page of a replayed recording says first, as text: the verdict and a line for each step."""
-    steps = [render.finding_line(f, lang) for findings in replayed.findings.values() for f in findings]
-    return [*render.verdict_lines(replayed.verdict, lang), "", *steps]
+    steps = [render.finding_line(f) for findings in replayed.findings.values() for f in findings]
+    return [*render.verdict_lines(replayed.verdict), "", *steps]
 
 
 def _drop_evidence(expected: dict[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class StepResult:
         return self._card().finding
 
     def __repr__(self) -> str:
-        return render.finding_line(self._finding, self._card().lang)
+        with messages.using(self._card().lang):
+            return render.finding_line(self._finding)
 
     def _ipython_display_(self) -> None:
         if _current_cell() != self._shown_in:

@@ -48,20 +48,20 @@ class Chart:
         FigureCanvasAgg(self.figure).print_png(buffer, metadata={"Software": None})
         return buffer.getvalue()
 
-    def display(self, lang: str) -> list[dict[str, Any]]:
+    def display(self) -> list[dict[str, Any]]:
         """Return the figure, and its caption below, as mime bundles."""
-        words = " ".join(messages.text(t, lang) for t in self.caption)
+        words = " ".join(messages.text(t) for t in self.caption)
         image = {
             "image/png": base64.b64encode(self.png()).decode(),
-            "text/plain": self.described(lang),
+            "text/plain": self.described(),
         }
         return [image] + ([{"text/html": f"<p><small>{words}</small></p>", "text/plain": words}] if words else [])
 
-    def metadata(self, lang: str) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return the alt text as the metadata that notebook front ends read."""
-        return {"image/png": {"alt": self.described(lang)}}
+        return {"image/png": {"alt": self.described()}}
 
-    def described(self, lang: str) -> str:
+    def described(self) -> str:
         """Return the alt text with the axis of the values, which names the unit, and the limits that are drawn."""
         axes = self.figure.axes
         labels = [self.figure.get_supylabel(), *(a.get_ylabel() for a in axes), *(a.get_xlabel() for a in axes)]
@@ -69,8 +69,8 @@ class Chart:
         names = [str(line.get_label()) for ax in axes for line in ax.lines]
         names += [words.get_text() for ax in axes for words in ax.texts]
         limits = ", ".join(dict.fromkeys(name for name in names if name.startswith(_LIMITS)))
-        alt = messages.text(self.alt, lang).rstrip(".。")  # a sentence follows
-        return messages.text(say("chart.described", alt=alt, axis=axis, limits=limits), lang)
+        alt = messages.text(self.alt).rstrip(".。")  # a sentence follows
+        return messages.text(say("chart.described", alt=alt, axis=axis, limits=limits))
 
 
 def new_figure(size: tuple[float, float]) -> Figure:

@@ -20,7 +20,6 @@ class Comparison(render.NotebookOutput):
 
     before: RunSnapshot
     after: RunSnapshot
-    lang: str
 
     @property
     def title(self) -> Text:
@@ -36,8 +35,8 @@ class Comparison(render.NotebookOutput):
         """Return the comparison as text: the title, then a line per difference."""
         table = render.columns(self.table(), right=(1, 2))
         return [
-            self._translate_text(self.title),
-            *(f"  {line}" for line in table or [self._translate_text(say("compare.same"))]),
+            messages.text(self.title),
+            *(f"  {line}" for line in table or [messages.text(say("compare.same"))]),
         ]
 
     def table(self) -> list[tuple[str, str, str]]:
@@ -51,15 +50,15 @@ class Comparison(render.NotebookOutput):
         plain = [
             record.plain(vars(c) | {"before": _to_plain(c.before), "after": _to_plain(c.after)}) for c in self.changes
         ]
-        return {"title": self._translate_text(self.title), "changes": plain}
+        return {"title": messages.text(self.title), "changes": plain}
 
     def _format_name(self, c: Difference) -> str:
         if c.kind == "verdict":
-            return self._translate_text(say("compare.verdict"))
+            return messages.text(say("compare.verdict"))
         if c.kind == "mode":
-            return f"{c.where} {render.mode_title(c.where, self.lang)}"
+            return f"{c.where} {render.mode_title(c.where)}"
         if c.kind == "hop":
-            return f"{self._translate_text(hop_text(c.where))}: {self._translate_text(say(f'compare.{c.name}'))}"
+            return f"{messages.text(hop_text(c.where))}: {messages.text(say(f'compare.{c.name}'))}"
         return f"{c.where}: {c.name}" if c.kind == "setting" else f"{c.where} {c.name}".strip()
 
     def _format_side(self, c: Difference, value: Any) -> str:
@@ -68,16 +67,13 @@ class Comparison(render.NotebookOutput):
         if isinstance(value, Status):
             return f"{render.MARKS[value.name]} {value.name}"
         if isinstance(value, Verdict):
-            place = value.stuck_at and self._translate_text(hop_text(value.stuck_at))
+            place = value.stuck_at and messages.text(hop_text(value.stuck_at))
             return " ".join(filter(None, (value.status.name, place)))
         return value if isinstance(value, str) else f"{value:,.4g} {c.unit}".rstrip()
 
     def _make_bundle(self) -> dict[str, Any]:
-        html = render.html("compare", self.lang, title=self.title, table=self.table())
+        html = render.html("compare", title=self.title, table=self.table())
         return {"text/html": html, "text/plain": "\n".join(self.lines())}
-
-    def _translate_text(self, text: Text) -> str:
-        return messages.text(text, self.lang)
 
 
 def _to_plain(value: Any) -> Any:
@@ -118,16 +114,16 @@ def _detection_texts(report: Mapping[str, Any]) -> list[Text]:
     ]
 
 
-def backtest_lines(report: Mapping[str, Any], lang: str) -> list[str]:
+def backtest_lines(report: Mapping[str, Any]) -> list[str]:
     """Return a backtest as text."""
     lines = _summary_texts(report)
     lines += [say("backtest.flip" if f["step"] else "backtest.verdict", **f) for f in report["flips"]]
     lines += _detection_texts(report)
-    return [messages.text(line, lang) for line in lines]
+    return [messages.text(line) for line in lines]
 
 
-def backtest_page(report: Mapping[str, Any], given: str, lang: str) -> str:
+def backtest_page(report: Mapping[str, Any], given: str) -> str:
     """Return a backtest as a page."""
     return render.html(
-        "backtest", lang, report=report, sums=_summary_texts(report), times=_detection_texts(report), given=given
+        "backtest", report=report, sums=_summary_texts(report), times=_detection_texts(report), given=given
     )

@@ -9,28 +9,29 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from runbook_lib.book import messages
 from runbook_lib.view.queries import queries_of
 
 _STEP = re.compile(r"""\.step\(["']([^"']+)["']\)""")
 _DEFINITION = re.compile(r"^\[[^\]]+\]: .*$", re.MULTILINE)
 
 
-def text_of(cell: Any, lang: str) -> str:
-    """Return the text of a Markdown cell in a language; the visible one where it has no other."""
-    other = cell.metadata.get("runbook", {}).get(lang)
+def text_of(cell: Any) -> str:
+    """Return the text of a Markdown cell in the current language; the visible one where it has no other."""
+    other = cell.metadata.get("runbook", {}).get(messages.language())
     if not other:
         return str(cell.source)
     return "\n".join([*other, "", *_DEFINITION.findall(cell.source)]).rstrip()
 
 
-def set_language(nb: Any, lang: str) -> None:
-    """Put the text cells into a language, and what each step asks under its heading. The other languages go."""
+def translate(nb: Any) -> None:
+    """Put the text cells into the current language, with what each step asks under its heading."""
     heading: Any = None
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            cell.source = text_of(cell, lang)
+            cell.source = text_of(cell)
             cell.metadata.pop("runbook", None)
             heading = cell
         elif heading is not None:
-            asked = [queries_of(step, lang).folded() for step in _STEP.findall(cell.source)]
+            asked = [queries_of(step).folded() for step in _STEP.findall(cell.source)]
             heading.source = "\n\n".join([heading.source, *filter(None, asked)])

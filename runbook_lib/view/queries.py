@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class StepQueries:
     step: str
     sql: tuple[Query, ...]
     calls: tuple[tuple[str, str], ...]
-    lang: str
+    lang: str = field(default_factory=messages.language)
 
     def __len__(self) -> int:
         return len(self.sql) + len(self.calls)
@@ -83,12 +83,12 @@ class StepQueries:
         return messages.text(say("ui.asks_nothing", step=self.step), self.lang)
 
 
-def queries_of(step: str, lang: str) -> StepQueries:
+def queries_of(step: str) -> StepQueries:
     """Return what the packs say that a step asks; nothing for a step that judges what other steps have found."""
     names = [name for p in pack.active_runbook().packs for name in declared(p.folder / FILE).get(step, ())]
     sql = tuple(queries.query(name) for name in names if " " not in name)
     calls = tuple((name.partition(" ")[0], name.partition(" ")[2]) for name in names if " " in name)
-    return StepQueries(step, sql, calls, lang)
+    return StepQueries(step, sql, calls)
 
 
 def psql(q: Query) -> str:

@@ -93,9 +93,12 @@ class NotebookOutput(ABC):
     """Base of everything that a run shows in a notebook, marked with the time at which the run was opened."""
 
     run: str = ""
+    #: The language of the session that made it; a notebook shows it later.
+    lang: str = field(default_factory=messages.language)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return self._make_bundle() | run_mark(self.run)
+        with messages.using(self.lang):
+            return self._make_bundle() | run_mark(self.run)
 
     @abstractmethod
     def _make_bundle(self) -> dict[str, Any]: ...
@@ -130,7 +133,6 @@ class Card(NotebookOutput):
 
     finding: Finding
     title: str
-    lang: str
     dashboard: str = ""
     """Where more of it is seen, if anywhere."""
 
@@ -142,23 +144,22 @@ class Card(NotebookOutput):
             if name in f.frames and not f.frames[name].empty
         ]
         return {
-            "text/html": html("finding", self.lang, f=f, tables=tables, dashboard=self.dashboard),
-            "text/plain": finding_line(f, self.lang),
+            "text/html": html("finding", f=f, tables=tables, dashboard=self.dashboard),
+            "text/plain": finding_line(f),
             record.FINDING_MIME: record.finding(f),
         }
 
 
-def banner(header: Header, verdict: Verdict | None, lang: str, run: str = "") -> Shown:
+def banner(header: Header, verdict: Verdict | None, run: str = "") -> Shown:
     """Return the first screen: the header of the run and, once it has concluded, the verdict."""
     page = html(
         "banner",
-        lang,
         header=header,
         verdict=verdict and record.verdict(verdict),
-        proposals=proposal_texts(verdict.proposals if verdict else (), lang),
+        proposals=proposal_texts(verdict.proposals if verdict else ()),
         dashboard=link_to_hop(header.dashboard, verdict.stuck_at if verdict else None),
     )
-    lines = verdict_lines(verdict, lang) if verdict else [messages.text(say("ui.no_verdict"), lang)]
+    lines = verdict_lines(verdict) if verdict else [messages.text(say("ui.no_verdict"))]
     return Shown({"text/html": page, record.BANNER_MIME: {}, "text/plain": "\n".join(lines)}, run=run)
 
 
@@ -168,15 +169,14 @@ def conclusion(
     findings: Sequence[Finding],
     titles: Mapping[str, str],
     queries: Sequence[SentQuery],
-    lang: str,
     run: str = "",
 ) -> Shown:
     """Return a section's verdict with every step, the ranking and the read cost."""
     stored, cost = record.verdict(verdict), read_cost(queries)
     shown = {"header": header, "verdict": stored, "findings": findings, "titles": titles, "cost": cost}
-    lines = [*verdict_lines(verdict, lang), *(finding_line(f, lang) for f in findings)]
+    lines = [*verdict_lines(verdict), *(finding_line(f) for f in findings)]
     forms = {
-        "text/html": html("conclusion", lang, **shown),
+        "text/html": html("conclusion", **shown),
         "text/plain": "\n".join(lines),
         record.VERDICT_MIME: {
             "header": {**asdict(header), "as_of": header.as_of.isoformat()},
@@ -188,12 +188,12 @@ def conclusion(
     return Shown(forms, run=run)
 
 
-def proposal_list(proposals: Iterable[Proposal], lang: str, run: str = "") -> Shown:
+def proposal_list(proposals: Iterable[Proposal], run: str = "") -> Shown:
     """Return the first response that the findings justify."""
-    shown = proposal_texts(proposals, lang)
+    shown = proposal_texts(proposals)
     plain = "\n".join(f"{p['title']}\n    {p['command']}" for p in shown)
-    plain = plain or messages.text(say("ui.no_action"), lang)
-    return Shown({"text/html": html("proposals", lang, proposals=shown), "text/plain": plain}, run=run)
+    plain = plain or messages.text(say("ui.no_action"))
+    return Shown({"text/html": html("proposals", proposals=shown), "text/plain": plain}, run=run)
 
 
 def text_block(lines: Sequence[str], run: str = "") -> Shown:
@@ -202,24 +202,24 @@ def text_block(lines: Sequence[str], run: str = "") -> Shown:
     return Shown({"text/html": Markup("<pre class='rb'>{}</pre>").format(text), "text/plain": text}, run=run)
 
 
-def sentence(text: Text, lang: str, run: str = "") -> Shown:
+def sentence(text: Text, run: str = "") -> Shown:
     """Return one sentence."""
-    return Shown({"text/plain": messages.text(text, lang)}, run=run)
+    return Shown({"text/plain": messages.text(text)}, run=run)
 
 
-def settlement(verdict: Verdict, asked: int, lang: str, run: str = "") -> Shown:
+def settlement(verdict: Verdict, asked: int, run: str = "") -> Shown:
     """Return what was asked to decide a verdict, and the verdict."""
-    lines = question_lines(record.verdict(verdict), lang)
-    lines += [] if asked else [messages.text(say("ui.not_settled"), lang)]
-    return Shown({"text/plain": "\n".join([*lines, location(verdict, lang)])}, run=run)
+    lines = question_lines(record.verdict(verdict))
+    lines += [] if asked else [messages.text(say("ui.not_settled"))]
+    return Shown({"text/plain": "\n".join([*lines, location(verdict)])}, run=run)
 
 
-def progress_bar(share: float | None, text: Text, lang: str, run: str = "") -> Shown:
+def progress_bar(share: float | None, text: Text, run: str = "") -> Shown:
     """Return a progress bar; it is empty once the work is over (`share` None)."""
     if share is None:
         return Shown({"text/html": "", "text/plain": ""}, run=run)
-    words = messages.text(text, lang)
-    bar = html("bar", lang, share=min(max(share, 0.0), 1.0), words=words)
+    words = messages.text(text)
+    bar = html("bar", share=min(max(share, 0.0), 1.0), words=words)
     return Shown({"text/html": bar, "text/plain": f"{share:4.0%} {words}"}, run=run)
 
 
@@ -228,7 +228,7 @@ class Revealed:
     """User ids behind tokens, for the screen only: marked so that no saved file contains them."""
 
     people: Mapping[str, str | None]
-    lang: str
+    lang: str = field(default_factory=messages.language)
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         lines = [
@@ -249,22 +249,18 @@ class ActionCard(NotebookOutput):
     """An action and what became of it."""
 
     outcome: Outcome
-    lang: str
 
     def _make_bundle(self) -> dict[str, Any]:
         o = self.outcome
         return {
-            "text/html": html("action", self.lang, o=o),
-            "text/plain": "\n".join(action_lines(o, self.lang)),
+            "text/html": html("action", o=o),
+            "text/plain": "\n".join(action_lines(o)),
         }
 
 
-def action_lines(o: Outcome, lang: str) -> list[str]:
+def action_lines(o: Outcome) -> list[str]:
     """Return an action as text: the command, its result, its preconditions, its effect."""
-
-    def t(text: Text) -> str:
-        return messages.text(text, lang)
-
+    t = messages.text
     loud = [f"▲ {t(say('action.break_glass'))}"] if o.break_glass else []
     lines = [*loud, f"{ACTION_MARKS[o.result]} {t(say(f'action.result.{o.result}'))}: {t(o.why)}", f"    {o.command}"]
     lines += [f"  {_PRECONDITION_MARKS[p.ok]} {t(p.text)} {p.identity}".rstrip() for p in o.preconditions]
@@ -273,14 +269,15 @@ def action_lines(o: Outcome, lang: str) -> list[str]:
     return lines
 
 
-def request_lines(incident: str, line: Mapping[str, Any], lang: str) -> list[str]:
+def request_lines(incident: str, line: Mapping[str, Any]) -> list[str]:
     """Return the request in a line of the action log as text: who, where, what, and the state of its preconditions."""
+    lang = messages.language()
     about = {name: line[name] for name in ("who", "action", "target", "section")}
     what = json.dumps(line["what"], ensure_ascii=False)
     asked = say("action.approval.asked", what=what, incident=incident, time=when(line["time"]), **about)
     stood = [p for p in line["preconditions"] if not p["key"].startswith("action.approval.")]
     lines = [
-        messages.text(asked, lang),
+        messages.text(asked),
         f"    {line['command']}",
         *(f"  {_PRECONDITION_MARKS[p['ok']]} {p['text'][lang]} {p.get('identity', '')}".rstrip() for p in stood),
     ]
@@ -300,34 +297,35 @@ def read_cost(queries: Iterable[SentQuery]) -> dict[str, Any]:
     }
 
 
-def proposal_texts(proposals: Iterable[Proposal], lang: str) -> list[dict[str, str]]:
+def proposal_texts(proposals: Iterable[Proposal]) -> list[dict[str, str]]:
     """Return proposals in words: title, command, section, preconditions, effect, risk, undo, verify."""
     return [
         {"command": p.command, "section": p.section}
-        | {name: messages.text(proposal_text(p, name), lang) for name in PROPOSAL_PARTS}
+        | {name: messages.text(proposal_text(p, name)) for name in PROPOSAL_PARTS}
         for p in proposals
     ]
 
 
-def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
+def location(verdict: Verdict | Mapping[str, Any]) -> str:
     """Return the place of the problem as a sentence: the stuck hop, or the candidates, and the sources that failed."""
 
     def t(key: str, **params: Any) -> str:
-        return messages.text(say(key, **params), lang)
+        return messages.text(say(key, **params))
 
     seen = verdict if isinstance(verdict, Mapping) else record.verdict(verdict)
     if seen["stuck_at"]:
         return t("ui.stuck_at", hop=hop_text(seen["stuck_at"]))
     if over := seen.get("ended"):
         since = f"{pd.Timestamp(over['since']).tz_convert('UTC'):%H:%M:%S}"
-        return t("ui.over", since=since, by=over["by"][lang], after=over["after"] and over["after"][lang])
+        by, after = (over[name] and over[name][messages.language()] for name in ("by", "after"))
+        return t("ui.over", since=since, by=by, after=after)
     modes = [m for m in seen["failure_modes"] if m["score"] >= BROKEN]
     if modes and seen["status"] != "OK":
-        return t("ui.harmed_by", id=modes[0]["id"], title=mode_title(modes[0]["id"], lang))
+        return t("ui.harmed_by", id=modes[0]["id"], title=mode_title(modes[0]["id"]))
     unseen = {u["source"]: u["reason"] for u in seen.get("unseen", ()) if u["source"] in pack.active_runbook().required}
     again = seen.get("look_again_s")
     if undecided := seen.get("undecided"):
-        places = " / ".join(messages.text(hop_text(hop), lang) for hop in undecided)
+        places = " / ".join(messages.text(hop_text(hop)) for hop in undecided)
         where = t("ui.undecided" if len(undecided) > 1 else "ui.waits_at", places=places)
     elif seen["status"] not in ("OK", "WARNING"):
         where = t("ui.not_located")
@@ -343,27 +341,27 @@ def location(verdict: Verdict | Mapping[str, Any], lang: str) -> str:
     return t("ui.without", where=where, names=names) if names else where
 
 
-def verdict_lines(verdict: Verdict, lang: str) -> list[str]:
+def verdict_lines(verdict: Verdict) -> list[str]:
     """Return the verdict as text: status and hop, the strip, the next section, the one safe command."""
-    sure = messages.text(say("ui.confidence", level=say(f"confidence.{verdict.confidence}")), lang)
-    lines = [f"{MARKS[verdict.status.name]} {verdict.status.name}  {location(verdict, lang)}  ({sure})", ""]
-    lines += [*strip_lines(verdict, lang), ""]
+    sure = messages.text(say("ui.confidence", level=say(f"confidence.{verdict.confidence}")))
+    lines = [f"{MARKS[verdict.status.name]} {verdict.status.name}  {location(verdict)}  ({sure})", ""]
+    lines += [*strip_lines(verdict), ""]
     if any(m.score for m in verdict.failure_modes):
         top = ", ".join(f"{m.id} {m.score:.2f}" for m in verdict.failure_modes[:3] if m.score)
-        lines.append(f"{messages.text(say('ui.why_and_why_not'), lang)}: {top}")
-    lines += question_lines(record.verdict(verdict), lang)
+        lines.append(f"{messages.text(say('ui.why_and_why_not'))}: {top}")
+    lines += question_lines(record.verdict(verdict))
     if verdict.next_sections:
-        lines.append(f"{messages.text(say('ui.next_sections'), lang)}: {', '.join(verdict.next_sections)}")
+        lines.append(f"{messages.text(say('ui.next_sections'))}: {', '.join(verdict.next_sections)}")
     if verdict.proposals:
-        first = proposal_texts(verdict.proposals[:1], lang)[0]
+        first = proposal_texts(verdict.proposals[:1])[0]
         lines += [
-            f"{messages.text(say('ui.safe_action'), lang)}: {first['title']}",
+            f"{messages.text(say('ui.safe_action'))}: {first['title']}",
             f"    {first['command']}",
         ]
     return lines
 
 
-def question_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
+def question_lines(verdict: Mapping[str, Any]) -> list[str]:
     """Return what was asked to decide a verdict (its JSON), between what it is undecided, and the next question.
 
     Before that, the observations that do not count, since others contradict them.
@@ -371,13 +369,13 @@ def question_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
 
     def names(abouts: Iterable[str]) -> str | None:
         places = catalog.load().places
-        return ", ".join(messages.text(hop_text(a), lang) if a in places else a for a in abouts) or None
+        return ", ".join(messages.text(hop_text(a)) if a in places else a for a in abouts) or None
 
     lines = [
         say(
             "ui.asked_step",
             step=a["step"],
-            question=_step_title(a["step"], lang),
+            question=_step_title(a["step"]),
             supports=names(a["supports"]),
             excludes=names(a["excludes"]),
             nothing=None if a["supports"] or a["excludes"] else say("ui.asked_nothing"),
@@ -385,21 +383,21 @@ def question_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
         for a in verdict.get("asked", ())
     ]
     if between := verdict.get("between"):
-        lines.append(say("ui.between", modes=" / ".join(f"{id_} {mode_title(id_, lang)}" for id_ in between)))
+        lines.append(say("ui.between", modes=" / ".join(f"{id_} {mode_title(id_)}" for id_ in between)))
     following = verdict.get("settled_by", ())[:1]
-    lines += [say("ui.settled_by", step=s, question=_step_title(s, lang)) for s in following]
+    lines += [say("ui.settled_by", step=s, question=_step_title(s)) for s in following]
     return [
-        *(_reason_line(b, lang) for b in verdict.get("contradicted", ())),
-        *(messages.text(line, lang) for line in lines),
+        *(_reason_line(b) for b in verdict.get("contradicted", ())),
+        *(messages.text(line) for line in lines),
     ]
 
 
-def why_lines(mode: Mapping[str, Any], lang: str) -> list[str]:
+def why_lines(mode: Mapping[str, Any]) -> list[str]:
     """Return the reasons for a failure mode's score (from a verdict's JSON), one line per observation."""
-    return [_reason_line(b, lang) for b in mode["because"]]
+    return [_reason_line(b) for b in mode["because"]]
 
 
-def _reason_line(b: Mapping[str, Any], lang: str) -> str:
+def _reason_line(b: Mapping[str, Any]) -> str:
     """Return one reason (from a verdict's JSON) as a line."""
     return messages.text(
         say(
@@ -408,49 +406,48 @@ def _reason_line(b: Mapping[str, Any], lang: str) -> str:
             observation=b["observation"],
             steps=", ".join(b["steps"]),
             at=f"{pd.Timestamp(b['at']):%H:%M:%SZ}" if b.get("at") else None,
-            headline=b["headline"][lang],
+            headline=b["headline"][messages.language()],
             witness=hop_text(b["witness"]) if b.get("witness") else None,
         ),
-        lang,
     )
 
 
-def failure_mode_lines(verdict: Mapping[str, Any], lang: str) -> list[str]:
+def failure_mode_lines(verdict: Mapping[str, Any]) -> list[str]:
     """Return each place and failure mode of a verdict's JSON, and why it has its score, as text."""
     lines = []
     for m in (*verdict.get("places", ()), *verdict["failure_modes"]):
         id_ = f"{m['id']} " if m in verdict["failure_modes"] else ""
-        lines.append(f"  {m['score']:.2f}  {id_}{mode_title(m['id'], lang)}")
-        lines += [f"    {why}" for why in why_lines(m, lang)]
-    return [f"\n{messages.text(say('ui.why_and_why_not'), lang)}", *lines] if lines else []
+        lines.append(f"  {m['score']:.2f}  {id_}{mode_title(m['id'])}")
+        lines += [f"    {why}" for why in why_lines(m)]
+    return [f"\n{messages.text(say('ui.why_and_why_not'))}", *lines] if lines else []
 
 
-def strip_lines(verdict: Verdict, lang: str) -> list[str]:
+def strip_lines(verdict: Verdict) -> list[str]:
     """Return the pipeline strip as a text table, with the broken hop marked."""
     stuck = next((i + 1 for i, h in enumerate(verdict.hops) if h.name == verdict.stuck_at), None)
-    lines = [f"  {'✖ ' if i == stuck else '  '}{line}" for i, line in enumerate(_strip_table(verdict.hops, lang))]
+    lines = [f"  {'✖ ' if i == stuck else '  '}{line}" for i, line in enumerate(_strip_table(verdict.hops))]
     if verdict.stuck_at and stuck is None:  # what lies under all of them
-        lines.append(f"  ✖ {messages.text(hop_text(verdict.stuck_at), lang)}")
+        lines.append(f"  ✖ {messages.text(hop_text(verdict.stuck_at))}")
     return lines
 
 
-def provisional_lines(title: Text, hops: Iterable[Hop], lang: str) -> list[str]:
+def provisional_lines(title: Text, hops: Iterable[Hop]) -> list[str]:
     """Return the strip while steps are missing: numbers alone, under a title that says so, and no hop is marked."""
     shown = [replace(h, alive=h.alive if h != Hop(h.name) else say("ui.not_known_yet")) for h in hops]
-    return [messages.text(title, lang), *(f"  ┆ {line}" for line in _strip_table(shown, lang))]
+    return [messages.text(title), *(f"  ┆ {line}" for line in _strip_table(shown))]
 
 
-def _strip_table(hops: Iterable[Hop], lang: str) -> list[str]:
-    rows = [[messages.text(say(key), lang) for key in _STRIP_KEYS]]
+def _strip_table(hops: Iterable[Hop]) -> list[str]:
+    rows = [[messages.text(say(key)) for key in _STRIP_KEYS]]
     for hop in hops:
         rows.append(
             [
-                messages.text(hop_text(hop.name), lang),
+                messages.text(hop_text(hop.name)),
                 _format_rate(hop.rate_in),
                 _format_rate(hop.rate_out),
                 "·" if hop.waiting is None else f"{hop.waiting:,.0f}",
                 "·" if hop.oldest_s is None else _format_age(hop.oldest_s),
-                _format_alive(hop.alive, lang) or "·",
+                _format_alive(hop.alive) or "·",
             ]
         )
     return columns(rows, right=(1, 2, 3, 4))
@@ -465,44 +462,23 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
     return ["  ".join(cells).rstrip() for cells in padded]
 
 
-def _format_alive(seen: Text | Mapping[str, str] | str | None, lang: str) -> str | None:
+def _format_alive(seen: Text | Mapping[str, str] | str | None) -> str | None:
     """Return the processes that are alive at a hop, of a finding or of its JSON, as text."""
     if isinstance(seen, Text):
-        return messages.text(seen, lang)
-    return seen[lang] if isinstance(seen, Mapping) else seen
+        return messages.text(seen)
+    return seen[messages.language()] if isinstance(seen, Mapping) else seen
 
 
-def finding_line(f: Finding, lang: str) -> str:
+def finding_line(f: Finding) -> str:
     """Return one step as one line."""
-    reason = f" ({messages.text(say(f'reason.{f.reason}'), lang)})" if f.reason else ""
-    return f"{MARKS[f.status.name]} {f.step:<6} {f.status.name}{reason}: {messages.text(f.headline, lang)}"
+    reason = f" ({messages.text(say(f'reason.{f.reason}'))})" if f.reason else ""
+    return f"{MARKS[f.status.name]} {f.step:<6} {f.status.name}{reason}: {messages.text(f.headline)}"
 
 
-def html(template: str, lang: str, **values: Any) -> str:
-    """Render a template of `templates/` in a language; characters that are not seen become escapes."""
-
-    def t(key: str, **params: Any) -> str:
-        return messages.text(say(key, **params), lang)
-
-    return visible(
-        _template_environment()
-        .get_template(f"{template}.html.j2")
-        .render(
-            t=t,
-            say=lambda text: mark_code(messages.text(text, lang)),
-            # The dossier may be of another runbook.
-            hop_name=lambda name: messages.catalogue(lang).get(hop_text(name).key, name),
-            action_title=lambda name: messages.text(action_title(name), lang),
-            alive=lambda seen: _format_alive(seen, lang),
-            location=lambda v: location(v, lang),
-            mode=lambda id_: mode_title(id_, lang),
-            why=lambda mode: why_lines(mode, lang),
-            questions=lambda verdict: question_lines(verdict, lang),
-            section_title=lambda number: section_title(number, lang),
-            lang=lang,
-            **values,
-        )
-    )
+def html(template: str, **values: Any) -> str:
+    """Render a template of `templates/`; characters that are not seen become escapes."""
+    page = _template_environment().get_template(f"{template}.html.j2")
+    return visible(page.render(lang=messages.language(), **values))
 
 
 @cache
@@ -512,6 +488,17 @@ def _template_environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
     env.globals.update(
+        t=lambda key, **params: messages.text(say(key, **params)),
+        say=lambda text: mark_code(messages.text(text)),
+        # The dossier may be of another runbook.
+        hop_name=lambda name: messages.catalogue().get(hop_text(name).key, name),
+        action_title=lambda name: messages.text(action_title(name)),
+        alive=_format_alive,
+        location=location,
+        mode=mode_title,
+        why=why_lines,
+        questions=question_lines,
+        section_title=section_title,
         marks=MARKS,
         action_marks=ACTION_MARKS,
         script=Markup(SCRIPT),  # noqa: S704 - our own file
@@ -600,24 +587,24 @@ def when(time: pd.Timestamp | str) -> str:
     return f"{pd.Timestamp(time):%Y-%m-%d %H:%M:%SZ}"
 
 
-def mode_title(id_: str, lang: str) -> str:
+def mode_title(id_: str) -> str:
     """Return the title of a failure mode or place; "" if the documents do not have it."""
     book = catalog.load()
     if id_ in book.places:
-        return messages.text(hop_text(id_), lang)
-    return book.failure_modes[id_].words(lang) if id_ in book.failure_modes else ""
+        return messages.text(hop_text(id_))
+    return book.failure_modes[id_].words() if id_ in book.failure_modes else ""
 
 
-def _step_title(step: str, lang: str) -> str:
-    """Return the question of a step of the runbook, in a language."""
+def _step_title(step: str) -> str:
+    """Return the question of a step of the runbook."""
     steps = (s for section in catalog.load().sections.values() for s in section.steps)
-    return next((s.words(lang) for s in steps if s.id == step), "")
+    return next((s.words() for s in steps if s.id == step), "")
 
 
-def section_title(number: str, lang: str) -> str:
-    """Return a section's title in a language."""
+def section_title(number: str) -> str:
+    """Return a section's title."""
     section = catalog.load().sections.get(number)
-    return "" if section is None else section.words(lang)
+    return "" if section is None else section.words()
 
 
 #: What a table shows of values that are no words.

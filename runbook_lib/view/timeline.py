@@ -65,9 +65,7 @@ class Lane:
         return joined
 
 
-def html(
-    lanes: Sequence[Lane], since: pd.Timestamp, until: pd.Timestamp, lang: str, opens: Interval | None = None
-) -> str:
+def html(lanes: Sequence[Lane], since: pd.Timestamp, until: pd.Timestamp, opens: Interval | None = None) -> str:
     """Return the lanes from `since` to `until` as HTML; what is drawn first, and printed, is `opens`, else all."""
     since = since.floor("s")  # the script knows no shorter time than a millisecond
     span_s = max((until - since).total_seconds(), 1.0)
@@ -105,11 +103,11 @@ def html(
         )
         y += height + 4
     return render.html(
-        "timeline", lang, lanes=shown, span_s=span_s, since=since, until=until, begin=begin, end=end, opens=opens,
+        "timeline", lanes=shown, span_s=span_s, since=since, until=until, begin=begin, end=end, opens=opens,
         from_s=from_s, to_s=from_s + shown_s, width=WIDTH, names=NAMES, height=y, axis=AXIS,
         ticks=[(from_s + s, words) for s, words in _place_ticks(begin, shown_s)],
         events=_list_events(lanes, since, until), series=_tabulate_series(lanes),
-        x=lambda s: round(NAMES + (s - from_s) / shown_s * (WIDTH - NAMES - 12), 1),
+        x=lambda s: round(NAMES + (s - from_s) / shown_s * (WIDTH - NAMES - 12), 1)
     )  # fmt: skip
 
 

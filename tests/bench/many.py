@@ -103,7 +103,7 @@ def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Inciden
                 began = time.monotonic()
     finally:
         cluster.stop()
-    course.page_s = _open_page(page.write(output, "M", ended, systems, "en"))
+    course.page_s = _open_page(page.write(output, "M", ended, systems))
     course.wrong += [f"{order.target}: {left}" for order in orders if (left := _not_once(output, order))]
     return course
 

@@ -207,7 +207,7 @@ def test_a_section_starts_with_the_finding_that_names_it_and_only_section_3_name
 
 def test_progress_says_what_is_known_and_what_is_waited_for() -> None:
     told: list[RunProgress] = []
-    progress = investigation.tell_progress("en", told.append)
+    progress = investigation.tell_progress(told.append)
     for finding in (None, found("3.1", hops=1), found("3.2", hops=5)):
         progress("3", finding)
     assert [t.waits for t in told] == ["Waiting for 3.1", "Waiting for 3.2", "Waiting for 3.3"]

@@ -11,7 +11,7 @@ from typing import Any
 import nbformat
 import pytest
 
-from runbook_lib.book import catalog
+from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import validate
 from runbook_lib.lab import copies as lab
 from runbook_lib.model.usage import UsageError
@@ -51,7 +51,8 @@ def test_links_of_a_copy_lead_somewhere(tmp_path: Path) -> None:
 def test_a_new_copy_is_in_one_language_and_keeps_it(tmp_path: Path) -> None:
     archive = Archive(str(tmp_path), "INC-1")
     for lang in ("ja", "en"):
-        folder = Path(lab.prepare_copies(archive, "default", lang=lang))
+        with messages.using(lang):
+            folder = Path(lab.prepare_copies(archive, "default"))
         copy = folder / "04_1_not_delivered.ipynb"
         text = "\n".join(c.source for c in nbformat.read(copy, as_version=4).cells if c.cell_type == "markdown")
         assert "# 4.1 通知が届かない" in text and "Notifications do not arrive" not in text

@@ -66,11 +66,11 @@ def executed(*findings: Finding, opened: str = "2026-01-31T03:00:00.000+00:00", 
     whole = complete(STEPS, {f.step: f for f in findings})
     verdict = diagnosis.conclude(whole, catalog.load())
     shown: list[Any] = [
-        render.banner(header, verdict, "en", run=opened),
-        *(render.Card(f, f.step, "en", run=opened) for f in findings),
+        render.banner(header, verdict, run=opened),
+        *(render.Card(f, f.step, run=opened) for f in findings),
     ]
     if concluded:
-        shown.append(render.conclusion(header, verdict, whole, dict.fromkeys(STEPS, "t"), (), "en", run=opened))
+        shown.append(render.conclusion(header, verdict, whole, dict.fromkeys(STEPS, "t"), (), run=opened))
     cells = [nbformat.v4.new_code_cell("rb.x()", outputs=[output(s)]) for s in shown]
     return nbformat.v4.new_notebook(cells=cells)
 
@@ -81,7 +81,7 @@ def add(nb: Any, *outputs: Any, source: str = "mine") -> Any:
 
 
 def revealed() -> Any:
-    return output(render.Revealed({"user-00000001": WHO}, "en"))
+    return output(render.Revealed({"user-00000001": WHO}))
 
 
 def save(nb: Any, caplog: pytest.LogCaptureFixture | None = None) -> Path:
@@ -204,7 +204,7 @@ def test_nothing_is_archived_before_the_conclusion() -> None:
     save(executed(found(STEPS[0]), concluded=False))
     save(nbformat.v4.new_notebook())
     stale = executed(found(STEPS[0]))
-    stale.cells[1].outputs = [output(render.Card(found(STEPS[0], Status.CRITICAL), "t", "en", run=opened(stale)))]
+    stale.cells[1].outputs = [output(render.Card(found(STEPS[0], Status.CRITICAL), "t", run=opened(stale)))]
     save(stale)
     assert not Path("out").exists()
 

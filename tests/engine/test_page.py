@@ -47,7 +47,7 @@ def verdict(begin: float, waiting: list[float | None], status: str = "CRITICAL",
 
 def lanes(*verdicts: dict[str, Any], **more: Any) -> dict[str, Lane]:
     parts: dict[str, Any] = {"entries": (), "actions": (), "notes": (), "findings": ()} | more
-    return {lane.name: lane for lane in course.lanes(verdicts=verdicts, lang="en", **parts)}
+    return {lane.name: lane for lane in course.lanes(verdicts=verdicts, **parts)}
 
 
 def test_later_runs_complete_a_series_and_what_nobody_read_stays_unknown() -> None:
@@ -59,7 +59,7 @@ def test_later_runs_complete_a_series_and_what_nobody_read_stays_unknown() -> No
 
 def test_zero_is_drawn_and_no_data_is_hatched() -> None:
     known = Series("waiting", "waiting", ((at(0), at(1), 0.0), (at(1), at(2), 4.0), (at(5), at(6), 0.0)))
-    page = timeline.html([Lane("relay", series=(known,)), Lane("locks", known=())], at(0), at(10), "en")
+    page = timeline.html([Lane("relay", series=(known,)), Lane("locks", known=())], at(0), at(10))
     assert page.count("<polyline") == 2, "interrupted where nothing is known"
     covered = [(float(a), float(b)) for a, b in re.findall(r'class="known" data-t="([\d.]+)" data-u="([\d.]+)"', page)]
     assert covered == [(0.0, 120.0), (300.0, 360.0)]
@@ -115,8 +115,9 @@ def test_the_timeline_opens_on_the_incident(
     opens = course.incident(found, entries, verdicts)
     assert opens and opens[0] == pytest.approx(at(first), abs=pd.Timedelta(minutes=1))
     assert at(last) <= opens[1] <= at(last) + (opens[1] - opens[0]) * 0.05
-    page = timeline.html(found, *(course.span(found) or opens), "ja", opens)
-    assert render.when(opens[0]) in page and messages.text(say("timeline.zoom_out"), "ja") in page
+    with messages.using("ja"):
+        page = timeline.html(found, *(course.span(found) or opens), opens)
+        assert render.when(opens[0]) in page and messages.text(say("timeline.zoom_out")) in page
     assert all(-1 < float(x) < timeline.WIDTH for x in re.findall(r'<text x="([\d.-]+)"', page)), "the axis is its own"
 
 
@@ -125,12 +126,12 @@ def test_without_an_incident_the_timeline_opens_on_all_of_it() -> None:
     for verdicts in (well, short):
         found = [*lanes(*verdicts).values()]
         assert course.span(found) and course.incident(found, [], verdicts) is None
-        assert "rb-whole" not in timeline.html(found, at(0), at(9), "en")
+        assert "rb-whole" not in timeline.html(found, at(0), at(9))
 
 
 def test_a_rate_is_drawn_over_all_of_its_interval() -> None:
     known = Series("came", "came", ((at(0), at(1), 3.0), (at(1), at(2), 4.0)))
-    page = timeline.html([Lane("relay", series=(known,))], at(0), at(2), "en")
+    page = timeline.html([Lane("relay", series=(known,))], at(0), at(2))
     (line,) = re.findall(r'data-p="(.*?)"', page)
     assert [point.partition(",")[0] for point in line.split()] == ["0.0", "60.0", "60.0", "120.0"]
 
@@ -153,7 +154,7 @@ def test_a_command_in_a_sentence_is_code_and_its_numbers_are_no_values() -> None
         "Restart &lt;it&gt;: <code>kubectl -n a rollout 7 &amp; b</code> (procedure <b>5.1</b>); `unclosed"
     )
     found = judged(say("response.do", title="Restart", command="kubectl <a>", section="5.1"))
-    shown = render.Card(replace(found, step="3.3"), "", "en")._repr_mimebundle_()
+    shown = render.Card(replace(found, step="3.3"), "")._repr_mimebundle_()
     assert "<code>kubectl &lt;a&gt;</code>" in shown["text/html"] and "`kubectl <a>`" in shown["text/plain"]
 
 
@@ -166,7 +167,8 @@ def test_a_table_shows_no_words_of_the_language_it_was_made_with() -> None:
 @pytest.mark.parametrize("lang", messages.LANGUAGES)
 def test_each_headline_with_a_number_names_its_queries_its_evidence_and_the_command(lang: str, tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
-    page = overview.page(Archive(str(tmp_path), "sample"), lang)
+    with messages.using(lang):
+        page = overview.page(Archive(str(tmp_path), "sample"))
     entries = [json.loads(line) for line in (SAMPLE / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     digests = {d[:12] for e in entries for n, d in e["sha256"].items() if n.startswith("evidence/2")}
     shown = re.findall(r'<div class="rb-finding".*?</details>\n', page, re.DOTALL)
@@ -195,7 +197,7 @@ def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> N
     shutil.copytree(SAMPLE, tmp_path / "sample")
     (changed,) = (tmp_path / "sample").glob("*-4.1-*.ipynb")
     changed.write_text(changed.read_text(encoding="utf-8").replace("595", "5"), encoding="utf-8")
-    page = overview.page(Archive(str(tmp_path), "sample"), "en")
+    page = overview.page(Archive(str(tmp_path), "sample"))
     assert 'id="step-3.1"' in page and 'id="step-4.1.1"' not in page
 
 
@@ -232,12 +234,12 @@ def test_a_look_at_a_past_moment_does_not_decide_what_is_now(tmp_path: Path) -> 
     archive = Archive(str(tmp_path), "INC-1")
     archive.prepare()
     ran(archive, 30, "OK", "it was well", as_of=at(0).isoformat())
-    (alone,) = banners(page := overview.page(archive, "en"))
+    (alone,) = banners(page := overview.page(archive))
     assert alone.startswith("2026-11-27") and "OK" in alone and "it was well <b>0" in page
     ran(archive, 40, "CRITICAL", "it is not")
     ran(archive, 50, "OK", "it was well", as_of=at(0).isoformat())
     ran(archive, 20, "WARNING", "of a slow command that began before", name="-late")
-    (now,) = banners(page := overview.page(archive, "en"))
+    (now,) = banners(page := overview.page(archive))
     assert now.startswith("Now:") and "CRITICAL" in now and "it is not <b>0" in page and "it was well" not in page
     assert report.read(str(tmp_path), None, None)[0][0].last == "WARNING"
 
@@ -247,10 +249,10 @@ def test_a_look_at_a_part_does_not_say_that_all_is_well(tmp_path: Path) -> None:
     archive.prepare()
     ran(archive, 30, "CRITICAL", "it waits")
     ran(archive, 33, "OK", "no duplicate", section="4.2")
-    (now,) = banners(page := overview.page(archive, "en"))
+    (now,) = banners(page := overview.page(archive))
     assert "CRITICAL" in now and "no step finds a problem" not in page
     ran(archive, 40, "OK", "it flows", section="6")
-    (now,) = banners(overview.page(archive, "en"))
+    (now,) = banners(overview.page(archive))
     assert "OK" in now
 
 
@@ -258,7 +260,7 @@ def test_the_findings_are_those_of_the_verdict_and_not_of_a_second_look(tmp_path
     archive = Archive(str(tmp_path), "INC-1")
     archive.prepare()
     ran(archive, 1, "CRITICAL", "look", of=course.MAX_READ + 2)
-    page = overview.page(archive, "en")
+    page = overview.page(archive)
     assert page.count('class="rb-finding"') == 1 and "look <b>0" in page
 
 
@@ -267,7 +269,7 @@ def test_each_target_of_an_incident_has_its_present_verdict(tmp_path: Path) -> N
     archive.prepare()
     ran(archive, 1, "CRITICAL", "east waits", target="east")
     ran(archive, 2, "OK", "west flows", target="west")
-    page = overview.page(archive, "en")
+    page = overview.page(archive)
     worst, other = banners(page)
     assert "east" in worst and "CRITICAL" in worst and "west" in other and "OK" in other
     assert page.count('class="rb-finding"') == 2 and page.count('id="step-3.1"') == 1
@@ -279,7 +281,7 @@ def test_a_verdict_whose_first_run_was_not_kept_is_of_the_incidents_target(tmp_p
     ran(archive, 1, "CRITICAL", "it waits")
     lost = json.loads(archive.raw(MANIFEST)[-1]) | {"started": at(5).isoformat(), "name": "lost.json"}
     archive.append(lost, {"lost.json": b"{}"})
-    assert len(banners(overview.page(archive, "en"))) == 1
+    assert len(banners(overview.page(archive))) == 1
 
 
 def test_who_writes_the_page_last_has_seen_the_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,10 +297,10 @@ def test_who_writes_the_page_last_has_seen_the_last_line(tmp_path: Path, monkeyp
         return page
 
     monkeypatch.setattr(overview, "_render_page", meanwhile)
-    overview.write_index(archive, "en")
+    overview.write_index(archive)
     assert "called Abe" in archive.read(overview.INDEX).decode()
     notes = iter(map(str, range(99)))
-    overview.write_index(archive, "en")
+    overview.write_index(archive)
     assert int(next(notes)) < 9, "it ends also while others write all the time"
 
 
@@ -317,7 +319,8 @@ def test_a_series_and_a_recovery_are_of_one_target_in_the_order_of_their_time() 
 def test_a_mark_at_the_edge_stays_in_the_drawing() -> None:
     late = Mark(at(12), "later", until=None)
     held = Mark(at(-5), "held", "WARNING", until=at(1))
-    page = timeline.html([Lane("locks", (late, held))], at(0), at(10), "ja")
+    with messages.using("ja"):
+        page = timeline.html([Lane("locks", (late, held))], at(0), at(10))
     assert "later" not in page and 'data-t="0.0" data-u="60.0"' in page
     assert messages.text(say("timeline.no_data"), "ja") in page
 
@@ -340,7 +343,7 @@ FIGURE, ALT = {"image/png": "AA==\n", "text/plain": "<Figure>"}, {"image/png": {
     ],
 )
 def test_each_output_is_shown_in_its_most_telling_form(output: nbformat.NotebookNode, shown: str) -> None:
-    page = artifact.html(new_notebook(cells=[new_code_cell("", outputs=[output])]), "", "en")
+    page = artifact.html(new_notebook(cells=[new_code_cell("", outputs=[output])]), "")
     assert shown in page
     assert "\x1b" not in page and "<script" not in page
 
@@ -363,7 +366,7 @@ def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str)
         entry = next(e for e in reversed(archive.manifest()) if kind in e)
         kept = {k: v for k, v in entry.items() if k not in ("previous", "sha256")}
         archive.append(kept | {"name": address, "dashboard": address}, {})
-    overview.write_index(archive, "en")
+    overview.write_index(archive)
     header = render.Header("4.1", "t", "INC-1", "prod", at(0), 60, dashboard=address)
     found = Verdict(Status.OK, None, "high")
     form = f"<form action=\"{address}\"><svg><a xlink:href='{address}'>x</a></svg><a href={html.escape(address)}>c</a>"
@@ -373,9 +376,9 @@ def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str)
     ]
     pages = [
         archive.read(overview.INDEX).decode(),
-        artifact.html(new_notebook(cells=cells), "", "en"),
-        postmortem.page(f"[a](<{address}>)", "INC-1", "en", None),
-        render.banner(header, found, "en")._repr_mimebundle_()["text/html"],
+        artifact.html(new_notebook(cells=cells), ""),
+        postmortem.page(f"[a](<{address}>)", "INC-1", None),
+        render.banner(header, found)._repr_mimebundle_()["text/html"],
     ]
     links = re.findall(r"""(?:href|action)=(?:"([^"]*)|'([^']*)|([^\s>"']+))""", "".join(pages))
     addresses = {html.unescape("".join(link)) for link in links}
@@ -385,8 +388,9 @@ def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str)
 
 def test_every_page_has_a_policy_that_lets_its_own_script_run(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
-    page = overview.page(Archive(str(tmp_path), "sample"), "ja")
-    pages = [page, artifact.html(new_notebook(), "", "en"), postmortem.page("# x", "INC-1", "ja", None)]
+    with messages.using("ja"):
+        pages = [overview.page(Archive(str(tmp_path), "sample")), postmortem.page("# x", "INC-1", None)]
+    page, *_ = pages = [*pages, artifact.html(new_notebook(), "")]
     for shown in pages:
         (policy,) = re.findall(
             r'<meta http-equiv="Content-Security-Policy" content="([^"]+)">', shown.partition("<style>")[0]
@@ -398,8 +402,8 @@ def test_every_page_has_a_policy_that_lets_its_own_script_run(tmp_path: Path) ->
 
 def test_characters_that_are_not_seen_are_shown_in_a_page() -> None:
     found = replace(judged(say("response.do", title="a\u202eb\x9b", command="\u2066c", section="5.1")), step="3.3")
-    page = artifact.html(new_notebook(cells=[new_markdown_cell("d\u202e")]), "e\x1b", "en")
-    shown = render.Card(found, "", "en")._repr_mimebundle_()["text/html"] + page
+    page = artifact.html(new_notebook(cells=[new_markdown_cell("d\u202e")]), "e\x1b")
+    shown = render.Card(found, "")._repr_mimebundle_()["text/html"] + page
     assert r"a\u202eb\x9b" in shown and r"\u2066c" in shown and r"d\u202e" in shown and r"e\x1b" in shown
     assert all(c.isprintable() or c == "\n" for c in shown)
 
@@ -451,7 +455,7 @@ def test_text_and_code_of_a_notebook() -> None:
         new_markdown_cell("# A\n\n[b](../docs/c.md) [d](https://e) `f`\n\n| g |\n|-|\n| h |"),
         new_code_cell("i < j"),
     ]
-    page = artifact.html(new_notebook(cells=cells), "", "en")
+    page = artifact.html(new_notebook(cells=cells), "")
     assert "<h1>A</h1>" in page and "<td>h</td>" in page
     assert '<p>b <a href="https://e">d</a> <code>f</code></p>' in page
     assert '<pre class="source">i &lt; j</pre>' in page
@@ -468,7 +472,7 @@ def test_the_page_of_many_systems_lists_the_worst_first(tmp_path: Path) -> None:
         return {"document": document | ({"verdict": verdict} if verdict else {}), "index": index, "problem": problem}
 
     ended = [came("b", verdict=well), came("c", verdict=stuck), came("a", verdict=well), came("d", "<lost>")]
-    place = systems.write(str(tmp_path), "M", ended, 9, "en")
+    place = systems.write(str(tmp_path), "M", ended, 9)
     page = Path(place).read_text()
     rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", page)
     assert [re.sub("<.*?>", "", target) for _, target, _ in rows] == ["c", "d", "a", "b"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import tomllib
 from collections import defaultdict
 
-from runbook_lib.book import catalog, pack
+from runbook_lib.book import catalog, messages, pack
 from runbook_lib.book import queries as questions
+from runbook_lib.model.finding import say
 from runbook_lib.store import recording
 from runbook_lib.store.recording import SUFFIX
 from runbook_lib.view.queries import FILE, psql, queries_of
@@ -53,11 +54,13 @@ def test_each_step_says_what_it_asks() -> None:
 
 
 def test_a_query_is_shown_whole_and_ready_for_psql() -> None:
-    shown = queries_of("4.1.1", "en")
+    shown = queries_of("4.1.1")
     (backlog,) = [q for q in shown.sql if q.name == "notifications/backlog"]
     assert "cost: index" in shown.folded() and "`oldest_due_s` s" in shown.folded()
     assert psql(backlog).endswith(f"{backlog.sql};") and backlog.sql in repr(shown)
     assert list(shown.frame["name"]) == [q.name for q in shown.sql]
     assert r"\set since" in psql(questions.query("outbox/unprocessed"))
-    assert "psql" not in repr(shown) and len(queries_of("3.5", "ja")) == 0
-    assert "3.5" in repr(queries_of("3.5", "ja"))
+    with messages.using("ja"):
+        nothing = queries_of("3.5")
+    assert "psql" not in repr(shown) and len(nothing) == 0
+    assert repr(nothing) == messages.text(say("ui.asks_nothing", step="3.5"), "ja")

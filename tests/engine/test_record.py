@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
@@ -56,11 +57,11 @@ def through_json(document: Any) -> Any:
     return json.loads(json.dumps(document, allow_nan=False))
 
 
-def conclusion(verdict: Any, lang: str) -> str:
+def conclusion(verdict: Any) -> str:
     """The page's part about a verdict."""
     about: dict[str, Any] = {"header": {"section": "4.1"}, "findings": (), "titles": {}}
     return render.html(
-        "conclusion", lang, verdict=verdict, cost={"queries": 1, "ms": 1, "rows": 1, "max_plan_cost": None}, **about
+        "conclusion", verdict=verdict, cost={"queries": 1, "ms": 1, "rows": 1, "max_plan_cost": None}, **about
     )
 
 
@@ -115,9 +116,27 @@ def test_a_finding_shows_itself_in_both_languages_and_escapes_what_it_shows() ->
     frame = pd.DataFrame({"last_error": ["<script>alert(1)</script>"]})
     nasty = Finding("4.1.1", Status.OK, say("unknown.error", detail="<b>"), frames={"f": frame}, show=("f",))
     for lang in messages.LANGUAGES:
-        page = render.Card(nasty, "t", lang)._repr_mimebundle_()["text/html"]
+        with messages.using(lang):
+            page = render.Card(nasty, "t")._repr_mimebundle_()["text/html"]
         assert "<script>" not in page and "<b>&lt;b&gt;" not in page
         assert "&lt;script&gt;" in page
+
+
+def test_an_output_keeps_the_language_in_which_it_was_made() -> None:
+    with messages.using("ja"):
+        card = render.Card(FINDING, "t")
+    assert messages.text(FINDING.headline, "ja") in card._repr_mimebundle_()["text/plain"]
+    assert messages.language() == "en"
+
+
+def test_a_thread_begins_in_the_language_of_the_process() -> None:
+    with ThreadPoolExecutor() as threads, messages.using("ja"):
+        assert (messages.language(), threads.submit(messages.language).result()) == ("ja", "en")
+        messages.use("ja")
+        try:
+            assert threads.submit(messages.language).result() == "ja"
+        finally:
+            messages.use("en")
 
 
 @pytest.mark.parametrize("alive", [None, "pod", say("alive.not_bound"), say("alive.silent", s=12.4)])
@@ -129,10 +148,11 @@ def test_who_is_alive_is_worded_when_it_is_shown(alive: Text | str | None) -> No
     verdict = Verdict(Status.OK, None, "high", hops=back.hops)
     seen = through_json(record.verdict(verdict))  # as a dossier's page has it
     for lang, word in (("en", "alive"), ("ja", "稼働")):
-        shown = messages.text(alive, lang) if isinstance(alive, Text) else alive
-        head, row = render.strip_lines(verdict, lang)
-        assert head.endswith(word) and row.endswith(shown or "·")
-        assert (f"<small>{shown}</small>" in conclusion(seen, lang)) is (alive is not None)
+        with messages.using(lang):
+            shown = messages.text(alive) if isinstance(alive, Text) else alive
+            head, row = render.strip_lines(verdict)
+            assert head.endswith(word) and row.endswith(shown or "·")
+            assert (f"<small>{shown}</small>" in conclusion(seen)) is (alive is not None)
 
 
 WHY = (
@@ -149,17 +169,19 @@ def test_why_a_failure_mode_has_its_score_is_told_line_by_line_in_notebook_dossi
     verdict = Verdict(Status.CRITICAL, "database", "low", (RankedMode("FM-NOTI-06", 0.32, WHY),))
     seen = through_json(record.verdict(verdict))
     mode = seen["failure_modes"][0]
-    lines = render.why_lines(mode, lang)
-    assert len(lines) == len(WHY) and "None" not in "".join(lines)
-    assert lines[0].startswith("+0.90 delivery.stopped") and "3.2, 4.1.1" in lines[0]
-    assert messages.text(say("backlog.empty"), lang) in lines[1] and lines[1].startswith("-0.40")
-    assert [line in "\n".join(render.failure_mode_lines(seen, lang)) for line in lines] == [True] * len(lines)
-    page = conclusion(seen, lang)
-    assert [f"<li>{line}</li>" in page for line in lines] == [True] * len(lines)
+    with messages.using(lang):
+        lines = render.why_lines(mode)
+        assert len(lines) == len(WHY) and "None" not in "".join(lines)
+        assert lines[0].startswith("+0.90 delivery.stopped") and "3.2, 4.1.1" in lines[0]
+        assert messages.text(say("backlog.empty")) in lines[1] and lines[1].startswith("-0.40")
+        assert [line in "\n".join(render.failure_mode_lines(seen)) for line in lines] == [True] * len(lines)
+        page = conclusion(seen)
+        assert [f"<li>{line}</li>" in page for line in lines] == [True] * len(lines)
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_the_reason_of_an_unknown_is_told_in_the_readers_language(reason: Reason) -> None:
     finding = unknown("4.1.1", reason, say("unknown.not_run"))
-    assert f"UNKNOWN ({reason.value}): " in render.finding_line(finding, "en")
-    assert not re.search(r"\([a-z_]+\)", render.finding_line(finding, "ja"))
+    assert f"UNKNOWN ({reason.value}): " in render.finding_line(finding)
+    with messages.using("ja"):
+        assert not re.search(r"\([a-z_]+\)", render.finding_line(finding))

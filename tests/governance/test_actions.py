@@ -111,7 +111,7 @@ def test_what_only_warns_is_carried_out_unseen_and_refused_where_it_does_not_hol
     dry = perform(counter, rb, **WORD)
     assert (dry.result, dry.status, counter.n) == ("dry", Status.WARNING, 0)
     assert "which does not stop the action: postgres answers" in lines(rb)[0]["why"]["en"]
-    assert list(frames_of(dry, "en")["preconditions"]["warns"]) == [True]
+    assert list(frames_of(dry)["preconditions"]["warns"]) == [True]
     done = perform(counter, rb, execute=True, **WORD)
     assert (done.result, done.status, counter.n) == ("done", Status.OK, 1)
     assert [p["ok"] for line in lines(rb) for p in line["preconditions"]] == [None] * 3
@@ -172,7 +172,7 @@ def test_an_interrupt_while_the_effect_is_waited_for_is_a_line_and_goes_on(rb: C
     assert done["effect"]["en"] == "interrupted before the check: the effect is not known" and done["effect"]["ja"]
     assert (done["did"], done["after"]) == ({"counted": 1}, {"n": 1})
     assert report._summarise_action(done).helped is None, "neither helped nor did not"
-    overview.write_index(rb.archive, "en")
+    overview.write_index(rb.archive)
     page = rb.archive.read("index.html").decode()
     assert "the effect is not known" in page
     assert re.search(r'<td>n</td><td class="n">0</td><td class="n">1</td>', page), "before and after, side by side"
@@ -498,9 +498,9 @@ def test_break_glass_is_loud_everywhere(rb: Context) -> None:
         in_the_postmortem = _read_action(line)
         assert in_the_postmortem.why_en.startswith("BREAK-GLASS although target default is frozen until ")
         assert "緊急解除" in in_the_postmortem.why_ja
-    assert render.action_lines(outcome, "en")[0] == "▲ BREAK-GLASS"
-    assert "BREAK-GLASS</span>" in render.ActionCard(outcome, "en", run="")._make_bundle()["text/html"]
-    overview.write_index(rb.archive, "en")
+    assert render.action_lines(outcome)[0] == "▲ BREAK-GLASS"
+    assert "BREAK-GLASS</span>" in render.ActionCard(outcome, run="")._make_bundle()["text/html"]
+    overview.write_index(rb.archive)
     assert b'<span class="rb-tag rb-CRITICAL">BREAK-GLASS</span>' in rb.archive.read("index.html")
     both = perform(Counter(), frozen, execute=True, break_glass=True, **WORD)
     assert record.text(both.why)["en"].count("BREAK-GLASS although") == 2, "the freeze and the limit"
@@ -544,7 +544,7 @@ def test_the_command_is_refused_and_says_when(rb: Context, tmp_path: Path) -> No
 def test_the_outcome_is_evidence(rb: Context) -> None:
     outcome = perform(Counter(), rb, execute=True, **WORD)
     assert isinstance(outcome, Outcome)
-    frames = frames_of(outcome, "ja")
+    frames = frames_of(outcome)
     assert list(frames["preconditions"]["holds"]) == [True]
     assert frames["changes"].to_dict("records") == [{"name": "n", "before": 0, "after": 1}]
     assert frames["outcome"].loc[0, "why_ja"]

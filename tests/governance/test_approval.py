@@ -133,7 +133,7 @@ def test_it_is_carried_out_on_the_word_of_another(world: World) -> None:
     counter = Counting()
     dry = perform(counter, world.open())
     assert (dry.result, dry.status) == ("dry", Status.WARNING), "as things are it would be refused"
-    (request,) = re.findall(r"runbook approve (request:\S+) --key-file", "\n".join(render.action_lines(dry, "ja")[2:]))
+    (request,) = re.findall(r"runbook approve (request:\S+) --key-file", "\n".join(render.action_lines(dry)[2:]))
     word = world.approve(request)
     assert not set(word + request) & set(" '\"$&;|<>*?#~`\\"), "a shell takes it as it stands"
     done = execute(world, word, counter)
@@ -147,7 +147,8 @@ def test_it_is_carried_out_on_the_word_of_another(world: World) -> None:
     assert [e["approval"] for e in world.lines()] == ["", word, word, word], "whoever has the keys can check it later"
     assert Archive(str(world.folder / "out"), "A-1").problems() == []
     for lang, says in (("en", "approved by sato until "), ("ja", "sato が承認済みです")):
-        assert any(says in line for line in render.action_lines(done, lang))
+        with messages.using(lang):
+            assert any(says in line for line in render.action_lines(done))
 
 
 def test_without_a_word_it_is_refused_and_told_how_to_ask(world: World) -> None:
@@ -160,9 +161,7 @@ def test_without_a_word_it_is_refused_and_told_how_to_ask(world: World) -> None:
     assert "request:A-1:" in why(warned), "what only warns can be asked for"
     for seen in (False, None):
         unready = perform(Counting(seen=(("postgres", seen),)), world.open())
-        assert "request:" not in "\n".join(render.action_lines(unready, "en")), (
-            "what would not be done is not asked for"
-        )
+        assert "request:" not in "\n".join(render.action_lines(unready)), "what would not be done is not asked for"
     world.configure(more="")
     (world.folder / "runbook.toml").write_text('[targets.default]\nnats_url = "nats://127.0.0.1:1"\n')
     free = perform(Counting(), world.open(), execute=True, approved_by="Sato", reason="the worker hangs")
@@ -385,7 +384,7 @@ def test_an_approval_holds_in_the_cluster_that_was_approved(world: World) -> Non
     done = in_another_cluster(world)
     assert done.result == "done" and "kubectl --context staging -n" in done.command
     assert [p.identity for p in done.preconditions if p.identity] == ["staging https://staging.example"]
-    assert "https://staging.example" in "\n".join(render.action_lines(done, "en"))
+    assert "https://staging.example" in "\n".join(render.action_lines(done))
 
 
 @pytest.mark.parametrize(
@@ -522,7 +521,7 @@ def test_only_what_was_asked_for_can_be_approved(world: World) -> None:
         with pytest.raises(UsageError, match="no such request, or its line was changed"):
             world.approve(request)
         log.write_text(whole)
-    shown = render.request_lines("A-1", world.lines()[0] | {"command": "count \x1b[2K\u202e\n all"}, "en")
+    shown = render.request_lines("A-1", world.lines()[0] | {"command": "count \x1b[2K\u202e\n all"})
     assert shown[1] == r"    count \x1b[2K\u202e\n all", "a terminal is told nothing that it does not show"
     for garbage in ("", "request:A-1", request[:-1], f"{request} please"):
         with pytest.raises(UsageError, match="the request is not complete"):

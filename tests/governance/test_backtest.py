@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from click.testing import CliRunner
 
-from runbook_lib.book import catalog, pack
+from runbook_lib.book import catalog, messages, pack
 from runbook_lib.book.catalog import CatalogError
 from runbook_lib.book.parameters import validate
 from runbook_lib.checks.context import open_context
@@ -165,7 +165,10 @@ def test_a_targets_own_threshold_is_judged_by_shown_and_kept() -> None:
     assert limits["delivery.silence"].status(400) is Status.OK is not book.limits["delivery.silence"].status(400)
     found = replace(judged(say("hop.relay"), [limits.value("delivery.silence", 400)]), step="4.3.2")
     again = record.finding_from_json(record.finding(found))
-    shown = [render.html("finding", lang, f=again, tables=[], dashboard="") for lang in ("en", "ja")]
+    shown = []
+    for lang in messages.LANGUAGES:
+        with messages.using(lang):
+            shown.append(render.html("finding", f=again, tables=[], dashboard=""))
     assert "5,000 / 15,000</span> <small>(this target&#39;s own)" in shown[0] and "(この対象の個別設定)" in shown[1]
     ran = artifact.Run("4.3", (found,), diagnosis.conclude([found], book), vars(rb._header()), {}, True)
     made = artifact.make(

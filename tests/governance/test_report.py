@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.book.messages import LANGUAGES, catalogue
+from runbook_lib.book.messages import LANGUAGES, catalogue, using
 from runbook_lib.cli.main import cli
 from runbook_lib.cli.report import _parse_limit
 from runbook_lib.dossier import overview, report
@@ -266,7 +266,8 @@ def test_whatever_was_run_it_is_counted_once(dossiers: list[list[tuple[str, str,
         assert incident.begun == T0 + pd.Timedelta(minutes=min(m for *_, m in runs))
     assert json.loads(json.dumps(sums)) == sums
     for lang in LANGUAGES:
-        assert report.lines(found, sums, lang)
+        with using(lang):
+            assert report.lines(found, sums)
 
 
 def test_each_table_has_a_title() -> None:
@@ -439,17 +440,18 @@ def test_what_was_like_it_before_is_named_with_what_helped(tmp_path: Path) -> No
     now = Archive(str(tmp_path), "NOW")
     assert [i.incident for i in report.seen_before(now)] == ["SAME"]
     assert report.seen_before(Archive(str(tmp_path), "NOBODY")) == []
-    overview.write_index(now, "en")
+    overview.write_index(now)
     page = now.read(overview.INDEX).decode()
     assert 'href="../SAME/index.html"' in page and "✔ restart worker" in page and "../ELSEWHERE" not in page
 
-    def shown(place: str, *modes: str, lang: str = "en") -> str:
+    def shown(place: str, *modes: str) -> str:
         said = Verdict(Status.CRITICAL, place, "high", tuple(RankedMode(m, 0.9) for m in modes))
-        rb = SimpleNamespace(verdict=lambda: said, context=SimpleNamespace(archive=now), lang=lang, opened="x")
+        rb = SimpleNamespace(verdict=lambda: said, context=SimpleNamespace(archive=now), opened="x")
         found = report.similar_incidents(cast(Session, rb))
         return "\n".join(map(str, found._repr_mimebundle_().values())) if found else ""
 
     assert "ELSEWHERE" in shown("receiver", "FM-NOTI-03") and "SAME" not in shown("receiver", "FM-NOTI-03")
-    likely = shown("relay", "FM-OB-01", lang="ja")
+    with using("ja"):
+        likely = shown("relay", "FM-OB-01")
     assert "✔ restart worker" in likely and "過去の類似" in likely and "href" not in likely
     assert shown("relay") == shown("subscriber", "FM-NATS-01") == ""

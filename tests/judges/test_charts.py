@@ -21,12 +21,13 @@ def test_the_alt_text_names_axis_and_limits() -> None:
     ax.plot([0, 1], [1, 2], label="waiting")
     charts.thresholds(ax, Threshold("backlog.due", "rows", 50, 500, False, "docs/slo.md"))
     chart = charts.Chart(figure, say("chart.no_data"))
-    (image,) = chart.display("en")
+    (image,) = chart.display()
     assert image["text/plain"].endswith("Axis: rows. Limits: warning 50 rows, critical 500 rows")
-    assert chart.metadata("en")["image/png"]["alt"] == image["text/plain"]
-    assert "しきい値: warning 50 rows" in chart.described("ja")
+    assert chart.metadata()["image/png"]["alt"] == image["text/plain"]
+    with messages.using("ja"):
+        assert "しきい値: warning 50 rows" in chart.described()
     sentence = charts.Chart(figure, say("verbatim", en="It ends.", ja="終わり。"))
-    assert sentence.described("en").startswith("It ends. Axis: rows. ")
+    assert sentence.described().startswith("It ends. Axis: rows. ")
 
 
 def test_each_limit_line_has_its_name_number_and_unit() -> None:
@@ -34,7 +35,7 @@ def test_each_limit_line_has_its_name_number_and_unit() -> None:
     charts.limit_line(ax, 5.0, "limit of NOTI-B", "% of events")
     chart = charts.Chart(figure, say("chart.no_data"))
     assert [words.get_text() for words in ax.texts] == ["limit of NOTI-B 5 % of events"]
-    assert chart.described("en").endswith("Limits: limit of NOTI-B 5 % of events")
+    assert chart.described().endswith("Limits: limit of NOTI-B 5 % of events")
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ def test_the_bars_of_ages_have_the_colours_of_the_thresholds(
     assert [np.asarray(line.get_xdata())[0] for line in ax.lines] == lines
     limit = book.limits["backlog.oldest_due"]
     limits = f"Limits: warning {limit.warning:g} s, critical {limit.critical:g} s"
-    assert old in chart.described("en") and chart.described("en").endswith(limits)
+    assert old in chart.described() and chart.described().endswith(limits)
     assert f"WARNING from {limit.warning:g} s" in messages.text(chart.caption[0], "en")
 
 

@@ -53,7 +53,7 @@ def test_healthy() -> None:
 @pytest.mark.parametrize(("seen", "all_of_it"), [(1, False), (3, True), (6, True)])
 def test_who_looked_at_a_part_does_not_say_that_nothing_is_stuck(seen: int, all_of_it: bool) -> None:
     looked = replace(finding("4.2.3", status=Status.OK), hops=tuple(Hop(name, waiting=0.0) for name in HOPS[:seen]))
-    said = render.location(conclude([looked]), "en")
+    said = render.location(conclude([looked]))
     assert said == ("Nothing is stuck" if all_of_it else "Nothing is stuck in the part that could be read")
 
 
@@ -248,7 +248,7 @@ def test_a_step_answered_in_part_lowers_the_confidence_but_not_what_the_cost_gat
 def test_what_harms_without_stopping_the_flow_is_told_by_its_failure_mode() -> None:
     verdict = conclude([finding("4.2.2", ("FM-NOTI-01", 0.95)), finding("4.2.3", status=Status.OK)])
     assert verdict.stuck_at is None and verdict.confidence == "high"
-    assert render.location(verdict, "en").startswith("FM-NOTI-01: ")
+    assert render.location(verdict).startswith("FM-NOTI-01: ")
 
 
 # Hypotheses and their remedies ----------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def test_two_that_call_for_different_remedies_are_undecided_with_what_would_sett
     assert (verdict.between, verdict.settled_by, verdict.confidence) == ((DEAD, OFF), ("5.1.1",), "low")
     assert [p.name for p in verdict.proposals] == ["logs"]
     assert verdict.next_sections == ("5.1",)
-    text = "\n".join(render.verdict_lines(verdict, "en"))
+    text = "\n".join(render.verdict_lines(verdict))
     assert f"Undecided between: {DEAD}" in text and "To decide, run step 5.1.1" in text
 
 
@@ -317,7 +317,7 @@ def test_each_line_of_evidence_has_its_moment_and_the_value_that_decided() -> No
     told = replace(finding("4.1.3", ("FM-OB-01", 0.9)), values=values, at=at)
     (line,) = record.verdict(conclude([told]))["failure_modes"][0]["because"]
     assert (line["at"], line["value"]["name"], line["value"]["value"]) == (at.isoformat(), "outbox.oldest_due", 96.9)
-    assert any("(4.1.3 at 03:12:40Z)" in w for w in render.why_lines({"because": [line]}, "en"))
+    assert any("(4.1.3 at 03:12:40Z)" in w for w in render.why_lines({"because": [line]}))
     assert record.finding_from_json(record.finding(told)).at == at
 
 
@@ -455,7 +455,7 @@ def test_what_an_outage_that_is_over_has_left_has_no_place_and_section_six_is_ne
     assert (verdict.status, verdict.stuck_at, verdict.confidence) == (Status.WARNING, None, "medium")
     assert verdict.ended == replace(later, after=say("ui.no_action"))
     assert verdict.next_sections == ("6",)
-    text = render.location(verdict, "en")
+    text = render.location(verdict)
     assert text.startswith("The outage ended at 03:12:49 UTC: sends succeed again (3 since then)")
     assert "shortly before that" in text
     stored = record.verdict(verdict)["ended"]
@@ -478,7 +478,7 @@ def test_what_an_outage_that_is_over_has_left_has_no_place_and_section_six_is_ne
 def test_beside_anything_that_goes_on_nothing_is_over(goes_on: Finding) -> None:
     verdict = conclude([left("3.1"), goes_on])
     assert verdict.ended is None and "6" not in verdict.next_sections
-    assert "Over" not in render.location(verdict, "en")
+    assert "Over" not in render.location(verdict)
 
 
 def test_whoever_is_told_critical_is_told_where_to_read_on() -> None:

@@ -97,11 +97,11 @@ def test_whoever_waits_has_a_place_or_an_undecided_between(found: list[Finding])
             assert {*BOOK.places[hop.name].waits_for, DATABASE} & {*verdict.undecided, *against}
         if not any(m.score >= BROKEN for m in verdict.failure_modes):
             for lang in messages.LANGUAGES:
-                place = messages.text(say(f"hop.{verdict.undecided[0]}"), lang)
-                assert place in render.location(verdict, lang)
+                with messages.using(lang):
+                    assert messages.text(say(f"hop.{verdict.undecided[0]}")) in render.location(verdict)
     if verdict.stuck_at or verdict.undecided:
         assert verdict.status is not Status.OK
-        assert "othing" not in render.location(verdict, "en")
+        assert "othing" not in render.location(verdict)
 
 
 def test_what_one_witness_accuses_does_not_explain_what_waits_elsewhere() -> None:
@@ -117,7 +117,7 @@ def test_what_was_not_seen_is_said_and_never_sure(found: list[Finding]) -> None:
     verdict = diagnosis.conclude(found, BOOK)
     missing = {u.source for f in found for u in f.unseen if u.source in REQUIRED}
     if missing and not verdict.stuck_at and not verdict.failure_modes:
-        assert all(source in render.location(verdict, "en") for source in missing)
+        assert all(source in render.location(verdict) for source in missing)
         assert verdict.confidence != "high"
     assert verdict.status.rank >= overall(found).rank
 
@@ -132,7 +132,8 @@ def test_a_section_that_a_finding_points_to_is_pointed_to_by_the_verdict(found: 
 def test_a_provisional_strip_never_looks_like_a_verdict(found: list[Finding]) -> None:
     title_of, known = say("ui.provisional_of", done=1, of=9), diagnosis.strip(found, HOPS)
     for lang in messages.LANGUAGES:
-        title, *strip = render.provisional_lines(title_of, known, lang)
+        with messages.using(lang):
+            title, *strip = render.provisional_lines(title_of, known)
         assert not {*" ".join([title, *strip])} & {*render.MARKS.values()} - {"?"}
         assert not any(status.name in line for status in Status for line in [title, *strip])
         unknown = messages.text(say("ui.not_known_yet"), lang)
@@ -144,7 +145,7 @@ def test_a_provisional_strip_never_looks_like_a_verdict(found: list[Finding]) ->
 def test_sure_is_said_once(found: list[Finding]) -> None:
     """The verdict's line alone has the confidence: a step that said another one would contradict it."""
     verdict = diagnosis.conclude(found, BOOK)
-    lines = [*render.verdict_lines(verdict, "en"), *(render.finding_line(f, "en") for f in found)]
+    lines = [*render.verdict_lines(verdict), *(render.finding_line(f) for f in found)]
     assert sum("confidence" in line for line in lines) == 1
 
 

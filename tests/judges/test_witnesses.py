@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.book import catalog
+from runbook_lib.book import catalog, messages
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import Finding, Proposal, Status, Verdict, replace, say
 from runbook_lib.packs.entitlement.checks.errors import classify_send
@@ -104,9 +104,10 @@ def test_a_part_is_its_own_witness() -> None:
 def test_why_names_the_candidate_places_and_the_witness() -> None:
     explained = record.verdict(conclude(seen("4.1.1", "delivery.refused")))
     assert [place["id"] for place in explained["places"]] == ["delivery_worker", "receiver"]
-    lines = "\n".join(render.failure_mode_lines(explained, "en"))
+    lines = "\n".join(render.failure_mode_lines(explained))
     assert "+0.85 delivery.refused (4.1.1, reported by delivery worker)" in lines
-    assert "worker の報告" in "\n".join(render.failure_mode_lines(explained, "ja"))
+    with messages.using("ja"):
+        assert "worker の報告" in "\n".join(render.failure_mode_lines(explained))
 
 
 # The request to the receiver ------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ def test_a_contradicted_observation_is_no_evidence() -> None:
     verdict = conclude(*findings)
     assert (verdict.stuck_at, verdict.confidence) == ("receiver", "high")
     assert [(b.kind, b.steps, b.observation) for b in verdict.contradicted] == [("contradicted", ("4.5.2",), ANSWERS)]
-    lines = render.verdict_lines(verdict, "en")
+    lines = render.verdict_lines(verdict)
     assert any("receiver.answers does not count" in line for line in lines)
     assert [place.id for place in verdict.places] == ["receiver"]
     assert conclude(findings[0]).stuck_at == "delivery_worker"

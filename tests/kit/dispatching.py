@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from runbook_lib.book import messages
 from runbook_lib.model.order import Order
 from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.dispatcher import Dispatcher
@@ -53,7 +54,7 @@ CONFIG = Settings(targets={"gone": {"database_url": "postgresql://u@127.0.0.1:1/
 
 
 def dispatcher_of(folder: Path, journal: Journal, executor: Executor, metrics: Metrics) -> Dispatcher:
-    return Dispatcher(journal, CONFIG, str(folder / "out"), executor, metrics, places=["p"], lang="ja")
+    return Dispatcher(journal, CONFIG, str(folder / "out"), executor, metrics, places=["p"])
 
 
 @contextmanager
@@ -61,9 +62,11 @@ def dispatched(folder: Path, executor: Executor, alert: Alert | None = None) -> 
     journal, metrics = Journal(folder / "journal.db"), Metrics()
     journal.accept([alert or firing("I")], CONFIG, time.time())
     jobs = dispatcher_of(folder, journal, executor, metrics)
+    messages.use("ja")  # its threads have the language of the process
     jobs.start()
     try:
         yield journal, metrics
     finally:
         jobs.stop()
+        messages.use("en")
         journal.close()

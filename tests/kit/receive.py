@@ -33,8 +33,8 @@ def main() -> None:
     config, metrics = settings.load(), Metrics()
     journal, places = Journal("journal.db"), notify.urls_by_digest(config)
     workers = ThreadPoolExecutor(config.receiver.workers)
-    jobs = dispatcher.Dispatcher(journal, config, "out", workers, metrics, places=list(places), lang="en")
-    told = notify.Notifier(journal, places, metrics, "out", "en")
+    jobs = dispatcher.Dispatcher(journal, config, "out", workers, metrics, places=list(places))
+    told = notify.Notifier(journal, places, metrics, "out")
     jobs.start()
     told.start()
     with closing(sqlite3.connect("file:journal.db?mode=ro", uri=True)) as reader:

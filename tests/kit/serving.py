@@ -137,15 +137,15 @@ class Running:
 
 @contextmanager
 def running(
-    folder: Path, auth: Auth | None = None, *, output: str = "", tls: Tls | None = None, lang: str = "en",
+    folder: Path, auth: Auth | None = None, *, output: str = "", tls: Tls | None = None,
     config: Settings | None = None, places: Sequence[str] = (),
 ) -> Iterator[Running]:  # fmt: skip
     """The application under its own server in a thread; jobs stay in the journal unless the dispatcher is started."""
     config = config or Settings(targets=NOWHERE)
     kept, metrics, output = Journal(folder / "receiver.db"), Metrics(), output or str(folder / "outputs")
     with ThreadPoolExecutor(2) as executor:
-        dispatcher = Dispatcher(kept, config, output, executor, metrics, places=places, lang=lang)
-        received = Receiver(kept, dispatcher, config, output, metrics, auth or Auth(), lang, probe_s=0.05)
+        dispatcher = Dispatcher(kept, config, output, executor, metrics, places=places)
+        received = Receiver(kept, dispatcher, config, output, metrics, auth or Auth(), probe_s=0.05)
         listening = server.listen("127.0.0.1", 0)
         served = server.server(received.app, tls)
         thread = threading.Thread(target=served.run, kwargs={"sockets": [listening]})

@@ -8,7 +8,7 @@ import re
 import nbformat
 import pytest
 
-from runbook_lib.book import catalog
+from runbook_lib.book import catalog, messages
 from runbook_lib.book.catalog import Section
 from runbook_lib.view import prose
 from runbook_lib.view.queries import FOLDED_MOST, queries_of
@@ -79,14 +79,15 @@ def test_titles_and_questions_are_the_documents(section: Section) -> None:
     """A question leaves out the words of its heading."""
     nb = read(section)
     for lang in ("en", "ja"):
-        title, *texts = [prose.text_of(c, lang) for c in nb.cells if c.cell_type == "markdown"]
-        assert title.startswith(f"# {section.number} {section.words(lang)}\n")
-        for step in section.steps:
-            (text,) = [text for text in texts if text.startswith(f"## {step.id} ")]
-            heading, _, question = text.split("\n")[:3]
-            words = heading.removeprefix(f"## {step.id} ")
-            whole = {step.words(lang).lower(), step.words(lang).lower().removeprefix(f"{words.lower()}: ")}
-            assert question.lower() in whole
+        with messages.using(lang):
+            title, *texts = [prose.text_of(c) for c in nb.cells if c.cell_type == "markdown"]
+            assert title.startswith(f"# {section.number} {section.words()}\n")
+            for step in section.steps:
+                (text,) = [text for text in texts if text.startswith(f"## {step.id} ")]
+                heading, _, question = text.split("\n")[:3]
+                words = heading.removeprefix(f"## {step.id} ")
+                whole = {step.words().lower(), step.words().lower().removeprefix(f"{words.lower()}: ")}
+                assert question.lower() in whole
 
 
 @each_section
@@ -98,14 +99,15 @@ def test_one_example_that_a_headless_run_leaves_out(section: Section) -> None:
 @each_section
 def test_put_into_a_language_it_holds_no_other(section: Section) -> None:
     for lang in ("en", "ja"):
-        nb = read(section)
-        prose.set_language(nb, lang)
-        nbformat.validate(nb)
-        assert not any("runbook" in c.metadata for c in nb.cells)
-        for step in section.steps:
-            (text,) = [c.source for c in nb.cells if c.source.startswith(f"## {step.id} ")]
-            asked = queries_of(step.id, lang)
-            assert text.count("<details>") == (1 if len(asked) else 0)
-            long = len(asked._repr_markdown_()) > FOLDED_MOST  # then the names, and where the SQL is
-            assert all((f"`{q.name}`" if long else q.sql) in text for q in asked.sql)
-            assert long is (f'rb.queries("{step.id}")' in text)
+        with messages.using(lang):
+            nb = read(section)
+            prose.translate(nb)
+            nbformat.validate(nb)
+            assert not any("runbook" in c.metadata for c in nb.cells)
+            for step in section.steps:
+                (text,) = [c.source for c in nb.cells if c.source.startswith(f"## {step.id} ")]
+                asked = queries_of(step.id)
+                assert text.count("<details>") == (1 if len(asked) else 0)
+                long = len(asked._repr_markdown_()) > FOLDED_MOST  # then the names, and where the SQL is
+                assert all((f"`{q.name}`" if long else q.sql) in text for q in asked.sql)
+                assert long is (f'rb.queries("{step.id}")' in text)

@@ -129,7 +129,9 @@ def code() -> tuple[list[ast.AST], str]:
 def test_every_key_in_the_code_has_its_text() -> None:
     """A literal one itself; a composed one belongs to a family, of which each member has its text."""
     nodes, templates = code()
-    calls = [n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") in ("say", "t", "words")]
+    calls = [
+        n for n in nodes if isinstance(n, ast.Call) and getattr(n.func, "id", "") in ("say", "t", "_text", "words")
+    ]
     named = {name for call in calls if call.args for name in testing.names_in(call.args[0])}
     families = {name.partition("*")[0] for name in named if "*" in name}
     families |= set(re.findall(r'\bt\("([^"]+)" ~', templates))

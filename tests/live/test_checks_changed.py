@@ -272,12 +272,12 @@ def test_two_runs_that_read_another_configuration_differ_by_their_settings() -> 
         take_snapshot(name, [replace(judged(say("changed.none")), step="3.6", frames={CONFIGURATION: frame})], verdict)
         for name, frame in (("then", healthy), ("now", seen["configuration"]))
     )
-    lines = Comparison(before, after, "en").lines()
+    lines = Comparison(before, after).lines()
     assert any("consumer c: filter_subject" in ln and "entitlement.>" in ln and "other.>" in ln for ln in lines), lines
     assert any("NOTIFICATION_ENABLED" in ln and ln.rstrip().endswith("-") for ln in lines), lines
-    (told, *_) = [c for c in Comparison(before, after, "en").record()["changes"] if c["kind"] == "setting"]
+    (told, *_) = [c for c in Comparison(before, after).record()["changes"] if c["kind"] == "setting"]
     assert (told["where"], told["before"], told["after"]) == ("consumer c", "entitlement.>", "other.>")
-    assert not [c for c in Comparison(before, before, "en").changes if c.kind == "setting"]
+    assert not [c for c in Comparison(before, before).changes if c.kind == "setting"]
 
 
 def test_what_somebody_set_is_named_with_the_old_value_on_real_servers(

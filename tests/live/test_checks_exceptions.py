@@ -372,7 +372,7 @@ def test_the_chart_says_its_numbers_in_words() -> None:
         *[line(s, RETRY) for s in range(300)], *[line(s, f"{w} broke", "ERROR") for w in "abcdef" for s in (5, 70)]
     )
     chart = exceptions.draw_errors(failing, make_given())
-    assert chart is not None and chart.alt.params["n"] == 312 and chart.display("ja")
+    assert chart is not None and chart.alt.params["n"] == 312 and chart.display()
     assert exceptions.draw_errors(about() | HEALTHY, make_given()) is None
 
 

@@ -208,7 +208,7 @@ def test_now_against_then(
         with pytest.raises(UsageError, match=f"no run '{name}'"):
             healthy.compare(name)
     events(db, 400, 100, outbox="PENDING", **UNPROCESSED)
-    found = Comparison(compare.live(healthy), compare.live(now := compare.run_section("4.1")), "en")
+    found = Comparison(compare.live(healthy), compare.live(now := compare.run_section("4.1")))
     assert "outbox.due" in {c.name for c in found.changes if c.where == "4.1.3"}
     assert any("400 rows" in line for line in found.lines())
     valid([json.loads(json.dumps(found.record()))], "diff")

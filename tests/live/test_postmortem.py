@@ -128,14 +128,14 @@ def runs_of(*rows: dict[str, Any]) -> pd.DataFrame:
 
 def drafted(lang: str = "en", found: Iterable[Finding] | None = None) -> str:
     """A draft that nobody has written in yet."""
-    return postmortem.draft(
-        _FOUND if found is None else found,
-        lang,
-        incident="INC",
-        target="here",
-        artifact="x",
-        made="2025-01-31T03:00:00Z",
-    )
+    with messages.using(lang):
+        return postmortem.draft(
+            _FOUND if found is None else found,
+            incident="INC",
+            target="here",
+            artifact="x",
+            made="2025-01-31T03:00:00Z",
+        )
 
 
 def detected(*runs: dict[str, Any], **given: Any) -> incident.Moment:
@@ -563,15 +563,15 @@ def findings(mode: str | None = "FM-NOTI-06", ttr: float | None = 400.0) -> list
 
 def make(archive: Archive, lang: str = "en", **changes: Any) -> postmortem.WrittenDraft:
     made = changes.pop("made", "2025-01-31T03:10:00Z")
-    return postmortem.write(
-        archive,
-        changes.pop("found", None) or findings(**changes),
-        lang,
-        target="here",
-        artifact="20250131T031000Z-7-WARNING",
-        chart="aGk=",
-        made=made,
-    )
+    with messages.using(lang):
+        return postmortem.write(
+            archive,
+            changes.pop("found", None) or findings(**changes),
+            target="here",
+            artifact="20250131T031000Z-7-WARNING",
+            chart="aGk=",
+            made=made,
+        )
 
 
 def text_of(archive: Archive) -> str:
@@ -680,7 +680,7 @@ def test_the_page_of_an_edited_draft_has_the_chart_of_the_newest_run(archive: Ar
         drawn = nbformat.v4.new_output("display_data", data={"image/png": chart})
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[drawn])])
         archive.append({"name": chart, "section": "7"}, {f"{chart}.ipynb": nbformat.writes(nb).encode()})
-    postmortem.refresh_page(archive, fill(text_of(archive), "summary", "We slept."), "en")
+    postmortem.refresh_page(archive, fill(text_of(archive), "summary", "We slept."))
     page = archive.read(postmortem.PAGE).decode()
     assert "We slept." in page and re.findall(r"base64,(\w+)", page) == ["bmV3"]
 

@@ -129,7 +129,7 @@ def test_queries_run_in_psql_as_they_are_shown(db: psycopg.Connection) -> None:
     """`\\set name 'text'` puts the text in the place of `:name`; those without a default are left to the person."""
     ran = 0
     for section in catalog.load().runnable().values():
-        for query in (q for step in section.steps for q in queries_of(step.id, "en").sql):
+        for query in (q for step in section.steps for q in queries_of(step.id).sql):
             shown = psql(query)
             if "-- set first" in shown:
                 continue

@@ -68,7 +68,7 @@ def ran_whole(section: Section, nb: nbformat.NotebookNode) -> None:
 
 
 def opens_offline_and_starts_with_the_verdict(section: Section, nb: nbformat.NotebookNode) -> None:
-    page = artifact.html(nb, "T-1", "en")
+    page = artifact.html(nb, "T-1")
     for loader in ("<script", "<link", "<iframe", "@import", 'src="http', "url(http"):
         assert loader not in page
     assert 'href="../' not in page and not re.search(r'href="\d\d_', page), "a link that leads out of the dossier"

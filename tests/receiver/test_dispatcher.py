@@ -502,7 +502,7 @@ def test_after_the_last_try_what_was_found_is_told_with_its_problem(tmp_path: Pa
 def test_an_output_that_cannot_be_opened_leaves_no_job_running(tmp_path: Path) -> None:
     journal, metrics = Journal(tmp_path / "journal.db"), Metrics()
     journal.accept([firing("I")], CONFIG, time.time())
-    jobs = Dispatcher(journal, CONFIG, "nosuch://there", Odd(FOUND | {"index": None}), metrics, places=["p"], lang="en")
+    jobs = Dispatcher(journal, CONFIG, "nosuch://there", Odd(FOUND | {"index": None}), metrics, places=["p"])
     jobs.start()
     assert settled(journal, "done").attempts == dispatcher.ATTEMPTS
     (message,) = journal.due_messages(time.time())
@@ -676,7 +676,7 @@ def test_senders_may_repeat_an_alert_before_it_is_looked_for(tmp_path: Path) -> 
     journal.accept([firing("A")], Settings(**tomllib.loads(TOML.format(silent=1, section=SECTION))), 1000)
     ended = MagicMock()
     journal.end_unrepeated = ended  # type: ignore[method-assign]
-    made = Dispatcher(journal, Settings(), str(tmp_path), MagicMock(), MagicMock(), places=(), lang="en")
+    made = Dispatcher(journal, Settings(), str(tmp_path), MagicMock(), MagicMock(), places=())
     made.stopping.set()  # it starts no job
     made.poll()
     assert not ended.called

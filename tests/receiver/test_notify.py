@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 from apprise.plugins.slack import NotifySlack
 
+from runbook_lib.book import messages
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import loop, notify, slack
 from runbook_lib.receiver.alert import Alert
@@ -87,7 +88,7 @@ def notified(
         verdict: dict[str, Any] = {"status": status, "stuck_at": None, "failure_modes": []}
         message = (f"{status} here", "what was found")
         journal.conclude(job, verdict, time.time(), places=addressed_to or [*places], message=message)
-    told = Notifier(journal, places, metrics, str(folder / "out"), "en")
+    told = Notifier(journal, places, metrics, str(folder / "out"))
     told.start()
     try:
         yield journal, metrics
@@ -318,7 +319,7 @@ def test_a_message_that_is_sent_while_the_journal_is_read_is_not_sent_again(
 
     monkeypatch.setattr(forks, "call", call)
     journal = Journal(tmp_path / "journal.db")
-    told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics(), str(tmp_path / "out"), "en")
+    told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics(), str(tmp_path / "out"))
     for n in range(2):
         labels = {"alertname": "A", "incident": f"I{n}"}
         alert = Alert("A", True, "1", labels, "", pd.Timestamp(0, tz="UTC"), "g")
@@ -420,9 +421,8 @@ def test_a_message_says_what_where_how_sure_and_what_next(lang: str, looked: str
         "lines": ["✖ CRITICAL  Stuck at relay  (confidence high)", "", "Next section: 4.1"],
         "document": {"as_of": "2026-01-31T03:00:00.5+00:00", "runs": [{"section": "3"}, {"section": "4.1"}]},
     }
-    title, body = notify.compose(
-        job(), came, "disk full", "http://127.0.0.1/incidents/INC-1/index.html", lang, "seal:x"
-    )
+    with messages.using(lang):
+        title, body = notify.compose(job(), came, "disk full", "http://127.0.0.1/incidents/INC-1/index.html", "seal:x")
     assert title == "✖ CRITICAL Stuck at relay (confidence high) · INC-1"
     lines = body.splitlines()
     assert lines[0] == "Late firing: slow"
@@ -440,18 +440,18 @@ def test_a_message_says_what_where_how_sure_and_what_next(lang: str, looked: str
 )
 def test_a_further_outage_is_told_as_one(lang: str, again: str, line: str) -> None:
     came = {"lines": ["✖ CRITICAL"], "document": {"as_of": "2026-01-31T03:00:00Z", "runs": []}}
-    told = notify.compose(job(f"k{RECURRED}"), came, "", "link", lang)
-    given_up = notify.compose(job(f"k{RECURRED}"), None, "lost", "link", lang)
+    with messages.using(lang):
+        told = notify.compose(job(f"k{RECURRED}"), came, "", "link")
+        given_up = notify.compose(job(f"k{RECURRED}"), None, "lost", "link")
     assert told[0] == f"{again}✖ CRITICAL · INC-1" and given_up[0].startswith(f"{again}? UNKNOWN")
     for _, body in (told, given_up):
         assert body.startswith(f"{line}Late firing: slow\n")
-    assert again not in "".join(notify.compose(job(f"k{RECURRED}{SECOND_RUN}"), came, "", "link", lang))
+    with messages.using(lang):
+        assert again not in "".join(notify.compose(job(f"k{RECURRED}{SECOND_RUN}"), came, "", "link"))
 
 
 def test_a_message_is_not_too_long_and_keeps_its_link() -> None:
     document = {"as_of": "2026-01-31T03:00:00Z", "runs": []}
-    title, body = notify.compose(
-        job(), {"lines": ["x" * 500, "y" * 9000], "document": document}, "", "link", "en", "seal:x"
-    )
+    title, body = notify.compose(job(), {"lines": ["x" * 500, "y" * 9000], "document": document}, "", "link", "seal:x")
     assert len(title) <= notify.TITLE and title.endswith(" · INC-1")
     assert len(body) <= notify.BODY + 2 and body.endswith("\n\nseal:x\nlink")

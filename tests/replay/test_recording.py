@@ -18,10 +18,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from runbook_lib.__main__ import main
-from runbook_lib.book import queries
+from runbook_lib.book import messages, queries
 from runbook_lib.cli.main import cli
 from runbook_lib.dossier import policy, rejudge
-from runbook_lib.model.finding import Reason, Status
+from runbook_lib.model.finding import Reason, Status, say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import quiet_session
 from runbook_lib.privacy import masking
@@ -290,7 +290,7 @@ def test_a_file_without_its_seal_was_changed(sample: Path) -> None:
 
 def test_the_page_of_a_capsule_has_the_timeline_and_why_not(sample: Path) -> None:
     kept = recording.read(sample)
-    page = replay.page(kept, replay.reopen(kept)[0], [], "en")
+    page = replay.page(kept, replay.reopen(kept)[0], [])
     assert 'class="rb-time"' in page and "delivery worker: waiting" in page
     assert "Why, and why not" in page and "Delivery worker stopped or hangs" in page
 
@@ -357,6 +357,17 @@ def test_a_session_on_a_recording_says_how_far_its_replica_was_behind(
     assert quiet_session("4.1", incident_id="replay-lagging")._header().behind_s == 20.0
 
 
+def test_each_session_of_a_kernel_shows_its_own_language(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNBOOK_REPLAY", str(sample))
+    sessions = {lang: quiet_session("4.1", incident_id="replay-sample", lang=lang) for lang in messages.LANGUAGES}
+    results = {lang: rb.step("4.1.1") for lang, rb in sessions.items()}
+    for lang, rb in sessions.items():
+        headline = messages.text(rb.findings["4.1.1"].headline, lang)
+        assert headline in repr(results[lang]) and results[lang].headline == headline
+        assert messages.text(say("ui.why_and_why_not"), lang) in repr(rb.why())
+        assert rb.seen_before.__doc__ and rb.queries("4.1.1").lang == lang
+
+
 def test_why_shows_the_evidence_and_who_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path / "out"))
     monkeypatch.setenv("RUNBOOK_REPLAY", str(RECORDINGS / f"worker_wrong_address{recording.SUFFIX}"))
@@ -385,7 +396,7 @@ def test_settle_asks_recorded_steps_of_other_sections(
     assert asked[0] == undecided.settled_by[0] and len(asked) <= rb.context.catalog.numbers["settle.questions"]
     assert [line.split()[1] for line in text.splitlines() if line.startswith("Asked ")] == [f"{s}:" for s in asked]
     assert {s: f.reason for s, f in rb.findings.items() if s in asked}["4.4.2"] is None, "as it was recorded"
-    assert "Asked 4.4.2: " in "\n".join(render.verdict_lines(rb.verdict(), "en"))
+    assert "Asked 4.4.2: " in "\n".join(render.verdict_lines(rb.verdict()))
 
 
 def test_a_step_that_is_not_recorded_is_unknown(sample: Path, monkeypatch: pytest.MonkeyPatch) -> None:

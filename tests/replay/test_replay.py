@@ -82,7 +82,7 @@ def _assert_no_contradiction(findings: Sequence[Finding], verdict: Verdict, book
     assert {b.observation for b in verdict.contradicted} == contradicted.keys()
     counted = {b.observation for m in verdict.failure_modes for b in m.because if b.kind == "observed"}
     assert counted.isdisjoint(contradicted)
-    lines = "\n".join(render.question_lines(record.verdict(verdict), "en"))
+    lines = "\n".join(render.question_lines(record.verdict(verdict)))
     assert all(observation in lines for observation in contradicted)
 
 

@@ -80,7 +80,7 @@ def listened(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 
 def tell(url: str, *annotations: Annotation, token: str = SECRET) -> None:
     there = target(grafana_url=url, grafana_token=token)
-    grafana.annotate(there, "main", "INC-1", annotations or [Annotation("verdict", "here", AT)], "en")
+    grafana.annotate(there, "main", "INC-1", annotations or [Annotation("verdict", "here", AT)])
 
 
 def test_an_annotation_as_grafana_takes_it(http: Callable[..., Http], listened: Callable[[], list[str]]) -> None:
@@ -91,7 +91,7 @@ def test_an_annotation_as_grafana_takes_it(http: Callable[..., Http], listened: 
     assert place.taken == [{"time": ms, "timeEnd": ms + 1500, "tags": tags, "text": "it is over"}]
     ((path, head),) = place.heads
     assert (path, head["Authorization"]) == ("/sub/api/annotations", f"Bearer {SECRET}") and not listened()
-    grafana.annotate(target(), "main", "INC-1", [Annotation("onset", "x", AT)], "en")
+    grafana.annotate(target(), "main", "INC-1", [Annotation("onset", "x", AT)])
     assert len(place.taken) == 1
 
 
@@ -156,7 +156,7 @@ def test_only_what_is_news_is_told() -> None:
         kept = line(n, *look, onset=SINCE if look[:1] != ("OK",) and look[2:] == () else "")
         concluded.append(kept)
         if kinds is not None:
-            found = grafana.new_annotations(kept, concluded, AT.isoformat(), "en")
+            found = grafana.new_annotations(kept, concluded, AT.isoformat())
             assert [a.kind for a in found] == kinds, (n, look)
             for a in found:
                 begin = SINCE if a.kind in ("onset", "recovery") else AT
@@ -169,7 +169,7 @@ def test_each_target_of_an_incident_has_its_own_news() -> None:
         said = line(n, *look, onset=SINCE if n < 2 else "") | {"started": f"{n}"}
         run = {"section": said["sections"][0], "started": f"{n}", "parameters": {"target": name}}
         entries += [run, said]
-        found = grafana.new_annotations(entries[-1], grafana.verdicts_of(name, entries), AT.isoformat(), "en")
+        found = grafana.new_annotations(entries[-1], grafana.verdicts_of(name, entries), AT.isoformat())
         assert [a.kind for a in found] == (["onset", "verdict"] if n < 2 else ["recovery"]), (n, name)
 
 

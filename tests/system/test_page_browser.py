@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Locator, Page, sync_playwright
 
+from runbook_lib.book import messages
 from runbook_lib.book.parameters import moment
 from runbook_lib.cli.main import cli
 from runbook_lib.dossier import overview, postmortem
@@ -31,7 +32,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> str:
     archive = Archive(str(folder), "sample")
     later = moment(archive.manifest()[-1]["ended"]) + pd.Timedelta("3h")
     archive.add_line(NOTES, {"time": later.isoformat(), "who": "aoki", "text": "called the team", "section": ""})
-    overview.write_index(archive, "en")
+    overview.write_index(archive)
     return (folder / "sample" / "index.html").as_uri()
 
 
@@ -158,7 +159,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(SAMPLE, folder / "sample")
     kept = replay.record(Archive(str(folder), "sample"), {"faults": ["worker_stopped"]})
-    page = replay.page(kept, replay.reopen(kept)[0], ["seal: none"], "ja")
+    with messages.using("ja"):
+        page = replay.page(kept, replay.reopen(kept)[0], ["seal: none"])
     (folder / "capsule.html").write_text(page, encoding="utf-8")
     first, *_, last = sorted(path.stem for path in (folder / "sample").glob("*-4.*.html"))
     for words in (["report", "--page", "report.html"], ["diff", "sample", first, last, "--page", "diff.html"]):
@@ -166,7 +168,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         done = CliRunner().invoke(cli, [*words, "--output", str(folder), "--lang", "ja"])
         assert done.exit_code in (0, 1, 2), done.output
     draft = "# sample\n\n## 1\n\n| a | b |\n|---|---|\n| 1 | " + "long " * 40 + "|\n"
-    (folder / "postmortem.html").write_text(postmortem.page(draft, "sample", "ja", None), encoding="utf-8")
+    with messages.using("ja"):
+        (folder / "postmortem.html").write_text(postmortem.page(draft, "sample", None), encoding="utf-8")
     shutil.copy(next((folder / "sample").glob("*-4.1-*.html")), folder / "artifact.html")
     return folder
 

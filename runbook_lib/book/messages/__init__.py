@@ -6,6 +6,8 @@ A key is `topic.name`, or a prefix and a name such as an enum's value: `say(f"re
     [[, the last {ago:.0f} s ago]]     is left out where one of its parameters is not known
     [[about {ago:.0f} s|never]]        is then "never"
     {n} event{n:/s} {n:was/were} lost  one word for 1, another for any other number
+
+Texts are in the current language: that of the block (`using`), else that of the process (`use`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import re
 import string
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,12 +28,39 @@ from runbook_lib.model.finding import Text
 LANGUAGES = ("en", "ja")
 #: The key of a text that is read back from a record: its words, by language, are its parameters.
 VERBATIM = "verbatim"
+_language: ContextVar[str | None] = ContextVar("language", default=None)
+_of_process = LANGUAGES[0]
 _PART = re.compile(r"\[\[(.*?)(?:\|(.*?))?\]\]")
 
 
-def catalogue(lang: str) -> dict[str, str]:
+def language() -> str:
+    """Return the current language, a member of `LANGUAGES`."""
+    return _language.get() or _of_process
+
+
+@contextmanager
+def using(lang: str) -> Iterator[None]:
+    """Make a language the current one within a block, in this thread only; what is rendered later is not in it."""
+    token = _language.set(lang)
+    try:
+        yield
+    finally:
+        _language.reset(token)
+
+
+def use(lang: str) -> None:
+    """Make a language the current one of the process, also in threads that begin later.
+
+    A thread begins with an empty context (Python 3.11), so the process has a default beside the context variable.
+    """
+    global _of_process
+    _of_process = lang
+    _language.set(None)
+
+
+def catalogue(lang: str | None = None) -> dict[str, str]:
     """Return every text of a language by its dotted key: the engine's and those of the active packs."""
-    return _catalogue(lang, pack.active_runbook())
+    return _catalogue(lang or language(), pack.active_runbook())
 
 
 @lru_cache(maxsize=8)
@@ -41,8 +72,12 @@ def _catalogue(lang: str, runbook: pack.Runbook) -> dict[str, str]:
     return texts
 
 
-def text(message: Text, lang: str) -> str:
-    """Return the message in that language. A parameter that is itself a message is translated too."""
+def text(message: Text, lang: str | None = None) -> str:
+    """Return the message in the current language. A parameter that is itself a message is translated too.
+
+    `lang` is for records and checks that need every language.
+    """
+    lang = lang or language()
     if message.key == VERBATIM:
         return str(message.params[lang])
     params = {k: text(v, lang) if isinstance(v, Text) else v for k, v in message.params.items()}

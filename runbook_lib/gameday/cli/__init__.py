@@ -13,13 +13,12 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.sources import settings
 
 
-def lang() -> str:
-    """Return the language of the settings, where they can be read: game days need nothing else of them."""
+def use_language(context: click.Context) -> None:
+    """Use the language of the settings in a command, if they can be read: game days need nothing else of them."""
     with suppress(UsageError):
-        return settings.load().lang
-    return "en"
+        context.with_resource(messages.using(settings.load().lang))
 
 
 def tell(key: str, **params: Any) -> None:
     """Print one message."""
-    click.echo(messages.text(say(key, **params), lang()))
+    click.echo(messages.text(say(key, **params)))

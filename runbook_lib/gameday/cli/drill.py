@@ -16,7 +16,7 @@ import click
 
 from runbook_lib.book import catalog, messages
 from runbook_lib.cli.common import NumberRange
-from runbook_lib.gameday.cli import lang, tell
+from runbook_lib.gameday.cli import tell, use_language
 from runbook_lib.model.finding import Text, say
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def drill(
     person: int | None,
 ) -> int:
     """Make incidents at random, and judge what the runbook says and proposes."""
+    use_language(context)
     if context.invoked_subcommand:
         return 0
     from runbook_lib.gameday.drills.results import read, write
@@ -126,7 +127,7 @@ def _print_drill(line: dict[str, Any]) -> None:
     from runbook_lib.gameday.drills.report import judged
 
     what = line["scenario"]
-    kind = " + ".join(what["faults"]) or messages.text(_say_result("no_fault"), lang())
+    kind = " + ".join(what["faults"]) or messages.text(_say_result("no_fault"))
     if "error" in line:
         return tell("drill.failed", seed=line["seed"], kind=kind, why=line["error"])
     found = judged(line)
@@ -188,7 +189,7 @@ def _play_with_person(scenario: Scenario) -> int:
 
 
 def _ask_choice(key: str, known: list[str]) -> str:
-    question = messages.text(say(key), lang())
+    question = messages.text(say(key))
     return str(click.prompt(question, type=click.Choice(known, case_sensitive=False)))
 
 

@@ -10,7 +10,7 @@ import click
 
 from runbook_lib.book import messages
 from runbook_lib.cli.common import NumberRange
-from runbook_lib.gameday.cli import tell
+from runbook_lib.gameday.cli import tell, use_language
 from runbook_lib.gameday.sandbox.state import SERVICES, command, load
 from runbook_lib.model.finding import Text
 from runbook_lib.model.usage import sandbox_folder
@@ -43,8 +43,10 @@ def _parse_settings(_context: click.Context, _option: click.Parameter, values: t
 
 
 @click.group(context_settings={"show_default": True})
-def sandbox() -> None:
+@click.pass_context
+def sandbox(context: click.Context) -> None:
     """Real servers and a small faithful system, to practise on."""
+    use_language(context)
 
 
 @sandbox.command()

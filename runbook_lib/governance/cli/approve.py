@@ -25,7 +25,7 @@ _MAX_MINUTES, _DEFAULT_MINUTES = 24 * 60, 30
 @click.option("--yes", is_flag=True, help="approve without a confirmation prompt")
 @output_option("where the incident's folder is")
 @lang_option()
-def approve(request: str, key_file: Path, minutes: int, yes: bool, output: str, lang: str) -> int:
+def approve(request: str, key_file: Path, minutes: int, yes: bool, output: str) -> int:
     """Approve the REQUEST of another person's dry run.
 
     Prints the approval, for --approval, and the dossier's seal, to be kept elsewhere.
@@ -38,14 +38,14 @@ def approve(request: str, key_file: Path, minutes: int, yes: bool, output: str, 
     from runbook_lib.view import render
 
     archive, line = approval.find_request(request, lambda incident: existing_archive(incident, output))
-    for shown in render.request_lines(archive.incident, line, lang):
+    for shown in render.request_lines(archive.incident, line):
         click.echo(shown)
     try:
-        agreed = yes or click.confirm(messages.text(say("action.approval.ask", minutes=minutes), lang))
+        agreed = yes or click.confirm(messages.text(say("action.approval.ask", minutes=minutes)))
     except click.Abort:  # no terminal
         agreed = False
     why, word = approval.approve_request(archive, line, key_file, minutes, agreed=agreed)
-    click.echo(messages.text(why, lang))
+    click.echo(messages.text(why))
     for line_ in filter(None, (word, seal.seal_text(archive))):
         click.echo(line_)
     return 0 if word else 2

@@ -17,7 +17,7 @@ from runbook_lib.sources import settings
 @click.option("--incident", metavar="ID", help="only in this dossier  [default: in all dossiers]")
 @output_option()
 @lang_option()
-def erase(user: str, incident: str | None, output: str, lang: str) -> int:
+def erase(user: str, incident: str | None, output: str) -> int:
     """Erase a person: their tokens can no longer be derived from the user id. No sealed file is changed.
 
     USER is a user id, or - for a prompt. Exit code 0: done; 1: done, but some files still identify the person: they are
@@ -37,10 +37,10 @@ def erase(user: str, incident: str | None, output: str, lang: str) -> int:
     keeping.erase(output, user, traces)
     for trace in traces:
         if trace.tokens and trace.salted:
-            echo_text(lang, say("keeping.erased", incident=trace.archive.incident, tokens=", ".join(trace.tokens)))
+            echo_text(say("keeping.erased", incident=trace.archive.incident, tokens=", ".join(trace.tokens)))
     stays = [text for trace in traces if (text := trace.stays)]
-    echo_text(lang, *stays, err=True)
-    echo_text(lang, say("keeping.erased_in", n=sum(t.salted for t in traces)))
+    echo_text(*stays, err=True)
+    echo_text(say("keeping.erased_in", n=sum(t.salted for t in traces)))
     _print_seal(output)
     return int(bool(stays))
 
@@ -51,13 +51,13 @@ def erase(user: str, incident: str | None, output: str, lang: str) -> int:
 @click.option("--release", is_flag=True, help="release the hold: retain may remove the dossier again")
 @output_option()
 @lang_option()
-def hold(incident: str, reason: str, release: bool, output: str, lang: str) -> int:
+def hold(incident: str, reason: str, release: bool, output: str) -> int:
     """Place a legal hold on a dossier, so that retain never removes it, or release the hold."""
     from runbook_lib.governance import keeping
 
     archive = existing_archive(incident, output)
     keeping.hold(archive, reason, release=release)
-    echo_text(lang, say("keeping.released" if release else "keeping.held", incident=incident, reason=reason.strip()))
+    echo_text(say("keeping.released" if release else "keeping.held", incident=incident, reason=reason.strip()))
     _print_seal(archive.output)
     return 0
 
@@ -67,7 +67,7 @@ def hold(incident: str, reason: str, release: bool, output: str, lang: str) -> i
 @click.option("--clock-is-right", is_flag=True, help="remove also if the newest line is older than 40 days")
 @output_option()
 @lang_option()
-def retain(execute: bool, clock_is_right: bool, output: str, lang: str) -> int:
+def retain(execute: bool, clock_is_right: bool, output: str) -> int:
     """Remove dossiers older than their targets' keep_days, except those on hold. A dry run without --execute.
 
     Exit code 0: done; 1: the age or the target of some old dossiers is not known: they are listed and kept.
@@ -85,20 +85,20 @@ def retain(execute: bool, clock_is_right: bool, output: str, lang: str) -> int:
         found = keeping.find_expired(archive, config, now)
         if not isinstance(found, keeping.ExpiredDossier):
             if found:
-                echo_text(lang, found, err=True)
+                echo_text(found, err=True)
                 unread += 1
             continue
         facts: dict[str, Any] = {"incident": archive.incident, "target": found.target, "days": found.keep_days}
         facts["last"] = render.when(found.last)
         if archive.incident in holds:
-            echo_text(lang, say("keeping.on_hold", incident=archive.incident, reason=holds[archive.incident]))
+            echo_text(say("keeping.on_hold", incident=archive.incident, reason=holds[archive.incident]))
         elif not execute:
-            echo_text(lang, say("keeping.old", **facts))
+            echo_text(say("keeping.old", **facts))
         elif keeping.remove(found, config, now):
-            echo_text(lang, say("keeping.removed", **facts))
+            echo_text(say("keeping.removed", **facts))
             removed += 1
     if not execute:
-        echo_text(lang, say("keeping.dry"))
+        echo_text(say("keeping.dry"))
     else:
         keeping.write_line(output, "retain", removed=removed)
         _print_seal(output)

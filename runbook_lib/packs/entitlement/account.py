@@ -216,7 +216,6 @@ class Account(render.NotebookOutput):
     balance: Balance
     finding: Finding
     minutes: int
-    lang: str
 
     @property
     def status(self) -> Status:
@@ -225,12 +224,12 @@ class Account(render.NotebookOutput):
 
     def lines(self) -> list[str]:
         """Return the text: the headline, a table of hops and places, then lost and given-up events by id."""
-        lines = [f"{render.MARKS[self.status.name]} {self.status.name}  {self._t(self.finding.headline)}", ""]
+        lines = [f"{render.MARKS[self.status.name]} {self.status.name}  {messages.text(self.finding.headline)}", ""]
         lines += [f"    {line}" for line in render.columns(self._build_table(), right=(1, 2, 3)) if self.balance.places]
-        lines += [f"  {self._t(note)}" for note in self.finding.notes]
+        lines += [f"  {messages.text(note)}" for note in self.finding.notes]
         for place, ids in self.balance.ids.items():
             if PLACES[place].disposition in ("lost", "given_up") and ids:
-                lines += ["", f"  {self._t(say(f'account.place.{place}'))}:", *(f"    {i}" for i in ids)]
+                lines += ["", f"  {messages.text(say(f'account.place.{place}'))}:", *(f"    {i}" for i in ids)]
         return lines
 
     def record(self) -> dict[str, Any]:
@@ -238,37 +237,34 @@ class Account(render.NotebookOutput):
         return {
             "status": self.status.name,
             "exit_code": self.status.value,
-            "headline": self._t(self.finding.headline),
+            "headline": messages.text(self.finding.headline),
             "places": {origin: dict(counted) for origin, counted in self.balance.places.items()},
             "hops": self.balance.hops().to_dict("records"),
             "unaccounted": self.balance.unaccounted,
             "ids": self.balance.ids,
             "odd": self.balance.odd,
-            "notes": [self._t(n) for n in self.finding.notes],
+            "notes": [messages.text(n) for n in self.finding.notes],
         }
 
     def _build_table(self) -> list[list[str]]:
         keys = ("account.hop", "account.came", "account.stays", "account.goes_on", "account.where")
         places = self.balance.frame()
-        table = [[self._t(say(key)) for key in keys]]
+        table = [[messages.text(say(key)) for key in keys]]
         for row in self.balance.hops().to_dict("records"):
             there = places[(places["hop"] == row["hop"])].to_dict("records")
-            named = ((self._t(say(f"account.place.{p['place']}")), p["n"]) for p in there)
+            named = ((messages.text(say(f"account.place.{p['place']}")), p["n"]) for p in there)
             where = ", ".join(f"{name} {n:,}" for name, n in named)
             counts = [f"{row[name]:,}" for name in ("came", "stays", "goes_on")]
-            table.append([self._t(hop_text(row["hop"])), *counts, where])
+            table.append([messages.text(hop_text(row["hop"])), *counts, where])
         return table
 
     def _make_bundle(self) -> dict[str, Any]:
         return {
             "text/html": render.html(
-                "account", self.lang, f=self.finding, table=self._build_table(), unaccounted=self.balance.unaccounted
+                "account", f=self.finding, table=self._build_table(), unaccounted=self.balance.unaccounted
             ),
             "text/plain": "\n".join(self.lines()),
         }
-
-    def _t(self, text: Any) -> str:
-        return messages.text(text, self.lang)
 
 
 def account(rb: Session) -> Account:
@@ -277,9 +273,9 @@ def account(rb: Session) -> Account:
     minutes, reach = context.parameters.window_minutes, context.number("retention.outbox")
     try:
         if (context.now() - context.since).total_seconds() >= reach * 3600:
-            detail = messages.text(say("account.beyond", day=int(reach)), rb.lang)
+            detail = messages.text(say("account.beyond", day=int(reach)))
             raise SourceError("postgres", Reason.NO_DATA, detail)
         balance, finding = judge(collect(context), context.given())
     except SourceError as e:
         balance, finding = Balance(), unknown_from_error(e)
-    return Account(balance, finding, minutes, rb.lang, run=rb.opened)
+    return Account(balance, finding, minutes, run=rb.opened)

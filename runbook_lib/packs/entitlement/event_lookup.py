@@ -41,7 +41,6 @@ class FoundTraces(render.NotebookOutput):
     traces: Sequence[EventTrace]
     #: Why there is no trace, or not every trace.
     notes: Sequence[Text]
-    lang: str
     #: The target's `trace_link`.
     trace_link: str = ""
 
@@ -57,11 +56,14 @@ class FoundTraces(render.NotebookOutput):
         """Return the text: each event with its stages, its place, and what happens next."""
         lines = []
         for t in self.traces:
-            lines += [f"{render.MARKS[t.status.name]} {t.status.name}  {self._t(t.headline)}", f"  {self._t(t.title)}"]
+            lines += [
+                f"{render.MARKS[t.status.name]} {t.status.name}  {messages.text(t.headline)}",
+                f"  {messages.text(t.title)}",
+            ]
             lines += [f"    {line}" for line in render.columns([self._format_cells(s) for s in t.stages], right=(1,))]
             links = [f"  {link}"] if (link := self._build_link(t)) else []
-            lines += [f"  → {self._t(t.next)}", *(f"  {self._t(n)}" for n in t.notes), *links, ""]
-        return [*lines, *(self._t(n) for n in self.notes)]
+            lines += [f"  → {messages.text(t.next)}", *(f"  {messages.text(n)}" for n in t.notes), *links, ""]
+        return [*lines, *(messages.text(n) for n in self.notes)]
 
     def record(self) -> dict[str, Any]:
         """Return the JSON object: `events` with their stages and status, and `notes` on sources that did not answer."""
@@ -77,23 +79,23 @@ class FoundTraces(render.NotebookOutput):
                     **({"trace_link": link} if (link := self._build_link(t)) else {}),
                     "place": t.place,
                     "status": t.status.name,
-                    "headline": self._t(t.headline),
-                    "next": self._t(t.next),
-                    "notes": [self._t(n) for n in t.notes],
+                    "headline": messages.text(t.headline),
+                    "next": messages.text(t.next),
+                    "notes": [messages.text(n) for n in t.notes],
                     "stages": [
                         {
                             "hop": s.hop,
                             "at": s.at.isoformat() if s.at is not None else None,
                             "wait_s": s.wait_s,
                             "mark": s.mark,
-                            "text": self._t(s.text),
+                            "text": messages.text(s.text),
                         }
                         for s in t.stages
                     ],
                 }
                 for t in self.traces
             ],
-            "notes": [self._t(n) for n in self.notes],
+            "notes": [messages.text(n) for n in self.notes],
         }
 
     def picture(self) -> bytes | None:
@@ -107,9 +109,9 @@ class FoundTraces(render.NotebookOutput):
     def _make_bundle(self) -> dict[str, Any]:
         chart = self._draw_trace() if len(self.traces) == 1 else None
         shown = [(t, [self._format_cells(s) for s in t.stages], self._build_link(t)) for t in self.traces]
-        image = chart and (base64.b64encode(chart.png()).decode(), self._t(chart.alt))
+        image = chart and (base64.b64encode(chart.png()).decode(), messages.text(chart.alt))
         return {
-            "text/html": render.html("journey", self.lang, shown=shown, notes=self.notes, image=image),
+            "text/html": render.html("journey", shown=shown, notes=self.notes, image=image),
             "text/plain": "\n".join(self.lines()),
         }
 
@@ -119,16 +121,13 @@ class FoundTraces(render.NotebookOutput):
         return [
             at,
             "" if s.wait_s is None else f"+{s.wait_s:,.1f} s",
-            f"{mark} {self._t(hop_text(s.hop))}",
-            self._t(s.text),
+            f"{mark} {messages.text(hop_text(s.hop))}",
+            messages.text(s.text),
         ]
 
     def _build_link(self, trace: EventTrace) -> str:
         """Return the URL of an event's trace in the tracing tool; "" without a trace id or a setting."""
         return self.trace_link.replace("{trace_id}", quote(trace.trace_id, safe="")) if trace.trace_id else ""
-
-    def _t(self, text: Text) -> str:
-        return messages.text(text, self.lang)
 
 
 def event(rb: Session, id: str | None = None, *, user: str | None = None) -> FoundTraces:
@@ -145,7 +144,7 @@ def event(rb: Session, id: str | None = None, *, user: str | None = None) -> Fou
     except SourceError as e:
         masked = SourceError(e.source, e.reason, rb.context.masker.scrub(e.detail), e.code)
         traces, notes = [], [source_error_text(masked)]
-    return FoundTraces(traces, notes, rb.lang, rb.context.target.trace_link, run=rb.opened)
+    return FoundTraces(traces, notes, rb.context.target.trace_link, run=rb.opened)
 
 
 def _find_traces(rb: Context, id: str, user: str) -> tuple[list[EventTrace], list[Text]]:

@@ -131,7 +131,7 @@ def collect_exceptions(rb: Context) -> Frames:
         require_present(rb, "workloads")
         read = rb.log(name, minutes)
         known = {p.text: p for p in rb.catalog.phrases.values() if which in p.workloads}
-        found |= log_frames(read, known, minutes, rb.number, rb.lang)
+        found |= log_frames(read, known, minutes, rb.number)
         found |= logins.collect_without_log(rb, which)
     with parts.part("tries") as found:
         found |= recovery.collect_errors(rb, [PART[which]])
@@ -186,7 +186,6 @@ def log_frames(
     phrases: Mapping[str, Phrase],
     minutes: float,
     number: Callable[[str], float],
-    lang: str = "en",
 ) -> Frames:
     """Count the entries of the last `minutes` before the log was read: known phrases, and other errors by text.
 
@@ -229,7 +228,7 @@ def log_frames(
             "phrase": phrase,
             "failure_modes": ", ".join(phrases[phrase].failure_modes),
             "trend": _classify_trend(seen.times, at, covered_min),
-            "meaning": phrases[phrase].words(lang),
+            "meaning": phrases[phrase].words(),
         }
         | seen.facts(at, covered_min, number)
         for phrase, seen in by_phrase.items()

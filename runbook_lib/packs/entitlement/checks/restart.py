@@ -49,7 +49,7 @@ def collect_restart(rb: Context) -> Frames:
         one = rb.in_one_cluster()
         outcome = rb.outcomes["restart"] = perform(ACTIONS["restart"](one, workload=parameters_of(rb).workload), one)
     about = row(**outcome.what, leased=outcome.before.get("leased"), stream=facts_of(rb).streams.events)
-    return {**frames_of(outcome, rb.lang), "about": about}
+    return {**frames_of(outcome), "about": about}
 
 
 def judge_restart(frames: Frames, given: JudgeInput) -> Finding:

@@ -122,7 +122,7 @@ def collect(rb: Context, side: ThrottledWorker) -> Frames:
         )
     outcome = rb.outcomes.get("set")
     if outcome is not None and any(change.side_of(n) == side.name for n in outcome.what["settings"]):
-        parts.answers |= action.frames_of(outcome, rb.lang) | {"did": row(since=outcome.did.get("since"))}
+        parts.answers |= action.frames_of(outcome) | {"did": row(since=outcome.did.get("since"))}
     now = rb.present()
     with now.snapshot() as db:
         frames = {"look": row(at=now.as_of)}

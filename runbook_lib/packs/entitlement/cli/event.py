@@ -65,7 +65,9 @@ def account(window: int, as_of: str | None, as_json: bool, **options: Any) -> in
     return int(found.status.value)
 
 
-def _open_session(window: int, *, target: str, incident: str, lang: str, **more: Any) -> Any:
+def _open_session(window: int, *, target: str, incident: str, **more: Any) -> Any:
+    from runbook_lib.book import messages
     from runbook_lib.notebook.session import quiet_session
 
-    return quiet_session("3", target=target, incident_id=incident, lang=lang, window_minutes=window, **more)
+    named = {"target": target, "incident_id": incident, "lang": messages.language()}
+    return quiet_session("3", window_minutes=window, **named, **more)
