@@ -32,8 +32,8 @@ SECTIONS = ("4.1", "4.3")  # whose questions have the target
 #: Why targets were missed when they were last looked into.
 BECAUSE = {
     "cold": "imports take 1.1 s of one core before a section begins, and two samples 2.5 s where rows wait",
-    "warm": "a kernel takes 0.2 s to answer, a chart up to 0.3 s, and two sections share a core",
-    "memory": "one section more than cores runs at once, each with a runner and a kernel; and kubectl takes 55 MiB",
+    "warm": "a chart takes up to 0.3 s, and two sections share a core",
+    "memory": "one section more than cores runs at once, and kubectl takes 55 MiB",
     "harm": "while no core is idle, statements wait for a time slice of 3 to 5 ms: at p99 beside any work, at p95 here",
     "event": "the command imports for 0.6 s, pandas and SQLAlchemy first",
     "share": "the sessions of the runbook and of the application share the cores that the database has",
