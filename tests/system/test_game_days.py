@@ -320,6 +320,7 @@ def line(
         "seed": seed,
         "version": "1.0",
         "scenario": scenario,
+        "families": ["failures"] if faults else [],
         "problems": [],
         "truth": truth,
         "verdict": said,
