@@ -288,7 +288,7 @@ def test_killed_during_a_run(parts: tuple[Receiver, Silent]) -> None:
     receiver.sink.open()
     receiver.accept(firing("I", "slow"))
     receiver.start()
-    receiver.until(lambda: kernels(receiver, silent))
+    receiver.until(lambda: runners(receiver, silent))
     receiver.kill()
     assert receiver.rows("SELECT state, attempts FROM jobs") == [("running", 1)]
     silent.hang_up()
@@ -322,12 +322,12 @@ def test_killed_between_the_run_and_what_is_told_of_it(parts: tuple[Receiver, Si
 
 
 @pytest.mark.slow
-def test_a_runner_and_a_kernel_are_killed(parts: tuple[Receiver, Silent]) -> None:
+def test_an_investigation_and_a_runner_are_killed(parts: tuple[Receiver, Silent]) -> None:
     receiver, silent = parts
     receiver.sink.open()
     receiver.accept(firing("I", "slow"), firing("J", "slower"))
     receiver.start()
-    first, second = receiver.until(lambda: len(found := kernels(receiver, silent)) == 2 and found)
+    first, second = receiver.until(lambda: len(found := runners(receiver, silent)) == 2 and found)
     first.parent().kill()
     second.kill()
     assert not psutil.wait_procs([first, second], timeout=10)[1]
@@ -335,7 +335,7 @@ def test_a_runner_and_a_kernel_are_killed(parts: tuple[Receiver, Silent]) -> Non
     receiver.ends()
     assert sorted(receiver.rows("SELECT attempts, state FROM jobs")) == [(1, "done"), (2, "done")]
     entries = [e for i in "IJ" for e in receiver.archive(i).manifest() if "section" in e]
-    assert sorted(e["problem"] for e in entries) == ["", "the kernel died"]
+    assert sorted(e["problem"] for e in entries) == ["", "the runner was killed"]
     for incident in "IJ":
         assert receiver.artifacts(incident) == {SECTION: 1, "": 1}
         assert len(receiver.told(incident)) == 1
@@ -376,8 +376,8 @@ def test_a_journal_that_was_lost_brings_back_no_old_verdict(parts: tuple[Receive
     assert len(receiver.archive("I").lines(NOTES)) == 2
 
 
-def kernels(receiver: Receiver, silent: Silent) -> list[psutil.Process]:
-    """The kernels that wait for an answer."""
+def runners(receiver: Receiver, silent: Silent) -> list[psutil.Process]:
+    """The runners that wait for an answer."""
     return [p for p in receiver.tree() if any(c.raddr and c.raddr[1] == silent.port for c in p.net_connections())]
 
 
