@@ -379,7 +379,7 @@ def _open_replayed(section: Section, parameters: Parameters, config: Settings, b
             name: ClockOffset(offset_s, error_s, header.get("behind_s", 0.0) if name == "postgres" else 0.0)
             for name, (offset_s, error_s) in header.get("clocks", {}).items()
         },
-        recorded={step: f for r in (*recorded.runs.values(), run) for step, f in r.findings.items()},
+        recorded={step: f for r in (*recorded.runs.values(), run) for step, f in r.by_step.items()},
     )
 
 

@@ -105,7 +105,7 @@ def _draft_postmortem(
     display.end()
     result, verdict = results[0], batch.combine_verdict(results)
     try:
-        written = postmortem.write_from_result(archive, result, target)
+        written = postmortem.write_from_run(archive, result, target)
         overview.write_index(archive)
     except OSError as e:
         raise click.ClickException(
@@ -115,7 +115,7 @@ def _draft_postmortem(
         said = overview.document(archive.incident, target, results, verdict)
         common.say_json(said | {"postmortem": vars(written), "seal": seal.seal_text(archive)})
     else:
-        for finding in result.run.findings:
+        for finding in result.findings:
             click.echo(render.finding_line(finding))
         if written.kept:
             common.echo_text(say("postmortem.kept", names=", ".join(written.kept)))
@@ -123,5 +123,5 @@ def _draft_postmortem(
     if written.backup:
         click.echo(f"runbook: {messages.text(say('postmortem.backup', file=written.backup))}", err=True)
     if result.problem:
-        click.echo(f"runbook: section {result.run.section}: {result.problem}", err=True)
+        click.echo(f"runbook: section {result.section}: {result.problem}", err=True)
     return int(verdict.status.value)

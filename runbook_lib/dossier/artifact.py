@@ -1,4 +1,4 @@
-"""Read a run out of an executed notebook, and make the artifact's files from it."""
+"""Make the files of an artifact from an executed notebook and its run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ import nbformat
 import pandas as pd
 from markupsafe import Markup, escape
 
-from runbook_lib.book import catalog, messages
-from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.book import messages
 from runbook_lib.dossier import policy
-from runbook_lib.model.finding import Finding, Status, Verdict, complete
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.store import record
 from runbook_lib.store.files import digest
+from runbook_lib.store.run import Run, conclusion, run_to_json
 from runbook_lib.view import links, render
 
 Notebook = nbformat.NotebookNode
@@ -29,42 +28,6 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _MARKDOWN = links.markdown_parser(html=True)
 #: Forms of an output that hold no text.
 _PICTURE = re.compile(r"(?:image|audio|video)/(?!svg)|application/pdf")
-
-
-@dataclass(frozen=True)
-class Run:
-    """The run of one executed notebook: a finding for every planned step, and the verdict."""
-
-    section: str
-    findings: tuple[Finding, ...]
-    verdict: Verdict
-    header: dict[str, Any]
-    read_cost: dict[str, Any]
-    concluded: bool
-
-    @property
-    def status(self) -> Status:
-        """Return the run's overall status."""
-        return self.verdict.status
-
-
-def read(nb: Notebook, section: catalog.Section, book: catalog.Catalog | None = None) -> Run:
-    """Read a run out of its notebook, with steps of other sections that it asked; steps not reached are not_run.
-
-    `book` decides the verdict; None is the active documents.
-    """
-    found = {f["step"]: record.finding_from_json(f) for f in record.read_outputs(nb.cells, record.FINDING_MIME)}
-    end = _read_conclusion(nb)
-    findings = complete(dict.fromkeys([*(s.id for s in section.steps), *found]), found)
-    cost = end.get("read_cost") or render.read_cost(q for f in findings for q in f.queries)
-    return Run(
-        section.number,
-        tuple(findings),
-        diagnosis.conclude(findings, book or catalog.load()),
-        end.get("header", {}),
-        cost,
-        bool(end),
-    )
 
 
 def scrub(nb: Notebook, masker: Masker) -> None:
@@ -117,12 +80,7 @@ def keep_last_run(nb: Notebook) -> Notebook | None:
     nb = nbformat.from_dict(nb)
     _keep_outputs(nb, lambda data: data.get(record.RUN_MIME) == {"opened": last})
     found = {f["step"]: f["status"] for f in record.read_outputs(nb.cells, record.FINDING_MIME)}
-    return nb if found.items() <= _read_conclusion(nb).get("steps", {}).items() and found else None
-
-
-def header(nb: Notebook) -> dict[str, Any]:
-    """Return the header of a concluded run: target, window, thresholds."""
-    return dict(_read_conclusion(nb)["header"])
+    return nb if found and found.items() <= conclusion(nb.cells).get("steps", {}).items() else None
 
 
 def html(nb: Notebook, title: str, evidence: str = "") -> str:
@@ -142,12 +100,6 @@ def html(nb: Notebook, title: str, evidence: str = "") -> str:
         body=_mark_safe("\n".join(parts)),
         evidence=evidence,
     )
-
-
-def _read_conclusion(nb: Notebook) -> dict[str, Any]:
-    """Return the last output of `conclude`; {} if there is none."""
-    found = [*record.read_outputs(nb.cells, record.VERDICT_MIME)]
-    return found[-1] if found else {}
 
 
 def _read_banner(nb: Notebook) -> str:
@@ -195,30 +147,10 @@ def _mark_safe(markup: str) -> Markup:
     return Markup(markup)  # noqa: S704 - our own rendering
 
 
-def evidence(run: Run) -> dict[str, Any]:
-    """Return the status and the masked frames of a run by step."""
-    return {
-        f.step: {"status": f.status.name, "frames": {n: record.frame_to_json(x) for n, x in f.frames.items()}}
-        for f in run.findings
-    }
-
-
 def notebook(content: bytes) -> Notebook:
     """Parse an executed notebook. Raises ValueError."""
     nb: Notebook = nbformat.reads(content.decode(), as_version=4)
     return nb
-
-
-@dataclass(frozen=True)
-class Result:
-    """The run of one section, and the paths of its artifact."""
-
-    run: Run
-    started: str
-    ended: str
-    ipynb: str | None
-    html: str | None
-    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -230,27 +162,17 @@ class Artifact:
     entry: dict[str, Any]
 
 
-def make(
-    nb: Notebook,
-    run: Run,
-    parameters: dict[str, Any],
-    *,
-    stem: str,
-    started: str,
-    ended: str,
-    problem: str = "",
-    **more: Any,
-) -> Artifact:
+def make(nb: Notebook, run: Run, parameters: dict[str, Any], stem: str, **more: Any) -> Artifact:
     """Make the artifact of a run: notebook, page and evidence; `more` goes into its line of the manifest."""
     name = f"{stem}-{run.status.name}"
     title = f"{run.section} {run.status.name} {parameters['incident_id']}"
-    judged = json.dumps(evidence(run), ensure_ascii=False).encode()
+    evidence = json.dumps(run_to_json(run), ensure_ascii=False).encode()
     with messages.using(parameters.get("lang", "en")):
-        page = html(nb, title, f"{name}.json {digest(judged)}")
+        page = html(nb, title, f"{name}.json {digest(evidence)}")
     files = {
         f"{name}.ipynb": nbformat.writes(nb).encode(),
         f"{name}.html": page.encode(),
-        f"evidence/{name}.json": judged,
+        f"evidence/{name}.json": evidence,
         **policy.current_policy(run.header.get("given", {}).get("thresholds", {})),
     }
     entry = {
@@ -260,9 +182,9 @@ def make(
         "stuck_at": run.verdict.stuck_at,
         "confidence": run.verdict.confidence,
         "parameters": parameters,
-        "started": started,
-        "ended": ended,
-        "problem": problem,
+        "started": run.started,
+        "ended": run.ended,
+        "problem": run.problem,
         "versions": {p: version(p) for p in ("runbook-notebooks", "papermill", "pandas", "sqlalchemy", "nats-py")},
         **more,
     }

@@ -14,11 +14,12 @@ from runbook_lib.book import catalog
 from runbook_lib.book.parameters import Parameters, moment
 from runbook_lib.diagnosis import snapshots
 from runbook_lib.diagnosis.snapshots import RunSnapshot
-from runbook_lib.dossier import artifact, rejudge
+from runbook_lib.dossier import rejudge
 from runbook_lib.model.finding import Status
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.run import read_run
 from runbook_lib.view import render
 from runbook_lib.view.differences import Comparison
 
@@ -109,9 +110,8 @@ def _moment_of(entry: dict[str, Any]) -> pd.Timestamp:
 def _read_run(archive: Archive, entry: dict[str, Any]) -> RunSnapshot:
     name = str(entry["name"])
     try:
-        section = catalog.load().sections[str(entry["section"])]
-        return rejudge.look(artifact.read(artifact.notebook(archive.read(f"{name}.ipynb")), section), name=name)
-    except (OSError, ValueError, KeyError) as e:
+        return rejudge.look(read_run(archive, entry, catalog.load()), name=name)
+    except (OSError, ValueError, LookupError, TypeError) as e:
         raise UsageError(f"{archive.incident}: {name} cannot be read: {e}") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,9 +13,10 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import moment
 from runbook_lib.diagnosis.snapshots import DRIFT_COLUMNS
 from runbook_lib.dossier import report
-from runbook_lib.model.finding import Status, action_title, hop_text, say
+from runbook_lib.model.finding import Reason, Status, action_title, hop_text, say
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.run import read_run
 from runbook_lib.view import render
 from runbook_lib.view.timeline import Interval, Lane, Mark, Series
 
@@ -39,9 +39,8 @@ def read_findings(archive: Archive, entries: Iterable[Entry]) -> list[tuple[Entr
     found = []
     for entry in entries:
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
-            cells = json.loads(archive.read_sealed(entry, f"{entry['name']}.ipynb"))["cells"]
-            last = {f["step"]: f for f in record.read_outputs(cells, record.FINDING_MIME)}
-            found += [(entry, f) for f in last.values()]
+            run = read_run(archive, entry, catalog.load())
+            found += [(entry, f) for f in run.stored if f["reason"] != Reason.NOT_RUN]
     return found
 
 

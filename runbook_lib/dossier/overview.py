@@ -20,10 +20,11 @@ from markupsafe import Markup
 from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import moment
 from runbook_lib.dossier import course, mandatory, postmortem, report
-from runbook_lib.dossier.artifact import Result, stamp
+from runbook_lib.dossier.artifact import stamp
 from runbook_lib.model.finding import Proposal, Status, Verdict
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, NOTES, SEALED, Archive, LogError
+from runbook_lib.store.run import Run
 from runbook_lib.view import render, timeline
 
 Entry = Mapping[str, Any]
@@ -33,9 +34,9 @@ INDEX = "index.html"
 MAX_RENDERS = 4
 
 
-def document(incident: str, target: str, results: Sequence[Result], verdict: Verdict) -> dict[str, Any]:
+def document(incident: str, target: str, results: Sequence[Run], verdict: Verdict) -> dict[str, Any]:
     """Return a command's result as its JSON contract defines it (docs/architecture.md, "The command")."""
-    header = next((r.run.header for r in results if r.run.header), {})
+    header = next((r.header for r in results if r.header), {})
     as_of = header.get("as_of", results[0].started)
     dashboard = render.link_to_hop(header.get("dashboard", ""), verdict.stuck_at)
     return {
@@ -47,8 +48,8 @@ def document(incident: str, target: str, results: Sequence[Result], verdict: Ver
         "verdict": record.verdict(verdict),
         "runs": [
             {
-                "section": r.run.section,
-                "status": r.run.status.name,
+                "section": r.section,
+                "status": r.status.name,
                 "started": r.started,
                 "ended": r.ended,
                 "problem": r.problem or None,
@@ -61,9 +62,9 @@ def document(incident: str, target: str, results: Sequence[Result], verdict: Ver
                         "headline": record.finding(f)["headline"][messages.language()],
                         "values": record.values(f),
                     }
-                    for f in r.run.findings
+                    for f in r.findings
                 ],
-                "read_cost": r.run.read_cost,
+                "read_cost": r.read_cost,
             }
             for r in results
         ],
@@ -71,7 +72,7 @@ def document(incident: str, target: str, results: Sequence[Result], verdict: Ver
     }
 
 
-def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any], job: str = "") -> dict[str, Any] | None:
+def keep(archive: Archive, results: Sequence[Run], said: dict[str, Any], job: str = "") -> dict[str, Any] | None:
     """Archive a command's document; return its manifest line, None if its job has one already. Raises OSError."""
     onset = onset_of(said)
     stem = f"{stamp(results[0].started)}-verdict"
@@ -79,7 +80,7 @@ def keep(archive: Archive, results: Sequence[Result], said: dict[str, Any], job:
     entry = {
         "verdict": said["verdict"],
         "as_of": said["as_of"],
-        "sections": [r.run.section for r in results],
+        "sections": [r.section for r in results],
         "started": results[0].started,
         "ended": results[-1].ended,
         **({"job": job} if job else {}),

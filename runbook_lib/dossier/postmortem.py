@@ -32,7 +32,7 @@ from runbook_lib.store.files import digest
 from runbook_lib.view import links, render
 
 if TYPE_CHECKING:
-    from runbook_lib.dossier.artifact import Result
+    from runbook_lib.store.run import Run
 
 PAGE = "postmortem.html"
 
@@ -174,13 +174,13 @@ def target_of(archive: Archive) -> str:
     return str(next((t for t in targets if t), "default"))
 
 
-def write_from_result(archive: Archive, result: Result, target: str) -> WrittenDraft:
-    """Write the draft from the result of a headless run of section 7. Raises OSError."""
+def write_from_run(archive: Archive, run: Run, target: str) -> WrittenDraft:
+    """Write the draft from a headless run of section 7. Raises OSError."""
     artifact = chart = None
-    if result.ipynb and result.ipynb.startswith(archive.place) and not result.ipynb.endswith(PARTIAL):
-        artifact = result.ipynb.rpartition("/")[2].removesuffix(".ipynb")
+    if run.ipynb and run.ipynb.startswith(archive.place) and not run.ipynb.endswith(PARTIAL):
+        artifact = run.ipynb.rpartition("/")[2].removesuffix(".ipynb")
         chart = _find_chart(archive.read(f"{artifact}.ipynb"))
-    return write(archive, result.run.findings, target=target, artifact=artifact, chart=chart, made=result.ended)
+    return write(archive, run.findings, target=target, artifact=artifact, chart=chart, made=run.ended)
 
 
 def _find_chart(notebook: bytes) -> str | None:

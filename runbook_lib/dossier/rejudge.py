@@ -14,9 +14,10 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.diagnosis import snapshots
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.snapshots import Difference, RunSnapshot
-from runbook_lib.dossier import artifact, policy
+from runbook_lib.dossier import policy
 from runbook_lib.model.finding import Finding, Text, Verdict, say
-from runbook_lib.store.archive import MANIFEST, Archive, entry_of
+from runbook_lib.store.archive import MANIFEST, Archive, ChangedError, entry_of
+from runbook_lib.store.run import Run, read_run
 from runbook_lib.view import differences
 
 R = TypeVar("R")
@@ -27,7 +28,7 @@ class SealedRun:
     """A concluded run as it was sealed, with its archived policy; None if it has none."""
 
     entry: dict[str, Any]
-    run: artifact.Run
+    run: Run
     policy: Catalog | None
 
     @property
@@ -51,21 +52,20 @@ def judge_runs(archive: Archive, judge: Callable[[SealedRun], R]) -> Iterator[R 
         if not section or not isinstance(name, str):
             continue
         try:
-            content = archive.read_sealed(entry, f"{name}.ipynb")
             kept = policy.policy_file_of(entry)
-            documents = archive.read_sealed(entry, kept) if kept else b""
-        except ValueError:
-            continue
-        try:
-            moment(entry["started"])
-            own = policy.read(documents) if kept else None
+            own = policy.read(archive.read_sealed(entry, kept)) if kept else None
             book = own or catalog.load()
             if section not in book.sections:
                 yield say("seal.no_section", name=name, section=section)
                 continue
-            run = artifact.read(artifact.notebook(content), book.sections[section], book)
+            run = read_run(archive, entry, book)
+            moment(entry["started"])
             if run.concluded:
                 yield judge(SealedRun(entry, run, own))
+        except OSError:
+            raise
+        except ChangedError:
+            continue
         except Exception as e:  # this version may not be able to read what an earlier one wrote
             yield not_judged(name, e)
 
@@ -92,13 +92,13 @@ def judge_all(archive: Archive) -> tuple[int, list[Text]]:
     return judged, apart
 
 
-def judge_again(run: artifact.Run, book: Catalog | None = None) -> list[Difference]:
+def judge_again(run: Run, book: Catalog | None = None) -> list[Difference]:
     """Return the steps whose evidence is judged differently now, by the active documents if `book` is None."""
     again = look(run, book or catalog.load())
     return [c for c in snapshots.difference(look(run), again, same_evidence=True) if c.kind == "step"]
 
 
-def look(run: artifact.Run, book: Catalog | None = None, name: str = "") -> RunSnapshot:
+def look(run: Run, book: Catalog | None = None, name: str = "") -> RunSnapshot:
     """Return a run as a sample: with its original verdict, or as the policy `book` judges its evidence."""
     findings, verdict = judge(run.findings, run.header, book) if book else (run.findings, run.verdict)
     return snapshots.take_snapshot(name, findings, verdict, run.header.get("window_minutes"))

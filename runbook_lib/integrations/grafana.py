@@ -17,7 +17,6 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import moment
 from runbook_lib.checks.context import Context
 from runbook_lib.dossier import mandatory, report
-from runbook_lib.dossier.artifact import Result
 from runbook_lib.model.finding import Status, Window, action_title, say
 from runbook_lib.model.outcome import Outcome
 from runbook_lib.model.usage import UsageError
@@ -28,6 +27,7 @@ from runbook_lib.sources.settings import Target
 from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.run import Run
 from runbook_lib.view import render
 
 #: Seconds for all annotations of one call: the user waits for them.
@@ -82,10 +82,10 @@ def annotate_action(rb: Context, outcome: Outcome, begun: pd.Timestamp) -> None:
 
 
 def annotate_verdict(
-    archive: Archive, results: Sequence[Result], said: dict[str, Any], kept: dict[str, Any] | None
+    archive: Archive, results: Sequence[Run], said: dict[str, Any], kept: dict[str, Any] | None
 ) -> None:
     """Annotate what is new in the manifest line `kept`; nothing for a run that looks back (`as_of`)."""
-    back = any(r.run.header.get("parameters", {}).get("as_of") for r in results)
+    back = any(r.header.get("parameters", {}).get("as_of") for r in results)
     if kept is None or back or kept["sections"] == [mandatory.SECTION]:
         return
     with suppress(UsageError, OSError):

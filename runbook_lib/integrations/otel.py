@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from runbook_lib.book import messages
-from runbook_lib.dossier.artifact import Result
 from runbook_lib.model.finding import SentQuery, say
+from runbook_lib.store.run import Run
 
 #: Seconds for the export, unless OTEL_EXPORTER_OTLP_TIMEOUT says otherwise: the user waits for it.
 EXPORT_S = 5.0
@@ -24,7 +24,7 @@ _TIMEOUTS = ("OTEL_EXPORTER_OTLP_TIMEOUT", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT")
 _log = logging.getLogger(__name__)
 
 
-def export_trace(results: Sequence[Result], said: dict[str, Any]) -> None:
+def export_trace(results: Sequence[Run], said: dict[str, Any]) -> None:
     """Export a run, if a variable names the endpoint and the extra is installed. A failure is logged, not raised."""
     if not any(map(os.environ.get, _ENDPOINTS)) or os.environ.get("OTEL_TRACES_EXPORTER") == "none":
         return
@@ -46,7 +46,7 @@ def export_trace(results: Sequence[Result], said: dict[str, Any]) -> None:
         _log.warning("%s", messages.text(say("ui.not_traced", incident=said["incident"], problem=problem)))
 
 
-def _make_spans(results: Sequence[Result], said: dict[str, Any]) -> Sequence[Any]:
+def _make_spans(results: Sequence[Run], said: dict[str, Any]) -> Sequence[Any]:
     """Return the ended spans; the sampler and resource of the standard variables apply."""
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
@@ -74,9 +74,9 @@ def _make_spans(results: Sequence[Result], said: dict[str, Any]) -> Sequence[Any
     about |= {name: said["verdict"][name] for name in ("stuck_at", "confidence")}
     run = add(None, f"runbook {said['incident']}", whole, about)
     for r in results:
-        values = {"status": r.run.status.name} | {f"read_cost.{k}": v for k, v in r.run.read_cost.items()}
-        section = add(run, f"section {r.run.section}", (_to_ns(r.started), _to_ns(r.ended)), values, r.problem)
-        for f in r.run.findings:
+        values = {"status": r.status.name} | {f"read_cost.{k}": v for k, v in r.read_cost.items()}
+        section = add(run, f"section {r.section}", (_to_ns(r.started), _to_ns(r.ended)), values, r.problem)
+        for f in r.findings:
             spans = [(q, _span_of(q)) for q in f.queries if q.started]
             if spans:  # a step lasts from its first query to the end of its last
                 own = min(start for _, (start, _) in spans), max(end for _, (_, end) in spans)

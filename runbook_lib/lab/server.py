@@ -19,12 +19,14 @@ import nbformat
 from runbook_lib.book import catalog, messages, pack
 from runbook_lib.book.parameters import mask_free_texts, now, validate
 from runbook_lib.dossier import artifact, overview
+from runbook_lib.model.finding import replace
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker, secrets_of
 from runbook_lib.sources import settings
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import digest
+from runbook_lib.store.run import Run, conclusion, read_run, run_of_cells
 
 
 def _load_jupyter_server_extension(app: Any) -> None:
@@ -95,7 +97,7 @@ def archive_notebook(path: Path) -> str | None:
     nb = artifact.keep_last_run(nbformat.read(path, as_version=4))
     if nb is None or settings.load().replay:
         return None
-    header = artifact.header(nb)
+    header = conclusion(nb.cells)["header"]
     parameters = {"incident_id": header["incident"], "target": header["target"]} | header["parameters"]
     validate(parameters)
     archive = Archive(settings.load().output, header["incident"])
@@ -113,27 +115,26 @@ def archive_notebook(path: Path) -> str | None:
     artifact.scrub(nb, masker)
     for cell in nb.cells:
         cell.source = masker.scrub_once(cell.source)
-    run = artifact.read(nb, catalog.load().sections[header["section"]])
-    entry = there.get(run.section) or _append_run(archive, nb, run, parameters, job=job, outputs=shown)
-    place = f"{archive.place}/{entry['name']}"
-    result = artifact.Result(run, entry["started"], entry["ended"], f"{place}.ipynb", f"{place}.html")
+    book = catalog.load()
+    if header["section"] not in there:
+        run = replace(run_of_cells(nb.cells, header["section"], book), started=header["opened"], ended=now())
+        _append_run(archive, nb, run, parameters, job=job, outputs=shown)
+        there = archive.of_job(job)
+    run = read_run(archive, there[header["section"]], book)
     with messages.using(lang):
-        said = overview.document(archive.incident, header["target"], [result], run.verdict)
-        kept = overview.keep(archive, [result], said, job)
+        said = overview.document(archive.incident, header["target"], [run], run.verdict)
+        kept = overview.keep(archive, [run], said, job)
         overview.write_index(archive)
-        pack.tell("concluded", archive, [result], said, kept)
-    return str(entry["name"])
+        pack.tell("concluded", archive, [run], said, kept)
+    return str(there[run.section]["name"])
 
 
-def _append_run(
-    archive: Archive, nb: Any, run: artifact.Run, parameters: dict[str, Any], **more: Any
-) -> dict[str, Any]:
-    """Archive a run's notebook, page and evidence; return its line of the manifest. Raises UsageError and OSError."""
-    started = run.header["opened"]
-    stem = archive.reserve(f"{artifact.stamp(started)}-{run.section}")
+def _append_run(archive: Archive, nb: Any, run: Run, parameters: dict[str, Any], **more: Any) -> None:
+    """Archive a run's notebook, page and evidence. Raises UsageError and OSError."""
+    stem = archive.reserve(f"{artifact.stamp(run.started)}-{run.section}")
     try:
-        made = artifact.make(nb, run, parameters, stem=stem, started=started, ended=now(), interactive=True, **more)
-        return archive.append(made.entry, made.files) or made.entry
+        made = artifact.make(nb, run, parameters, stem, interactive=True, **more)
+        archive.append(made.entry, made.files)
     finally:
         archive.release(stem)
 

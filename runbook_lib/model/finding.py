@@ -267,6 +267,18 @@ class SentQuery:
     started: str = ""  # by this machine's clock
 
 
+def read_cost(queries: Iterable[SentQuery]) -> dict[str, Any]:
+    """Return the sum of the queries' cost: queries, ms, rows, and the largest plan cost that the gate saw."""
+    queries = list(queries)
+    costs = [q.plan_cost for q in queries if q.plan_cost is not None]
+    return {
+        "queries": len(queries),
+        "ms": round(sum(q.ms for q in queries), 1),
+        "rows": sum(q.rows for q in queries),
+        "max_plan_cost": max(costs, default=None),
+    }
+
+
 @dataclass(frozen=True)
 class Finding:
     """The answer of one step of the runbook.

@@ -18,13 +18,14 @@ import nbformat
 
 from runbook_lib.book import catalog, messages, parameters
 from runbook_lib.dossier import artifact, postmortem
-from runbook_lib.dossier.artifact import Result, Run, stamp
-from runbook_lib.model.finding import Finding, Reason, Verdict, replace, say, unknown
+from runbook_lib.dossier.artifact import stamp
+from runbook_lib.model.finding import Finding, Verdict, replace
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import forks
 from runbook_lib.sources import settings
 from runbook_lib.store.archive import PARTIAL, Archive
+from runbook_lib.store.run import Run, read_run, run_of_cells
 from runbook_lib.view import prose
 
 #: Seconds after its deadline in which a runner may save its notebook before it is killed.
@@ -89,17 +90,17 @@ def run_sections(
     requests: Iterable[Request],
     progress: Steps = lambda section, found: None,
     follow: Callable[[str, Finding], Iterable[Request]] = lambda section, found: (),
-) -> list[Result]:
+) -> list[Run]:
     """Run the sections, several at once, each in a process of its own; each has a result, even if its process dies.
 
     `follow` gives the sections that a finding of a section adds; they start as soon as there is room.
     """
     requests = list(requests)
     waiting = list(enumerate(requests))
-    running: dict[forks.Forked[Result], _StartedRun] = {}
-    results: dict[int, Result] = {}
+    running: dict[forks.Forked[Run], _StartedRun] = {}
+    results: dict[int, Run] = {}
 
-    def end(runner: forks.Forked[Result], problem: str = "") -> None:
+    def end(runner: forks.Forked[Run], problem: str = "") -> None:
         s = running.pop(runner)
         try:
             if not problem:
@@ -156,14 +157,14 @@ class _StartedRun:
     """Why the runner did not store its run, which another process then does."""
 
 
-def combine_verdict(results: Iterable[Result]) -> Verdict:
+def combine_verdict(results: Iterable[Run]) -> Verdict:
     """Return the verdict over all sections that were run."""
     from runbook_lib.diagnosis import verdict as diagnosis
 
-    return diagnosis.conclude((f for r in results for f in r.run.findings), catalog.load())
+    return diagnosis.conclude((f for r in results for f in r.findings), catalog.load())
 
 
-def _run_in_runner(r: Request, scratch: Path) -> Result:
+def _run_in_runner(r: Request, scratch: Path) -> Run:
     """Execute the notebook in the runner's process and store it, even if it fails.
 
     `scratch` outlives the process: it holds the partial notebook if the archive is not a local folder.
@@ -178,7 +179,7 @@ def _run_in_runner(r: Request, scratch: Path) -> Result:
     return _execute_section(r, scratch)
 
 
-def _execute_section(r: Request, scratch: Path) -> Result:
+def _execute_section(r: Request, scratch: Path) -> Run:
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import execute_notebook
 
@@ -232,7 +233,7 @@ def _execute_section(r: Request, scratch: Path) -> Result:
     return _store_artifact(r, archive, masker, stem, kept[0] if kept else None, started, problem)
 
 
-def _store_partial(s: _StartedRun) -> Result:
+def _store_partial(s: _StartedRun) -> Run:
     """Store the notebook of a runner that died, as far as it came."""
     archive = Archive(s.request.output, s.request.parameters["incident_id"])
     masker = Masker.of(settings.load().target(s.request.parameters["target"]).urls(), archive.incident, archive.salts)
@@ -247,20 +248,20 @@ def _store_partial(s: _StartedRun) -> Result:
 
 def _store_artifact(
     r: Request, archive: Archive, masker: Masker, stem: str, nb: Any, started: str, problem: str
-) -> Result:
+) -> Run:
     """Turn the executed notebook into the artifact: notebook, page, evidence, manifest line."""
     problem = masker.scrub_once(problem)  # a cell's text holds tokens already
     nb = nb if nb is not None else nbformat.v4.new_notebook()
     artifact.scrub(nb, masker)
-    run = artifact.read(nb, catalog.load().sections[r.section])
+    run = replace(
+        run_of_cells(nb.cells, r.section, catalog.load()), started=started, ended=parameters.now(), problem=problem
+    )
     if not run.concluded:
-        problem = problem or "the notebook did not conclude"
-        run = _mark_unfinished(run, problem)
-        told = f"**This run did not finish: {postmortem.md(problem)}.**"
+        run = run.unfinished(problem or "the notebook did not conclude", catalog.load())
+        told = f"**This run did not finish: {postmortem.md(run.problem)}.**"
         nb.cells.insert(0, nbformat.v4.new_markdown_cell(told, id="unfinished"))
-    ended = parameters.now()
     mark = {"job": r.job} if r.job else {}
-    made = artifact.make(nb, run, r.parameters, stem=stem, started=started, ended=ended, problem=problem, **mark)
+    made = artifact.make(nb, run, r.parameters, stem, **mark)
     place = archive.place
     try:
         try:
@@ -268,27 +269,16 @@ def _store_artifact(
         finally:
             archive.release(stem)
         if before:
-            return kept(archive, before)
+            return read_run(archive, before, catalog.load())
     except OSError as e:
         # The verdict must not be lost with the disk: keep the notebook wherever there is room.
-        place, problem = _rescue_files(made.files), f"the artifact could not be written to {place} ({e.strerror or e})"
-    if not place:
-        return Result(run, started, ended, None, None, f"{problem}; it is lost")
-    return Result(run, started, ended, f"{place}/{made.name}.ipynb", f"{place}/{made.name}.html", problem)
+        problem = f"the artifact could not be written to {place} ({e.strerror or e})"
+        place = _rescue_files(made.files)
+        run = replace(run, problem=problem if place else f"{problem}; it is lost")
+    return replace(run, ipynb=f"{place}/{made.name}.ipynb", html=f"{place}/{made.name}.html") if place else run
 
 
-def kept(archive: Archive, entry: dict[str, Any]) -> Result:
-    """Return a run that is in the archive, from its manifest line. Raises OSError."""
-    name, section = entry["name"], catalog.load().sections[entry["section"]]
-    run = artifact.read(artifact.notebook(archive.read(f"{name}.ipynb")), section)
-    if entry["problem"] and not run.concluded:
-        run = _mark_unfinished(run, entry["problem"])
-    place = archive.place
-    ipynb, html = f"{place}/{name}.ipynb", f"{place}/{name}.html"
-    return Result(run, entry["started"], entry["ended"], ipynb, html, entry["problem"])
-
-
-def _result_of_dead_runner(s: _StartedRun, problem: str) -> Result:
+def _result_of_dead_runner(s: _StartedRun, problem: str) -> Run:
     """Return the result of a run whose runner died, from its partial notebook."""
     archive, section = Archive(s.request.output, s.request.parameters["incident_id"]), s.request.section
     own: list[str] = []
@@ -299,19 +289,10 @@ def _result_of_dead_runner(s: _StartedRun, problem: str) -> Result:
         stem = (s.scratch / _STEM).read_text()  # another target's run of this section may have one, too
         own = [p for p in archive.partials() if p == f"{stem}{PARTIAL}"]
         nb = artifact.notebook(archive.read(own[-1])) if own else nb
-    run = _mark_unfinished(artifact.read(nb, catalog.load().sections[section]), problem)
-    return Result(run, s.time, parameters.now(), f"{archive.place}/{own[-1]}" if own else None, None, problem)
-
-
-def _mark_unfinished(run: Run, problem: str) -> Run:
-    """Mark the steps that were not reached as not_run, with the problem."""
-    from runbook_lib.diagnosis import verdict as diagnosis
-
-    findings = tuple(
-        unknown(f.step, Reason.NOT_RUN, say("unknown.unfinished", problem=problem)) if f.reason is Reason.NOT_RUN else f
-        for f in run.findings
-    )
-    return replace(run, findings=findings, verdict=diagnosis.conclude(findings, catalog.load()))
+    book = catalog.load()
+    run = replace(run_of_cells(nb.cells, section, book), started=s.time, ended=parameters.now())
+    run = run.unfinished(problem, book)
+    return replace(run, ipynb=f"{archive.place}/{own[-1]}") if own else run
 
 
 def _rescue_files(files: dict[str, bytes]) -> str:

@@ -18,12 +18,12 @@ from runbook_lib.book import catalog, messages, pack, parameters
 from runbook_lib.checks import samples
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.dossier import mandatory, overview, postmortem, seal
-from runbook_lib.dossier.artifact import Result
 from runbook_lib.model.finding import Finding, Status, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch
 from runbook_lib.runs.batch import Request, Steps
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.run import Run, read_run
 from runbook_lib.view import render
 
 #: Suffix of an order's job for its second triage. The receiver's second run is another job, with a suffix of its own.
@@ -48,7 +48,7 @@ def summary(
     """
     archive = Archive(order.output, order.incident)
     results, verdict = _look(archive, order, progress, tell)
-    ran = {r.run.section for r in results}
+    ran = {r.section for r in results}
     verdict = replace(verdict, next_sections=tuple(n for n in verdict.next_sections if n not in ran))
     lines = render.verdict_lines(verdict)
     stores = messages.text(say("ui.waits_for_pages"))
@@ -60,8 +60,8 @@ def summary(
     if not lost:
         try:
             kept = overview.keep(archive, results, said, order.job)
-            if looked_back := next((r for r in results if r.run.section == mandatory.SECTION), None):
-                draft = postmortem.write_from_result(archive, looked_back, order.target).markdown
+            if looked_back := next((r for r in results if r.section == mandatory.SECTION), None):
+                draft = postmortem.write_from_run(archive, looked_back, order.target).markdown
             overview.write_index(archive)
         except OSError as e:
             problem, draft = f"the dossier could not be written to {archive.place}: {e.strerror or e}", None
@@ -80,21 +80,21 @@ def summary(
         "problem": problem,
         "lines": lines,
         "details": details,
-        "problems": [f"section {r.run.section}: {r.problem}" for r in results if r.problem],
+        "problems": [f"section {r.section}: {r.problem}" for r in results if r.problem],
     }
 
 
-def _detail_lines(result: Result) -> Iterator[tuple[str, str]]:
-    section = result.run.section
+def _detail_lines(run: Run) -> Iterator[tuple[str, str]]:
+    section = run.section
     yield "", f"\n{section} {render.section_title(section)}"
-    yield from ((f.status.name, f"  {render.finding_line(f)}") for f in result.run.findings)
-    if result.html:
-        yield "", f"  {result.html}"
+    yield from ((f.status.name, f"  {render.finding_line(f)}") for f in run.findings)
+    if run.html:
+        yield "", f"  {run.html}"
 
 
 def _look(
     archive: Archive, order: Order, progress: Steps, tell: Callable[[RunProgress], None]
-) -> tuple[list[Result], Verdict]:
+) -> tuple[list[Run], Verdict]:
     """Run an order, and once more if it decides nothing: an incident of a few seconds, or one that ends, shows later.
 
     Both looks are archived; the second one counts if it sees anything. Not of a past moment, nor late in the deadline.
@@ -119,7 +119,7 @@ def may_tell_later(verdict: Verdict) -> bool:
     return bool(open_ and verdict.look_again_s is not None and verdict.status is not Status.OK and not verdict.ended)
 
 
-def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Result], Verdict]:
+def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Run], Verdict]:
     """Run the sections, and with `follow` those that they point to, each as soon as a finding of theirs names it.
 
     What is there already is not run: an order that was interrupted goes on where it was.
@@ -135,7 +135,7 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Re
     requests = [request(n, values) for n in order.sections]
     archive.prepare()
     there = archive.of_job(order.job) if order.job else {}
-    begun, ended = {*order.sections, *there}, dict[str, Result]()
+    begun, ended = {*order.sections, *there}, dict[str, Run]()
 
     def follow(opened: dict[str, list[str]]) -> list[Request]:
         new = {n: names for n, names in opened.items() if n not in begun}
@@ -148,14 +148,14 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Re
         return follow(sections_to_follow(found.next_sections, begun))
 
     def run(requests: Iterable[Request]) -> None:
-        ended.update({r.run.section: r for r in batch.run_sections(requests, progress, follow_finding)})
+        ended.update({r.section: r for r in batch.run_sections(requests, progress, follow_finding)})
 
-    def result(section: str) -> Result:
-        return ended.get(section) or batch.kept(archive, there[section])
+    def result(section: str) -> Run:
+        return ended.get(section) or read_run(archive, there[section], catalog.load())
 
-    def run_opened(opened: dict[str, list[str]]) -> list[Result]:
+    def run_opened(opened: dict[str, list[str]]) -> list[Run]:
         run(follow(opened))
-        had = {r.run.section for r in results}
+        had = {r.section for r in results}
         return [result(n) for n in dict.fromkeys([*opened, *ended]) if n not in had]
 
     early = sections_to_follow(samples.sections_before(order.samples), begun) if order.follow else {}
@@ -168,9 +168,9 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Re
 
 
 def _follow_verdict(
-    results: list[Result],
+    results: list[Run],
     verdict: Verdict,
-    run: Callable[[dict[str, list[str]]], list[Result]],
+    run: Callable[[dict[str, list[str]]], list[Run]],
     *,
     early: dict[str, list[str]] | None = None,
     past: bool,
@@ -181,17 +181,17 @@ def _follow_verdict(
     the number of questions are limited (numbers.md). Of a past moment no more is asked.
     """
     book, asked, begun = catalog.load(), 0, math.inf
-    opened = (early or {}) | sections_to_follow(verdict.next_sections, [r.run.section for r in results])
+    opened = (early or {}) | sections_to_follow(verdict.next_sections, [r.section for r in results])
     while opened:
         new = run(opened)
         begun = min(begun, time.monotonic())
-        earlier, later = ([f for r in part for f in r.run.findings] for part in (results, new))
+        earlier, later = ([f for r in part for f in r.findings] for part in (results, new))
         answers = diagnosis.read_answers(verdict, earlier, later, book)
         results += new
         verdict = replace(batch.combine_verdict(results), asked=(*verdict.asked, *answers))
         late = time.monotonic() - begun >= book.numbers.get("settle.time", 0)
         left = {} if past or late or asked >= book.numbers.get("settle.questions", 0) else verdict.settled_by
-        further = sections_to_follow(diagnosis.sections_of(left), [r.run.section for r in results])
+        further = sections_to_follow(diagnosis.sections_of(left), [r.section for r in results])
         opened = dict(islice(further.items(), 1))
         asked += 1
     return verdict

@@ -32,7 +32,8 @@ from runbook_lib.sources import settings
 from runbook_lib.store import record as record_view
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
 from runbook_lib.store.files import read_regular
-from runbook_lib.store.recording import RecordedRun, Recording, recorded_run
+from runbook_lib.store.recording import Recording
+from runbook_lib.store.run import Run
 from runbook_lib.view import render, timeline
 
 INDEX = "index.json"
@@ -52,7 +53,7 @@ def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recordin
         raise UsageError(f"{archive.place} holds no concluded run that is as it was sealed")
     newest = max(ordered, key=lambda kept: str(kept.entry["ended"]))
     file = policy.policy_file_of(newest.entry)
-    runs = [recorded_run(k.run.section, k.run.header, k.run.findings) for k in ordered]
+    runs = [k.run for k in ordered]
     documents = archive.read(file) if file else b""
     verdict = evaluate(Recording(archive.incident, {r.section: r for r in runs}, policy=documents), newest.policy)
     known = _known_names(archive, runs)
@@ -79,7 +80,7 @@ def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recordin
     shown["manifest"]["left_out"].append(record_view.text(say("capsule.left.names", **hidden)))
     return Recording(
         archive.incident,
-        {run[0]: RecordedRun(*run) for run in shown["runs"]},
+        {run[0]: Run(*run) for run in shown["runs"]},
         {"versions": {"runbook-notebooks": version("runbook-notebooks")}} | dict(about or {}),
         json.dumps(shown["policy"], ensure_ascii=False, indent=1, sort_keys=True).encode() if documents else b"",
         {"dossier": str(sealed.chain_head)} | shown["manifest"],
@@ -91,7 +92,7 @@ def _strip_header(header: Mapping[str, Any]) -> dict[str, Any]:
     return dict(header) | {"by": "-", "dashboard": "", "parameters": {}}
 
 
-def _known_names(archive: Archive, runs: Iterable[RecordedRun]) -> dict[str, list[str]]:
+def _known_names(archive: Archive, runs: Iterable[Run]) -> dict[str, list[str]]:
     """Return the names of hosts and people that the target, this machine and the dossier's logs tell, by kind.
 
     A context of kubectl counts as a host: it often holds the name of one, of a customer or of an account.
@@ -147,12 +148,12 @@ def replay(recorded: Recording, book: Catalog, *, again: bool = True) -> Replaye
     return triage({section: judge(run, book, again=again) for section, run in recorded.runs.items()}, book)
 
 
-def judge(run: RecordedRun, book: Catalog, *, again: bool = True) -> tuple[tuple[Finding, ...], Verdict]:
+def judge(run: Run, book: Catalog, *, again: bool = True) -> tuple[tuple[Finding, ...], Verdict]:
     """Return the findings and the verdict of a recorded section; with `again` False, its findings as recorded."""
     own = book.tuned(run.header.get("given", {}).get("thresholds", {}))
     if again:
-        return rejudge.judge(run.findings.values(), run.header, own)
-    return (findings := tuple(run.findings.values())), diagnosis.conclude(findings, own)
+        return rejudge.judge(run.findings, run.header, own)
+    return run.findings, diagnosis.conclude(run.findings, own)
 
 
 def triage(judged: Mapping[str, tuple[tuple[Finding, ...], Verdict]], book: Catalog) -> Replayed:

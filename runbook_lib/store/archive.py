@@ -100,6 +100,10 @@ class LogError(OSError, ValueError):
     """A log has a line that the runbook did not write."""
 
 
+class ChangedError(ValueError):
+    """A file is missing, or is not as it was sealed."""
+
+
 @dataclass(frozen=True)
 class Archive:
     """The artifacts of one incident."""
@@ -258,10 +262,10 @@ class Archive:
             return bytes(self._filesystem.cat_file(self._path(name)))
 
     def read_sealed(self, entry: Mapping[str, Any], name: str) -> bytes:
-        """Return a file that matches its digest in a manifest line. Raises OSError, and ValueError if it does not."""
+        """Return a file that matches its digest in a manifest line. Raises OSError, and ChangedError if it does not."""
         expected = entry.get("sha256", {}).get(name)
         if expected is None or (content := self.read_file(name)) is None or digest(content) != expected:
-            raise ValueError(name)
+            raise ChangedError(name)
         return content
 
     def names(self) -> list[str]:

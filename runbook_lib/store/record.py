@@ -7,34 +7,18 @@ kept with their types, so that a judge can be run again on what it was given.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import is_dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
 from datetime import timedelta
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache, lru_cache
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
 
 from runbook_lib.book import messages
-from runbook_lib.model.finding import (
-    HOP_NUMBERS,
-    Decision,
-    Finding,
-    Hop,
-    HopHistory,
-    OutageEnd,
-    Proposal,
-    Reason,
-    SentQuery,
-    Signal,
-    Status,
-    Text,
-    Threshold,
-    Unseen,
-    Value,
-    Verdict,
-)
+from runbook_lib.model.finding import HOP_NUMBERS, Finding, Reason, Status, Text, Threshold, Value, Verdict
 
 if TYPE_CHECKING:
     from runbook_lib.model.outcome import Outcome, Precondition
@@ -48,6 +32,7 @@ RUN_MIME = "application/vnd.runbook.run+json"
 #: Marks what a responder unmasked on the screen; never part of anything that is saved.
 REVEALED_MIME = "application/vnd.runbook.revealed+json"
 
+T = TypeVar("T")
 #: The type of a stored column by the kind of its dtype, durations in seconds; any other is text.
 _COLUMN_TYPES = {"b": "bool", "i": "int", "u": "int", "f": "float", "m": "float", "M": "time"}
 
@@ -79,27 +64,10 @@ def finding(f: Finding) -> dict[str, Any]:
     return {"questions" if name == "queries" else name: value for name, value in plain_fields.items()}
 
 
-def finding_from_json(stored: dict[str, Any]) -> Finding:
-    """Restore a finding from `finding`; its texts come back as words."""
-    return Finding(
-        step=stored["step"],
-        status=Status[stored["status"]],
-        headline=text_from_json(stored["headline"]),
-        reason=Reason(stored["reason"]) if stored["reason"] else None,
-        values=tuple(_value_from_json(name, v) for name, v in stored["values"].items()),
-        notes=tuple(map(text_from_json, stored["notes"])),
-        signals=tuple(Signal(**s) for s in stored["signals"]),
-        hops=tuple(map(_hop_from_json, stored["hops"])),
-        proposals=tuple(Proposal(**p) for p in stored["proposals"]),
-        next_sections=tuple(stored["next_sections"]),
-        frames={name: frame_from_json(frame) for name, frame in stored["frames"].items()},
-        show=tuple(stored["show"]),
-        queries=tuple(SentQuery(**q) for q in stored["questions"]),
-        unseen=tuple(Unseen(u["source"], Reason(u["reason"])) for u in stored["unseen"]),
-        at=pd.Timestamp(stored["at"]) if stored["at"] else None,
-        ended=_ended_from_json(stored["ended"]),
-        decision=Decision(stored["decision"]["case"]) if stored["decision"] else None,  # 0.5.0 stored more
-    )
+def finding_from_json(stored: Mapping[str, Any]) -> Finding:
+    """Restore a finding from `finding`."""
+    found = from_json(Finding, {**stored, "queries": stored["questions"], "values": ()})
+    return replace(found, values=tuple(_value_from_json(name, v) for name, v in stored["values"].items()))
 
 
 def verdict(v: Verdict) -> dict[str, Any]:
@@ -145,16 +113,40 @@ def signature(verdict: Mapping[str, Any]) -> str:
     return f"{verdict['status']} {verdict['stuck_at']} {modes[0].get('id')}"
 
 
-def _hop_from_json(stored: dict[str, Any]) -> Hop:
-    past = stored["past"]
-    history = HopHistory(**past | {"since": pd.Timestamp(past["since"])}) if past else None
-    return Hop(**stored | {"alive": _words_from_json(stored["alive"]), "past": history})
+def from_json(kind: type[T], stored: Any) -> T:
+    """Restore plain data of the model from `as_json`. Texts come back as words; unknown fields are ignored."""
+    of: Any = kind
+    restored: T = _reader_of(of)(stored)
+    return restored
 
 
-def _ended_from_json(stored: dict[str, Any] | None) -> OutageEnd | None:
-    if not stored:
-        return None
-    return OutageEnd(pd.Timestamp(stored["since"]), *(_words_from_json(stored[name]) for name in ("by", "after")))
+@cache
+def _reader_of(kind: Any) -> Callable[[Any], Any]:
+    """Return the function that restores a value of a type; a type that JSON has is kept as it is."""
+    if kind in _READERS:
+        return _READERS[kind]
+    of = get_args(kind)
+    if get_origin(kind) is tuple:
+        item = _reader_of(of[0])
+        return lambda stored: tuple(map(item, stored))
+    if get_origin(kind) is dict:
+        value = _reader_of(of[1])
+        return lambda stored: {name: value(v) for name, v in stored.items()}
+    if get_origin(kind) in (Union, UnionType):
+        own = next((r for r in map(_reader_of, of) if r is not _keep), _keep)
+        # Where a text or a name may stand, a text is a table.
+        plain_kinds: tuple[type, ...] = (str, type(None)) if str in of else (type(None),)
+        return lambda stored: stored if isinstance(stored, plain_kinds) else own(stored)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind, localns={"pd": pd})
+        readers = {f.name: _reader_of(hints[f.name]) for f in fields(kind)}
+        made: Any = kind
+        return lambda stored: made(**{n: read(stored[n]) for n, read in readers.items() if n in stored})
+    return _keep
+
+
+def _keep(stored: Any) -> Any:
+    return stored
 
 
 def frame_to_json(frame: pd.DataFrame) -> dict[str, Any]:
@@ -213,11 +205,6 @@ def _value_from_json(name: str, stored: dict[str, Any]) -> Value:
     return Value(name, stored["value"], stored["unit"], threshold)
 
 
-def _words_from_json(stored: Any) -> Any:
-    """Restore a text; return anything else, such as the name of a worker, as it is."""
-    return text_from_json(stored) if isinstance(stored, dict) else stored
-
-
 def text_from_json(stored: dict[str, str]) -> Text:
     """Restore a text from `text`."""
     return Text(messages.VERBATIM, stored)
@@ -249,3 +236,14 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if isinstance(value, int | float | bool) else str(value)
+
+
+#: How a value of a type is restored, where that is not by its fields.
+_READERS: dict[Any, Callable[[Any], Any]] = {
+    Text: text_from_json,
+    Status: Status.__getitem__,
+    Reason: Reason,
+    pd.Timestamp: pd.Timestamp,
+    pd.DataFrame: frame_from_json,
+    Value: lambda stored: _value_from_json(stored["name"], stored),
+}

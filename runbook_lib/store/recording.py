@@ -13,16 +13,15 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runbook_lib.model.finding import Finding
 from runbook_lib.model.usage import UsageError
-from runbook_lib.store import record
 from runbook_lib.store.files import read_regular
+from runbook_lib.store.run import Run, run_from_json
 
 FORMAT = 2
 SUFFIX = ".runbook"
@@ -44,25 +43,11 @@ class ChangedError(UsageError):
 
 
 @dataclass(frozen=True)
-class RecordedRun:
-    """The run of one section in a recording: its header, and its findings as JSON."""
-
-    section: str
-    header: dict[str, Any]
-    stored: list[dict[str, Any]]
-
-    @cached_property
-    def findings(self) -> dict[str, Finding]:
-        """Return the findings by step."""
-        return {f["step"]: record.finding_from_json(f) for f in self.stored}
-
-
-@dataclass(frozen=True)
 class Recording:
     """The runs of an investigation by section, and facts about them (fault, time, versions)."""
 
     name: str
-    runs: dict[str, RecordedRun]
+    runs: dict[str, Run]
     about: dict[str, Any] = field(default_factory=dict)
     policy: bytes = b""
     manifest: dict[str, Any] = field(default_factory=dict)
@@ -70,14 +55,9 @@ class Recording:
     """The seal of the file; "" before it is written."""
 
     @property
-    def first(self) -> RecordedRun:
+    def first(self) -> Run:
         """Return the first run of the investigation."""
         return next(iter(self.runs.values()))
-
-
-def recorded_run(section: str, header: Mapping[str, Any], findings: Iterable[Finding]) -> RecordedRun:
-    """Return a run as a recording holds it."""
-    return RecordedRun(section, dict(header), [record.finding(f) for f in findings])
 
 
 def policy_file(policy: bytes) -> str:
@@ -127,7 +107,7 @@ def read(path: Path) -> Recording:
         policy = members.get(_POLICY, b"")
         if not policy and content["policy"] and (beside := path.with_name(content["policy"])).is_file():
             policy = _read_shared_policy(beside)
-        runs = {r["section"]: RecordedRun(r["section"], r["header"], r["findings"]) for r in content["runs"]}
+        runs = {r["section"]: run_from_json(r) for r in content["runs"]}
         manifest = json.loads(members[_MANIFEST])
     except OSError as e:
         raise UsageError(f"the recording {path} cannot be read: {e.strerror or e}") from None

@@ -37,6 +37,7 @@ from runbook_lib.model.finding import (
     action_title,
     hop_text,
     proposal_text,
+    read_cost,
     say,
 )
 from runbook_lib.model.usage import visible
@@ -283,18 +284,6 @@ def request_lines(incident: str, line: Mapping[str, Any]) -> list[str]:
     ]
     # Whoever asks may have written the line by hand, and made one line of it look like several.
     return [visible(shown, kept="") for shown in lines]
-
-
-def read_cost(queries: Iterable[SentQuery]) -> dict[str, Any]:
-    """Return the sum of the queries' cost: queries, ms, rows, and the largest plan cost that the gate saw."""
-    queries = list(queries)
-    costs = [q.plan_cost for q in queries if q.plan_cost is not None]
-    return {
-        "queries": len(queries),
-        "ms": round(sum(q.ms for q in queries), 1),
-        "rows": sum(q.rows for q in queries),
-        "max_plan_cost": max(costs, default=None),
-    }
 
 
 def proposal_texts(proposals: Iterable[Proposal]) -> list[dict[str, str]]:

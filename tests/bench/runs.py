@@ -16,8 +16,8 @@ import psycopg
 
 from runbook_lib.book import catalog
 from runbook_lib.book.catalog import Section
-from runbook_lib.dossier import artifact
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.store.run import run_of_cells
 
 TABLES = ("notification.notifications", "entitlement.outbox_events")
 _BIN = Path(sys.executable).parent
@@ -84,7 +84,7 @@ def _read(section: Section, output: Path) -> tuple[frozenset[str], str]:
             return frozenset(), "no verdict"
     if not path.is_file():
         return frozenset(), "no notebook"
-    run = artifact.read(nbformat.read(path, as_version=4), section)
+    run = run_of_cells(nbformat.read(path, as_version=4).cells, section.number, catalog.load())
     asked = {q.name for f in run.findings for q in f.queries if q.source == "postgres"}
     return frozenset(asked), "" if run.concluded else "not concluded"
 

@@ -22,7 +22,6 @@ from runbook_lib.book import catalog
 from runbook_lib.checks import samples
 from runbook_lib.cli.progress import ProgressDisplay
 from runbook_lib.diagnosis.verdict import conclude
-from runbook_lib.dossier.artifact import Result, Run
 from runbook_lib.model.finding import Finding, Frames, Hop, Reason, Status, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.packs.entitlement import first_look
@@ -32,7 +31,9 @@ from runbook_lib.runs import batch, investigation
 from runbook_lib.runs.batch import Request
 from runbook_lib.sources.logs import Log, LogEntry
 from runbook_lib.sources.source import ReadCost, SourceError
+from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.run import Run
 
 NOW = pd.Timestamp("2026-01-31T03:00:00Z")
 
@@ -185,7 +186,7 @@ def test_a_section_starts_with_the_finding_that_names_it_and_only_section_3_name
     }
     events: list[str] = []
 
-    def run_sections(requests: Iterable[Request], progress: Any, follow: Any) -> list[Result]:
+    def run_sections(requests: Iterable[Request], progress: Any, follow: Any) -> list[Run]:
         requests, results = list(requests), []
         for r in requests:
             own = sections[r.section]
@@ -193,8 +194,7 @@ def test_a_section_starts_with_the_finding_that_names_it_and_only_section_3_name
                 events.append(finding.step)
                 requests += (more := follow(r.section, finding))
                 events.extend(f"starts {m.section}" for m in more)
-            run = Run(r.section, tuple(own), conclude(own, catalog.load()), {}, {}, True)
-            results.append(Result(run, "", "", None, None, ""))
+            results.append(Run(r.section, {}, [record.finding(f) for f in own], conclude(own, catalog.load())))
         return results
 
     monkeypatch.setattr(batch, "run_sections", run_sections)
@@ -202,7 +202,7 @@ def test_a_section_starts_with_the_finding_that_names_it_and_only_section_3_name
     order = Order(("3",), str(tmp_path), incident="I", follow=True)
     results, _ = investigation._run_order(Archive(order.output, "I"), order, lambda section, finding: None)
     assert events[:4] == ["3.1", "3.2", "starts 4.3", "starts 4.1"] and events.count("starts 4.3") == 1
-    assert [r.run.section for r in results] == ["3", "4.3", "4.1", "2"]
+    assert [r.section for r in results] == ["3", "4.3", "4.1", "2"]
 
 
 def test_progress_says_what_is_known_and_what_is_waited_for() -> None:

@@ -28,6 +28,7 @@ from runbook_lib.privacy.masking import TOKEN, Masker
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, Archive
+from runbook_lib.store.run import read_run, run_of_cells
 from runbook_lib.view import render
 
 SECRET, WHO = "hunter2-secret", "alice@example.org"
@@ -146,7 +147,7 @@ def test_a_concluded_run_is_archived_like_a_headless_one(here: Path) -> None:
     names = archive().names()
     assert {f"{entry['name']}.ipynb", f"{entry['name']}.html", "index.html"} <= set(names)
     assert archive().partials() == [] and archive().problems() == []
-    assert list(json.loads(archive().read(f"evidence/{entry['name']}.json"))) == STEPS
+    assert [f.step for f in read_run(archive(), entry, catalog.load()).findings] == STEPS
     assert f"{entry['name']}.html" in archive().read("index.html").decode()
     assert [e["verdict"]["status"] for e in archive().manifest() if "verdict" in e] == ["OK"]
 
@@ -220,8 +221,7 @@ def test_outputs_of_an_earlier_run_and_of_own_cells_are_no_evidence() -> None:
     nb.cells += earlier.cells[1:-1]
     save(nb)
     (entry,) = archived()
-    kept = artifact.notebook(archive().read(f"{entry['name']}.ipynb"))
-    run = artifact.read(kept, SECTION)
+    run = read_run(archive(), entry, catalog.load())
     assert [f.status for f in run.findings] == [Status.OK] + [Status.UNKNOWN] * (len(STEPS) - 1)
     assert WHO not in everything()
 
@@ -301,8 +301,8 @@ def test_who_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_revealed_output_is_in_no_artifact_however_it_is_made() -> None:
     nb = add(executed(found(STEPS[0])), revealed())
     artifact.scrub(nb, Masker.of([URL], "INC-1"))
-    run = artifact.read(nb, SECTION)
-    made = artifact.make(nb, run, {"incident_id": "INC-1"}, stem="s", started="t", ended="t")
+    run = run_of_cells(nb.cells, SECTION.number, catalog.load())
+    made = artifact.make(nb, run, {"incident_id": "INC-1"}, "s")
     assert WHO.encode() not in b"".join(made.files.values()) + json.dumps(made.entry).encode()
 
 

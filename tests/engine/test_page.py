@@ -26,6 +26,7 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import batch
 from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, NOTES, PARTIAL, Archive
+from runbook_lib.store.run import Run, run_to_json
 from runbook_lib.view import render, timeline
 from runbook_lib.view.timeline import Lane, Mark, Series
 from tests.kit import ROOT
@@ -213,12 +214,11 @@ def ran(
     given = {"target": "prod", "as_of": None} | parameters
     for n in range(of):
         found = replace(judged(say("ui.noted", time="", who="", text=f"{headline} {n}")), step="3.1")
-        output = new_output("display_data", {record.FINDING_MIME: record.finding(found)})
-        content = nbformat.writes(new_notebook(cells=[new_code_cell("", outputs=[output])])).encode()
+        content = json.dumps(run_to_json(Run("3", {}, [record.finding(found)]))).encode()
         marks = {"name": f"{minute}-{n}-3-{status}{name}", "section": "3", "started": at(minute + n / 9).isoformat()}
         told = {"status": status, "stuck_at": None, "confidence": "high", "problem": ""}
         entries.append({**marks, **told, "parameters": given})
-        archive.append(entries[-1], {f"{marks['name']}.ipynb": content})
+        archive.append(entries[-1], {f"evidence/{marks['name']}.json": content})
     verdict = record.verdict(Verdict(Status[status], None, "high", next_sections=(f"4.{minute}",)))
     document = {"runs": [{"artifact": {"ipynb": f"{entries[0]['name']}.ipynb"}}]}
     started = entries[0]["started"]

@@ -11,22 +11,22 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.kit import ROOT
-from tests.kit.schemas import FILES, FOLDER, NAMES, VERSION, problems, schema, valid, valid_dossier
+from tests.kit.schemas import FILES, FOLDER, NAMES, problems, schema, valid, valid_dossier
 
 SAMPLE = ROOT / "outputs" / "sample"
 
 
 #: What an example has and a document may lack.
-OPTIONAL = {("run", "seal"), ("receiver", "problems"), *(("finding", key) for key in ("unseen", "at"))}
+OPTIONAL = {("run.v1", "seal"), ("receiver.v1", "problems"), *(("finding.v1", key) for key in ("unseen", "at"))}
 #: Whose keys are data, or anybody's.
-OPEN = {"evidence", "policy", "message"}
+OPEN = {"evidence.v1", "policy.v1", "message.v1"}
 
 
-@pytest.mark.parametrize("name", ["common", *NAMES])
+@pytest.mark.parametrize("name", ["common.v1", *NAMES])
 def test_each_is_a_schema_of_its_version(name: str) -> None:
     found = schema(name)
     Draft202012Validator.check_schema(found)
-    assert found["$id"] == f"{name}{VERSION}" and found["title"]
+    assert found["$id"] == f"{name}.json" and found["title"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -48,7 +48,8 @@ def test_each_takes_its_examples_and_nothing_that_is_broken(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_is_used_where_its_document_is_made(name: str) -> None:
     used = (p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py"))
-    assert name in FILES.values() or any(re.search(rf'\bvalid\(.*"{name}"\)', text) for text in used)
+    called = rf'\bvalid\(.*"{name.removesuffix(".v1")}(?:\.v1)?"'
+    assert name in FILES.values() or any(re.search(called, text) for text in used)
 
 
 def test_the_sample_and_what_is_not_a_dossier(tmp_path: Path) -> None:
@@ -67,4 +68,4 @@ def test_the_sample_and_what_is_not_a_dossier(tmp_path: Path) -> None:
 def test_the_documents_name_each() -> None:
     """Whoever looks for a document's schema finds it in the table of docs/operations.md."""
     text = (FOLDER.parent / "operations.md").read_text(encoding="utf-8")
-    assert {f"schemas/{n}{VERSION}" for n in NAMES} <= set(re.findall(r"\((schemas/[\w.]+)\)", text))
+    assert {f"schemas/{n}.json" for n in NAMES} <= set(re.findall(r"\((schemas/[\w.]+)\)", text))

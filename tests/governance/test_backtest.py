@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, Archive
 from runbook_lib.store.files import digest
+from runbook_lib.store.run import Run
 from runbook_lib.view import render
 from tests.kit import ROOT
 from tests.kit.schemas import valid
@@ -170,10 +171,9 @@ def test_a_targets_own_threshold_is_judged_by_shown_and_kept() -> None:
         with messages.using(lang):
             shown.append(render.html("finding", f=again, tables=[], dashboard=""))
     assert "5,000 / 15,000</span> <small>(this target&#39;s own)" in shown[0] and "(この対象の個別設定)" in shown[1]
-    ran = artifact.Run("4.3", (found,), diagnosis.conclude([found], book), vars(rb._header()), {}, True)
-    made = artifact.make(
-        nbformat.v4.new_notebook(), ran, {"incident_id": "I"}, stem="s", started="2026-01-31", ended="2026-01-31"
-    )
+    header = json.loads(json.dumps(asdict(rb._header()), default=str))
+    ran = Run("4.3", header, [record.finding(found)], diagnosis.conclude([found], book))
+    made = artifact.make(nbformat.v4.new_notebook(), ran, {"incident_id": "I"}, "s")
     (kept,) = (policy.read(content) for name, content in made.files.items() if "policy-" in name)
     assert kept.own == OWN and kept.limits["delivery.silence"] == limits["delivery.silence"]
 

@@ -59,7 +59,7 @@ CANCELLED = seen("4.5.2", *BOOK.evidence("exceptions.cancelled"))
 
 
 def result(section: str, *findings: Finding) -> Any:
-    return SimpleNamespace(run=SimpleNamespace(section=section, findings=findings))
+    return SimpleNamespace(section=section, findings=findings)
 
 
 def follow(
@@ -177,7 +177,7 @@ def test_what_is_not_decided_is_looked_at_once_more(
     monkeypatch.setattr(investigation, "_run_order", run_order)
     results, verdict = investigation._look(Archive("kept", "I"), order, lambda section, found: None, told.append)
     assert [o.job for o in given] == orders
-    assert [r.run.findings for r in results] == [(counts,)] and verdict.status is counts.status
+    assert [r.findings for r in results] == [(counts,)] and verdict.status is counts.status
     assert len(told) == len(orders) - 1
     if len(given) == 2:
         assert given[0].samples != given[1].samples, "its samples are its own"
@@ -195,7 +195,7 @@ def test_a_second_run_takes_no_sections_of_the_second_triage(tmp_path: Path, mon
 
     monkeypatch.setattr(batch, "request", lambda section, *_, job, **more: SimpleNamespace(section=section, job=job))
     monkeypatch.setattr(batch, "run_sections", run_sections)
-    monkeypatch.setattr(batch, "kept", lambda archive, entry: result(entry["section"], LATE))
+    monkeypatch.setattr(investigation, "read_run", lambda archive, entry, book: result(entry["section"], LATE))
     monkeypatch.setattr(investigation, "sections_to_follow", lambda *_: {})
     order = replace(ORDER, job="K")
     for job in ("K", f"K{SECOND_RUN}"):

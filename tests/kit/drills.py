@@ -15,6 +15,7 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.dossier import artifact
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.model.finding import say
+from runbook_lib.store.run import run_of_cells
 from tests.kit.command import runbook as command
 from tests.kit.schemas import valid
 
@@ -31,7 +32,7 @@ def unfit(said: dict[str, Any]) -> list[str]:
     found = []
     for r in said["runs"]:
         nb = artifact.notebook(Path(r["artifact"]["ipynb"]).read_bytes())
-        for f in artifact.read(nb, catalog.load().sections[r["section"]]).findings:
+        for f in run_of_cells(nb.cells, r["section"], catalog.load()).findings:
             texts = [f.headline, *f.notes, *(say(f"proposal.{p.name}.title", **p.params) for p in f.proposals)]
             found += [f"{f.step}: {s}" for t in texts for lang in messages.LANGUAGES for s in [messages.text(t, lang)]]
     return [s for s in found if UNFIT.search(s)]

@@ -14,34 +14,34 @@ from runbook_lib.store.record import FINDING_MIME
 from tests.kit import ROOT
 
 FOLDER = ROOT / "docs" / "schemas"
-VERSION = ".v1.json"
 #: `common` is what the others are made of.
-NAMES = sorted({p.name.removesuffix(VERSION) for p in FOLDER.iterdir()} - {"common"})
+NAMES = sorted({p.stem for p in FOLDER.iterdir()} - {"common.v1"})
 #: What lies in a dossier.
 FILES = {
-    "*-verdict-*.json": "run",
-    "evidence/policy-*.json": "policy",
-    "evidence/[0-9]*.json": "evidence",
-    "manifest.jsonl": "manifest",
-    "actions.jsonl": "action",
-    "notes.jsonl": "note",
+    "*-verdict-*.json": "run.v1",
+    "evidence/policy-*.json": "policy.v1",
+    "evidence/[0-9]*.json": "evidence.v2",
+    "manifest.jsonl": "manifest.v1",
+    "actions.jsonl": "action.v1",
+    "notes.jsonl": "note.v1",
 }
 
 
 def schema(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((FOLDER / f"{name}{VERSION}").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return found
 
 
 @cache
 def validator(name: str) -> Any:
-    every = [schema(n) for n in ("common", *NAMES)]
+    every = [schema(n) for n in ("common.v1", *NAMES)]
     registry: Registry[Any] = Registry().with_resources((s["$id"], Resource.from_contents(s)) for s in every)
     return Draft202012Validator(schema(name), registry=registry)
 
 
 def problems(document: Any, name: str) -> list[str]:
-    """What a schema has against a document, the nearest cause of each."""
+    """What a schema has against a document, the nearest cause of each; a name alone is its first version."""
+    name = name if name in NAMES else f"{name}.v1"
     return [f"{e.json_path}: {e.message[:300]}" for e in map(_cause, validator(name).iter_errors(document))]
 
 
@@ -61,7 +61,7 @@ def valid_dossier(folder: Path) -> None:
     for pattern, name in FILES.items():
         for path in folder.glob(pattern):
             for document in read(path):
-                valid(document, name)
+                valid(document, "evidence.v1" if name == "evidence.v2" and "format" not in document else name)
     for path in folder.glob("*.ipynb"):
         outputs = [o for c in read(path)[0]["cells"] for o in c.get("outputs", ())]
         for finding in (o["data"][FINDING_MIME] for o in outputs if FINDING_MIME in o.get("data", {})):

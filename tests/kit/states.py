@@ -26,6 +26,7 @@ import pandas as pd
 from runbook_lib.book import catalog
 from runbook_lib.runs import replay
 from runbook_lib.store import recording
+from runbook_lib.store.run import Run
 from tests.kit import RECORDINGS
 
 #: A time of a state, in seconds before the recorded moment; after it, if negative.
@@ -58,7 +59,7 @@ def evaluate(state: Mapping[str, Any]) -> dict[str, Any]:
     """Judge a state; return the verdict of the section, and the steps that differ from the recording's."""
     name, section = state["from"].split()
     run = _read(name).runs[section]
-    changed = recording.RecordedRun(section, run.header | state.get("header", {}), deepcopy(run.stored))
+    changed = Run(section, run.header | state.get("header", {}), deepcopy(run.stored))
     for step, frames in state.items():
         if step not in ("from", "header"):
             (stored,) = (f["frames"] for f in changed.stored if f["step"] == step)

@@ -29,7 +29,7 @@ from runbook_lib.cli.progress import ProgressDisplay, show_first_numbers
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, Value, say
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, Value, read_cost, say
 from runbook_lib.model.frames import row
 from runbook_lib.model.order import Order
 from runbook_lib.notebook import session
@@ -40,7 +40,6 @@ from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, read_time_use, watch_worker
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.sources.source import SourceError
-from runbook_lib.view.render import read_cost
 from tests.kit import steps
 from tests.kit.effort import examples
 from tests.kit.frames.delivery import (

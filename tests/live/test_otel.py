@@ -12,9 +12,9 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from runbook_lib.book.catalog import load
-from runbook_lib.dossier import artifact
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.run import read_run
 from tests.kit import web
 from tests.kit.command import runbook
 from tests.kit.schemas import valid_dossier
@@ -52,8 +52,8 @@ def test_a_run_is_a_trace_of_its_sections_steps_and_queries(servers: Servers, tm
     valid_dossier(tmp_path / "INC-1")
     for section, run in zip(below[root.span_id], said["runs"], strict=True):
         assert section.name == f"section {run['section']}"
-        notebook = artifact.notebook(archive.read(Path(run["artifact"]["ipynb"]).name))
-        findings = artifact.read(notebook, load().sections[run["section"]]).findings
+        (entry,) = (e for e in archive.manifest() if e.get("section") == run["section"])
+        findings = read_run(archive, entry, load()).findings
         found = [
             (step.name, q.name, values[q.span_id]["query"].string_value, values[q.span_id]["rows"].int_value)
             for step in below[section.span_id]

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.dossier import artifact, mandatory, postmortem, rejudge
+from runbook_lib.dossier import mandatory, postmortem, rejudge
 from runbook_lib.gameday.sandbox import history
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model import rows
@@ -39,6 +39,7 @@ from runbook_lib.model.finding import (
 from runbook_lib.packs.entitlement.checks import course, impact, incident, origin, past, timeline
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
+from runbook_lib.store.run import read_run
 from runbook_lib.view.charts import Chart
 from tests.kit.command import runbook
 from tests.kit.effort import examples
@@ -982,8 +983,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     assert said["postmortem"]["backup"] is None
     assert archive.problems() == []
     entry = archive.manifest()[-1]
-    section = catalog.load().sections["7"]
-    ran = artifact.read(artifact.notebook(archive.read(f"{entry['name']}.ipynb")), section)
+    ran = read_run(archive, entry, catalog.load())
     assert ran.concluded and rejudge.judge_again(ran) == []
     text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
     assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text and "data:image/png" in page

@@ -18,6 +18,7 @@ from runbook_lib.dossier import artifact, rejudge
 from runbook_lib.model.finding import Status
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.run import run_of_cells
 from tests.kit.command import runbook
 
 SECTIONS = list(catalog.load().runnable().values())
@@ -59,7 +60,7 @@ def test_all_of_them_by_the_command(servers, db, tmp_path: Path, monkeypatch: py
 
 
 def ran_whole(section: Section, nb: nbformat.NotebookNode) -> None:
-    run = artifact.read(nb, section)
+    run = run_of_cells(nb.cells, section.number, catalog.load())
     assert run.concluded
     assert [f.step for f in run.findings] == [s.id for s in section.steps]
     assert [f for f in run.findings if f.reason and f.reason.value == "error"] == []
@@ -76,7 +77,7 @@ def opens_offline_and_starts_with_the_verdict(section: Section, nb: nbformat.Not
     assert body.index("rb-banner") < body.index(f"{section.number} {section.en}")
     images = page.count("<img")
     assert page.count("alt=") >= images
-    status = artifact.read(nb, section).status
+    status = run_of_cells(nb.cells, section.number, catalog.load()).status
     assert f"rb-{status.name}" in body[: body.index("rb-strip")]
     assert status in Status
     assert record.VERDICT_MIME not in page

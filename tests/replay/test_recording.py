@@ -28,6 +28,7 @@ from runbook_lib.privacy import masking
 from runbook_lib.runs import replay
 from runbook_lib.store import record, recording
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.run import Run
 from runbook_lib.view import render
 from tests.kit import RECORDINGS, ROOT
 from tests.tools import make_recordings
@@ -178,7 +179,7 @@ def test_hidden_names_change_no_verdict(name: str) -> None:
     keep = set(replay._find_words([r.header["given"] for r in recorded.runs.values()]))
     runs, hidden = masking.hide_names([[r.section, r.header, r.stored] for r in recorded.runs.values()], {}, keep)
     assert "127.0.0.1" not in json.dumps(runs) and hidden["host"]
-    masked = replace(recorded, runs={run[0]: recording.RecordedRun(*run) for run in runs})
+    masked = replace(recorded, runs={run[0]: Run(*run) for run in runs})
     before, after = (replay._drop_evidence(replay.evaluate(r, book)) for r in (recorded, masked))
     assert before == after
 

@@ -37,6 +37,7 @@ from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.runs import replay
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.run import Run
 from tests.kit import RECORDINGS, states
 
 SECTIONS = ("3", "2", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6")
@@ -208,7 +209,7 @@ def without_paths(made: recording.Recording, paths: dict[str, str]) -> recording
     text = json.dumps([[r.section, r.header, r.stored] for r in made.runs.values()])
     for path, word in paths.items():
         text = text.replace(path, word)
-    return replace(made, runs={run[0]: recording.RecordedRun(*run) for run in json.loads(text)})
+    return replace(made, runs={run[0]: Run(*run) for run in json.loads(text)})
 
 
 def _runbook(sandbox: Sandbox, folder: str, *words: str) -> str:
