@@ -25,7 +25,6 @@ from runbook_lib.book.catalog import FIRST_RESPONSE, REACHABILITY, RECOVERY, Cat
 from runbook_lib.diagnosis.stats import combine
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
-    Answer,
     Confidence,
     Finding,
     Hop,
@@ -65,7 +64,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     scores = {name: place.score for name, place in places.items()}
     stuck_at = _find_stuck_hop(scores, book)
     accused = () if stuck_at else _find_accused(findings, scores, book)
-    undecided = () if stuck_at else _unique((*accused, *_find_candidates(findings, scores, accused, book)))
+    undecided = () if stuck_at else unique((*accused, *_find_candidates(findings, scores, accused, book)))
     ranked = _rank_modes(findings, stuck_at, book)
     stand = _find_standing({m.id: m.score for m in ranked}, book)
     between = _find_rivals(stand)
@@ -98,11 +97,11 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         # What calls itself too early to tell is not sure that nothing is wrong.
         confidence="medium" if again and confidence == "high" and not stuck_at else confidence,
         undecided=undecided,
-        unseen=_unique(u for f in findings for u in f.unseen),
+        unseen=unique(u for f in findings for u in f.unseen),
         look_again_s=max(again, default=None),
         failure_modes=ranked,
         hops=strip(findings, book.hops),
-        next_sections=_unique(pointed),
+        next_sections=unique(pointed),
         proposals=_filter_proposals(
             _order_proposals(findings, stuck_at, stand), stand, between, accused, undecided, ranked, seen, book
         ),
@@ -192,7 +191,7 @@ def _score_reason(
 ) -> ScoreReason:
     told = list(findings)
     last = told[-1]
-    steps = _unique(f.step for f in told)
+    steps = unique(f.step for f in told)
     return ScoreReason(kind, steps, observation, weight, last.headline, last.at, next(iter(last.deciding), None))
 
 
@@ -236,7 +235,7 @@ def _find_accused(findings: list[Finding], scores: dict[str, float], book: Catal
     for place in book.places:
         if scores[place] < BROKEN <= score(findings, place, unlimited).score:
             reporters = (b.witness for b in score(findings, place, book).because if b.witness and b.weight > 0)
-            return _unique((*reporters, place))
+            return unique((*reporters, place))
     return ()
 
 
@@ -328,7 +327,7 @@ def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) ->
             *found.because,
             *(_score_reason("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
             *(
-                _score_reason("unseen", [f], ", ".join(_unique(u.source for u in f.unseen)))
+                _score_reason("unseen", [f], ", ".join(unique(u.source for u in f.unseen)))
                 for f in findings
                 if f.step in mode.told_by and f.step not in told and (f.unseen or f.status is Status.UNKNOWN)
             ),
@@ -387,29 +386,7 @@ def _find_settling_steps(
 
 def sections_of(steps: Iterable[str]) -> tuple[str, ...]:
     """Return the sections of steps, each once."""
-    return _unique(step.rpartition(".")[0] for step in steps)
-
-
-def read_answers(
-    before: Verdict, earlier: Iterable[Finding], new: Iterable[Finding], book: Catalog
-) -> tuple[Answer, ...]:
-    """Return what new findings support and exclude by observations that the earlier ones did not have.
-
-    A step that was asked to decide is listed even if it shows nothing new.
-    """
-    known = {s.observation for f in earlier for s in f.signals}
-    candidates = _unique((before.stuck_at, *before.undecided, *(m.id for m in before.failure_modes if m.score)))
-    answers = []
-    for f in new:
-        signals = sorted((s for s in f.signals if s.observation not in known), key=lambda s: -s.weight)
-        seen = {s.observation for s in signals}
-        against = {s.about for s in signals if s.weight <= -SUSPECT}
-        against |= {m.id for m in book.failure_modes.values() if seen & {*m.excluded_by}}
-        supports = _unique(s.about for s in signals if s.weight > 0 and s.about not in against)
-        answer = Answer(f.step, supports, tuple(c for c in candidates if c and c in against))
-        if answer.supports or answer.excludes or f.step in before.settled_by:
-            answers.append(answer)
-    return tuple(answers)
+    return unique(step.rpartition(".")[0] for step in steps)
 
 
 def _suggest_section(findings: Iterable[Finding], ranked: Sequence[RankedMode], book: Catalog) -> tuple[str, ...]:
@@ -476,5 +453,6 @@ def _order_proposals(
     return tuple(next(steps) if p.name in remedies else p for p in once.values())
 
 
-def _unique(items: Iterable[T]) -> tuple[T, ...]:
+def unique(items: Iterable[T]) -> tuple[T, ...]:
+    """Return the items, each once, in their order."""
     return tuple(dict.fromkeys(items))

@@ -25,11 +25,12 @@ from IPython.display import DisplayHandle, display
 from runbook_lib.actions import action
 from runbook_lib.book import catalog as catalogs
 from runbook_lib.book import messages, pack, queries
-from runbook_lib.book.parameters import declared_names, mask_free_texts, now, parameters_class, validate, whoami
+from runbook_lib.book.parameters import mask_free_texts, now, parameters_class, validate, whoami
 from runbook_lib.checks import samples
 from runbook_lib.checks.check import Check, checks
 from runbook_lib.checks.context import Context, Progress, open_context
 from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
 from runbook_lib.model.finding import Answer, Finding, Reason, Status, Verdict, complete, say
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.notes import keep_note
@@ -236,19 +237,21 @@ class Session:
         It ends when the verdict is decided, no question is left, or the budget of numbers.md is used up. A step of a
         section that can act is not asked.
         """
-        numbers, begun = self.context.catalog.numbers, time.monotonic()
-        asked = 0
-        while asked < numbers.get("settle.questions", 0) and time.monotonic() - begun < numbers.get("settle.time", 0):
-            before, earlier = self.verdict(), list(self.findings.values())
-            step = next((s for s in before.settled_by if s not in self.findings and self._only_reads(s)), None)
-            if step is None:
-                break
-            asked += 1
+        book, asked = self.context.catalog, list[str]()
+
+        def options(verdict: Verdict) -> list[str]:
+            left = [s for s in verdict.settled_by if s not in self.findings]
+            return [s for s in left if sections_to_follow(diagnosis.sections_of([s]), (), book)]
+
+        def ask(step: str) -> list[Finding]:
             self.findings[step] = found = checks()[step].run(self.context)
-            self.answers += diagnosis.read_answers(before, earlier, [found], self.context.catalog)
             self._cards[step] = display(self._card(step), display_id=True)
+            asked.append(step)
+            return [found]
+
+        self.answers = ask_until_decided(self._planned_findings, options, ask, book, time.monotonic, self.answers).asked
         self._update_verdict()
-        return render.settlement(self.verdict(), asked, run=self.opened)
+        return render.settlement(self.verdict(), len(asked), run=self.opened)
 
     @_in_its_language
     def why(self) -> render.Shown:
@@ -373,12 +376,6 @@ class Session:
             known = [s.id for s in self.context.section.steps]
             raise UsageError(f"section {self.context.section.number} has no step '{step}': {did_you_mean(step, known)}")
         return checks()[step]
-
-    def _only_reads(self, step: str) -> bool:
-        """Return whether the step's section has a notebook, and that notebook no action."""
-        (section,) = diagnosis.sections_of([step])
-        notebook = self.context.catalog.sections[section].notebook
-        return notebook is not None and "execute" not in declared_names(notebook)
 
     def _planned_findings(self) -> list[Finding]:
         """Return the findings of the section's steps, and of those that `settle` asked."""

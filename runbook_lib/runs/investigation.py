@@ -6,19 +6,18 @@ The command, the alert receiver and Dask workers all use it.
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
-from runbook_lib.book import catalog, messages, pack, parameters
+from runbook_lib.book import catalog, messages, pack
 from runbook_lib.checks import samples
 from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.questions import ask_until_decided, read_answers, sections_to_follow
 from runbook_lib.dossier import mandatory, overview, postmortem, seal
-from runbook_lib.model.finding import Finding, Status, Verdict, say
+from runbook_lib.model.finding import Answer, Finding, Status, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch
 from runbook_lib.runs.batch import Request, Steps
@@ -145,7 +144,7 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Ru
     def follow_finding(section: str, found: Finding) -> list[Request]:
         if not order.follow or section not in order.sections:
             return []
-        return follow(sections_to_follow(found.next_sections, begun))
+        return follow(sections_to_follow(found.next_sections, begun, catalog.load()))
 
     def run(requests: Iterable[Request]) -> None:
         ended.update({r.section: r for r in batch.run_sections(requests, progress, follow_finding)})
@@ -158,7 +157,7 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Ru
         had = {r.section for r in results}
         return [result(n) for n in dict.fromkeys([*opened, *ended]) if n not in had]
 
-    early = sections_to_follow(samples.sections_before(order.samples), begun) if order.follow else {}
+    early = sections_to_follow(samples.sections_before(order.samples), begun, catalog.load()) if order.follow else {}
     run([*(r for r in requests if r.section not in there), *follow(early)])
     results = [result(n) for n in order.sections]
     verdict = batch.combine_verdict(results)
@@ -180,21 +179,31 @@ def _follow_verdict(
     Extend `results`. `early` are sections that were begun before the first verdict, with their parameters. The time and
     the number of questions are limited (numbers.md). Of a past moment no more is asked.
     """
-    book, asked, begun = catalog.load(), 0, math.inf
-    opened = (early or {}) | sections_to_follow(verdict.next_sections, [r.section for r in results])
-    while opened:
+    book = catalog.load()
+
+    def look() -> list[Finding]:
+        return [f for r in results for f in r.findings]
+
+    def open_sections(opened: dict[str, list[str]]) -> list[Finding]:
         new = run(opened)
-        begun = min(begun, time.monotonic())
-        earlier, later = ([f for r in part for f in r.findings] for part in (results, new))
-        answers = diagnosis.read_answers(verdict, earlier, later, book)
-        results += new
-        verdict = replace(batch.combine_verdict(results), asked=(*verdict.asked, *answers))
-        late = time.monotonic() - begun >= book.numbers.get("settle.time", 0)
-        left = {} if past or late or asked >= book.numbers.get("settle.questions", 0) else verdict.settled_by
-        further = sections_to_follow(diagnosis.sections_of(left), [r.section for r in results])
-        opened = dict(islice(further.items(), 1))
-        asked += 1
-    return verdict
+        results.extend(new)
+        return [f for r in new for f in r.findings]
+
+    def follow(sections: Iterable[str]) -> dict[str, list[str]]:
+        return sections_to_follow(sections, [r.section for r in results], book)
+
+    answers: tuple[Answer, ...] = ()
+    if opened := (early or {}) | follow(verdict.next_sections):
+        before = look()
+        answers = read_answers(verdict, before, open_sections(opened), book)
+    return ask_until_decided(
+        look,
+        lambda verdict: () if past else follow(diagnosis.sections_of(verdict.settled_by)),
+        lambda section: open_sections(follow([section])),
+        book,
+        time.monotonic,
+        answers,
+    )
 
 
 def tell_progress(tell: Callable[[RunProgress], None]) -> Steps:
@@ -224,14 +233,3 @@ def tell_progress(tell: Callable[[RunProgress], None]) -> Steps:
         )
 
     return progress
-
-
-def sections_to_follow(next_sections: Iterable[str], had: Collection[str]) -> dict[str, list[str]]:
-    """Return the sections that triage opens next with their parameters, without those that can act or that it had."""
-    runnable = catalog.load().runnable()
-    found: dict[str, list[str]] = {}
-    for section in next_sections:
-        notebook = runnable[section].notebook if section in runnable else None
-        if notebook and section not in had and "execute" not in (names := parameters.declared_names(notebook)):
-            found[section] = names
-    return found

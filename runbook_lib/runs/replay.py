@@ -23,11 +23,11 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.book.catalog import FIRST_RESPONSE, Catalog
 from runbook_lib.book.parameters import whoami
 from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
 from runbook_lib.dossier import course, mandatory, policy, rejudge, seal
 from runbook_lib.model.finding import HOP_NUMBERS, Finding, Text, Verdict, say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import hide_names
-from runbook_lib.runs.investigation import sections_to_follow
 from runbook_lib.sources import settings
 from runbook_lib.store import record as record_view
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
@@ -160,13 +160,26 @@ def triage(judged: Mapping[str, tuple[tuple[Finding, ...], Verdict]], book: Cata
     """Conclude from judged sections what a triage would."""
     findings = {section: found for section, (found, _) in judged.items()}
     verdicts = {section: verdict for section, (_, verdict) in judged.items()}
-    ran = [FIRST_RESPONSE] if FIRST_RESPONSE in findings else list(findings)
-    if FIRST_RESPONSE in findings:
-        ran += [n for n in sections_to_follow(verdicts[FIRST_RESPONSE].next_sections, ran) if n in findings]
-    verdict = diagnosis.conclude((f for n in ran for f in findings[n]), book)
-    while FIRST_RESPONSE in ran and (further := _next_recorded(verdict, ran, findings)):
-        ran.append(further)
-        verdict = diagnosis.conclude((f for n in ran for f in findings[n]), book)
+    if FIRST_RESPONSE not in findings:
+        verdict = diagnosis.conclude((f for found in findings.values() for f in found), book)
+        return Replayed(findings, verdicts, list(findings), verdict)
+
+    def follow(sections: Iterable[str]) -> list[str]:
+        return [n for n in sections_to_follow(sections, ran, book) if n in findings]
+
+    def ask(section: str) -> tuple[Finding, ...]:
+        ran.append(section)
+        return findings[section]
+
+    ran = [FIRST_RESPONSE]
+    ran += follow(verdicts[FIRST_RESPONSE].next_sections)
+    verdict = ask_until_decided(
+        lambda: (f for n in ran for f in findings[n]),
+        lambda verdict: follow(diagnosis.sections_of(verdict.settled_by)),
+        ask,
+        book,
+        now=lambda: 0.0,  # what was recorded takes no time
+    )
     return Replayed(findings, verdicts, ran, verdict)
 
 
@@ -195,12 +208,6 @@ def section_as_expected(section: str, findings: Iterable[Finding], verdict: Verd
         "evidence": {f.step: list(_evidence_lines(f)) for f in findings},
         **_verdict_fields(verdict, [section]),
     }
-
-
-def _next_recorded(verdict: Verdict, ran: list[str], recorded: Mapping[str, Any]) -> str:
-    """Return the next recorded section that may decide the verdict; "" if there is none."""
-    further = sections_to_follow(diagnosis.sections_of(verdict.settled_by), ran)
-    return next((n for n in further if n in recorded), "")
 
 
 def reopen(recorded: Recording) -> tuple[Replayed, list[Text]]:

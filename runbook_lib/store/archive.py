@@ -265,7 +265,7 @@ class Archive:
         """Return a file that matches its digest in a manifest line. Raises OSError, and ChangedError if it does not."""
         expected = entry.get("sha256", {}).get(name)
         if expected is None or (content := self.read_file(name)) is None or digest(content) != expected:
-            raise ChangedError(name)
+            raise ChangedError(f"{name} is missing or changed: run `runbook verify`")
         return content
 
     def names(self) -> list[str]:

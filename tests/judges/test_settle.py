@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from runbook_lib.book import catalog
 from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.questions import read_answers
 from runbook_lib.model.finding import Answer, Finding, Hop, RankedMode, Reason, Signal, Status, Value, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.receiver.journal import SECOND_RUN
@@ -116,7 +117,7 @@ def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypa
 def test_what_an_answer_supports_and_excludes(step: str, signal: Signal, answer: Any) -> None:
     modes = (RankedMode("FM-DB-01", 0.5), RankedMode("FM-DB-02", 0.0))
     before = Verdict(Status.WARNING, "jetstream", "low", modes, undecided=("relay",), settled_by=("4.5.2",))
-    found = diagnosis.read_answers(before, [seen("3.1", Signal("", 0.0, "known"))], [seen(step, signal)], BOOK)
+    found = read_answers(before, [seen("3.1", Signal("", 0.0, "known"))], [seen(step, signal)], BOOK)
     assert [(a.supports, a.excludes) for a in found] == ([answer] if answer else [])
 
 

@@ -67,7 +67,8 @@ def asked(trees: list[ast.Module], method: str) -> set[str]:
 
 TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in PACK.folder.rglob("*.py")]
 ENGINE = [
-    ast.parse((LIBRARY / name).read_text(encoding="utf-8")) for name in ("notebook/session.py", "runs/investigation.py")
+    ast.parse((LIBRARY / name).read_text(encoding="utf-8"))
+    for name in ("diagnosis/questions.py", "notebook/session.py")
 ]
 NAMED = {word for tree in TREES + ENGINE for word in words(tree)}
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runbook_lib.book.catalog import load
 from runbook_lib.book.parameters import validate
 from runbook_lib.diagnosis import snapshots
 from runbook_lib.diagnosis.snapshots import RunSnapshot, difference
@@ -38,8 +39,9 @@ from runbook_lib.model.finding import (
     unknown,
 )
 from runbook_lib.model.usage import UsageError
-from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, Archive
+from runbook_lib.store.files import digest
+from runbook_lib.store.run import read_run, run_to_json
 from runbook_lib.view.differences import Comparison
 from tests.kit import ROOT
 from tests.kit.command import runbook, start
@@ -280,12 +282,11 @@ def test_two_runs_of_dossiers(output: Path) -> None:
 def test_a_run_that_did_not_conclude_is_compared_as_far_as_it_came(output: Path) -> None:
     archive = Archive(str(output), "sample")
     entry = next(e for e in archive.manifest() if e["section"] == "4.1")
-    notebook = json.loads(archive.read(f"{entry['name']}.ipynb"))
-    for cell in notebook["cells"]:
-        shown = cell.get("outputs", [])
-        cell["outputs"] = [o for o in shown if record.VERDICT_MIME not in o.get("data", {})]
-    archive.write("died.ipynb", json.dumps(notebook).encode())
-    archive.write(MANIFEST, b"".join(json.dumps(e).encode() + b"\n" for e in [entry, entry | {"name": "died"}]))
+    ran = replace(read_run(archive, entry, load()), concluded=False)
+    evidence = json.dumps(run_to_json(ran)).encode()
+    archive.write("evidence/died.json", evidence)
+    died = entry | {"name": "died", "sha256": {"evidence/died.json": digest(evidence)}}
+    archive.write(MANIFEST, b"".join(json.dumps(e).encode() + b"\n" for e in [entry, died]))
     done = runbook("diff", "sample", "--output", str(output), env=os.environ)
     assert done.returncode == 0 and "No difference beyond chance" in done.stdout
 
