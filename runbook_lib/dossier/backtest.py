@@ -14,8 +14,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from runbook_lib.diagnosis.snapshots import difference
 from runbook_lib.dossier import policy, rejudge
 from runbook_lib.model.finding import Status, Text
@@ -62,10 +60,10 @@ def _backtest_run(incident: str, changed: policy.OtherPolicy, kept: rejudge.Seal
     other = changed.of(kept.run.header["target"], kept.policy)
     before, after = rejudge.look(kept.run, kept.policy), rejudge.look(kept.run, other)
     changes = sorted(difference(before, after, same_evidence=True), key=lambda c: c.kind)  # the steps, then the verdict
-    where = {"incident": incident, "run": kept.entry["name"]}
+    where = {"incident": incident, "run": kept.line.name}
     return BacktestedRun(
         incident,
-        pd.Timestamp(kept.entry["started"]).timestamp(),
+        kept.line.started.timestamp(),
         (before.status, after.status),
         kept.judged,
         [where | differences.changed_judgement(c) for c in changes if c.kind in ("step", "verdict")],

@@ -11,14 +11,15 @@ import pandas as pd
 from IPython.display import display
 
 from runbook_lib.book import catalog
-from runbook_lib.book.parameters import Parameters, moment
+from runbook_lib.book.parameters import Parameters
 from runbook_lib.diagnosis import snapshots
 from runbook_lib.diagnosis.snapshots import RunSnapshot
 from runbook_lib.dossier import rejudge
 from runbook_lib.model.finding import Status
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.session import Session, quiet_session
-from runbook_lib.store.archive import Archive
+from runbook_lib.store.archive import Archive, LogError
+from runbook_lib.store.lines import RunLine, manifest_line
 from runbook_lib.store.run import read_run
 from runbook_lib.view import render
 from runbook_lib.view.differences import Comparison
@@ -61,7 +62,7 @@ def archived(archive: Archive, name: str) -> RunSnapshot:
     """Return a run of a dossier by its name or an unambiguous prefix of it. Raises UsageError."""
     incident, _, short = name.rpartition("/")
     archive = Archive(archive.output, incident or archive.incident)
-    named = {str(e["name"]): e for e in _list_runs(archive)}
+    named = {run.name: run for run in _list_runs(archive)}
     found = [n for n in named if n.startswith(short)]
     if len(found) != 1:
         problem = "no run" if not found else f"{len(found)} runs"
@@ -74,45 +75,36 @@ def first_and_last(archive: Archive) -> list[tuple[RunSnapshot, RunSnapshot]]:
 
     Both are of one target and one window, and ended without a problem. Raises UsageError if there is no such section.
     """
-    ran: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for entry in sorted(filter(_is_complete, _list_runs(archive)), key=_moment_of):
-        ran.setdefault(_key_of(entry), []).append(entry)
+    ran: dict[tuple[Any, ...], list[RunLine]] = {}
+    for run in sorted(_list_runs(archive), key=lambda run: run.looked_at):
+        if not run.problem:
+            ran.setdefault(_key_of(run), []).append(run)
     pairs = [(_read_run(archive, runs[0]), _read_run(archive, runs[-1])) for runs in ran.values() if len(runs) > 1]
     if not pairs:
         raise UsageError(f"{archive.incident} has no section with two runs: there is nothing to compare")
     return pairs
 
 
-def _list_runs(archive: Archive) -> list[dict[str, Any]]:
-    """Return the manifest lines of the runs, without those of verdicts."""
-    return [e for e in archive.manifest() if e.get("section") and e.get("name")]
+def _list_runs(archive: Archive) -> list[RunLine]:
+    """Return the valid manifest lines of the runs."""
+    found = []
+    for entry in archive.manifest():
+        with suppress(LogError):
+            found.append(manifest_line(archive, entry))
+    return [line for line in found if isinstance(line, RunLine)]
 
 
-def _is_complete(entry: dict[str, Any]) -> bool:
-    """Return whether a run ended without a problem, and its line can be read."""
-    with suppress(LookupError, ValueError, TypeError, AttributeError):  # whatever a broken line raises
-        return bool(_moment_of(entry)) and not entry.get("problem")
-    return False
-
-
-def _key_of(entry: dict[str, Any]) -> tuple[Any, ...]:
+def _key_of(run: RunLine) -> tuple[Any, ...]:
     """Return what two runs that are compared must share: target, section, window."""
-    given = entry.get("parameters") or {}
-    default = Parameters.model_fields["window_minutes"].default
-    return given.get("target") or "default", str(entry["section"]), given.get("window_minutes") or default
+    given, default = run.parameters, Parameters.model_fields["window_minutes"].default
+    return given.get("target") or "default", run.section, given.get("window_minutes") or default
 
 
-def _moment_of(entry: dict[str, Any]) -> pd.Timestamp:
-    """Return the moment at which a run looked."""
-    return moment((entry.get("parameters") or {}).get("as_of") or entry["started"])
-
-
-def _read_run(archive: Archive, entry: dict[str, Any]) -> RunSnapshot:
-    name = str(entry["name"])
+def _read_run(archive: Archive, line: RunLine) -> RunSnapshot:
     try:
-        return rejudge.look(read_run(archive, entry, catalog.load()), name=name)
+        return rejudge.look(read_run(archive, line, catalog.load()), name=line.name)
     except (OSError, ValueError, LookupError, TypeError) as e:
-        raise UsageError(f"{archive.incident}: {name} cannot be read: {e}") from None
+        raise UsageError(f"{archive.incident}: {line.name} cannot be read: {e}") from None
 
 
 def _refuse_replay(rb: Session) -> None:
@@ -126,10 +118,10 @@ def _find_or_run_earlier(rb: Session, ago: pd.Timedelta) -> RunSnapshot:
     archive, parameters, section = rb.context.archive, rb.context.parameters, rb.context.section.number
     then, own = rb.context.as_of - ago, (parameters.target, section, parameters.window_minutes)
 
-    def apart(entry: dict[str, Any]) -> pd.Timedelta:
-        return abs(_moment_of(entry) - then)
+    def apart(run: RunLine) -> pd.Timedelta:
+        return abs(run.looked_at - then)
 
-    made = (e for e in _list_runs(archive) if _is_complete(e) and _key_of(e) == own)
+    made = (run for run in _list_runs(archive) if not run.problem and _key_of(run) == own)
     nearest = min(made, key=apart, default=None)
     if nearest and apart(nearest) <= ago / 4:
         return _read_run(archive, nearest)

@@ -21,13 +21,12 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import moment
 from runbook_lib.dossier import course, mandatory, postmortem, report
 from runbook_lib.dossier.artifact import stamp
-from runbook_lib.model.finding import Proposal, Status, Verdict
+from runbook_lib.model.finding import Finding, Status, Verdict, replace
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, NOTES, SEALED, Archive, LogError
+from runbook_lib.store.archive import SEALED, Archive, LogError
+from runbook_lib.store.lines import ActionLine, Logs, RunLine, VerdictLine, read_logs
 from runbook_lib.store.run import Run
 from runbook_lib.view import render, timeline
-
-Entry = Mapping[str, Any]
 
 INDEX = "index.html"
 #: How often the page is made while others write to the logs.
@@ -137,82 +136,80 @@ def page(archive: Archive, copies: Mapping[str, str] | None = None) -> str:
 
 
 def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
-    entries, actions, notes = archive.manifest(), archive.lines(ACTION_LOG), archive.lines(NOTES)
+    logs = read_logs(archive)
     # A section 7 run looks back: it says nothing about the present state.
-    verdicts = [e for e in entries if "verdict" in e and e.get("sections") != [mandatory.SECTION]]
-    artifacts = [e for e in entries if "section" in e]
-    nows = _list_present(verdicts, entries)
-    now = nows[0] if nows else None
-    runs = {v["name"]: _runs_of(archive, v, artifacts) for v in nows}
-    last = {a["section"]: a for a in artifacts}
-    judged = [run for own in runs.values() for run in own]
-    read = course.read_findings(archive, (a for a in artifacts if a in artifacts[-course.MAX_READ :] or a in judged))
-    shown = [(run, f) for run, f in read if run in judged]
-    lanes = course.lanes(entries, verdicts, actions, notes, (f for _, f in read))
-    span, opens = course.span(lanes), course.incident(lanes, entries, verdicts)
+    told = [e for e in logs.manifest if isinstance(e, RunLine) or e.sections != (mandatory.SECTION,)]
+    logs = replace(logs, manifest=told)
+    nows = _list_present(logs)
+    now = next(iter(nows), None)
+    runs = {v.name: _runs_of(archive, v, logs.runs) for v in nows}
+    judged = {run.name for own in runs.values() for run in own}
+    recent = {run.name for run in logs.runs[-course.MAX_READ :]}
+    read = course.read_findings(archive, (run for run in logs.runs if run.name in judged | recent))
+    shown = [(run, f) for run, f in read if run.name in judged]
+    linked = {run.name for run in runs[now.name]} if now else set[str]()
+    lanes = course.lanes(logs, (f for _, f in read))
+    span, opens = course.span(lanes), course.incident(lanes, logs)
     return render.html(
         "dossier",
         incident=archive.incident,
         nows=nows,
-        past={v["name"] for v in nows if report.looks_back(v, entries)},
-        targets={v["name"]: report.target_of(v, entries) for v in nows} if len(nows) > 1 else {},
+        past={v.name for v in nows if logs.looks_back(v)},
+        targets={v.name: logs.target_of(v) for v in nows} if len(nows) > 1 else {},
         copies=copies or {},
-        last=last,
+        last={run.section: run for run in logs.runs},
         timeline=Markup(timeline.html(lanes, *span, opens)) if span else "",  # noqa: S704 - our own rendering
-        findings=sorted(shown, key=lambda e: -Status[e[1]["status"]].rank),
+        findings=sorted(shown, key=lambda e: -e[1].status.rank),
         # A step of one target only has its place on the page.
-        linked=runs[now["name"]] if now else (),
-        steps={now["name"]: _steps_of_hops(f for run, f in shown if run in runs[now["name"]])} if now else {},
-        following=now["verdict"]["next_sections"] if now else [catalog.FIRST_RESPONSE],
-        located=report.located(verdicts),
-        proposals={v["name"]: render.proposal_texts(Proposal(**p) for p in v["verdict"]["proposals"]) for v in nows},
-        verdicts=verdicts,
-        artifacts=artifacts,
-        actions=[a | {"what": record.describe_action(a["what"])} for a in actions if _is_shown(a, actions)],
-        notes=notes,
+        linked=linked,
+        steps={now.name: _steps_of_hops(f for run, f in shown if run.name in linked)} if now else {},
+        following=now.verdict.next_sections if now else [catalog.FIRST_RESPONSE],
+        located=report.located(logs.verdicts),
+        proposals={v.name: render.proposal_texts(v.verdict.proposals) for v in nows},
+        verdicts=logs.verdicts,
+        artifacts=logs.runs,
+        actions=[a for a in logs.actions if _is_shown(a, logs.actions)],
+        notes=logs.notes,
         partials=archive.partials(),
         seen_before=report.seen_before(archive),
         postmortem=postmortem.PAGE if postmortem.PAGE in archive.names() else None,
     )
 
 
-def _list_present(verdicts: Sequence[Entry], entries: Sequence[Entry]) -> list[Entry]:
+def _list_present(logs: Logs) -> list[VerdictLine]:
     """Return each target's newest verdict, the worst first.
 
     One about a past moment counts only if there is no other, then one without a finding of a part of the flow only.
     """
-    newest: dict[str, tuple[tuple[bool, bool, pd.Timestamp], Entry]] = {}
-    for v in verdicts:
-        target = report.target_of(v, entries)
-        age = not report.looks_back(v, entries), course.tells_of_all(v), moment(v["started"])
+    newest: dict[str, tuple[tuple[bool, bool, pd.Timestamp], VerdictLine]] = {}
+    for v in logs.verdicts:
+        target = logs.target_of(v)
+        age = not logs.looks_back(v), course.tells_of_all(v), v.started
         if target not in newest or newest[target][0] <= age:
             newest[target] = age, v
-    return sorted((v for _, v in newest.values()), key=lambda v: -Status[v["verdict"]["status"]].rank)
+    return sorted((v for _, v in newest.values()), key=lambda v: -v.status.rank)
 
 
-def _runs_of(archive: Archive, verdict: Entry, artifacts: Sequence[Entry]) -> list[Entry]:
+def _runs_of(archive: Archive, verdict: VerdictLine, runs: Sequence[RunLine]) -> list[RunLine]:
     """Return the runs on which a verdict is based; if its document cannot be read, the last of each section."""
     try:
-        document = json.loads(archive.read_sealed(verdict, verdict["name"]))
+        document = json.loads(archive.read_sealed(verdict.sha256, verdict.name))
         names = {str(run["artifact"]["ipynb"]) for run in document["runs"]}
     except (OSError, ValueError, LookupError, TypeError):  # whatever a broken file raises
-        return [a for a in {a["section"]: a for a in artifacts}.values() if a["section"] in verdict["sections"]]
-    return [a for a in artifacts if f"{a['name']}.ipynb" in names]
+        return [run for run in {run.section: run for run in runs}.values() if run.section in verdict.sections]
+    return [run for run in runs if f"{run.name}.ipynb" in names]
 
 
-def _steps_of_hops(findings: Iterable[dict[str, Any]]) -> dict[str, str]:
+def _steps_of_hops(findings: Iterable[Finding]) -> dict[str, str]:
     """Return the step from which each hop of the strip has its numbers: the last that knows one."""
-    return {
-        hop["name"]: f["step"]
-        for f in findings
-        for hop in f["hops"]
-        if any(hop[name] is not None for name in ("waiting", "rate_in", "rate_out", "oldest_s"))
-    }
+    numbers = ("waiting", "rate_in", "rate_out", "oldest_s")
+    known = ((hop, f.step) for f in findings for hop in f.hops)
+    return {hop.name: step for hop, step in known if any(getattr(hop, name) is not None for name in numbers)}
 
 
-def _is_shown(line: dict[str, Any], actions: list[dict[str, Any]]) -> bool:
+def _is_shown(line: ActionLine, actions: Sequence[ActionLine]) -> bool:
     """Return whether a line is an action's result, or its begin if there is no other line: it was interrupted."""
-    return line["result"] != "begun" or [a["id"] for a in actions].count(line["id"]) == 1
+    return line.result != "begun" or [a.id for a in actions].count(line.id) == 1
 
 
 def onset_of(said: dict[str, Any]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -37,9 +37,9 @@ def _policy_file(runbook: pack.Runbook, own: tuple[tuple[str, str], ...]) -> dic
     return {f"{_PREFIX}{digest(content)[:16]}.json": content}
 
 
-def policy_file_of(entry: dict[str, Any]) -> str | None:
-    """Return the name of a run's policy file from its manifest line; None if it has none."""
-    return next((name for name in entry.get("sha256", {}) if name.startswith(_PREFIX)), None)
+def policy_file_of(names: Iterable[str]) -> str | None:
+    """Return the policy file among the files of a run; None if there is none."""
+    return next((name for name in names if name.startswith(_PREFIX)), None)
 
 
 @lru_cache(maxsize=32)

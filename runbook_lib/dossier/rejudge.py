@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from runbook_lib.book import catalog
 from runbook_lib.book.catalog import Catalog
-from runbook_lib.book.parameters import moment
 from runbook_lib.checks.check import checks
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.diagnosis import snapshots
@@ -16,7 +15,8 @@ from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.snapshots import Difference, RunSnapshot
 from runbook_lib.dossier import policy
 from runbook_lib.model.finding import Finding, Text, Verdict, say
-from runbook_lib.store.archive import MANIFEST, Archive, ChangedError, entry_of
+from runbook_lib.store.archive import MANIFEST, Archive, ChangedError, LogError, entry_of
+from runbook_lib.store.lines import RunLine, run_line
 from runbook_lib.store.run import Run, read_run
 from runbook_lib.view import differences
 
@@ -27,7 +27,7 @@ R = TypeVar("R")
 class SealedRun:
     """A concluded run as it was sealed, with its archived policy; None if it has none."""
 
-    entry: dict[str, Any]
+    line: RunLine
     run: Run
     policy: Catalog | None
 
@@ -48,26 +48,23 @@ def runs(archive: Archive) -> Iterator[SealedRun | Text]:
 def judge_runs(archive: Archive, judge: Callable[[SealedRun], R]) -> Iterator[R | Text]:
     """Iterate over what `judge` returns for each of `runs`; a text stands for a run that this version cannot judge."""
     for entry in filter(None, map(entry_of, archive.raw(MANIFEST))):
-        name, section = entry.get("name"), entry.get("section")
-        if not section or not isinstance(name, str):
+        if not entry.get("section"):
             continue
         try:
-            kept = policy.policy_file_of(entry)
-            own = policy.read(archive.read_sealed(entry, kept)) if kept else None
+            line = run_line(archive, entry)
+            kept = policy.policy_file_of(line.sha256)
+            own = policy.read(archive.read_sealed(line.sha256, kept)) if kept else None
             book = own or catalog.load()
-            if section not in book.sections:
-                yield say("seal.no_section", name=name, section=section)
-                continue
-            run = read_run(archive, entry, book)
-            moment(entry["started"])
-            if run.concluded:
-                yield judge(SealedRun(entry, run, own))
-        except OSError:
-            raise
+            if line.section not in book.sections:
+                yield say("seal.no_section", name=line.name, section=line.section)
+            elif (run := read_run(archive, line, book)).concluded:
+                yield judge(SealedRun(line, run, own))
         except ChangedError:
             continue
         except Exception as e:  # this version may not be able to read what an earlier one wrote
-            yield not_judged(name, e)
+            if isinstance(e, OSError) and not isinstance(e, LogError):
+                raise
+            yield not_judged(str(entry.get("name")), e)
 
 
 def not_judged(name: str, e: Exception) -> Text:
@@ -87,7 +84,7 @@ def judge_all(archive: Archive) -> tuple[int, list[Text]]:
             continue
         kept, changes = result
         judged += kept.judged
-        name = kept.entry["name"]
+        name = kept.line.name
         apart += [say("seal.judged_apart", name=name, **differences.changed_judgement(c)) for c in changes]
     return judged, apart
 

@@ -20,15 +20,15 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import moment
 from runbook_lib.diagnosis.verdict import BROKEN
 from runbook_lib.dossier import mandatory
-from runbook_lib.model.finding import PRESENT_S, Status, Text, hop_text, say, worst
+from runbook_lib.model.finding import Status, Text, Verdict, hop_text, say, worst
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive
+from runbook_lib.store.archive import Archive
+from runbook_lib.store.lines import ActionLine, Logs, RunLine, VerdictLine, read_logs
 from runbook_lib.view import render
 
 if TYPE_CHECKING:
     from runbook_lib.notebook.session import Session
 
-Lines = Sequence[Mapping[str, Any]]
 #: The source of a duration: the postmortem, or `detected_at` and the run that confirmed the recovery.
 By = Literal["", "postmortem", "detected_at"]
 
@@ -127,60 +127,55 @@ def read(
 def _read_dossier(archive: Archive) -> IncidentSummary | Text | None:
     """Return the summary of a dossier, a text if it cannot be read, or None if it holds nothing."""
     try:
-        manifest, actions, notes = (archive.lines(log) for log in (MANIFEST, ACTION_LOG, NOTES))
-        if not (manifest or actions or notes):
+        logs = read_logs(archive)
+        if not (logs.manifest or logs.actions or logs.notes):
             return None
         draft = b"\n".join(archive.raw(mandatory.MARKDOWN)).decode(errors="replace")
-        return summarise(archive.incident, manifest, actions, notes, draft)
+        return summarise(archive.incident, logs, draft)
     except NotADirectoryError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:  # whatever a broken line raises
-        detail = e.strerror if isinstance(e, OSError) else f"{type(e).__name__}: {e}"
-        return say("report.unread", incident=archive.incident, detail=detail)
+    except OSError as e:
+        return say("report.unread", incident=archive.incident, detail=e.strerror)
 
 
-def summarise(incident: str, manifest: Lines, actions: Lines, notes: Lines, draft: str = "") -> IncidentSummary:
-    """Summarise an incident from its logs (one line at least) and its postmortem. A broken line may raise anything."""
-    logs = ((manifest, "started"), (actions, "time"), (notes, "time"))
-    begun = min(moment(line[name]) for log, name in logs for line in log)
+def summarise(incident: str, logs: Logs, draft: str = "") -> IncidentSummary:
+    """Summarise an incident from its logs (one line at least) and its postmortem."""
+    logged = [*(a.time for a in logs.actions), *(n.time for n in logs.notes)]
+    begun = min([e.started for e in logs.manifest] + logged)
     # A section 7 run looks back: it says nothing about the state at its time.
-    looks = [e for e in manifest if e.get("section") != mandatory.SECTION and e.get("sections") != [mandatory.SECTION]]
-    runs = [e for e in looks if "section" in e]
-    statuses = [Status[e.get("verdict", e)["status"]] for e in looks]
-    present = [Status[e.get("verdict", e)["status"]] for e in looks if not looks_back(e, manifest)] or statuses
+    looks = [e for e in logs.manifest if e.sections != (mandatory.SECTION,)]
+    runs = [e for e in looks if isinstance(e, RunLine)]
+    present = [e for e in looks if not logs.looks_back(e)] or looks
     # Only a command's verdict has failure modes; a run from a browser has no such verdict.
-    worst_of = located([*(e for e in looks if "verdict" in e), *({"verdict": e} for e in runs)])
-    verdict = worst_of["verdict"] if worst_of else {}
-    given = [p for e in manifest if (p := e.get("parameters"))]
+    worst_of = located([*(e for e in looks if isinstance(e, VerdictLine)), *runs])
+    verdict = worst_of.verdict if worst_of else Verdict(Status.OK, None, "none")
 
-    def told(name: str, *more: Mapping[str, Any]) -> Any:
-        return next((p[name] for p in (*given, *more) if p.get(name)), None)
+    def told(name: str) -> Any:
+        return next((run.parameters[name] for run in logs.runs if run.parameters.get(name)), None)
 
-    noted = next((n for n in notes if n["who"] == "alert"), None)
-    alerted = told("detected_by") == "alert" or bool(
-        noted and not told("detected_by") and moment(noted["time"]) == begun
-    )
-    rule = _ALERT.match(noted["text"]) if alerted and noted else None
+    noted = next((n for n in logs.notes if n.who == "alert"), None)
+    alerted = told("detected_by") == "alert" or bool(noted and not told("detected_by") and noted.time == begun)
+    rule = _ALERT.match(noted.text) if alerted and noted else None
     held = mandatory.parse_record(draft) if draft else {}
     ttd, ttr = (_recorded_seconds(held.get("timeline"), name) for name in ("ttd_seconds", "ttr_seconds"))
     seen = _observed_recovery_s(runs, told("detected_at")) if ttr is None else None
     return IncidentSummary(
         incident=incident,
         begun=begun,
-        target=told("target", *actions) or "default",
+        target=told("target") or next((a.target for a in logs.actions if a.target), "default"),
         begun_by="alert" if alerted else "person",
         alert=rule[1] if rule else "",
-        worst=worst(statuses).name if statuses else "",
-        last=present[-1].name if present else "",
+        worst=worst(e.status for e in looks).name if looks else "",
+        last=present[-1].status.name if present else "",
         place=_list_hops(verdict),
         modes=_list_modes(verdict, held.get("origin")),
         ttd_s=ttd,
         ttd_by="" if ttd is None else "postmortem",
         ttr_s=seen if ttr is None else ttr,
         ttr_by="postmortem" if ttr is not None else "" if seen is None else "detected_at",
-        sections=tuple(dict.fromkeys(e["section"] for e in manifest if "section" in e)),
+        sections=tuple(dict.fromkeys(run.section for run in logs.runs)),
         actions=tuple(
-            _summarise_action(a) for a in {a["id"]: a for a in actions}.values() if a["result"] not in _NOT_YET
+            _summarise_action(a) for a in {a.id: a for a in logs.actions}.values() if a.result not in _NOT_YET
         ),
         measures=tuple(
             OpenMeasure(*(m[f.name] for f in fields(OpenMeasure)))
@@ -190,47 +185,23 @@ def summarise(incident: str, manifest: Lines, actions: Lines, notes: Lines, draf
     )
 
 
-def _parameters_of(entry: Mapping[str, Any], manifest: Lines) -> Mapping[str, Any]:
-    """Return the parameters of a run, or of the first run of a command's verdict; {} if they are not known."""
-    first = entry.get("section") or next(iter(entry.get("sections", ())), None)
-    same = (e for e in manifest if (e.get("section"), e.get("started")) == (first, entry.get("started")))
-    return (entry if "section" in entry else next(same, {})).get("parameters") or {}
-
-
-def target_of(entry: Mapping[str, Any], manifest: Lines) -> str:
-    """Return the target of a run or a command's verdict; the manifest's first one if it is not known."""
-    known = (p.get("target") for p in (_parameters_of(entry, manifest), *(e.get("parameters") or {} for e in manifest)))
-    return str(next(filter(None, known), "default"))
-
-
-def looks_back(entry: Mapping[str, Any], manifest: Lines) -> bool:
-    """Return whether a run, or a command's verdict, is of a moment before it was started."""
-    if not (as_of := _parameters_of(entry, manifest).get("as_of")):
-        return False
-    return bool((moment(entry["started"]) - moment(as_of)).total_seconds() > PRESENT_S)
-
-
-def located(verdicts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the main verdict: the worst, then the one with the highest confidence, then the first; None if all OK."""
+def located(lines: Sequence[RunLine | VerdictLine]) -> RunLine | VerdictLine | None:
+    """Return the line with the worst verdict, then the highest confidence, then the first; None if all are OK."""
     sure = ("none", "low", "medium", "high")
-    found = [v for v in verdicts if v["verdict"]["status"] != "OK"]
-    return max(
-        found,
-        key=lambda v: (Status[v["verdict"]["status"]].rank, sure.index(v["verdict"]["confidence"])),
-        default=None,
-    )
+    found = [e for e in lines if e.status is not Status.OK]
+    return max(found, key=lambda e: (e.status.rank, sure.index(e.verdict.confidence)), default=None)
 
 
-def _list_hops(verdict: Mapping[str, Any]) -> tuple[str, ...]:
-    return (verdict["stuck_at"],) if verdict.get("stuck_at") else tuple(verdict.get("undecided", ()))
+def _list_hops(verdict: Verdict) -> tuple[str, ...]:
+    return (verdict.stuck_at,) if verdict.stuck_at else verdict.undecided
 
 
-def _list_modes(verdict: Mapping[str, Any], origin: Any) -> tuple[str, ...]:
+def _list_modes(verdict: Verdict, origin: Any) -> tuple[str, ...]:
     """Return the postmortem's origin; else the undecided failure modes; else the most likely supported one."""
     if isinstance(origin, str) and origin in catalog.load().failure_modes:
         return (origin,)
-    likeliest = [m["id"] for m in verdict.get("failure_modes", ()) if m["score"] >= BROKEN]
-    return tuple(verdict.get("between") or likeliest[:1])
+    likeliest = tuple(m.id for m in verdict.failure_modes if m.score >= BROKEN)
+    return verdict.between or likeliest[:1]
 
 
 def _recorded_seconds(timeline: Any, name: str) -> float | None:
@@ -240,25 +211,22 @@ def _recorded_seconds(timeline: Any, name: str) -> float | None:
         return None
 
 
-def _observed_recovery_s(runs: Lines, detected_at: str | None) -> float | None:
+def _observed_recovery_s(runs: Iterable[RunLine], detected_at: str | None) -> float | None:
     """Return seconds from the detection to the first OK run of section 6 after the last bad run; None if unknown."""
     good: pd.Timestamp | None = None
-    looked = [(moment((e.get("parameters") or {}).get("as_of") or e["started"]), e) for e in runs]
-    for at, e in sorted(looked, key=lambda each: each[0]):
-        recovery = e["section"] == catalog.RECOVERY
-        if recovery and e["status"] == "OK":
-            good = good or at
-        elif recovery or e["status"] == "CRITICAL":
+    for run in sorted(runs, key=lambda run: run.looked_at):
+        recovery = run.section == catalog.RECOVERY
+        if recovery and run.status is Status.OK:
+            good = good or run.looked_at
+        elif recovery or run.status is Status.CRITICAL:
             good = None
     seconds = round((good - moment(detected_at)).total_seconds(), 1) if good and detected_at else -1.0
     return seconds if seconds >= 0 else None
 
 
-def _summarise_action(a: Mapping[str, Any]) -> ActionSummary:
-    helped = {"done": a.get("verified"), "failed": False}.get(a["result"])
-    return ActionSummary(
-        a["action"], record.describe_action(a.get("what") or {}), a["result"], helped, bool(a.get("break_glass"))
-    )
+def _summarise_action(a: ActionLine) -> ActionSummary:
+    helped = {"done": a.verified, "failed": False}.get(a.result)
+    return ActionSummary(a.action, a.about, a.result, helped, a.break_glass)
 
 
 def similar_incidents(rb: Session) -> render.Shown | None:
@@ -266,7 +234,7 @@ def similar_incidents(rb: Session) -> render.Shown | None:
 
     Searches the newest readable dossiers of the same output. Reads only, and does not raise OSError.
     """
-    verdict, found = record.verdict(rb.verdict()), list[IncidentSummary]()
+    verdict, found = rb.verdict(), list[IncidentSummary]()
     if modes := _list_modes(verdict, None):
         with suppress(OSError):
             found = _find_similar(rb.context.archive, {*_list_hops(verdict), *modes}, pd.Timestamp.now("UTC"))

@@ -14,10 +14,9 @@ from urllib.parse import quote
 import pandas as pd
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.book.parameters import moment
 from runbook_lib.checks.context import Context
-from runbook_lib.dossier import mandatory, report
-from runbook_lib.model.finding import Status, Window, action_title, say
+from runbook_lib.dossier import mandatory
+from runbook_lib.model.finding import Status, Verdict, Window, action_title, say
 from runbook_lib.model.outcome import Outcome
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
@@ -27,6 +26,7 @@ from runbook_lib.sources.settings import Target
 from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.lines import VerdictLine, read_logs
 from runbook_lib.store.run import Run
 from runbook_lib.view import render
 
@@ -91,39 +91,39 @@ def annotate_verdict(
     with suppress(UsageError, OSError):
         target = settings.load().target(said["target"])
         if target.grafana_url:
-            entries = archive.manifest()
-            found = new_annotations(kept, verdicts_of(said["target"], entries), said["as_of"])
-            annotate(target, said["target"], archive.incident, found)
+            logs = read_logs(archive)
+            # Another target of the incident has a dashboard of its own.
+            own = [v for v in logs.verdicts if logs.target_of(v) == said["target"]]
+            annotate(target, said["target"], archive.incident, new_annotations(kept["name"], own))
 
 
-def verdicts_of(target: str, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the manifest lines of a target's verdicts: another target of the incident has a dashboard of its own."""
-    return [e for e in entries if "verdict" in e and report.target_of(e, entries) == target]
-
-
-def new_annotations(kept: dict[str, Any], verdicts: Sequence[dict[str, Any]], as_of: str) -> list[Annotation]:
-    """Return what is new in an incident's manifest line: an onset, a changed verdict, or a recovery."""
-    looks = [e for e in verdicts if e.get("sections") != [mandatory.SECTION]]
-    before = looks[: next((n for n, e in enumerate(looks) if e.get("name") == kept["name"]), len(looks))]
-    since: list[dict[str, Any]] = []
+def new_annotations(name: str, verdicts: Sequence[VerdictLine]) -> list[Annotation]:
+    """Return what is new in a verdict of a target: an onset, a changed verdict, or a recovery."""
+    kept = next(v for v in verdicts if v.name == name)
+    before = [v for v in verdicts[: verdicts.index(kept)] if v.sections != (mandatory.SECTION,)]
+    since: list[VerdictLine] = []
     for line in before:
         since = [] if _shows_recovery(line) else [*since, line]
-    verdict, at = kept["verdict"], moment(as_of)
-    onset = next((moment(e["onset"]) for e in (*since, kept) if "onset" in e), None)
-    if _shows_recovery(kept) and any(e["verdict"]["status"] != Status.OK.name for e in since):
+    verdict, at = kept.verdict, kept.looked_at
+    onset = next((v.onset for v in (*since, kept) if v.onset is not None), None)
+    if _shows_recovery(kept) and any(v.status is not Status.OK for v in since):
         text = messages.text(say("ui.annotated_recovery"))
         return [Annotation("recovery", text, at if onset is None else onset, at)]
     found = []
-    if "onset" in kept and not any("onset" in e for e in since):
-        found.append(Annotation("onset", messages.text(say("ui.annotated_onset")), moment(kept["onset"])))
-    if not before or record.signature(verdict) != record.signature(before[-1]["verdict"]):
-        tags = tuple(filter(None, (verdict["status"], verdict["stuck_at"])))
-        found.append(Annotation("verdict", f"{verdict['status']}: {render.location(verdict)}", at, tags=tags))
+    if kept.onset is not None and not any(v.onset is not None for v in since):
+        found.append(Annotation("onset", messages.text(say("ui.annotated_onset")), kept.onset))
+    if not before or _signature(verdict) != _signature(before[-1].verdict):
+        tags = tuple(filter(None, (verdict.status.name, verdict.stuck_at)))
+        found.append(Annotation("verdict", f"{verdict.status.name}: {render.location(verdict)}", at, tags=tags))
     return found
 
 
-def _shows_recovery(line: dict[str, Any]) -> bool:
-    return line["verdict"]["status"] == Status.OK.name and catalog.RECOVERY in line.get("sections", ())
+def _signature(verdict: Verdict) -> str:
+    return record.signature(record.verdict(verdict))
+
+
+def _shows_recovery(line: VerdictLine) -> bool:
+    return line.status is Status.OK and catalog.RECOVERY in line.sections
 
 
 def _post_annotations(target: Target, name: str, incident: str, annotations: Sequence[Annotation]) -> str:

@@ -26,6 +26,7 @@ from runbook_lib.sources import settings
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import digest
+from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import Run, conclusion, read_run, run_of_cells
 
 
@@ -120,7 +121,7 @@ def archive_notebook(path: Path) -> str | None:
         run = replace(run_of_cells(nb.cells, header["section"], book), started=header["opened"], ended=now())
         _append_run(archive, nb, run, parameters, job=job, outputs=shown)
         there = archive.of_job(job)
-    run = read_run(archive, there[header["section"]], book)
+    run = read_run(archive, run_line(archive, there[header["section"]]), book)
     with messages.using(lang):
         said = overview.document(archive.incident, header["target"], [run], run.verdict)
         kept = overview.keep(archive, [run], said, job)

@@ -217,6 +217,11 @@ class Hop:
         for name in HOP_NUMBERS:
             object.__setattr__(self, name, known(getattr(self, name)))
 
+    @property
+    def is_seen(self) -> bool:
+        """Whether it has any number, or a sign of life."""
+        return any(getattr(self, name) is not None for name in HOP_NUMBERS)
+
 
 @dataclass(frozen=True)
 class Unseen:

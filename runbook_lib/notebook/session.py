@@ -37,7 +37,6 @@ from runbook_lib.notebook.notes import keep_note
 from runbook_lib.privacy.masking import TOKEN
 from runbook_lib.sources import settings
 from runbook_lib.sources.source import SourceError
-from runbook_lib.store import record
 from runbook_lib.view import render
 from runbook_lib.view.answer import StepResult
 from runbook_lib.view.queries import PARAMETER, StepQueries, queries_of
@@ -256,7 +255,7 @@ class Session:
     @_in_its_language
     def why(self) -> render.Shown:
         """Return the evidence for and against each place and failure mode of the verdict, and who reports it."""
-        lines = render.failure_mode_lines(record.verdict(self.verdict()))
+        lines = render.failure_mode_lines(self.verdict())
         return render.text_block(lines, run=self.opened)
 
     @_in_its_language

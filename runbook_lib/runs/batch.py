@@ -25,6 +25,7 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import forks
 from runbook_lib.sources import settings
 from runbook_lib.store.archive import PARTIAL, Archive
+from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import Run, read_run, run_of_cells
 from runbook_lib.view import prose
 
@@ -269,7 +270,7 @@ def _store_artifact(
         finally:
             archive.release(stem)
         if before:
-            return read_run(archive, before, catalog.load())
+            return read_run(archive, run_line(archive, before), catalog.load())
     except OSError as e:
         # The verdict must not be lost with the disk: keep the notebook wherever there is room.
         problem = f"the artifact could not be written to {place} ({e.strerror or e})"

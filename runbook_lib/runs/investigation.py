@@ -17,11 +17,12 @@ from runbook_lib.checks import samples
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, read_answers, sections_to_follow
 from runbook_lib.dossier import mandatory, overview, postmortem, seal
-from runbook_lib.model.finding import Answer, Finding, Status, Verdict, say
+from runbook_lib.model.finding import Finding, Status, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch
 from runbook_lib.runs.batch import Request, Steps
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import Run, read_run
 from runbook_lib.view import render
 
@@ -71,7 +72,7 @@ def summary(
             index = f"{archive.place}/{overview.INDEX}"
     details = [line for r in results for line in _detail_lines(r)]
     details += [("", f"  {draft}")] if draft else []
-    details += [("", line) for line in render.failure_mode_lines(said["verdict"])]
+    details += [("", line) for line in render.failure_mode_lines(verdict)]
     return {
         # Plain JSON: a notebook's own types would bring their imports to whoever reads it.
         "document": json.loads(json.dumps(said)) | {"seal": "" if lost else seal.seal_text(archive)},
@@ -150,7 +151,7 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Ru
         ended.update({r.section: r for r in batch.run_sections(requests, progress, follow_finding)})
 
     def result(section: str) -> Run:
-        return ended.get(section) or read_run(archive, there[section], catalog.load())
+        return ended.get(section) or read_run(archive, run_line(archive, there[section]), catalog.load())
 
     def run_opened(opened: dict[str, list[str]]) -> list[Run]:
         run(follow(opened))
@@ -192,10 +193,11 @@ def _follow_verdict(
     def follow(sections: Iterable[str]) -> dict[str, list[str]]:
         return sections_to_follow(sections, [r.section for r in results], book)
 
-    answers: tuple[Answer, ...] = ()
-    if opened := (early or {}) | follow(verdict.next_sections):
-        before = look()
-        answers = read_answers(verdict, before, open_sections(opened), book)
+    opened = (early or {}) | follow(verdict.next_sections)
+    if not opened:
+        return verdict
+    before = look()
+    answers = read_answers(verdict, before, open_sections(opened), book)
     return ask_until_decided(
         look,
         lambda verdict: () if past else follow(diagnosis.sections_of(verdict.settled_by)),

@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from runbook_lib.book import catalog, messages
 from runbook_lib.book.catalog import FIRST_RESPONSE, Catalog
-from runbook_lib.book.parameters import whoami
+from runbook_lib.book.parameters import moment, whoami
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
 from runbook_lib.dossier import course, mandatory, policy, rejudge, seal
@@ -32,6 +32,7 @@ from runbook_lib.sources import settings
 from runbook_lib.store import record as record_view
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
 from runbook_lib.store.files import read_regular
+from runbook_lib.store.lines import Logs, VerdictLine
 from runbook_lib.store.recording import Recording
 from runbook_lib.store.run import Run
 from runbook_lib.view import render, timeline
@@ -51,8 +52,8 @@ def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recordin
     ordered = [last[n] for n in catalog.load().sections if n in last and n != mandatory.SECTION]
     if not ordered:
         raise UsageError(f"{archive.place} holds no concluded run that is as it was sealed")
-    newest = max(ordered, key=lambda kept: str(kept.entry["ended"]))
-    file = policy.policy_file_of(newest.entry)
+    newest = max(ordered, key=lambda kept: str(kept.line.ended))
+    file = policy.policy_file_of(newest.line.sha256)
     runs = [k.run for k in ordered]
     documents = archive.read(file) if file else b""
     verdict = evaluate(Recording(archive.incident, {r.section: r for r in runs}, policy=documents), newest.policy)
@@ -245,19 +246,15 @@ def page(recorded: Recording, replayed: Replayed, told: Sequence[str]) -> str:
     header = render.Header(**known | {"as_of": pd.Timestamp(known["as_of"])})
     title = f"{recorded.name} {replayed.verdict.status.name}"
     banner = _render_html(render.banner(header, replayed.verdict))
-    entry = {
-        "started": max(str(run.header["as_of"]) for run in recorded.runs.values()),
-        "sections": replayed.ran,
-        "verdict": record_view.verdict(replayed.verdict),
-    }
-    found = (record_view.finding(f) for findings in replayed.findings.values() for f in findings)
-    lanes = course.lanes((), [entry], (), (), found)
+    looked = max(moment(str(run.header["as_of"])) for run in recorded.runs.values())
+    line = VerdictLine.model_construct(name="", started=looked, sections=tuple(replayed.ran), verdict=replayed.verdict)
+    lanes = course.lanes(Logs([line], [], []), (f for findings in replayed.findings.values() for f in findings))
     span = course.span(lanes)
     parts = [
         Markup("<h1>{}</h1>").format(title),
         _render_html(render.text_block(told)),
         Markup(timeline.html(lanes, *span)) if span else "",  # noqa: S704 - our own rendering
-        Markup(render.html("why", verdict=entry["verdict"])),  # noqa: S704 - our own rendering
+        Markup(render.html("why", verdict=replayed.verdict)),  # noqa: S704 - our own rendering
     ]
     for section, findings in replayed.findings.items():
         parts.append(Markup("<h2>{} {}</h2>").format(section, render.section_title(section)))

@@ -261,9 +261,9 @@ class Archive:
                 return read_regular(folder / name)
             return bytes(self._filesystem.cat_file(self._path(name)))
 
-    def read_sealed(self, entry: Mapping[str, Any], name: str) -> bytes:
-        """Return a file that matches its digest in a manifest line. Raises OSError, and ChangedError if it does not."""
-        expected = entry.get("sha256", {}).get(name)
+    def read_sealed(self, sha256: Mapping[str, str], name: str) -> bytes:
+        """Return a file that matches its digest, of those of a manifest line. Raises OSError and ChangedError."""
+        expected = sha256.get(name)
         if expected is None or (content := self.read_file(name)) is None or digest(content) != expected:
             raise ChangedError(f"{name} is missing or changed: run `runbook verify`")
         return content

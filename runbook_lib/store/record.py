@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from runbook_lib.book import messages
-from runbook_lib.model.finding import HOP_NUMBERS, Finding, Reason, Status, Text, Threshold, Value, Verdict
+from runbook_lib.model.finding import Finding, Reason, Status, Text, Threshold, Value, Verdict
 
 if TYPE_CHECKING:
     from runbook_lib.model.outcome import Outcome, Precondition
@@ -73,11 +73,6 @@ def finding_from_json(stored: Mapping[str, Any]) -> Finding:
 def verdict(v: Verdict) -> dict[str, Any]:
     """Return a verdict as JSON."""
     return dict(as_json(v))
-
-
-def hop_is_seen(hop: Mapping[str, Any]) -> bool:
-    """Return whether a stored hop has any number, or a sign of life."""
-    return any(hop.get(name) is not None for name in HOP_NUMBERS)
 
 
 def outcome(o: Outcome) -> dict[str, Any]:

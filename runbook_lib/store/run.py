@@ -17,6 +17,7 @@ from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import Finding, Reason, Status, Verdict, complete, read_cost, replace, say, unknown
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.lines import RunLine
 
 _NOT_JUDGED = Verdict(Status.UNKNOWN, None, "none")
 #: The form of an evidence file; 0.5.0 wrote frames by step, without a number.
@@ -106,16 +107,16 @@ def conclusion(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return found[-1] if found else {}
 
 
-def read_run(archive: Archive, entry: Mapping[str, Any], book: Catalog) -> Run:
+def read_run(archive: Archive, line: RunLine, book: Catalog) -> Run:
     """Return the run of a manifest line, from its evidence file as it was sealed; of 0.5.0, from its notebook.
 
-    Raises OSError; ValueError for a file that was changed, and LookupError and TypeError for what no version wrote.
+    Raises OSError; ChangedError for a file that was changed, and LookupError and TypeError for what no version wrote.
     """
-    name, section = str(entry["name"]), str(entry["section"])
-    place = {kind: f"{archive.place}/{name}.{kind}" for kind in _PLACES}
-    stored = json.loads(archive.read_sealed(entry, f"evidence/{name}.json"))
+    place = {kind: f"{archive.place}/{line.name}.{kind}" for kind in _PLACES}
+    stored = json.loads(archive.read_sealed(line.sha256, f"evidence/{line.name}.json"))
     if "format" in stored:
         return run_from_json(stored, **place)
-    run = run_of_cells(json.loads(archive.read_sealed(entry, f"{name}.ipynb"))["cells"], section, book)
-    own: dict[str, Any] = place | {k: str(entry[k]) for k in ("started", "ended", "problem")}
-    return replace(run, **own)
+    cells = json.loads(archive.read_sealed(line.sha256, f"{line.name}.ipynb"))["cells"]
+    times = {"started": line.started.isoformat(), "ended": line.ended.isoformat() if line.ended else ""}
+    own: dict[str, Any] = place | times | {"problem": line.problem}
+    return replace(run_of_cells(cells, line.section, book), **own)

@@ -30,8 +30,12 @@ from runbook_lib.model.finding import (
     PROPOSAL_PARTS,
     Finding,
     Hop,
+    HopHistory,
     Proposal,
+    RankedMode,
+    ScoreReason,
     SentQuery,
+    Status,
     Text,
     Verdict,
     action_title,
@@ -46,6 +50,7 @@ from runbook_lib.view import links
 
 if TYPE_CHECKING:
     from runbook_lib.model.outcome import Outcome
+    from runbook_lib.store.lines import RunLine
 
 _PRECONDITION_MARKS = {True: "✔", False: "✖", None: "?"}
 _STRIP_KEYS = ("ui.hop", "ui.in", "ui.out", "ui.waiting", "ui.oldest", "ui.alive")
@@ -156,7 +161,7 @@ def banner(header: Header, verdict: Verdict | None, run: str = "") -> Shown:
     page = html(
         "banner",
         header=header,
-        verdict=verdict and record.verdict(verdict),
+        verdict=verdict,
         proposals=proposal_texts(verdict.proposals if verdict else ()),
         dashboard=link_to_hop(header.dashboard, verdict.stuck_at if verdict else None),
     )
@@ -173,15 +178,15 @@ def conclusion(
     run: str = "",
 ) -> Shown:
     """Return a section's verdict with every step, the ranking and the read cost."""
-    stored, cost = record.verdict(verdict), read_cost(queries)
-    shown = {"header": header, "verdict": stored, "findings": findings, "titles": titles, "cost": cost}
+    cost = read_cost(queries)
+    shown = {"header": header, "verdict": verdict, "findings": findings, "titles": titles, "cost": cost}
     lines = [*verdict_lines(verdict), *(finding_line(f) for f in findings)]
     forms = {
         "text/html": html("conclusion", **shown),
         "text/plain": "\n".join(lines),
         record.VERDICT_MIME: {
             "header": {**asdict(header), "as_of": header.as_of.isoformat()},
-            "verdict": stored,
+            "verdict": record.verdict(verdict),
             "steps": {f.step: f.status.name for f in findings},
             "read_cost": cost,
         },
@@ -210,7 +215,7 @@ def sentence(text: Text, run: str = "") -> Shown:
 
 def settlement(verdict: Verdict, asked: int, run: str = "") -> Shown:
     """Return what was asked to decide a verdict, and the verdict."""
-    lines = question_lines(record.verdict(verdict))
+    lines = question_lines(verdict)
     lines += [] if asked else [messages.text(say("ui.not_settled"))]
     return Shown({"text/plain": "\n".join([*lines, location(verdict)])}, run=run)
 
@@ -295,35 +300,33 @@ def proposal_texts(proposals: Iterable[Proposal]) -> list[dict[str, str]]:
     ]
 
 
-def location(verdict: Verdict | Mapping[str, Any]) -> str:
+def location(verdict: Verdict) -> str:
     """Return the place of the problem as a sentence: the stuck hop, or the candidates, and the sources that failed."""
 
     def t(key: str, **params: Any) -> str:
         return messages.text(say(key, **params))
 
-    seen = verdict if isinstance(verdict, Mapping) else record.verdict(verdict)
-    if seen["stuck_at"]:
-        return t("ui.stuck_at", hop=hop_text(seen["stuck_at"]))
-    if over := seen.get("ended"):
-        since = f"{pd.Timestamp(over['since']).tz_convert('UTC'):%H:%M:%S}"
-        by, after = (over[name] and over[name][messages.language()] for name in ("by", "after"))
-        return t("ui.over", since=since, by=by, after=after)
-    modes = [m for m in seen["failure_modes"] if m["score"] >= BROKEN]
-    if modes and seen["status"] != "OK":
-        return t("ui.harmed_by", id=modes[0]["id"], title=mode_title(modes[0]["id"]))
-    unseen = {u["source"]: u["reason"] for u in seen.get("unseen", ()) if u["source"] in pack.active_runbook().required}
-    again = seen.get("look_again_s")
-    if undecided := seen.get("undecided"):
+    if verdict.stuck_at:
+        return t("ui.stuck_at", hop=hop_text(verdict.stuck_at))
+    if over := verdict.ended:
+        since = f"{over.since.tz_convert('UTC'):%H:%M:%S}"
+        return t("ui.over", since=since, by=over.by, after=over.after)
+    modes = [m for m in verdict.failure_modes if m.score >= BROKEN]
+    if modes and verdict.status is not Status.OK:
+        return t("ui.harmed_by", id=modes[0].id, title=mode_title(modes[0].id))
+    unseen = {u.source: u.reason for u in verdict.unseen if u.source in pack.active_runbook().required}
+    again = verdict.look_again_s
+    if undecided := verdict.undecided:
         places = " / ".join(messages.text(hop_text(hop)) for hop in undecided)
         where = t("ui.undecided" if len(undecided) > 1 else "ui.waits_at", places=places)
-    elif seen["status"] not in ("OK", "WARNING"):
+    elif verdict.status not in (Status.OK, Status.WARNING):
         where = t("ui.not_located")
-    elif seen["status"] == "WARNING":
+    elif verdict.status is Status.WARNING:
         where = t("ui.not_all_in_order") if again is None else t("ui.recovering", again=again)
     elif again is not None:
         where = t("ui.nothing_stuck_yet", again=again)
-    elif known := sum(map(record.hop_is_seen, seen["hops"])):
-        where = t("ui.nothing_seen_stuck" if unseen or 2 * known < len(seen["hops"]) else "ui.nothing_stuck")
+    elif known := sum(hop.is_seen for hop in verdict.hops):
+        where = t("ui.nothing_seen_stuck" if unseen or 2 * known < len(verdict.hops) else "ui.nothing_stuck")
     else:
         where = t("ui.not_asked")
     names = ", ".join(f"{source} ({t(f'reason.{reason}')})" for source, reason in unseen.items())
@@ -338,7 +341,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     if any(m.score for m in verdict.failure_modes):
         top = ", ".join(f"{m.id} {m.score:.2f}" for m in verdict.failure_modes[:3] if m.score)
         lines.append(f"{messages.text(say('ui.why_and_why_not'))}: {top}")
-    lines += question_lines(record.verdict(verdict))
+    lines += question_lines(verdict)
     if verdict.next_sections:
         lines.append(f"{messages.text(say('ui.next_sections'))}: {', '.join(verdict.next_sections)}")
     if verdict.proposals:
@@ -350,8 +353,8 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     return lines
 
 
-def question_lines(verdict: Mapping[str, Any]) -> list[str]:
-    """Return what was asked to decide a verdict (its JSON), between what it is undecided, and the next question.
+def question_lines(verdict: Verdict) -> list[str]:
+    """Return what was asked to decide a verdict, between what it is undecided, and the next question.
 
     Before that, the observations that do not count, since others contradict them.
     """
@@ -363,50 +366,48 @@ def question_lines(verdict: Mapping[str, Any]) -> list[str]:
     lines = [
         say(
             "ui.asked_step",
-            step=a["step"],
-            question=_step_title(a["step"]),
-            supports=names(a["supports"]),
-            excludes=names(a["excludes"]),
-            nothing=None if a["supports"] or a["excludes"] else say("ui.asked_nothing"),
+            step=a.step,
+            question=_step_title(a.step),
+            supports=names(a.supports),
+            excludes=names(a.excludes),
+            nothing=None if a.supports or a.excludes else say("ui.asked_nothing"),
         )
-        for a in verdict.get("asked", ())
+        for a in verdict.asked
     ]
-    if between := verdict.get("between"):
-        lines.append(say("ui.between", modes=" / ".join(f"{id_} {mode_title(id_)}" for id_ in between)))
-    following = verdict.get("settled_by", ())[:1]
-    lines += [say("ui.settled_by", step=s, question=_step_title(s)) for s in following]
+    if verdict.between:
+        lines.append(say("ui.between", modes=" / ".join(f"{id_} {mode_title(id_)}" for id_ in verdict.between)))
+    lines += [say("ui.settled_by", step=s, question=_step_title(s)) for s in verdict.settled_by[:1]]
     return [
-        *(_reason_line(b) for b in verdict.get("contradicted", ())),
+        *(_reason_line(reason) for reason in verdict.contradicted),
         *(messages.text(line) for line in lines),
     ]
 
 
-def why_lines(mode: Mapping[str, Any]) -> list[str]:
-    """Return the reasons for a failure mode's score (from a verdict's JSON), one line per observation."""
-    return [_reason_line(b) for b in mode["because"]]
+def why_lines(mode: RankedMode) -> list[str]:
+    """Return the reasons for the score of a failure mode or place, one line per observation."""
+    return [_reason_line(reason) for reason in mode.because]
 
 
-def _reason_line(b: Mapping[str, Any]) -> str:
-    """Return one reason (from a verdict's JSON) as a line."""
+def _reason_line(reason: ScoreReason) -> str:
     return messages.text(
         say(
-            f"ui.because_{b['kind']}",
-            weight=b["weight"],
-            observation=b["observation"],
-            steps=", ".join(b["steps"]),
-            at=f"{pd.Timestamp(b['at']):%H:%M:%SZ}" if b.get("at") else None,
-            headline=b["headline"][messages.language()],
-            witness=hop_text(b["witness"]) if b.get("witness") else None,
+            f"ui.because_{reason.kind}",
+            weight=reason.weight,
+            observation=reason.observation,
+            steps=", ".join(reason.steps),
+            at=f"{reason.at:%H:%M:%SZ}" if reason.at is not None else None,
+            headline=reason.headline,
+            witness=hop_text(reason.witness) if reason.witness else None,
         ),
     )
 
 
-def failure_mode_lines(verdict: Mapping[str, Any]) -> list[str]:
-    """Return each place and failure mode of a verdict's JSON, and why it has its score, as text."""
+def failure_mode_lines(verdict: Verdict) -> list[str]:
+    """Return each place and failure mode of a verdict, and why it has its score, as text."""
     lines = []
-    for m in (*verdict.get("places", ()), *verdict["failure_modes"]):
-        id_ = f"{m['id']} " if m in verdict["failure_modes"] else ""
-        lines.append(f"  {m['score']:.2f}  {id_}{mode_title(m['id'])}")
+    for m in (*verdict.places, *verdict.failure_modes):
+        id_ = f"{m.id} " if m in verdict.failure_modes else ""
+        lines.append(f"  {m.score:.2f}  {id_}{mode_title(m.id)}")
         lines += [f"    {why}" for why in why_lines(m)]
     return [f"\n{messages.text(say('ui.why_and_why_not'))}", *lines] if lines else []
 
@@ -451,11 +452,9 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
     return ["  ".join(cells).rstrip() for cells in padded]
 
 
-def _format_alive(seen: Text | Mapping[str, str] | str | None) -> str | None:
-    """Return the processes that are alive at a hop, of a finding or of its JSON, as text."""
-    if isinstance(seen, Text):
-        return messages.text(seen)
-    return seen[messages.language()] if isinstance(seen, Mapping) else seen
+def _format_alive(seen: Text | str | None) -> str | None:
+    """Return the processes that are alive at a hop as text."""
+    return messages.text(seen) if isinstance(seen, Text) else seen
 
 
 def finding_line(f: Finding) -> str:
@@ -479,6 +478,8 @@ def _template_environment() -> jinja2.Environment:
     env.globals.update(
         t=lambda key, **params: messages.text(say(key, **params)),
         say=lambda text: mark_code(messages.text(text)),
+        text=messages.text,
+        verdict_of=lambda stored: record.from_json(Verdict, stored),
         # The dossier may be of another runbook.
         hop_name=lambda name: messages.catalogue().get(hop_text(name).key, name),
         action_title=lambda name: messages.text(action_title(name)),
@@ -507,20 +508,19 @@ def _template_environment() -> jinja2.Environment:
     return env
 
 
-def sources(f: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what the headline of a finding's JSON rests on: its queries, else frames of earlier steps."""
-    names = ("source", "name", "rows", "ms", "error")
-    asked = [{name: q[name] for name in names} for q in f["questions"]]
+def sources(f: Finding) -> list[dict[str, Any]]:
+    """Return what the headline of a finding rests on: its queries, else frames of earlier steps."""
+    asked = [{name: getattr(q, name) for name in ("source", "name", "rows", "ms", "error")} for q in f.queries]
     return asked or [
-        {"source": "", "name": n, "rows": len(x["rows"]), "ms": None, "error": ""} for n, x in f["frames"].items()
+        {"source": "", "name": name, "rows": len(frame), "ms": None, "error": ""} for name, frame in f.frames.items()
     ]
 
 
-def run_again(run: Mapping[str, Any]) -> str:
-    """Return the command that asks what a run (an entry of the manifest) has asked, with its parameters."""
+def run_again(run: RunLine) -> str:
+    """Return the command that asks what a run has asked, with its parameters."""
     defaults = {name: field_.default for name, field_ in parameters_class().model_fields.items()}
-    given = {name: run["parameters"].get(name, default) for name, default in defaults.items()}
-    words = ["runbook", "run", run["section"]]
+    given = {name: run.parameters.get(name, default) for name, default in defaults.items()}
+    words = ["runbook", "run", run.section]
     words += [word for name, option in _OPTIONS.items() for word in (option, str(given.pop(name)))]
     for name, value in given.items():
         if value not in (None, defaults[name]) and name not in ACTING:
@@ -545,14 +545,14 @@ def _mark(pattern: re.Pattern[str], form: Markup, text: str, others: Callable[[s
     return Markup("").join(part for pair in zip_longest(between, marked, fillvalue="") for part in pair)
 
 
-def _build_sparkline(past: Mapping[str, Any]) -> dict[str, Any] | None:
+def _build_sparkline(past: HopHistory) -> dict[str, Any] | None:
     """Return the lines of a sparkline in a box of 100 x 24; None where nothing is known."""
-    kind = next((k for k in ("waiting", "gone", "came") if past[k]), "")
-    values = past[kind][-_SPARK:] if kind else []
+    kind, series = next(((k, s) for k in ("waiting", "gone", "came") if (s := getattr(past, k))), ("", ()))
+    values = series[-_SPARK:]
     peak = max((v for v in values if v is not None), default=None)
     if peak is None:
         return None
-    limit = past["limit"] if kind == "waiting" else None
+    limit = past.limit if kind == "waiting" else None
     near = limit is not None and peak >= 0.3 * limit
     top = max(peak, limit if near and limit else 0.0) or 1.0
     lines, step = [""], 100 / max(len(values) - 1, 1)
@@ -567,7 +567,7 @@ def _build_sparkline(past: Mapping[str, Any]) -> dict[str, Any] | None:
         "peak": peak,
         "limit": limit,
         "limit_y": round(22 - 20 * limit / top, 1) if near and limit else None,
-        "minutes": round(len(values) * past["step_s"] / 60),
+        "minutes": round(len(values) * past.step_s / 60),
     }
 
 

@@ -28,6 +28,7 @@ from runbook_lib.privacy.masking import TOKEN, Masker
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, Archive
+from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import read_run, run_of_cells
 from runbook_lib.view import render
 
@@ -147,7 +148,7 @@ def test_a_concluded_run_is_archived_like_a_headless_one(here: Path) -> None:
     names = archive().names()
     assert {f"{entry['name']}.ipynb", f"{entry['name']}.html", "index.html"} <= set(names)
     assert archive().partials() == [] and archive().problems() == []
-    assert [f.step for f in read_run(archive(), entry, catalog.load()).findings] == STEPS
+    assert [f.step for f in read_run(archive(), run_line(archive(), entry), catalog.load()).findings] == STEPS
     assert f"{entry['name']}.html" in archive().read("index.html").decode()
     assert [e["verdict"]["status"] for e in archive().manifest() if "verdict" in e] == ["OK"]
 
@@ -221,7 +222,7 @@ def test_outputs_of_an_earlier_run_and_of_own_cells_are_no_evidence() -> None:
     nb.cells += earlier.cells[1:-1]
     save(nb)
     (entry,) = archived()
-    run = read_run(archive(), entry, catalog.load())
+    run = read_run(archive(), run_line(archive(), entry), catalog.load())
     assert [f.status for f in run.findings] == [Status.OK] + [Status.UNKNOWN] * (len(STEPS) - 1)
     assert WHO not in everything()
 

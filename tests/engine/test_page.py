@@ -26,10 +26,12 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import batch
 from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, NOTES, PARTIAL, Archive
+from runbook_lib.store.lines import RunLine
 from runbook_lib.store.run import Run, run_to_json
 from runbook_lib.view import render, timeline
 from runbook_lib.view.timeline import Lane, Mark, Series
 from tests.kit import ROOT
+from tests.kit.logs import logs_of
 
 SAMPLE = ROOT / "outputs" / "sample"
 START = pd.Timestamp("2026-11-27T13:00:00Z")
@@ -46,9 +48,8 @@ def verdict(begin: float, waiting: list[float | None], status: str = "CRITICAL",
     return {"started": ends, "as_of": ends, "sections": ["3"], "verdict": said | {"ended": None}} | more
 
 
-def lanes(*verdicts: dict[str, Any], **more: Any) -> dict[str, Lane]:
-    parts: dict[str, Any] = {"entries": (), "actions": (), "notes": (), "findings": ()} | more
-    return {lane.name: lane for lane in course.lanes(verdicts=verdicts, **parts)}
+def lanes(*manifest: dict[str, Any], **more: Any) -> dict[str, Lane]:
+    return {lane.name: lane for lane in course.lanes(logs_of(*manifest, **more), ())}
 
 
 def test_later_runs_complete_a_series_and_what_nobody_read_stays_unknown() -> None:
@@ -70,14 +71,14 @@ def test_zero_is_drawn_and_no_data_is_hatched() -> None:
 
 
 def test_the_course_of_an_incident() -> None:
-    done = {"action": "restart", "result": "done", "verified": True, "why": {"en": "-"}, "effect": {"en": "it flows"}}
+    done = {"action": "restart", "result": "done", "verified": True, "effect": {"en": "it flows", "ja": ""}}
     found = lanes(
         verdict(0, [9.0], onset=at(0.5).isoformat()),
         verdict(2, [0.0], status="OK"),
+        {"started": at(0).isoformat(), "parameters": {"detected_at": at(0).isoformat()}},
         actions=[done | {"time": at(1).isoformat()}, done | {"time": at(1).isoformat(), "result": "begun"}],
         notes=[{"time": at(0).isoformat(), "who": "alert", "text": "OutboxLagging firing"},
                {"time": at(1).isoformat(), "who": "aoki", "text": "called"}],
-        entries=[{"parameters": {"detected_at": at(0).isoformat()}}],
     )  # fmt: skip
     assert [m.text for m in found["Alerts"].marks] == ["OutboxLagging firing", "detected"]
     assert [(m.at, m.status) for m in found["Actions"].marks] == [(at(1), "OK")]
@@ -112,8 +113,8 @@ def noted(minute: float, who: str = "aoki") -> dict[str, Any]:
 def test_the_timeline_opens_on_the_incident(
     verdicts: list[Any], notes: list[Any], entries: list[Any], first: float, last: float
 ) -> None:
-    found = [*lanes(*verdicts, notes=notes, entries=entries).values()]
-    opens = course.incident(found, entries, verdicts)
+    found = [*lanes(*verdicts, *entries, notes=notes).values()]
+    opens = course.incident(found, logs_of(*verdicts, *entries))
     assert opens and opens[0] == pytest.approx(at(first), abs=pd.Timedelta(minutes=1))
     assert at(last) <= opens[1] <= at(last) + (opens[1] - opens[0]) * 0.05
     with messages.using("ja"):
@@ -126,7 +127,7 @@ def test_without_an_incident_the_timeline_opens_on_all_of_it() -> None:
     well, short = [verdict(0, RAMP, "OK")], [verdict(50, [9.0], onset=at(42).isoformat())]
     for verdicts in (well, short):
         found = [*lanes(*verdicts).values()]
-        assert course.span(found) and course.incident(found, [], verdicts) is None
+        assert course.span(found) and course.incident(found, logs_of(*verdicts)) is None
         assert "rb-whole" not in timeline.html(found, at(0), at(9))
 
 
@@ -188,10 +189,15 @@ def test_the_command_to_copy_asks_the_same_and_changes_nothing() -> None:
     parameters = {"target": "eu 1", "incident_id": "INC-1", "window_minutes": 30, "as_of": "2026-11-26T02:13:00Z"}
     changed = parameters | {"lang": "en", "execute": True, "approved_by": "Aoki", "detected_by": None}
     command = "runbook run 4.1 --target 'eu 1' --incident INC-1 -p window_minutes=30 -p as_of=2026-11-26T02:13:00Z"
-    assert render.run_again({"section": "4.1", "parameters": changed}) == command
-    again = render.run_again({"section": "4.1", "parameters": changed | {"lang": "ja"}})
+    assert render.run_again(run_line(changed)) == command
+    again = render.run_again(run_line(changed | {"lang": "ja"}))
     assert again == f"{command} --lang ja"
     parse_parameters(tuple(w for n, w in enumerate(shlex.split(again)) if shlex.split(again)[n - 1] == "-p"))
+
+
+def run_line(parameters: dict[str, Any]) -> RunLine:
+    (line,) = logs_of({"section": "4.1", "started": at(0).isoformat(), "parameters": parameters}).runs
+    return line
 
 
 def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> None:
@@ -310,7 +316,7 @@ def test_a_series_and_a_recovery_are_of_one_target_in_the_order_of_their_time() 
         for m, target in ((2, "east"), (3, "west"), (4, "east"))
     ]
     bad, other, well = verdict(1, [9.0]), verdict(2, [5.0], "OK"), verdict(3, [0.0], "OK")
-    found = lanes(well, other, bad, entries=entries)
+    found = lanes(well, other, bad, *entries)
     assert [s.values[0][2] for s in found["west outbox relay: waiting"].series] == [5.0]
     assert [v for _, _, v in found["east outbox relay: waiting"].series[0].values] == [9.0, 0.0]
     assert [(m.at, m.status) for m in found["Onset, recovery"].marks] == [(at(4), "OK")]

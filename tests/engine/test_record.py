@@ -146,7 +146,7 @@ def test_who_is_alive_is_worded_when_it_is_shown(alive: Text | str | None) -> No
     back = record.finding_from_json(stored)
     assert record.finding(back) == stored
     verdict = Verdict(Status.OK, None, "high", hops=back.hops)
-    seen = through_json(record.verdict(verdict))  # as a dossier's page has it
+    seen = record.from_json(Verdict, through_json(record.verdict(verdict)))  # as a dossier's page has it
     for lang, word in (("en", "alive"), ("ja", "稼働")):
         with messages.using(lang):
             shown = messages.text(alive) if isinstance(alive, Text) else alive
@@ -167,8 +167,8 @@ WHY = (
 @pytest.mark.parametrize("lang", messages.LANGUAGES)
 def test_why_a_failure_mode_has_its_score_is_told_line_by_line_in_notebook_dossier_and_terminal(lang: str) -> None:
     verdict = Verdict(Status.CRITICAL, "database", "low", (RankedMode("FM-NOTI-06", 0.32, WHY),))
-    seen = through_json(record.verdict(verdict))
-    mode = seen["failure_modes"][0]
+    seen = record.from_json(Verdict, through_json(record.verdict(verdict)))
+    mode = seen.failure_modes[0]
     with messages.using(lang):
         lines = render.why_lines(mode)
         assert len(lines) == len(WHY) and "None" not in "".join(lines)

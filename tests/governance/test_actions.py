@@ -32,6 +32,7 @@ from runbook_lib.packs.entitlement.checks.timeline import _read_action
 from runbook_lib.sources import settings
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
+from runbook_lib.store.lines import read_logs
 from runbook_lib.view import render
 from tests.kit.actions import WORD, Counter, around, was_done
 from tests.kit.command import runbook
@@ -171,7 +172,8 @@ def test_an_interrupt_while_the_effect_is_waited_for_is_a_line_and_goes_on(rb: C
     assert (begun["result"], done["result"], done["verified"]) == ("begun", "done", None)
     assert done["effect"]["en"] == "interrupted before the check: the effect is not known" and done["effect"]["ja"]
     assert (done["did"], done["after"]) == ({"counted": 1}, {"n": 1})
-    assert report._summarise_action(done).helped is None, "neither helped nor did not"
+    (told,) = (a for a in read_logs(rb.archive).actions if a.result == "done")
+    assert report._summarise_action(told).helped is None, "neither helped nor did not"
     overview.write_index(rb.archive)
     page = rb.archive.read("index.html").decode()
     assert "the effect is not known" in page
@@ -494,7 +496,7 @@ def test_break_glass_is_loud_everywhere(rb: Context) -> None:
     outcome = perform(Counter(), frozen, execute=True, break_glass=True, **WORD)
     assert (outcome.result, outcome.status) == ("done", Status.OK)
     assert [(line["result"], line["break_glass"]) for line in lines(rb)] == [("begun", True), ("done", True)]
-    for line in lines(rb):
+    for line in read_logs(rb.archive).actions:
         in_the_postmortem = _read_action(line)
         assert in_the_postmortem.why_en.startswith("BREAK-GLASS although target default is frozen until ")
         assert "緊急解除" in in_the_postmortem.why_ja

@@ -149,7 +149,7 @@ def test_a_dossier_is_judged_by_what_held_then(
     first, *others = pack.active_runbook().packs
     monkeypatch.setattr(pack, "_load_runbook", lambda *_: pack.Runbook((replace(first, docs=docs), *others)))
     assert rejudge.judge_all(archive) == (judged, apart)
-    assert policy.current_policy({}).keys() != {policy.policy_file_of(archive.manifest()[0])}
+    assert policy.current_policy({}).keys() != {policy.policy_file_of(archive.manifest()[0]["sha256"])}
     # Without the policy of then there is only that of today.
     lines = archive.manifest()
     for entry in lines:
@@ -185,7 +185,7 @@ def own(output: Path) -> Archive:
     lines = archive.manifest()
     content = b""
     for entry in lines:
-        if name := policy.policy_file_of(entry):
+        if name := policy.policy_file_of(entry.get("sha256", {})):
             content = content or json.dumps(json.loads(archive.read(name)) | {"runbook.toml": OWN}).encode()
             del entry["sha256"][name]
             entry["sha256"]["evidence/policy-own.json"] = digest(content)
@@ -219,7 +219,7 @@ def test_a_targets_own_thresholds_stay_unless_others_are_given(own: Archive, edi
 
 def test_what_was_swapped_is_no_policy(output: Path) -> None:
     archive = Archive(str(output), "sample")
-    name = policy.policy_file_of(archive.manifest()[0])
+    name = policy.policy_file_of(archive.manifest()[0]["sha256"])
     assert name and digest(archive.read(name)) == archive.manifest()[0]["sha256"][name]
     archive.write(name, archive.read(name).replace(b"15", b"16"))
     assert rejudge.judge_all(archive) == (0, [])  # the seal says that it was changed

@@ -30,6 +30,7 @@ from runbook_lib.notebook.session import Session
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive
 from tests.kit import ROOT
+from tests.kit.logs import logs_of
 from tests.kit.schemas import valid
 
 T0 = pd.Timestamp("2026-03-01T12:00:00Z")
@@ -77,12 +78,15 @@ def concluded(*runs: dict[str, Any], **verdict: Any) -> list[dict[str, Any]]:
     return [*runs, {"name": "v", "verdict": told | verdict, "sections": sections, "started": runs[0]["started"]}]
 
 
+WHY = {"en": "-", "ja": "-"}
+
+
 def mode(id_: str, score: float = 0.9) -> dict[str, Any]:
     return {"id": id_, "score": score, "because": [], "excluded_by": ""}
 
 
 def acted(id_: str, minutes: float, result: str, verified: bool | None = None, **more: Any) -> dict[str, Any]:
-    what = {"action": "restart", "what": {"name": "worker"}, "result": result, "verified": verified}
+    what = {"action": "restart", "what": {"name": "worker"}, "result": result, "verified": verified, "why": WHY}
     return {"id": id_, "time": at(minutes), "target": "production", **what, **more}
 
 
@@ -193,8 +197,8 @@ def test_a_measure_is_open_until_its_postmortem_says_when(output: Path, done: st
 )
 def test_recovered_is_what_a_run_has_seen(looks: list[dict[str, Any]], seconds: float | None) -> None:
     begun = ran("3", "CRITICAL", 1, detected_at=at(0))
-    assert report.summarise("x", [begun, *looks], [], []).ttr_s == seconds
-    assert report.summarise("x", [ran("3", "CRITICAL", 1), *looks], [], []).ttr_s is None  # from when, nobody said
+    assert report.summarise("x", logs_of(begun, *looks)).ttr_s == seconds
+    assert report.summarise("x", logs_of(ran("3", "CRITICAL", 1), *looks)).ttr_s is None  # from when, nobody said
 
 
 @pytest.mark.parametrize(
@@ -209,13 +213,13 @@ def test_recovered_is_what_a_run_has_seen(looks: list[dict[str, Any]], seconds: 
     ],
 )
 def test_how_it_was_begun(detected_by: str | None, notes: list[dict[str, Any]], by: str) -> None:
-    found = report.summarise("x", [ran("3", "OK", 1, detected_by=detected_by)], [], notes)
+    found = report.summarise("x", logs_of(ran("3", "OK", 1, detected_by=detected_by), notes=notes))
     assert (found.begun_by, found.alert) == (by, "A" if notes and by == "alert" else "")
 
 
 def test_an_undecided_verdict_names_all_that_it_may_be() -> None:
     unsure = {"stuck_at": None, "undecided": ["relay", "database"], "between": ["FM-OB-01", "FM-DB-01"]}
-    found = report.summarise("x", concluded(ran("3", "CRITICAL", 1), **unsure), [], [])
+    found = report.summarise("x", logs_of(*concluded(ran("3", "CRITICAL", 1), **unsure)))
     assert (found.place, found.modes) == (("relay", "database"), ("FM-OB-01", "FM-DB-01"))
     kinds = report.report([found])["modes"]
     assert [k["mode"] for k in kinds] == ["FM-DB-01", "FM-OB-01"]
@@ -223,12 +227,13 @@ def test_an_undecided_verdict_names_all_that_it_may_be() -> None:
 
 
 def test_a_mode_that_hardly_stands_is_none() -> None:
-    found = report.summarise("x", concluded(ran("3", "WARNING", 1), failure_modes=[mode("FM-OB-01", 0.2)]), [], [])
+    logs = logs_of(*concluded(ran("3", "WARNING", 1), failure_modes=[mode("FM-OB-01", 0.2)]))
+    found = report.summarise("x", logs)
     assert found.modes == () and report.report([found])["modes"] == []
 
 
 def test_an_incident_without_a_run_is_none_that_led_to_nothing() -> None:
-    found = report.summarise("x", [], [], [noted(0, "alert", "A firing")])
+    found = report.summarise("x", logs_of(notes=[noted(0, "alert", "A firing")]))
     assert (found.worst, found.last, found.begun_by) == ("", "", "alert")
     assert report.report([found])["alerts_for_nothing"] == []
 
@@ -256,7 +261,7 @@ _RUNS = st.lists(st.tuples(st.sampled_from(["3", "4.1", "6", "7"]), _STATUSES, s
 
 @given(st.lists(_RUNS.filter(bool), max_size=5))
 def test_whatever_was_run_it_is_counted_once(dossiers: list[list[tuple[str, str, int]]]) -> None:
-    found = [report.summarise(f"I-{n}", [ran(*r) for r in runs], [], []) for n, runs in enumerate(dossiers)]
+    found = [report.summarise(f"I-{n}", logs_of(*(ran(*r) for r in runs))) for n, runs in enumerate(dossiers)]
     sums = report.report(found)
     assert len(sums["incidents"]) == len(report.frame(found)) == len(dossiers)
     for incident, runs in zip(found, dossiers, strict=True):

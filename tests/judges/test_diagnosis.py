@@ -315,9 +315,10 @@ def test_each_line_of_evidence_has_its_moment_and_the_value_that_decided() -> No
     values = (Value("outbox.due", 7, "rows"), Value("outbox.oldest_due", 96.9, "s", limit))
     at = pd.Timestamp("2026-07-01T03:12:40Z")
     told = replace(finding("4.1.3", ("FM-OB-01", 0.9)), values=values, at=at)
-    (line,) = record.verdict(conclude([told]))["failure_modes"][0]["because"]
-    assert (line["at"], line["value"]["name"], line["value"]["value"]) == (at.isoformat(), "outbox.oldest_due", 96.9)
-    assert any("(4.1.3 at 03:12:40Z)" in w for w in render.why_lines({"because": [line]}))
+    mode = conclude([told]).failure_modes[0]
+    (line,) = mode.because
+    assert line.value and (line.at, line.value.name, line.value.value) == (at, "outbox.oldest_due", 96.9)
+    assert any("(4.1.3 at 03:12:40Z)" in w for w in render.why_lines(mode))
     assert record.finding_from_json(record.finding(told)).at == at
 
 

@@ -19,7 +19,6 @@ from runbook_lib.packs.entitlement.checks.errors import classify_send
 from runbook_lib.packs.entitlement.evidence.receiver import ProbeResult, ReceiverProbe
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.source import ReadCost
-from runbook_lib.store import record
 from runbook_lib.view import render
 from tests.kit.web import reply, web
 
@@ -102,8 +101,8 @@ def test_a_part_is_its_own_witness() -> None:
 
 
 def test_why_names_the_candidate_places_and_the_witness() -> None:
-    explained = record.verdict(conclude(seen("4.1.1", "delivery.refused")))
-    assert [place["id"] for place in explained["places"]] == ["delivery_worker", "receiver"]
+    explained = conclude(seen("4.1.1", "delivery.refused"))
+    assert [place.id for place in explained.places] == ["delivery_worker", "receiver"]
     lines = "\n".join(render.failure_mode_lines(explained))
     assert "+0.85 delivery.refused (4.1.1, reported by delivery worker)" in lines
     with messages.using("ja"):

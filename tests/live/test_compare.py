@@ -41,6 +41,7 @@ from runbook_lib.model.finding import (
 from runbook_lib.model.usage import UsageError
 from runbook_lib.store.archive import MANIFEST, Archive
 from runbook_lib.store.files import digest
+from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import read_run, run_to_json
 from runbook_lib.view.differences import Comparison
 from tests.kit import ROOT
@@ -282,7 +283,7 @@ def test_two_runs_of_dossiers(output: Path) -> None:
 def test_a_run_that_did_not_conclude_is_compared_as_far_as_it_came(output: Path) -> None:
     archive = Archive(str(output), "sample")
     entry = next(e for e in archive.manifest() if e["section"] == "4.1")
-    ran = replace(read_run(archive, entry, load()), concluded=False)
+    ran = replace(read_run(archive, run_line(archive, entry), load()), concluded=False)
     evidence = json.dumps(run_to_json(ran)).encode()
     archive.write("evidence/died.json", evidence)
     died = entry | {"name": "died", "sha256": {"evidence/died.json": digest(evidence)}}
@@ -294,7 +295,14 @@ def test_a_run_that_did_not_conclude_is_compared_as_far_as_it_came(output: Path)
 def ran(name: str, hour: str, section: str = "4.1", problem: str = "", **parameters: Any) -> dict[str, Any]:
     given = {"target": "east", "as_of": None, "window_minutes": 60} | parameters
     started = f"2026-01-31T{hour}:00Z"
-    return {"name": name, "section": section, "started": started, "problem": problem, "parameters": given}
+    return {
+        "name": name,
+        "section": section,
+        "status": "OK",
+        "started": started,
+        "problem": problem,
+        "parameters": given,
+    }
 
 
 EARLIER = [
@@ -316,7 +324,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Archive:
     archive.prepare()
     for entry in EARLIER:
         archive.add_line(MANIFEST, entry)
-    monkeypatch.setattr(compare, "_read_run", lambda archive, entry: entry["name"])
+    monkeypatch.setattr(compare, "_read_run", lambda archive, line: line.name)
     return archive
 
 

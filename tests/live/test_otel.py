@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from runbook_lib.book.catalog import load
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.lines import read_runs
 from runbook_lib.store.run import read_run
 from tests.kit import web
 from tests.kit.command import runbook
@@ -52,8 +53,8 @@ def test_a_run_is_a_trace_of_its_sections_steps_and_queries(servers: Servers, tm
     valid_dossier(tmp_path / "INC-1")
     for section, run in zip(below[root.span_id], said["runs"], strict=True):
         assert section.name == f"section {run['section']}"
-        (entry,) = (e for e in archive.manifest() if e.get("section") == run["section"])
-        findings = read_run(archive, entry, load()).findings
+        (line,) = (e for e in read_runs(archive) if e.section == run["section"])
+        findings = read_run(archive, line, load()).findings
         found = [
             (step.name, q.name, values[q.span_id]["query"].string_value, values[q.span_id]["rows"].int_value)
             for step in below[section.span_id]

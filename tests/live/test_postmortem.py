@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -39,7 +40,8 @@ from runbook_lib.model.finding import (
 from runbook_lib.packs.entitlement.checks import course, impact, incident, origin, past, timeline
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
-from runbook_lib.store.run import read_run
+from runbook_lib.store.lines import read_runs
+from runbook_lib.store.run import Run, read_run, run_to_json
 from runbook_lib.view.charts import Chart
 from tests.kit.command import runbook
 from tests.kit.effort import examples
@@ -72,18 +74,14 @@ def keep(archive: Archive, *runs: dict[str, Any]) -> None:
     archive.prepare()
     for r in runs:
         name = f"{r['at']:%Y%m%dT%H%M%SZ}-{r['section']}-{r['status']}"
-        shown = [{record.FINDING_MIME: record.finding(f)} for f in r["findings"]]
-        end = {"header": {"as_of": r["at"].isoformat()}, "verdict": record.verdict(r["verdict"])}
-        cells = [
-            nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("display_data", data=data)])
-            for data in (*shown, {record.VERDICT_MIME: end})
-        ]
+        header, stored = {"as_of": r["at"].isoformat()}, [record.finding(f) for f in r["findings"]]
+        evidence = json.dumps(run_to_json(Run(r["section"], header, stored, r["verdict"]))).encode()
         entry = {c: r[c] for c in ("section", "status", "parameters")} | {
             "name": name, "started": r["at"].isoformat(), "ended": (r["at"] + MINUTE / 6).isoformat(),
             "stuck_at": r["verdict"].stuck_at, "confidence": "high", "problem": "",
         }  # fmt: skip
-        archive.append(entry, {f"{name}.ipynb": nbformat.writes(nbformat.v4.new_notebook(cells=cells)).encode()})
-        said = {"verdict": end["verdict"], "started": entry["started"], "sections": [r["section"]]}
+        archive.append(entry, {f"evidence/{name}.json": evidence})
+        said = {"verdict": record.verdict(r["verdict"]), "started": entry["started"], "sections": [r["section"]]}
         archive.append({"name": f"{name}.json"} | said, {f"{name}.json": b"{}"})
 
 
@@ -477,7 +475,7 @@ def origin_of(*verdicts: tuple[str, str, list[tuple[str, float]]]) -> Finding:
     modes = [(f"v{i}", id_, score) for i, (_, _, named) in enumerate(verdicts) for id_, score in named]
     return origin.judge_origin(
         {
-            "verdicts": pd.DataFrame(rows, columns=origin.VERDICT_COLUMNS),
+            "verdicts": pd.DataFrame(rows, columns=[f.name for f in fields(origin.VerdictRow)]),
             "modes": pd.DataFrame(modes, columns=["name", "id", "score"]),
             "known": pd.DataFrame([("FM-NOTI-06", "stopped", "停止")], columns=["id", "en", "ja"]),
         },
@@ -680,7 +678,8 @@ def test_the_page_of_an_edited_draft_has_the_chart_of_the_newest_run(archive: Ar
     for chart in ("b2xk", "bmV3"):
         drawn = nbformat.v4.new_output("display_data", data={"image/png": chart})
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[drawn])])
-        archive.append({"name": chart, "section": "7"}, {f"{chart}.ipynb": nbformat.writes(nb).encode()})
+        line = {"name": chart, "section": "7", "status": "OK", "started": "2026-01-31T03:00:00Z"}
+        archive.append(line, {f"{chart}.ipynb": nbformat.writes(nb).encode()})
     postmortem.refresh_page(archive, fill(text_of(archive), "summary", "We slept."))
     page = archive.read(postmortem.PAGE).decode()
     assert "We slept." in page and re.findall(r"base64,(\w+)", page) == ["bmV3"]
@@ -982,8 +981,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     assert done.returncode == said["exit_code"] == 1, done.stderr
     assert said["postmortem"]["backup"] is None
     assert archive.problems() == []
-    entry = archive.manifest()[-1]
-    ran = read_run(archive, entry, catalog.load())
+    ran = read_run(archive, read_runs(archive)[-1], catalog.load())
     assert ran.concluded and rejudge.judge_again(ran) == []
     text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
     assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text and "data:image/png" in page

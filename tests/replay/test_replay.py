@@ -15,7 +15,7 @@ from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.dossier import policy
 from runbook_lib.model.finding import Finding, Verdict
 from runbook_lib.runs import replay
-from runbook_lib.store import record, recording
+from runbook_lib.store import recording
 from runbook_lib.view import render
 from tests.kit import RECORDINGS
 
@@ -69,11 +69,10 @@ def test_triage(name: str) -> None:
 
 
 def _assert_sources(findings: Iterable[Finding]) -> None:
-    stored = [record.finding(f) for f in findings]
-    numbered = [
-        f for f in stored if any("<b>" in render.mark_numbers(f["headline"][lang]) for lang in messages.LANGUAGES)
-    ]
-    assert not [f["step"] for f in numbered if not render.sources(f)], "a number without a source"
+    def has_number(f: Finding) -> bool:
+        return any("<b>" in render.mark_numbers(messages.text(f.headline, lang)) for lang in messages.LANGUAGES)
+
+    assert not [f.step for f in findings if has_number(f) and not render.sources(f)], "a number without a source"
 
 
 def _assert_no_contradiction(findings: Sequence[Finding], verdict: Verdict, book: Catalog) -> None:
@@ -82,7 +81,7 @@ def _assert_no_contradiction(findings: Sequence[Finding], verdict: Verdict, book
     assert {b.observation for b in verdict.contradicted} == contradicted.keys()
     counted = {b.observation for m in verdict.failure_modes for b in m.because if b.kind == "observed"}
     assert counted.isdisjoint(contradicted)
-    lines = "\n".join(render.question_lines(record.verdict(verdict)))
+    lines = "\n".join(render.question_lines(verdict))
     assert all(observation in lines for observation in contradicted)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.packs.entitlement.checks import incident
-from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.lines import read_runs
+from runbook_lib.store.run import read_run
 from tests.kit import sandboxes
 from tests.kit.command import runbook as command
 from tests.kit.drills import runbook, shown
@@ -70,16 +71,16 @@ def told_the_same(sandbox: Sandbox, tmp_path: Path) -> None:
     found = {f["step"]: f for r in said["runs"] for f in r["findings"]}
 
     archive = Archive(str(tmp_path), "E2E")
-    name = next(e["name"] for e in archive.manifest() if e.get("section") == "3")
-    seen = record.frame_from_json(incident.said(archive, name)["findings"]["3.1"]["frames"]["slis"])
+    first = read_run(archive, next(run for run in read_runs(archive) if run.section == "3"), catalog.load())
+    seen = first.by_step["3.1"].frames["slis"]
     missed = {str(r["slo"]) for r in seen.to_dict("records") if r["met"] is False}
     assert "NOTI-C" in missed
     values = found["7.1"]["values"]
     assert missed <= {slo for slo in seen["slo"] if (values.get(f"{slo}.breach") or {"value": 0})["value"]}, shown(said)
     assert abs((pd.Timestamp(values["onset"]["value"]) - broken).total_seconds()) < 5, (broken, values["onset"])
     assert abs(found["7.3"]["values"]["ttd"]["value"] - (alert - broken).total_seconds()) < 5
-    onset = incident.said(archive, name)["findings"]["3.1"]["values"]["impact.onset"]["value"]
-    assert abs((pd.Timestamp(onset) - broken).total_seconds()) < 5, (broken, onset)
+    onset = first.by_step["3.1"].value("impact.onset")
+    assert abs((pd.Timestamp(str(onset)) - broken).total_seconds()) < 5, (broken, onset)
 
 
 @pytest.mark.parametrize("attempt", range(5))

@@ -24,6 +24,7 @@ from runbook_lib.store.archive import Archive
 from runbook_lib.view import render
 from tests.kit.actions import WORD, Counter
 from tests.kit.command import runbook
+from tests.kit.logs import logs_of
 from tests.kit.schemas import valid_dossier
 from tests.kit.web import SECRET, Http
 
@@ -125,11 +126,13 @@ def test_the_token_is_a_secret_of_the_target() -> None:
 
 
 def line(n: int, status: str, place: str | None = None, *sections: str, onset: str = "") -> dict[str, Any]:
-    verdict: dict[str, Any] = {
-        "status": status, "stuck_at": place, "failure_modes": [], "hops": [], "undecided": [], "confidence": "high",
-    }  # fmt: skip
-    kept = {"name": f"{n}", "verdict": verdict, "sections": list(sections or ("3",))}
-    return kept | ({"onset": onset} if onset else {})
+    verdict = {"status": status, "stuck_at": place, "confidence": "high"}
+    kept = {"name": f"{n}", "verdict": verdict, "sections": list(sections or ("3",)), "as_of": AT.isoformat()}
+    return kept | {"started": at(n)} | ({"onset": onset} if onset else {})
+
+
+def at(n: int) -> str:
+    return (AT + pd.Timedelta(minutes=n)).isoformat()
 
 
 SINCE = "2026-01-31T02:50:00+00:00"
@@ -156,7 +159,7 @@ def test_only_what_is_news_is_told() -> None:
         kept = line(n, *look, onset=SINCE if look[:1] != ("OK",) and look[2:] == () else "")
         concluded.append(kept)
         if kinds is not None:
-            found = grafana.new_annotations(kept, concluded, AT.isoformat())
+            found = grafana.new_annotations(kept["name"], logs_of(*concluded).verdicts)
             assert [a.kind for a in found] == kinds, (n, look)
             for a in found:
                 begin = SINCE if a.kind in ("onset", "recovery") else AT
@@ -166,10 +169,12 @@ def test_only_what_is_news_is_told() -> None:
 def test_each_target_of_an_incident_has_its_own_news() -> None:
     entries: list[dict[str, Any]] = []
     for n, (name, look) in enumerate((t, look) for look in (("CRITICAL", "relay"), ("OK", None, "6")) for t in "ab"):
-        said = line(n, *look, onset=SINCE if n < 2 else "") | {"started": f"{n}"}
-        run = {"section": said["sections"][0], "started": f"{n}", "parameters": {"target": name}}
+        said = line(n, *look, onset=SINCE if n < 2 else "")
+        run = {"section": said["sections"][0], "started": at(n), "parameters": {"target": name}}
         entries += [run, said]
-        found = grafana.new_annotations(entries[-1], grafana.verdicts_of(name, entries), AT.isoformat())
+        logs = logs_of(*entries)
+        own = [v for v in logs.verdicts if logs.target_of(v) == name]
+        found = grafana.new_annotations(said["name"], own)
         assert [a.kind for a in found] == (["onset", "verdict"] if n < 2 else ["recovery"]), (n, name)
 
 

@@ -16,7 +16,8 @@ from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SandboxError
 from runbook_lib.model.finding import Status
-from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.archive import Archive
+from runbook_lib.store.lines import read_logs
 
 #: The system works for this long before it breaks: its processes are no longer starting.
 WORKS_S = 30
@@ -76,7 +77,7 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
     answer = judge(verdict, Truth(right | {fault.stuck_at}, right)).answer
     if answer != "right":
         raise SandboxError(f"the runbook's verdict on '{fault.name}' is {answer}: stuck at {verdict['stuck_at']}")
-    if restart and not any(a["result"] == "done" and a["verified"] for a in archive.lines(ACTION_LOG)):
+    if restart and not any(a.result == "done" and a.verified for a in read_logs(archive).actions):
         raise SandboxError("the restart was not carried out, or did not work")
     if recovered != Status.OK.value:
         raise SandboxError(f"the runbook did not see the recovery (exit code {recovered})")

@@ -25,16 +25,14 @@ from runbook_lib.packs.entitlement.checks.incident import (
     collect_runs,
     detection,
     green,
-    lines,
+    kept_run,
+    logs_of,
     runs_of,
-    said,
     timed,
 )
 from runbook_lib.packs.entitlement.checks.past import Span, span_of
 from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Count
-from runbook_lib.store import record
-from runbook_lib.store.archive import Archive
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -107,7 +105,7 @@ def collect_impact(rb: Context) -> Frames:
     parts, given = FrameCollector(), rb.given()
     with parts.part("archive") as answers:
         answers |= collect_runs(rb) | _read_earlier_impact(rb)
-        answers |= _read_missed(rb.archive, answers["runs"])
+        answers |= _read_missed(rb, answers["runs"])
     detected = detection(parts.answers, given)
     until = green(parts.answers, detected.at).at or rb.as_of
     begins = [detected.at, *(r.started for r in runs_of(parts.answers)[:1])]
@@ -163,25 +161,25 @@ def _sum_buckets(pieces: list[pd.DataFrame] | None) -> pd.DataFrame | None:
 def _read_earlier_impact(rb: Context) -> Frames:
     """Return what earlier runs of this section measured: since then retention may have deleted the rows."""
     measured: list[EarlierImpact] = []
-    for entry in lines(rb.archive):
-        if entry.get("section") == OWN:
-            found = said(rb.archive, entry["name"]).get("findings", {}).get("7.1", {})
-            frame, onset = (found.get(name, {}) for name in ("frames", "values"))
-            since = pd.Timestamp(told) if (told := onset.get("onset", {}).get("value")) else None
-            for r in rows.each(record.frame_from_json(frame["impact"]), Impact) if "impact" in frame else ():
+    for line in logs_of(rb.archive).runs:
+        run = kept_run(rb.archive, line, rb.catalog) if line.section == OWN else None
+        if run and (found := run.by_step.get("7.1")):
+            since = pd.Timestamp(str(told)) if (told := found.value("onset")) else None
+            for r in rows.each(found.frames.get("impact"), Impact):
                 if r.why == "":
-                    measured.append(EarlierImpact(**vars(replace(r, name=entry["name"])), onset=since))
+                    measured.append(EarlierImpact(**vars(replace(r, name=line.name)), onset=since))
     return {"earlier": timed(rows.frame(measured, EarlierImpact), "since", "onset")}
 
 
-def _read_missed(archive: Archive, runs: pd.DataFrame) -> Frames:
+def _read_missed(rb: Context, runs: pd.DataFrame) -> Frames:
     """Return the objectives that runs of section 3 found missed, each with its run."""
-    found: list[dict[str, Any]] = []
-    for run in runs.to_dict("records"):
-        slis = said(archive, str(run["name"])).get("findings", {}).get("3.1", {}).get("frames", {}).get("slis")
-        for r in record.frame_from_json(slis).to_dict("records") if slis else ():
+    looked_at, found = dict(zip(runs["name"], runs["looked_at"], strict=True)), list[dict[str, Any]]()
+    for line in logs_of(rb.archive).runs:
+        run = kept_run(rb.archive, line, rb.catalog) if line.name in looked_at else None
+        slis = run.by_step["3.1"].frames.get("slis") if run and "3.1" in run.by_step else None
+        for r in slis.to_dict("records") if slis is not None else ():
             if r.get("met") is False:
-                found.append({"slo": r["slo"], "looked_at": run["looked_at"], "name": run["name"]})
+                found.append({"slo": r["slo"], "looked_at": looked_at[line.name], "name": line.name})
     return {"missed": timed(pd.DataFrame(found, columns=["slo", "looked_at", "name"]), "looked_at")}
 
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from runbook_lib.book.catalog import Catalog
 from runbook_lib.book.parameters import moment
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.dossier import mandatory
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.sources.source import SourceError
-from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
+from runbook_lib.store.lines import Logs, RunLine, read_logs
+from runbook_lib.store.run import Run, read_run
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -45,47 +46,42 @@ RUN = [f.name for f in fields(IncidentRun)]
 
 
 @lru_cache(maxsize=100)
-def said(archive: Archive, name: str) -> dict[str, Any]:
-    """Return an artifact's stored findings, moment and verdict; {} if it cannot be read."""
+def kept_run(archive: Archive, line: RunLine, book: Catalog) -> Run | None:
+    """Return a run of the incident as it was kept; None if it cannot be read."""
     try:
-        nb = json.loads(archive.read(f"{name}.ipynb"))
-        shown = [out["data"] for c in nb["cells"] for out in c.get("outputs", []) if "data" in out]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    found = {f["step"]: f for data in shown if (f := data.get(record.FINDING_MIME))}
-    ends = [data[record.VERDICT_MIME] for data in shown if record.VERDICT_MIME in data]
-    end = ends[-1] if ends else {}
-    return {"findings": found, "as_of": end.get("header", {}).get("as_of"), "verdict": end.get("verdict")}
+        return read_run(archive, line, book)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
+        return None
 
 
 def collect_runs(rb: Context) -> Frames:
     """Return the runs of the incident without those of this section. Frame: runs (fields of `IncidentRun`)."""
     found = []
-    for entry in lines(rb.archive):
-        if entry.get("section", OWN) == OWN:
+    for line in logs_of(rb.archive).runs:
+        if line.section == OWN:
             continue
-        given, seen = entry.get("parameters") or {}, said(rb.archive, entry["name"])
-        onset = seen.get("findings", {}).get("3.1", {}).get("values", {}).get("impact.onset", {}).get("value")
-        at = given.get("detected_at")
+        run, at = kept_run(rb.archive, line, rb.catalog), line.parameters.get("detected_at")
+        impact = run.by_step.get("3.1") if run else None
         found.append(
-            {c: entry.get(c) for c in RUN}
-            | {
-                "looked_at": seen.get("as_of") or entry.get("started"),
-                "detail": entry.get("problem"),
-                "detected_by": given.get("detected_by"),
+            {
+                "name": line.name, "section": line.section, "started": line.started, "ended": line.ended,
+                "status": line.status.name, "stuck_at": line.stuck_at, "confidence": line.confidence,
+                "looked_at": (run and run.header.get("as_of")) or line.started,
+                "detail": line.problem,
+                "detected_by": line.parameters.get("detected_by"),
                 "detected_at": moment(at).isoformat() if at else None,
-                "onset": onset,
+                "onset": impact.value("impact.onset") if impact else None,
             }
-        )
+        )  # fmt: skip
     return {"runs": timed(pd.DataFrame(found, columns=RUN), "started", "ended", "looked_at", "detected_at", "onset")}
 
 
-def lines(archive: Archive, name: str = "") -> list[dict[str, Any]]:
-    """Return the lines of one of the dossier's journals, by default the manifest. Raises SourceError."""
+def logs_of(archive: Archive) -> Logs:
+    """Return the lines of the incident's logs. Raises SourceError."""
     try:
-        return archive.lines(name) if name else archive.manifest()
+        return read_logs(archive)
     except (OSError, ValueError) as e:
-        raise SourceError("archive", Reason.ERROR, f"{name or 'manifest'}: {e}") from None
+        raise SourceError("archive", Reason.ERROR, f"logs: {e}") from None
 
 
 def timed(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib.book import messages
 from runbook_lib.book.messages import VERBATIM
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
@@ -15,8 +15,9 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import past
-from runbook_lib.packs.entitlement.checks.incident import OWN, lines, said, timed
-from runbook_lib.store.archive import Archive
+from runbook_lib.packs.entitlement.checks.incident import OWN, kept_run, logs_of, timed
+from runbook_lib.store.lines import RunLine
+from runbook_lib.store.run import Run
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -44,32 +45,24 @@ class RankedModeRow(rows.Row):
     score: float = 0.0
 
 
-VERDICT_COLUMNS = [f.name for f in fields(VerdictRow)]
-
-
 def collect_origin(rb: Context) -> Frames:
     """7.2: read the verdict of every command, and every finding that supports or contradicts a failure mode.
 
     Frames: verdicts (fields of `VerdictRow`), modes (of `Mode`), steps (`STEP`), unread (name: text), known (id; en,
     ja: text), episodes (those of 7.1).
     """
-    manifest = lines(rb.archive)
-    runs = [e for e in manifest if e.get("section", OWN) != OWN]
-    concluded = [
-        (e["name"], e.get("started"), e["verdict"]) for e in manifest if "verdict" in e and e.get("sections") != [OWN]
-    ]
+    logs = logs_of(rb.archive)
+    runs = [(line, kept_run(rb.archive, line, rb.catalog)) for line in logs.runs if line.section != OWN]
+    concluded = [(v.name, v.started, v.verdict) for v in logs.verdicts if v.sections != (OWN,)]
     if not concluded:
-        read = ((e, said(rb.archive, e["name"]).get("verdict")) for e in runs)
-        concluded = [(e["name"], e.get("started"), v) for e, v in read if v]
-    verdicts = [{"name": n, "started": t} | {c: v.get(c) for c in VERDICT_COLUMNS[2:]} for n, t, v in concluded]
-    modes = [
-        {"name": n, "id": m["id"], "score": m["score"]} for n, _, v in concluded for m in v.get("failure_modes", ())
-    ]  # fmt: skip
+        concluded = [(line.name, line.started, run.verdict) for line, run in runs if run and run.concluded]
+    verdicts = [VerdictRow(name, at, v.status.name, v.stuck_at, v.confidence) for name, at, v in concluded]
+    modes = [RankedModeRow(name, m.id, m.score) for name, _, v in concluded for m in v.failure_modes]
     frames = {
-        "verdicts": timed(pd.DataFrame(verdicts, columns=VERDICT_COLUMNS), "started"),
-        "modes": pd.DataFrame(modes, columns=["name", "id", "score"]),
-        "steps": pd.DataFrame(list(_evidence_rows(rb.archive, runs, rb.catalog.failure_modes)), columns=STEP_COLUMNS),
-        "unread": pd.DataFrame({"name": [e["name"] for e in runs if not said(rb.archive, e["name"])]}, dtype=object),
+        "verdicts": timed(rows.frame(verdicts, VerdictRow), "started"),
+        "modes": rows.frame(modes, RankedModeRow),
+        "steps": pd.DataFrame(list(_evidence_rows(runs, rb.catalog.failure_modes)), columns=STEP_COLUMNS),
+        "unread": pd.DataFrame({"name": [line.name for line, run in runs if run is None]}, dtype=object),
     }
     if impact := next((f for f in rb.given().earlier if f.step == "7.1"), None):
         frames["spells"] = impact.frames.get("spells", pd.DataFrame())
@@ -77,14 +70,14 @@ def collect_origin(rb: Context) -> Frames:
                                            columns=["id", "en", "ja"])}  # fmt: skip
 
 
-def _evidence_rows(archive: Archive, runs: list[dict[str, Any]], modes: Collection[str]) -> Iterator[dict[str, Any]]:
-    for entry in runs:
-        for step, f in said(archive, entry["name"]).get("findings", {}).items():
-            for signal in f.get("signals", ()):
-                if signal["about"] in modes:
-                    words = {f"headline_{lang}": f["headline"].get(lang, "") for lang in ("en", "ja")}
-                    yield {"name": entry["name"], "section": entry["section"], "step": step, "id": signal["about"],
-                           "weight": float(signal["weight"]), "status": f["status"], **words}  # fmt: skip
+def _evidence_rows(runs: Sequence[tuple[RunLine, Run | None]], modes: Collection[str]) -> Iterator[dict[str, Any]]:
+    for line, run in runs:
+        for f in run.findings if run else ():
+            words = {f"headline_{lang}": messages.text(f.headline, lang) for lang in messages.LANGUAGES}
+            for signal in f.signals:
+                if signal.about in modes:
+                    yield {"name": line.name, "section": line.section, "step": f.step, "id": signal.about,
+                           "weight": float(signal.weight), "status": f.status.name, **words}  # fmt: skip
 
 
 def deciding_verdict(verdicts: list[VerdictRow], deciding: Collection[str] = ()) -> VerdictRow | None:

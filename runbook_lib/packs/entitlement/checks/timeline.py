@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib.book import messages
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
@@ -20,13 +21,12 @@ from runbook_lib.packs.entitlement.checks.incident import (
     collect_runs,
     detection,
     green,
-    lines,
+    logs_of,
     onset_kept,
     timed,
 )
 from runbook_lib.packs.entitlement.checks.origin import VerdictRow, collect_origin
-from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, NOTES
+from runbook_lib.store.lines import ActionLine
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -72,11 +72,9 @@ def collect_timeline(rb: Context) -> Frames:
     began (fields of `KnownOnset`).
     """
     frames = collect_runs(rb)
-    notes = [
-        # User ids in a note are masked already; this target's secrets are not.
-        {"time": n.get("time"), "who": n.get("who"), "text": rb.masker.without_secrets(str(n.get("text")))}
-        for n in lines(rb.archive, NOTES)
-    ]
+    logs = logs_of(rb.archive)
+    # User ids in a note are masked already; this target's secrets are not.
+    notes = [{"time": n.time, "who": n.who, "text": rb.masker.without_secrets(n.text)} for n in logs.notes]
     earlier = next((f for f in rb.given().earlier if f.step == "7.1"), None)
     began = {c: earlier.value(c) if earlier else None for c in ("onset", "onset_how", "onset_from", "recovered")}
     stored = onset_kept(frames)
@@ -85,19 +83,20 @@ def collect_timeline(rb: Context) -> Frames:
     partial = [p for p in rb.archive.partials() if f"-{OWN}." not in p]
     return frames | {
         "verdicts": collect_origin(rb)["verdicts"],
-        "actions": rows.frame((_read_action(a) for a in lines(rb.archive, ACTION_LOG)), LoggedAction),
+        "actions": rows.frame(map(_read_action, logs.actions), LoggedAction),
         "notes": timed(pd.DataFrame(notes, columns=["time", "who", "text"]), "time"),
         "partials": pd.DataFrame({"name": partial}, dtype=object),
         "began": row(**began),
     }
 
 
-def _read_action(a: dict[str, Any]) -> LoggedAction:
-    what = a.get("what") or {}
-    texts = {f"{c}_{lang}": (a.get(c) or {}).get(lang, "") for c in ("why", "effect") for lang in ("en", "ja")}
-    plain: dict[str, Any] = {c: a.get(c) for c in ("action", "result", "who", "approved_by", "verified")}
-    spelt = record.describe_action(what) if isinstance(what, dict) else str(what)
-    return LoggedAction(time=_parse_time(a.get("time")), what=spelt, because=a.get("reason"), **plain, **texts)
+def _read_action(a: ActionLine) -> LoggedAction:
+    told = {"why": a.why, "effect": a.effect}
+    texts: dict[str, Any] = {
+        f"{c}_{lang}": messages.text(t, lang) if t else "" for c, t in told.items() for lang in messages.LANGUAGES
+    }
+    plain: dict[str, Any] = {c: getattr(a, c) for c in ("time", "action", "result", "who", "approved_by", "verified")}
+    return LoggedAction(what=a.about, because=a.reason, **plain, **texts)
 
 
 def _parse_time(text: Any) -> pd.Timestamp | None:

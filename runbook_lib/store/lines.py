@@ -1,0 +1,211 @@
+"""The lines of an incident's logs by kind, validated when they are read."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import pandas as pd
+from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf, ValidationError
+
+from runbook_lib.book.parameters import moment
+from runbook_lib.model.finding import PRESENT_S, Confidence, Status, Text, Verdict
+from runbook_lib.model.usage import first_problem
+from runbook_lib.store import record
+from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive, LogError
+
+
+def _read_verdict(stored: Any) -> Verdict:
+    try:
+        return record.from_json(Verdict, stored)
+    except (LookupError, TypeError, AttributeError) as e:
+        raise ValueError(f"is no verdict: {e}") from None
+
+
+_Moment: TypeAlias = Annotated[InstanceOf[pd.Timestamp], BeforeValidator(moment)]
+_Text: TypeAlias = Annotated[InstanceOf[Text], BeforeValidator(record.text_from_json)]
+
+
+class Line(BaseModel):
+    """A line of a log; fields that this version does not know are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Artifact(Line):
+    """A line of the manifest: what was made, by name, and the digests of its files."""
+
+    name: str
+    started: _Moment
+    ended: _Moment | None = None
+    sha256: dict[str, str] = {}
+    job: str = ""
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class RunLine(_Artifact):
+    """A run of one section."""
+
+    section: str
+    status: Annotated[Status, BeforeValidator(Status.__getitem__)]
+    stuck_at: str | None = None
+    confidence: Confidence = "none"
+    parameters: dict[str, Any] = {}
+    problem: str = ""
+    outputs: str = ""
+    """The digest of what a browser's notebook showed."""
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The section alone, as a verdict has its sections."""
+        return (self.section,)
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict as far as the line tells it."""
+        return Verdict(self.status, self.stuck_at, self.confidence)
+
+    @property
+    def looked_at(self) -> pd.Timestamp:
+        """The moment of which it speaks."""
+        given = self.parameters.get("as_of")
+        return moment(given) if given else self.started
+
+
+class VerdictLine(_Artifact):
+    """What a command concluded from its runs."""
+
+    verdict: Annotated[InstanceOf[Verdict], BeforeValidator(_read_verdict)]
+    sections: tuple[str, ...] = ()
+    as_of: _Moment | None = None
+    onset: _Moment | None = None
+    dashboard: str = ""
+
+    @property
+    def status(self) -> Status:
+        """The status of the verdict."""
+        return self.verdict.status
+
+    @property
+    def looked_at(self) -> pd.Timestamp:
+        """The moment of which it speaks."""
+        return self.as_of or self.started
+
+
+class ActionLine(Line):
+    """An action: that it began, or what became of it."""
+
+    id: str
+    time: _Moment
+    action: str
+    result: str
+    why: _Text
+    effect: _Text | None = None
+    what: dict[str, Any] = {}
+    command: str = ""
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    verified: bool | None = None
+    break_glass: bool = False
+    who: str = ""
+    approved_by: str = ""
+    reason: str = ""
+    target: str = ""
+
+    @property
+    def about(self) -> str:
+        """What the action was about, in a few words."""
+        return record.describe_action(self.what)
+
+
+class NoteLine(Line):
+    """A line of the timeline, by a person or an alert."""
+
+    time: _Moment
+    text: str
+    who: str = ""
+
+
+L = TypeVar("L", bound=Line)
+
+
+@dataclass(frozen=True)
+class Logs:
+    """The lines of an incident's logs, oldest first."""
+
+    manifest: list[RunLine | VerdictLine]
+    actions: list[ActionLine]
+    notes: list[NoteLine]
+
+    @cached_property
+    def runs(self) -> list[RunLine]:
+        """The runs of sections."""
+        return [line for line in self.manifest if isinstance(line, RunLine)]
+
+    @cached_property
+    def verdicts(self) -> list[VerdictLine]:
+        """What commands concluded."""
+        return [line for line in self.manifest if isinstance(line, VerdictLine)]
+
+    def parameters_of(self, line: RunLine | VerdictLine) -> dict[str, Any]:
+        """Return the parameters of a run, or of the first run of a command's verdict; {} if they are not known."""
+        if isinstance(line, RunLine):
+            return line.parameters
+        first = (line.sections[:1], line.started)
+        return next((r.parameters for r in self.runs if (r.sections, r.started) == first), {})
+
+    def target_of(self, line: RunLine | VerdictLine) -> str:
+        """Return the target of a run or a command's verdict; the manifest's first one if it is not known."""
+        known = (p.get("target") for p in (self.parameters_of(line), *(r.parameters for r in self.runs)))
+        return str(next(filter(None, known), "default"))
+
+    def looks_back(self, line: RunLine | VerdictLine) -> bool:
+        """Return whether a run, or a command's verdict, is of a moment before it was started."""
+        as_of = self.parameters_of(line).get("as_of")
+        return bool(as_of and (line.started - moment(as_of)).total_seconds() > PRESENT_S)
+
+
+def read_logs(archive: Archive) -> Logs:
+    """Return the lines of an incident's logs. Raises OSError; LogError for a line that is of no known kind."""
+    actions, notes = read_lines(archive, ACTION_LOG, ActionLine), read_lines(archive, NOTES, NoteLine)
+    return Logs(read_manifest(archive), actions, notes)
+
+
+def read_manifest(archive: Archive) -> list[RunLine | VerdictLine]:
+    """Return the lines of the manifest. Raises OSError and LogError."""
+    return [manifest_line(archive, entry) for entry in archive.manifest()]
+
+
+def read_runs(archive: Archive) -> list[RunLine]:
+    """Return the lines of the runs of sections. Raises OSError and LogError."""
+    return [line for line in read_manifest(archive) if isinstance(line, RunLine)]
+
+
+def manifest_line(archive: Archive, entry: dict[str, Any]) -> RunLine | VerdictLine:
+    """Return one line of the manifest. Raises LogError."""
+    if "verdict" in entry:
+        return _read_line(archive, MANIFEST, VerdictLine, entry)
+    return run_line(archive, entry)
+
+
+def run_line(archive: Archive, entry: dict[str, Any]) -> RunLine:
+    """Return the line of a run. Raises LogError."""
+    return _read_line(archive, MANIFEST, RunLine, entry)
+
+
+def read_lines(archive: Archive, log: str, kind: type[L]) -> list[L]:
+    """Return the lines of a log that holds one kind. Raises OSError and LogError."""
+    return [_read_line(archive, log, kind, entry) for entry in archive.lines(log)]
+
+
+def _read_line(archive: Archive, log: str, kind: type[L], entry: dict[str, Any]) -> L:
+    try:
+        return kind.model_validate(entry)
+    except (ValidationError, KeyError) as e:
+        where = ": ".join(first_problem(e)) if isinstance(e, ValidationError) else f"status: {e}"
+        wrong = f"a line of its logs is not valid ({where}): run `runbook verify`"
+        raise LogError(errno.EBADMSG, wrong, f"{archive.place}/{log}") from None
