@@ -25,7 +25,7 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.notes import keep_note
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.receiver import notify
-from runbook_lib.receiver.journal import SECOND_RUN, Job, Journal
+from runbook_lib.receiver.journal import Job, Journal
 from runbook_lib.receiver.loop import Loop
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.runs.executors import carry_out
@@ -118,7 +118,8 @@ class Dispatcher(Loop):
         _log.error("%s is given up: %s", job.key, problem)
         title = f"{messages.text(say('notify.not_done'))} · {job.incident}"
         message = title, messages.text(say("notify.problem", problem=problem))
-        self.write_until_done(lambda: self._journal.fail(job, self._clock.now(), problem, self._places, message))
+        told: dict[str, Any] = {"places": self._places, "message": message, "problem": problem}
+        self.write_until_done(lambda: self._journal.conclude(job, None, self._clock.now(), **told))
         self._metrics.failed.inc()
 
     def _try_job(self, job: Job) -> None:
@@ -205,30 +206,28 @@ class Dispatcher(Loop):
         title, body = notify.compose(job, result, problem, link, sealed)
         message = masker.scrub_once(title), masker.scrub_once(body)
         now = self._clock.now
-        if result is None:
-            _log.error("%s is given up: %s", job.key, problem)
-            self.write_until_done(lambda: self._journal.fail(job, now(), problem, self._places, message, seal=sealed))
-            self._metrics.failed.inc()
-            return
-        verdict = result["document"]["verdict"]
-        second_run = self._plan_second_run(job, verdict)
+        verdict = result["document"]["verdict"] if result else None
+        second_run = self._plan_second_run(job, verdict) if verdict else None
         self.write_until_done(
             lambda: self._journal.conclude(
                 job, verdict, now(), places=self._places, message=message, problem=problem, again=again,
                 second_run=second_run, seal=sealed,
             )
         )  # fmt: skip
-        if again is None:
+        if verdict is None:
+            _log.error("%s is given up: %s", job.key, problem)
+            self._metrics.failed.inc()
+        elif again is None:
             self._metrics.finished.labels(verdict["status"]).inc()
-            if not job.key.endswith(SECOND_RUN):  # it waits on purpose
-                self._metrics.seconds.observe(max(now() - job.accepted, 0))
+            if not job.rerun:  # it waits on purpose
+                self._metrics.seconds.observe(max(now() - job.made, 0))
 
     def _plan_second_run(self, job: Job, verdict: dict[str, Any]) -> tuple[float, str] | None:
         """Return when the sections run a second time, and its line in the timeline; None for no second run."""
         wait_s = verdict.get("look_again_s")
         if job.kind == "resolved":
-            bad = verdict["status"] in ("WARNING", "CRITICAL") or job.key.endswith(SECOND_RUN)
-            wait_s = (wait_s or RECOVERY_S) * 2 ** job.key.count(SECOND_RUN) if bad else None
+            bad = verdict["status"] in ("WARNING", "CRITICAL") or job.rerun
+            wait_s = (wait_s or RECOVERY_S) * 2**job.rerun if bad else None
         if wait_s is None or wait_s > LONGEST_RECOVERY_S:
             return None
         line = say("alert.second_look", seconds=wait_s, alert=job.alert)

@@ -1,8 +1,9 @@
-"""The receiver's journal: alerts, incidents, jobs and messages in one SQLite file.
+"""The receiver's journal: alerts, incidents and their work in one SQLite file.
 
-An alert is committed here before it is answered. An alert belongs to an incident; an incident's sections run as jobs; a
-changed verdict is a message to each notify URL. After an interruption the work is found here and done again: a job
-leaves its artifacts once (see `Archive.append`), and a message is marked as sent right after it was sent.
+An alert is committed here before it is answered. An alert belongs to an incident. Work is a job, which runs an
+incident's sections, or a message, which tells one notify URL of a changed verdict. After an interruption unfinished
+work is found here and done again: a job leaves its artifacts once (see `Archive.append`), and a message is marked as
+sent right after it was sent.
 
 Only one receiver at a time can open the file.
 """
@@ -19,27 +20,23 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from runbook_lib.book.catalog import RECOVERY
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import routes
 from runbook_lib.receiver.alert import Alert, digest
 from runbook_lib.receiver.clock import SteadyClock
-from runbook_lib.sources.settings import Route, Settings
+from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record
 
 #: Seconds that a call waits for the calls before it, and then for another process's lock; after that an alert's sender
 #: is asked to try again.
 BUSY_S = 5.0
-#: Suffix of a second run's key. The rest is the key of the first run, which was too early to decide.
-SECOND_RUN = "/again"
 #: Seconds after a job's start in which a further alert tells of what the job looks at.
 TOGETHER_S = 300.0
-#: Suffix of the key of a run that a further outage started, after section 6 had checked the recovery.
-RECURRED = "/recurred"
 
-_SCHEMA = Path(__file__).with_name("journal.sql")
+_SCHEMA, _MIGRATION = (Path(__file__).with_name(name) for name in ("journal.sql", "journal_0_5_0.sql"))
 #: Incidents with what `IncidentState` says of them, except their jobs.
 _INCIDENTS = (
     "SELECT i.*, (SELECT count(DISTINCT fingerprint) FROM alerts WHERE incident = i.id) AS alerts,"
@@ -47,13 +44,21 @@ _INCIDENTS = (
     " coalesce((SELECT seal FROM seals WHERE incident = i.id ORDER BY rowid DESC LIMIT 1), '') AS seal"
     " FROM incidents AS i"
 )
-#: The alerts that fire, of these fingerprints, in open incidents that no alert names.
+#: Of the alerts those that fire, of these fingerprints, in open incidents that no alert names.
 _FIRING = (
-    "alerts AS a JOIN incidents AS i ON i.id = a.incident WHERE firing AND closed IS NULL AND group_key <> ''"
-    " AND fingerprint IN (SELECT value FROM json_each(?))"
+    "firing AND fingerprint IN (SELECT value FROM json_each(?))"
+    " AND incident IN (SELECT id FROM incidents WHERE closed IS NULL AND group_key <> '')"
+)
+#: The work that is due. An incident's jobs keep their order, also when one is retried, but no job waits for a second
+#: run; its messages to one place keep theirs.
+_DUE = (
+    "SELECT *, coalesce((SELECT thread FROM threads WHERE incident = w.incident AND place = w.place), '') AS thread"
+    " FROM work AS w WHERE state = 'waiting' AND due <= ? AND NOT EXISTS (SELECT 1 FROM work"
+    " WHERE incident = w.incident AND place = w.place AND state = 'waiting' AND id < w.id AND rerun = 0)"
 )
 
 Kind = Literal["firing", "resolved"]
+Item = TypeVar("Item", "Job", "Notice")
 
 
 class JournalError(Exception):
@@ -85,17 +90,16 @@ class Job:
     parameters: dict[str, Any]
     alert: str
     """The alert in one line, for the incident's timeline."""
+    rerun: int
+    """0 for a job of an alert, 1 for its second run, which is made if the first was too early to decide, and so on."""
+    recurred: bool
+    """Whether this is the first run of a further outage, after section 6 had checked the recovery."""
     state: str
     attempts: int
-    accepted: float
+    made: float
     started: float | None
     ended: float | None
     problem: str
-
-    @property
-    def recurred(self) -> bool:
-        """Return whether this is the first run of a further outage, after section 6 had checked the recovery."""
-        return self.key.endswith(RECURRED)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ class IncidentState:
 
 
 class Journal:
-    """The journal file; safe to use from several threads.
+    """The journal file; safe to use from several threads. Each method raises JournalError if the file cannot be used.
 
     `now` and the times compared with it are from `clock`, which is monotonic. Times that people see (an incident's
     `opened` and `closed`, a seal's `at`) are from the machine's clock.
@@ -162,8 +166,11 @@ class Journal:
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
+            script = _SCHEMA.read_text(encoding="utf-8")
+            if self._fetch_first("SELECT 1 FROM sqlite_master WHERE name = 'jobs'"):  # also of 0.5.0
+                script = _MIGRATION.read_text(encoding="utf-8").replace("-- journal.sql", script)
+            self._db.executescript(f"BEGIN IMMEDIATE;\n{script}\nCOMMIT")
             self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.executescript(_SCHEMA.read_text(encoding="utf-8"))
         except sqlite3.Error as e:
             self._release_lock()
             raise UsageError(f"the journal {self.file} cannot be used: {e}") from None
@@ -182,7 +189,7 @@ class Journal:
     # Accepting alerts.
 
     def accept(self, alerts: Sequence[Alert], config: Settings, now: float) -> Accepted:
-        """Store the alerts of one body in one transaction, which is on disk when this returns. Raises JournalError."""
+        """Store the alerts of one body in one transaction, which is on disk when this returns."""
         window_s = config.receiver.window_minutes * 60
         jobs: list[int | None] = []
         counted = 0
@@ -203,50 +210,43 @@ class Journal:
         return Accepted(tuple(dict.fromkeys(job for job in jobs if job is not None)), counted)
 
     def recover(self, now: float) -> int:
-        """Set the jobs that a dead receiver was running to waiting; return their number. Raises JournalError.
+        """Set the jobs that a dead receiver was running to waiting; return their number.
 
         The stored times are from that receiver's clock: a time in the future of this clock is replaced by now. A second
-        run keeps at most its planned wait; retries and messages are due at once.
+        run keeps at most its planned wait; retries and messages are due at once. When a run took place is then not
+        known: it has not seen what is told now.
         """
         with self._transaction():
             self._execute(
-                "UPDATE messages SET due = min(due, ?), made = min(made, ?) WHERE state = 'waiting'", now, now
-            )
-            self._execute(
-                "UPDATE jobs SET due = min(due, ? + iif(attempts = 0, due - accepted, 0)) WHERE state = 'waiting'", now
-            )
-            self._execute("UPDATE jobs SET accepted = ? WHERE accepted > ?", now, now)
-            # When a run took place is not known: it has not seen what is told now.
-            self._execute("UPDATE jobs SET started = 0 WHERE started > ?", now)
+                "UPDATE work SET due = min(due, ? + iif(rerun AND attempts = 0, due - made, 0)), made = min(made, ?),"
+                " started = iif(started > ?, 0, started) WHERE state = 'waiting' OR made > ? OR started > ?",
+                now, now, now, now, now,
+            )  # fmt: skip
             self._execute("UPDATE alerts SET last = ? WHERE last > ?", now, now)
-            dropped = self._execute(  # as in `_postpone_job`
-                "UPDATE jobs SET state = 'failed', ended = ? WHERE state = 'running' AND kind = 'resolved'"
-                " AND EXISTS (SELECT 1 FROM alerts WHERE incident = jobs.incident AND firing)",
-                now,
-            ).rowcount
-            again = self._execute("UPDATE jobs SET state = 'waiting', due = ? WHERE state = 'running'", now).rowcount
-            return dropped + again
+            running = [_from_row(Job, row) for row in self._execute("SELECT * FROM work WHERE state = 'running'")]
+            for job in running:
+                self._postpone_job(job, now, job.problem)
+            return len(running)
 
     def probe(self) -> None:
-        """Write a page. Raises JournalError."""
+        """Write a page."""
         with self._transaction():
             self._execute("PRAGMA user_version = 1")
 
     def trim(self, keep: int) -> None:
-        """Delete ended jobs, messages and seals except the newest `keep` of each. Raises JournalError.
+        """Delete ended jobs, messages and seals except the newest `keep` of each.
 
         A closed incident without remaining jobs keeps only its row and its last seal, because its dossier may exist for
         longer. Any other incident keeps its alerts and the last job of each kind, sections and target.
         """
         with self._transaction():
-            newest = self._fetch_first("SELECT id FROM jobs ORDER BY id DESC LIMIT 1 OFFSET ?", keep)
-            last = newest["id"] if newest else 0
+            newest = "SELECT id FROM work WHERE kind <> 'message' ORDER BY id DESC LIMIT ?"
             found = self._execute(
-                "SELECT id FROM incidents AS i WHERE closed IS NOT NULL AND EXISTS"
-                " (SELECT 1 FROM jobs WHERE incident = i.id) AND NOT EXISTS"
-                " (SELECT 1 FROM jobs WHERE incident = i.id AND id > ?) AND NOT EXISTS"
-                " (SELECT 1 FROM messages WHERE incident = i.id AND state = 'waiting')",
-                last,
+                "SELECT id FROM incidents AS i WHERE closed IS NOT NULL"
+                " AND EXISTS (SELECT 1 FROM work WHERE incident = i.id AND kind <> 'message')"
+                " AND NOT EXISTS (SELECT 1 FROM work WHERE incident = i.id AND (state = 'waiting' OR id IN"
+                f" ({newest})))",
+                keep,
             )
             old = json.dumps([row["id"] for row in found])
             self._execute(  # no update: that would leave each row on a page of its own
@@ -255,18 +255,15 @@ class Journal:
                 " WHERE id IN (SELECT value FROM json_each(?))",
                 old,
             )
-            for table in ("messages", "threads", "alerts", "jobs"):
-                self._execute(f"DELETE FROM {table} WHERE incident IN (SELECT value FROM json_each(?))", old)  # noqa: S608
+            for table in ("threads", "alerts", "work"):
+                self._execute(f"DELETE FROM {table} WHERE incident IN (SELECT value FROM json_each(?))", old)
             self._execute(
-                "DELETE FROM jobs WHERE id <= ? AND state IN ('done', 'failed') AND id NOT IN (SELECT job FROM alerts)"
-                " AND id NOT IN (SELECT max(id) FROM jobs GROUP BY incident, kind, sections, target)",
-                last,
-            )
-            self._execute(
-                "DELETE FROM messages WHERE state IN ('sent', 'failed')"
-                " AND id <= (SELECT id FROM messages ORDER BY id DESC LIMIT 1 OFFSET ?)",
-                keep,
-            )
+                "DELETE FROM work WHERE state IN ('done', 'failed') AND id NOT IN (SELECT job FROM alerts)"
+                f" AND id NOT IN ({newest})"
+                " AND id NOT IN (SELECT id FROM work WHERE kind = 'message' ORDER BY id DESC LIMIT ?) AND id NOT IN"
+                " (SELECT max(id) FROM work WHERE kind <> 'message' GROUP BY incident, kind, sections, target)",
+                keep, keep,
+            )  # fmt: skip
             self._execute(
                 "DELETE FROM seals WHERE rowid <= (SELECT rowid FROM seals ORDER BY rowid DESC LIMIT 1 OFFSET ?)"
                 " AND rowid NOT IN (SELECT max(rowid) FROM seals GROUP BY incident)",
@@ -276,30 +273,24 @@ class Journal:
     # Jobs.
 
     def next_job(self, now: float, busy: Collection[str]) -> Job | None:
-        """Start the job that has waited longest, of a target that is not busy. Raises JournalError."""
+        """Start the job that has waited longest, of a target that is not busy."""
         with self._transaction():
             row = self._fetch_first(
-                # An incident's jobs keep their order, also when one is retried; but no job waits for a second run.
-                "SELECT * FROM jobs AS j WHERE state = 'waiting' AND due <= ?"
-                " AND target NOT IN (SELECT value FROM json_each(?)) AND NOT EXISTS"
-                " (SELECT 1 FROM jobs WHERE incident = j.incident AND state = 'waiting' AND id < j.id"
-                " AND key NOT LIKE ?) ORDER BY id LIMIT 1",
-                now, json.dumps(list(busy)), f"%{SECOND_RUN}",
+                f"{_DUE} AND kind <> 'message' AND target NOT IN (SELECT value FROM json_each(?)) ORDER BY id LIMIT 1",
+                now, json.dumps(list(busy)),
             )  # fmt: skip
             if row is None:
                 return None
-            job = replace(_job_from_row(row), state="running", attempts=row["attempts"] + 1, started=now)
-            self._execute(
-                "UPDATE jobs SET state = 'running', attempts = ?, started = ? WHERE id = ?", job.attempts, now, job.id
-            )
+            job = replace(_from_row(Job, row), state="running", attempts=row["attempts"] + 1, started=now)
+            self._update_work(job.id, state=job.state, attempts=job.attempts, started=now)
             if job.recurred and job.attempts == 1:  # the last reported verdict belongs to an earlier outage
-                self._forget_last_verdict(job)
+                self._set_reported(job, None)
             return job
 
     def conclude(
         self,
         job: Job,
-        verdict: dict[str, Any],
+        verdict: dict[str, Any] | None,
         now: float,
         *,
         places: Sequence[str] = (),
@@ -309,53 +300,54 @@ class Journal:
         second_run: tuple[float, str] | None = None,
         seal: str = "",
     ) -> None:
-        """End a job with a verdict; if the verdict changed, queue `message` (title, body) to each of `places`.
+        """End a job with a verdict, None if it is given up; if that is news, queue `message` (title, body) to `places`.
 
         The last job of an incident whose alerts are all resolved closes the incident. `again` (a time): the artifacts
         could not be archived; the message is queued, and the job is tried again then. `second_run` (a time, and a line
         for the timeline): the sections run again then, while an alert fires, or, after all alerts are resolved, until a
-        recovery check is OK. `seal` is the dossier's seal, stored here as a checkpoint.
-
-        Raises JournalError.
+        recovery check is OK. `seal` is the dossier's seal, stored here as a checkpoint. After a job that is given up,
+        the next verdict is reported even if it is the same.
         """
-        signature = record.signature(verdict)
+        at, status = self.clock.to_wall_clock(now), verdict["status"] if verdict else "UNKNOWN"
+        signature = record.signature(verdict) if verdict else None
         with self._transaction():
             if again is not None:
                 self._postpone_job(job, again, problem)
             else:
-                self._execute(
-                    "UPDATE jobs SET state = 'done', ended = ?, problem = ? WHERE id = ?", now, problem, job.id
-                )
+                self._update_work(job.id, state="done" if verdict else "failed", ended=now, problem=problem)
                 if second_run is not None:
-                    self._add_second_run(job, verdict["status"], *second_run, now)
-            reported = self._reported_signatures(job.incident)
-            changed = reported.get(job.target) != signature
-            if places:
-                reported[job.target] = signature
-            self._execute(
-                "UPDATE incidents SET verdict = ?, signature = ? WHERE id = ?",
-                json.dumps(verdict, ensure_ascii=False), json.dumps(reported), job.incident,
+                    self._add_second_run(job, status, *second_run, now)
+            reported = self._fetch_first(
+                "SELECT 1 FROM incidents AS i, json_each(signature) WHERE i.id = ? AND key = ? AND value = ?",
+                job.incident, job.target, signature,
             )  # fmt: skip
-            self._finish_run(job, places if changed else (), message, verdict["status"], seal, now)
+            if verdict:
+                stored = json.dumps(verdict, ensure_ascii=False)
+                self._execute("UPDATE incidents SET verdict = ? WHERE id = ?", stored, job.incident)
+            if places or not verdict:
+                self._set_reported(job, signature)
+            self._execute(
+                "UPDATE incidents SET closed = ? WHERE id = ? AND closed IS NULL"
+                " AND NOT EXISTS (SELECT 1 FROM alerts WHERE incident = incidents.id AND firing)"
+                " AND NOT EXISTS (SELECT 1 FROM work"
+                " WHERE incident = incidents.id AND kind <> 'message' AND state IN ('waiting', 'running'))",
+                at, job.incident,
+            )  # fmt: skip
+            if seal:
+                self._keep_seal(job.incident, seal, at)
+            about = json.dumps({"title": message[0], "body": message[1], "status": status})
+            for place in () if reported else places:
+                self._add_work(incident=job.incident, kind="message", place=place, about=about, made=now, due=now)
 
     def retry(self, job: Job, due: float, problem: str) -> None:
-        """Postpone a job that failed; it is tried again at `due`. Raises JournalError."""
+        """Postpone a job that failed; it is tried again at `due`."""
         with self._transaction():
             self._postpone_job(job, due, problem)
-
-    def fail(
-        self, job: Job, now: float, problem: str, places: Sequence[str], message: tuple[str, str], seal: str = ""
-    ) -> None:
-        """Give up a job and queue a message to each of `places`. Raises JournalError."""
-        with self._transaction():
-            self._execute("UPDATE jobs SET state = 'failed', ended = ?, problem = ? WHERE id = ?", now, problem, job.id)
-            self._forget_last_verdict(job)
-            self._finish_run(job, places, message, "UNKNOWN", seal, now)
 
     # Messages.
 
     def readdress(self, places: Sequence[str], now: float) -> int:
-        """Address the messages that wait for other places to `places`; return their number. Raises JournalError.
+        """Address the messages that wait for other places to `places`; return their number.
 
         A place that has the same message already gets no second one. Without `places` the messages stay.
         """
@@ -364,99 +356,88 @@ class Journal:
         known = json.dumps([*places])
         with self._transaction():
             self._execute(
-                "INSERT INTO messages (incident, place, title, body, status, made, due)"
-                " SELECT incident, value, title, body, status, made, ? FROM messages AS m, json_each(?)"
-                " WHERE state = 'waiting' AND place NOT IN (SELECT value FROM json_each(?))"
-                " AND NOT EXISTS (SELECT 1 FROM messages WHERE incident = m.incident AND place = value"
-                " AND (title, body, made) = (m.title, m.body, m.made))"
-                " GROUP BY incident, title, body, made, value ORDER BY min(m.id)",
+                "INSERT INTO work (incident, kind, place, about, made, due)"
+                " SELECT incident, kind, value, about, made, ? FROM work AS w, json_each(?)"
+                " WHERE kind = 'message' AND state = 'waiting' AND place NOT IN (SELECT value FROM json_each(?))"
+                " AND NOT EXISTS (SELECT 1 FROM work WHERE incident = w.incident AND place = value"
+                " AND (about, made) = (w.about, w.made)) GROUP BY incident, about, made, value ORDER BY min(w.id)",
                 now, known, known,
             )  # fmt: skip
-            moved = "DELETE FROM messages WHERE state = 'waiting' AND place NOT IN (SELECT value FROM json_each(?))"
+            moved = (
+                "DELETE FROM work WHERE kind = 'message' AND state = 'waiting'"
+                " AND place NOT IN (SELECT value FROM json_each(?))"
+            )
             return self._execute(moved, known).rowcount
 
     def due_messages(self, now: float) -> list[Notice]:
-        """Return the messages that are due, oldest first; an incident's messages to one URL keep their order.
-
-        Raises JournalError.
-        """
-        rows = self._query(
-            "SELECT m.*, coalesce(thread, '') AS thread FROM messages AS m LEFT JOIN threads USING (incident, place)"
-            " WHERE state = 'waiting' AND due <= ? AND NOT EXISTS (SELECT 1 FROM messages"
-            " WHERE place = m.place AND incident = m.incident AND state = 'waiting' AND id < m.id) ORDER BY id",
-            now,
-        )
-        return [Notice(**{k: r[k] for k in Notice.__dataclass_fields__}) for r in rows]
+        """Return the messages that are due, oldest first; an incident's messages to one URL keep their order."""
+        rows = self._query(f"{_DUE} AND kind = 'message' ORDER BY id", now)
+        return [_from_row(Notice, row) for row in rows]
 
     def threads(self, since: float) -> list[tuple[str, str, str]]:
-        """Return incident, place and id of each thread with a message made `since` then, the newest first.
-
-        Raises JournalError.
-        """
+        """Return incident, place and id of each thread with a message made `since` then, the newest first."""
         rows = self._query(
-            "SELECT t.* FROM threads AS t JOIN messages USING (incident, place) WHERE made >= ?"
+            "SELECT t.* FROM threads AS t JOIN work USING (incident, place) WHERE made >= ?"
             " GROUP BY incident, place ORDER BY max(made) DESC",
             since,
         )
         return [(r["incident"], r["place"], r["thread"]) for r in rows]
 
     def mark_sent(self, message: Notice, thread: str = "") -> None:
-        """Record that a message was delivered, and its thread, if it has one. Raises JournalError."""
+        """Record that a message was delivered, and its thread, if it has one."""
         with self._transaction():
-            self._execute("UPDATE messages SET state = 'sent', attempts = attempts + 1 WHERE id = ?", message.id)
+            self._update_work(message.id, state="done", attempts=message.attempts + 1, ended=self.clock.now())
             if thread:
                 self._execute("REPLACE INTO threads VALUES (?, ?, ?)", message.incident, message.place, thread)
 
     def mark_unsent(self, message: Notice, due: float | None, problem: str) -> None:
-        """Record a failed delivery: the message is sent again at `due`, or given up if None. Raises JournalError.
+        """Record a failed delivery: the message is sent again at `due`, or given up if None.
 
         After a message that is given up, the incident's next verdict is reported even if it is the same.
         """
         with self._transaction():
-            self._execute(
-                "UPDATE messages SET state = ?, due = coalesce(?, due), attempts = attempts + 1, problem = ?"
-                " WHERE id = ?",
-                "failed" if due is None else "waiting", due, problem, message.id,
-            )  # fmt: skip
-            if due is None:
+            tried = {"attempts": message.attempts + 1, "problem": problem}
+            if due is not None:
+                self._update_work(message.id, due=due, **tried)
+            else:
+                self._update_work(message.id, state="failed", ended=self.clock.now(), **tried)
                 self._execute("UPDATE incidents SET signature = NULL WHERE id = ?", message.incident)
 
     # Reading.
 
     def counts(self) -> dict[str, int]:
-        """Count jobs and messages by state (such as `jobs_waiting`), and `incidents_open`. Raises JournalError."""
+        """Count jobs and messages by state (such as `jobs_waiting`), and `incidents_open`."""
         found = {f"jobs_{s}": 0 for s in ("waiting", "running", "done", "failed")}
         found |= {f"messages_{s}": 0 for s in ("waiting", "sent", "failed")}
         rows = self._query(
-            # A second run waits on purpose.
-            "SELECT 'jobs_' || state AS name, count(*) AS n FROM jobs"
-            " WHERE state != 'waiting' OR due <= ? GROUP BY state"
-            " UNION ALL SELECT 'messages_' || state, count(*) FROM messages GROUP BY state"
+            "SELECT CASE WHEN kind <> 'message' THEN 'jobs_' || state WHEN state = 'done' THEN 'messages_sent'"
+            " ELSE 'messages_' || state END AS name, count(*) AS n FROM work"
+            " WHERE kind = 'message' OR state <> 'waiting' OR due <= ? GROUP BY name"  # a second run waits on purpose
             " UNION ALL SELECT 'incidents_open', count(*) FROM incidents WHERE closed IS NULL",
             self.clock.now(),
         )
         return found | {row["name"]: row["n"] for row in rows}
 
     def incidents(self, limit: int = 50, offset: int = 0) -> list[IncidentState]:
-        """Return incidents, newest first. Raises JournalError."""
+        """Return incidents, newest first."""
         rows = self._query(f"{_INCIDENTS} ORDER BY opened DESC, id LIMIT ? OFFSET ?", limit, offset)
         return [self._incident_state(row) for row in rows]
 
     def incident(self, id_: str) -> IncidentState | None:
-        """Return one incident, or None if it is not known. Raises JournalError."""
+        """Return one incident, or None if it is not known."""
         rows = self._query(f"{_INCIDENTS} WHERE id = ?", id_)
         return self._incident_state(rows[0]) if rows else None
 
     def seals(self, incident: str) -> list[tuple[float, str]]:
-        """Return the seals of an incident's dossier with their times, oldest first. Raises JournalError."""
+        """Return the seals of an incident's dossier with their times, oldest first."""
         rows = self._query("SELECT at, seal FROM seals WHERE incident = ? ORDER BY rowid", incident)
         return [(row["at"], row["seal"]) for row in rows]
 
     def _incident_state(self, row: sqlite3.Row) -> IncidentState:
-        jobs = self._query("SELECT * FROM jobs WHERE incident = ? ORDER BY id", row["id"])
+        jobs = self._query("SELECT * FROM work WHERE incident = ? AND kind <> 'message' ORDER BY id", row["id"])
         plain = {k: row[k] for k in IncidentState.__dataclass_fields__ if k != "jobs"}
         verdict = json.loads(row["verdict"]) if row["verdict"] else None
-        return IncidentState(**plain | {"verdict": verdict, "jobs": tuple(_job_from_row(j) for j in jobs)})
+        return IncidentState(**plain | {"verdict": verdict, "jobs": tuple(_from_row(Job, job) for job in jobs)})
 
     # Inside a transaction.
 
@@ -494,7 +475,8 @@ class Journal:
     def _move_incident(self, alerts: Sequence[Alert], group: str, target: str) -> sqlite3.Row | None:
         """Give the open incident in which one of the alerts fires another group and target; None if there is none."""
         found = self._fetch_first(
-            f"SELECT i.id FROM {_FIRING} ORDER BY opened DESC LIMIT 1",  # noqa: S608
+            f"SELECT id FROM incidents WHERE id IN (SELECT incident FROM alerts WHERE {_FIRING})"
+            " ORDER BY opened DESC LIMIT 1",
             _fingerprints(alerts),
         )
         if found:
@@ -503,26 +485,21 @@ class Journal:
 
     def _end_elsewhere(self, ended: Sequence[Alert], now: float) -> list[int]:
         """End alerts in the incidents of the groups to which they belonged before; return the jobs that this adds."""
-        where = f"SELECT DISTINCT i.id FROM {_FIRING}"  # noqa: S608
-        incidents = [row["id"] for row in self._execute(where, _fingerprints(ended)).fetchall()]
-        for incident in incidents:
-            for alert in ended:
-                self._end_alert(alert, incident, now)
-        lines = [alert.line for alert in ended]
-        return [job for incident in incidents for job in self._add_recovery_jobs(lines, incident, now)]
+        return self._end_alerts([alert.line for alert in ended], now, _FIRING, _fingerprints(ended))
 
     def end_unrepeated(self, since: float, line: str, now: float) -> None:
-        """End the alerts that were last told before `since`, and check the recovery. Raises JournalError.
+        """End the alerts that were last told before `since`, and check the recovery.
 
         Of an alert that is silenced when it ends, Alertmanager tells no end. `line` is the new jobs' alert.
         """
         with self._transaction():
-            unrepeated = "firing AND last < ?"
-            where = f"SELECT DISTINCT incident FROM alerts WHERE {unrepeated}"  # noqa: S608
-            incidents = [row["incident"] for row in self._execute(where, since).fetchall()]
-            self._execute(f"UPDATE alerts SET firing = 0 WHERE {unrepeated}", since)  # noqa: S608
-            for incident in incidents:
-                self._add_recovery_jobs([line], incident, now)
+            self._end_alerts([line], now, "firing AND last < ?", since)
+
+    def _end_alerts(self, lines: Sequence[str], now: float, where: str, value: Any) -> list[int]:
+        """End the alerts that are found so, and check the recovery; return the jobs that this adds."""
+        found = self._execute(f"SELECT DISTINCT incident FROM alerts WHERE {where}", value).fetchall()
+        self._execute(f"UPDATE alerts SET firing = 0 WHERE {where}", value)
+        return [job for row in found for job in self._add_recovery_jobs(lines, row["incident"], now)]
 
     def _end_alert(self, alert: Alert, incident: str, now: float) -> bool:
         """Record that an alert does not fire any more, whatever its route was; return whether it fired."""
@@ -535,67 +512,46 @@ class Journal:
     def _record_alert(
         self, alert: Alert, config: Settings, incident: str, since: float, now: float
     ) -> tuple[int | None, bool]:
-        """Record an alert; return its job (None for none) and whether the alert is news.
+        """Record an alert; return its job, None if it has one already, and whether the alert is news.
 
-        A job that was accepted before `since` is too old for a further alert.
+        Its job is the last one of its sections since then, in this outage, also another alert's; else a new one.
         """
         if not alert.firing:
             return None, self._end_alert(alert, incident, now)
         routed = routes.route_of(alert, config)
-        own = (incident, alert.fingerprint, ",".join(routed.sections))
+        sections = ",".join(routed.sections)
+        # An alert that fires after the recovery was checked is a further outage.
+        check = self._fetch_first("SELECT max(id) AS id FROM work WHERE incident = ? AND kind = 'resolved'", incident)
+        last_check = (check and check["id"]) or 0
         known = self._fetch_first(
-            "SELECT a.job, a.firing, j.accepted, j.started, j.state FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
-            " WHERE a.incident = ? AND a.fingerprint = ? AND a.sections = ?",
-            *own,
-        )
-        # An alert that fires after the recovery was checked is a further outage, not a repeat.
-        checks = self._fetch_first(
-            "SELECT max(id) AS last FROM jobs WHERE incident = ? AND kind = 'resolved'", incident
-        )
-        last_check = (checks and checks["last"]) or 0
-        repeats = known is not None and known["accepted"] > since and known["job"] > last_check
-        # So is one that has ended beside others and fires anew: its run saw nothing of that.
-        if known is not None and not known["firing"]:
-            repeats = repeats and self._covers(known["started"], alert, within_s=0.0)
-        # And a second run that was cancelled has looked at nothing.
-        if known is not None and known["state"] == "done" and known["started"] is None:
-            repeats = False
+            "SELECT firing FROM alerts WHERE incident = ? AND fingerprint = ? AND sections = ? AND job > ?",
+            incident, alert.fingerprint, sections, last_check,
+        )  # fmt: skip
+        fires = known is not None and bool(known["firing"])
         self._end_alert(alert, incident, now)  # under another route: it fires under this one
-        if repeats:
-            self._execute(
-                "UPDATE alerts SET count = count + 1, last = ?, firing = 1"
-                " WHERE incident = ? AND fingerprint = ? AND sections = ?",
-                now, *own,
-            )  # fmt: skip
-            return None, False
-        job = self._find_or_add_job(alert, routed, incident, last_check, since, now)
+        last = self._fetch_first(  # a second run that was cancelled has looked at nothing
+            "SELECT id, made, started FROM work WHERE incident = ? AND kind = 'firing' AND sections = ? AND target = ?"
+            " AND id > ? AND NOT (state = 'done' AND started IS NULL) ORDER BY id DESC LIMIT 1",
+            incident, sections, routed.target, last_check,
+        )  # fmt: skip
+        if last and last["made"] > since and (fires or self._covers(last["started"], alert)):
+            job = int(last["id"])
+            # An alert that has ended beside others and fires anew is news: the job's run saw nothing of that.
+            repeats = fires or (known is not None and self._covers(last["started"], alert, within_s=0.0))
+        else:
+            parameters = routed.parameters | routes.detection_parameters(alert, routed.sections)
+            recurred = bool(last_check and not last)
+            job = self._add_job(
+                incident, "firing", sections, routed.target, parameters, alert.line, now, recurred=recurred
+            )
+            repeats = False
         self._execute(
             "INSERT INTO alerts (incident, fingerprint, sections, job, firing, last) VALUES (?, ?, ?, ?, 1, ?)"
             " ON CONFLICT (incident, fingerprint, sections)"
             " DO UPDATE SET job = excluded.job, firing = 1, count = count + 1, last = excluded.last",
-            *own, job, now,
+            incident, alert.fingerprint, sections, job, now,
         )  # fmt: skip
-        return job, True
-
-    def _find_or_add_job(
-        self, alert: Alert, routed: Route, incident: str, last_check: int, since: float, now: float
-    ) -> int:
-        """Return the job that runs an alert's sections in this window and outage, also another alert's; else a new one.
-
-        `last_check` is the last job that checked the recovery, 0 for none: the outage began after it.
-        """
-        sections = ",".join(routed.sections)
-        last = self._fetch_first(
-            "SELECT id, accepted, started FROM jobs"
-            " WHERE incident = ? AND kind = 'firing' AND sections = ? AND target = ?"
-            " AND id > ? AND NOT (state = 'done' AND started IS NULL) ORDER BY number DESC LIMIT 1",
-            incident, sections, routed.target, last_check,
-        )  # fmt: skip
-        if last and last["accepted"] > since and self._covers(last["started"], alert):
-            return int(last["id"])
-        parameters = routed.parameters | routes.detection_parameters(alert, routed.sections)
-        suffix = RECURRED if last_check and not last else ""
-        return self._add_job(incident, "firing", sections, routed.target, parameters, alert.line, now, suffix)
+        return None if repeats else job, not repeats
 
     def _covers(self, started: float | None, alert: Alert, within_s: float = TOGETHER_S) -> bool:
         """Return whether a job that was started then looks at what an alert tells: it began before, or soon after."""
@@ -610,88 +566,69 @@ class Journal:
         if not ended or not is_open or self._has_firing_alert(incident):
             return []
         self._execute(
-            "UPDATE jobs SET state = 'done', ended = ?"
-            " WHERE incident = ? AND +state = 'waiting' AND kind = 'firing' AND key LIKE ?",
-            now, incident, f"%{SECOND_RUN}",
+            "UPDATE work SET state = 'done', ended = ?"
+            " WHERE incident = ? AND +state = 'waiting' AND kind = 'firing' AND rerun",
+            now, incident,
         )  # fmt: skip
         # A recovery check that waits or runs stays: an alert may be reported as resolved twice.
         if self._fetch_first(
-            "SELECT 1 FROM jobs WHERE incident = ? AND kind = 'resolved' AND state IN ('waiting', 'running')"
-            " AND id > (SELECT max(id) FROM jobs WHERE incident = ? AND kind = 'firing')",
+            "SELECT 1 FROM work WHERE incident = ? AND kind = 'resolved' AND state IN ('waiting', 'running')"
+            " AND id > (SELECT max(id) FROM work WHERE incident = ? AND kind = 'firing')",
             incident, incident,
         ):  # fmt: skip
             return []
         targets = self._execute(
-            "SELECT target FROM jobs WHERE incident = ? AND kind = 'firing' GROUP BY target ORDER BY min(id)", incident
+            "SELECT target FROM work WHERE incident = ? AND kind = 'firing' GROUP BY target ORDER BY min(id)", incident
         ).fetchall()
         return [self._add_job(incident, "resolved", RECOVERY, row["target"], {}, ended[-1], now) for row in targets]
 
     def _drop_recovery(self, incident: str, now: float) -> None:
         """End the waiting recovery checks when an alert fires; delete those that were never started."""
         waiting = "incident = ? AND kind = 'resolved' AND +state = 'waiting'"  # by the incident's index
-        self._execute(f"DELETE FROM jobs WHERE {waiting} AND attempts = 0", incident)  # noqa: S608
-        self._execute(f"UPDATE jobs SET state = 'failed', ended = ? WHERE {waiting}", now, incident)  # noqa: S608
+        self._execute(f"DELETE FROM work WHERE {waiting} AND attempts = 0", incident)
+        self._execute(f"UPDATE work SET state = 'failed', ended = ? WHERE {waiting}", now, incident)
 
     def _add_job(
         self, incident: str, kind: Kind, sections: str, target: str, parameters: dict[str, Any], alert: str, now: float,
-        suffix: str = "",
+        *, due: float | None = None, rerun: int = 0, recurred: bool = False,
     ) -> int:  # fmt: skip
-        """Add a job and return its id.
+        """Add a job, due now unless `due` is given, and return its id.
 
         Its key has a random part: if a journal was lost, the dossier still has artifacts with that journal's keys, and
         a job with the same key would report the verdict of that time.
         """
-        before = self._fetch_first(
-            "SELECT max(number) AS number FROM jobs WHERE incident = ? AND kind = ? AND sections = ?",
+        last = self._fetch_first(
+            "SELECT max(number) AS number FROM work WHERE incident = ? AND kind = ? AND sections = ?",
             incident, kind, sections,
         )  # fmt: skip
-        number = ((before and before["number"]) or 0) + 1
-        key = f"{incident}/{kind}/{sections}/{number}.{secrets.token_hex(4)}{suffix}"
-        return self._insert_job(key, incident, kind, number, sections, target, json.dumps(parameters), alert, now, now)
+        number = ((last and last["number"]) or 0) + 1
+        return self._add_work(
+            incident=incident, kind=kind, key=f"{incident}/{kind}/{sections}/{number}.{secrets.token_hex(4)}",
+            sections=sections, number=number, target=target, rerun=rerun, recurred=recurred, made=now, due=due or now,
+            about=json.dumps({"parameters": parameters, "alert": alert}),
+        )  # fmt: skip
 
-    def _insert_job(self, *values: Any) -> int:
-        """Insert a job with the values of the columns below, unless its key exists; return its id."""
-        made = self._execute(
-            "INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
-            *values,
-        )
-        return int(made.lastrowid or 0)
+    def _add_work(self, **values: Any) -> int:
+        """Add a row with these columns, and return its id."""
+        columns, marks = ", ".join(values), ", ".join("?" * len(values))
+        added = self._execute(f"INSERT INTO work ({columns}) VALUES ({marks})", *values.values())
+        return int(added.lastrowid or 0)
 
     def _add_second_run(self, job: Job, status: str, due: float, line: str, now: float) -> None:
         """Add a second run: once while an alert fires, then a person must decide; after its end, until it is OK."""
         fires = self._has_firing_alert(job.incident)
-        newer = "SELECT 1 FROM jobs WHERE incident = ? AND target = ? AND id > ? AND state IN ('waiting', 'running')"
-        once = job.kind == "firing" and fires and not job.key.endswith(SECOND_RUN)
+        newer = "SELECT 1 FROM work WHERE incident = ? AND target = ? AND id > ? AND state IN ('waiting', 'running')"
+        once = job.kind == "firing" and fires and not job.rerun
         recovering = job.kind == "resolved" and status != "OK" and not fires
         if once or (recovering and not self._fetch_first(newer, job.incident, job.target, job.id)):
-            self._insert_job(
-                f"{job.key}{SECOND_RUN}", job.incident, job.kind, job.number + 1, ",".join(job.sections), job.target,
-                json.dumps(job.parameters), line, now, due,
+            self._add_job(
+                job.incident, job.kind, ",".join(job.sections), job.target, job.parameters, line, now,
+                due=due, rerun=job.rerun + 1,
             )  # fmt: skip
 
     def _has_firing_alert(self, incident: str) -> bool:
         """Return whether an alert of an incident fires."""
         return bool(self._fetch_first("SELECT 1 FROM alerts WHERE incident = ? AND firing", incident))
-
-    def _finish_run(
-        self, job: Job, places: Sequence[str], message: tuple[str, str], status: str, seal: str, now: float
-    ) -> None:
-        """Close an incident without firing alerts and unfinished jobs; store the seal, and queue the messages."""
-        at = self.clock.to_wall_clock(now)
-        self._execute(
-            "UPDATE incidents SET closed = ? WHERE id = ? AND closed IS NULL"
-            " AND NOT EXISTS (SELECT 1 FROM alerts WHERE incident = incidents.id AND firing)"
-            " AND NOT EXISTS (SELECT 1 FROM jobs WHERE incident = incidents.id AND state IN ('waiting', 'running'))",
-            at, job.incident,
-        )  # fmt: skip
-        if seal:
-            self._keep_seal(job.incident, seal, at)
-        for place in places:
-            self._execute(
-                "INSERT INTO messages (incident, place, title, body, status, made, due) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                job.incident, place, *message, status, now, now,
-            )  # fmt: skip
 
     def _keep_seal(self, incident: str, seal: str, at: float) -> None:
         self._execute("INSERT OR IGNORE INTO seals (incident, seal, at) VALUES (?, ?, ?)", incident, seal, at)
@@ -699,32 +636,21 @@ class Journal:
     def _postpone_job(self, job: Job, due: float, problem: str) -> None:
         """Let a job wait for another attempt; a recovery check fails if an alert fires again: it must not delay it."""
         if job.kind == "resolved" and self._has_firing_alert(job.incident):
-            state, ended = "failed", self.clock.now()
+            self._update_work(job.id, state="failed", ended=self.clock.now(), problem=problem)
         else:
-            state, ended = "waiting", None
+            self._update_work(job.id, state="waiting", due=due, problem=problem)
+
+    def _update_work(self, id_: int, **values: Any) -> None:
+        """Set these columns of a job or a message."""
+        columns = ", ".join(f"{column} = ?" for column in values)
+        self._execute(f"UPDATE work SET {columns} WHERE id = ?", *values.values(), id_)
+
+    def _set_reported(self, job: Job, signature: str | None) -> None:
+        """Set the target's last reported verdict; None forgets it: the next one is reported even if it is the same."""
         self._execute(
-            "UPDATE jobs SET state = ?, due = ?, ended = ?, problem = ? WHERE id = ?",
-            state,
-            due,
-            ended,
-            problem,
-            job.id,
-        )
-
-    def _forget_last_verdict(self, job: Job) -> None:
-        """Forget the target's last reported verdict, so that the next one is reported even if it is the same."""
-        others = {t: s for t, s in self._reported_signatures(job.incident).items() if t != job.target}
-        self._execute("UPDATE incidents SET signature = ? WHERE id = ?", json.dumps(others), job.incident)
-
-    def _reported_signatures(self, incident: str) -> dict[str, str]:
-        """Return the signature of the last reported verdict by target; a journal of 0.5.0 has one for all."""
-        row = self._fetch_first(
-            "SELECT target, coalesce(signature, '{}') AS stored FROM incidents WHERE id = ?", incident
-        )
-        if row is None:
-            return {}
-        stored = str(row["stored"])
-        return json.loads(stored) if stored.startswith("{") else {row["target"]: stored}
+            "UPDATE incidents SET signature = json_patch(coalesce(signature, '{}'), json_object(?, ?)) WHERE id = ?",
+            job.target, signature, job.incident,
+        )  # fmt: skip
 
     def _execute(self, statement: str, *values: Any) -> sqlite3.Cursor:
         return self._db.execute(statement, values)
@@ -735,37 +661,23 @@ class Journal:
         return row
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Wait for the other threads' calls. Raises JournalError if that takes too long."""
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+        """Wait for the other threads' calls, and commit what is done within."""
         if not self._lock.acquire(timeout=BUSY_S):
             raise JournalError(f"the journal {self.file} has been in use for {BUSY_S:.0f} s")
         try:
-            yield
+            with self._db:
+                self._db.execute(begin)
+                yield
+        except sqlite3.Error as e:
+            raise JournalError(f"the journal {self.file} cannot be used: {e}") from None
         finally:
             self._lock.release()
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._locked():
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield
-                    self._db.execute("COMMIT")
-                except BaseException:
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as e:
-                raise JournalError(f"the journal {self.file} cannot be written: {e}") from None
-
     def _query(self, question: str, *values: Any) -> list[sqlite3.Row]:
-        """Return the rows of a question, outside of a transaction. Raises JournalError."""
-        with self._locked():
-            try:
-                return self._db.execute(question, values).fetchall()
-            except sqlite3.Error as e:
-                raise JournalError(f"the journal {self.file} cannot be read: {e}") from None
+        """Return the rows of a question, in a transaction of its own."""
+        with self._transaction("BEGIN"):
+            return self._execute(question, *values).fetchall()
 
 
 def _fingerprints(alerts: Sequence[Alert]) -> str:
@@ -773,7 +685,9 @@ def _fingerprints(alerts: Sequence[Alert]) -> str:
     return json.dumps([alert.fingerprint for alert in alerts])
 
 
-def _job_from_row(row: sqlite3.Row) -> Job:
-    plain = {k: row[k] for k in Job.__dataclass_fields__}
-    sections, parameters = tuple(row["sections"].split(",")), json.loads(row["parameters"])
-    return Job(**(plain | {"sections": sections, "parameters": parameters}))
+def _from_row(item: type[Item], row: sqlite3.Row) -> Item:
+    """Return the job or the message of a row of the work."""
+    values = {**row, **json.loads(row["about"])}
+    if item is Job:
+        values |= {"sections": tuple(row["sections"].split(",")), "recurred": bool(row["recurred"])}
+    return item(**{name: values[name] for name in item.__dataclass_fields__})

@@ -7,34 +7,38 @@ CREATE TABLE IF NOT EXISTS incidents (
     opened REAL NOT NULL,
     closed REAL,
     verdict TEXT,
-    signature TEXT
+    signature TEXT  -- JSON: the signature of the last reported verdict by target
 );
 CREATE INDEX IF NOT EXISTS incidents_by_group ON incidents (group_key, target, opened);
-CREATE TABLE IF NOT EXISTS jobs (
+-- Runs of sections (kind firing or resolved: how the alert was) and messages. A message has no key, sections, number and
+-- target; a run has the place ''.
+CREATE TABLE IF NOT EXISTS work (
     id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
     incident TEXT NOT NULL REFERENCES incidents,
-    kind TEXT NOT NULL CHECK (kind IN ('firing', 'resolved')),
-    number INTEGER NOT NULL,
-    sections TEXT NOT NULL,
-    target TEXT NOT NULL,
-    parameters TEXT NOT NULL,
-    alert TEXT NOT NULL,
+    kind TEXT NOT NULL CHECK (kind IN ('firing', 'resolved', 'message')),
+    key TEXT UNIQUE,
+    sections TEXT,
+    number INTEGER,
+    target TEXT,
+    place TEXT NOT NULL DEFAULT '',
+    rerun INTEGER NOT NULL DEFAULT 0,  -- 1 for the second run of a job, and so on
+    recurred INTEGER NOT NULL DEFAULT 0,
+    about TEXT NOT NULL,  -- JSON: a run's parameters and alert; a message's title, body and status
     state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'running', 'done', 'failed')),
     attempts INTEGER NOT NULL DEFAULT 0,
-    accepted REAL NOT NULL,
+    made REAL NOT NULL,
     due REAL NOT NULL,
     started REAL,
     ended REAL,
     problem TEXT NOT NULL DEFAULT ''
 );
-CREATE INDEX IF NOT EXISTS jobs_by_state ON jobs (state, due);
-CREATE INDEX IF NOT EXISTS jobs_by_incident ON jobs (incident, sections);
+CREATE INDEX IF NOT EXISTS work_by_state ON work (state, due);
+CREATE INDEX IF NOT EXISTS work_by_incident ON work (incident, sections);
 CREATE TABLE IF NOT EXISTS alerts (
     incident TEXT NOT NULL REFERENCES incidents,
     fingerprint TEXT NOT NULL,
     sections TEXT NOT NULL,
-    job INTEGER NOT NULL REFERENCES jobs,
+    job INTEGER NOT NULL REFERENCES work,
     firing INTEGER NOT NULL,
     count INTEGER NOT NULL DEFAULT 1,
     last REAL NOT NULL,
@@ -42,21 +46,6 @@ CREATE TABLE IF NOT EXISTS alerts (
 );
 CREATE INDEX IF NOT EXISTS alerts_by_job ON alerts (job);
 CREATE INDEX IF NOT EXISTS alerts_by_fingerprint ON alerts (fingerprint);
-CREATE TABLE IF NOT EXISTS messages (
-    id INTEGER PRIMARY KEY,
-    incident TEXT NOT NULL REFERENCES incidents,
-    place TEXT NOT NULL,
-    title TEXT NOT NULL,
-    body TEXT NOT NULL,
-    status TEXT NOT NULL,
-    state TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'sent', 'failed')),
-    attempts INTEGER NOT NULL DEFAULT 0,
-    made REAL NOT NULL,
-    due REAL NOT NULL,
-    problem TEXT NOT NULL DEFAULT ''
-);
-CREATE INDEX IF NOT EXISTS messages_by_state ON messages (state, due);
-CREATE INDEX IF NOT EXISTS messages_by_incident ON messages (incident);
 CREATE TABLE IF NOT EXISTS threads (
     incident TEXT NOT NULL REFERENCES incidents,
     place TEXT NOT NULL,

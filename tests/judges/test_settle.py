@@ -16,7 +16,6 @@ from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import read_answers
 from runbook_lib.model.finding import Answer, Finding, Hop, RankedMode, Reason, Signal, Status, Value, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
-from runbook_lib.receiver.journal import SECOND_RUN
 from runbook_lib.runs import batch, investigation
 from runbook_lib.store.archive import Archive
 from tests.kit.findings import BOOK, seen
@@ -199,7 +198,7 @@ def test_a_second_run_takes_no_sections_of_the_second_triage(tmp_path: Path, mon
     monkeypatch.setattr(investigation, "read_run", lambda archive, entry, book: result(entry["section"], LATE))
     monkeypatch.setattr(investigation, "sections_to_follow", lambda *_: {})
     order = replace(ORDER, job="K")
-    for job in ("K", f"K{SECOND_RUN}"):
+    for job in ("K", "L"):
         investigation._look(archive, replace(order, job=job), lambda section, found: None, lambda said: None)
     own = investigation.SECOND_TRIAGE
-    assert ran == ["K", f"K{own}", f"K{SECOND_RUN}", f"K{SECOND_RUN}{own}"], "each triage looks at the system"
+    assert ran == ["K", f"K{own}", "L", f"L{own}"], "each triage looks at the system"

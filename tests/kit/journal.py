@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +43,12 @@ def done(journal: Journal, now: float, status: str = "CRITICAL", **more: Any) ->
     job = taken(journal, now)
     journal.conclude(job, verdict(status), now, **more)
     return job
+
+
+def messages_of(journal: Journal, where: str = "true") -> list[dict[str, Any]]:
+    """The messages of a journal, with what they say."""
+    question = f"SELECT * FROM work WHERE kind = 'message' AND {where} ORDER BY id"
+    return [{**row, **json.loads(row["about"])} for row in journal._query(question)]
 
 
 #: Where a verdict is told.

@@ -41,7 +41,9 @@ def main() -> None:
         while (
             any(n for state, n in journal.counts().items() if state.endswith(("waiting", "running")))
             # A job that is tried again is not counted before it is due.
-            or reader.execute("SELECT 1 FROM jobs WHERE state = 'waiting' AND attempts > 0").fetchone()
+            or reader.execute(
+                "SELECT 1 FROM work WHERE kind <> 'message' AND state = 'waiting' AND attempts > 0"
+            ).fetchone()
         ):
             time.sleep(0.1)
     jobs.stop()

@@ -76,7 +76,7 @@ def test_its_receiver_goes_on(written: Path) -> None:
 
     def state_of(job: int) -> str:
         with closing(sqlite3.connect(f"file:{written}/receiver.db?mode=ro", uri=True)) as db:
-            return str(db.execute("SELECT state FROM jobs WHERE id = ?", [job]).fetchone()[0])
+            return str(db.execute("SELECT state FROM work WHERE id = ?", [job]).fetchone()[0])
 
     with serving(written, env={"RUNBOOK_NOTIFY_URLS": MESSAGES_TO}) as served:
         until(lambda: state_of(2) == "done", "the end of the interrupted investigation", 120)

@@ -85,7 +85,7 @@ def test_an_alert_is_on_disk_before_it_is_answered(here: Running) -> None:
     first = here.post(webhook(one(), one("Other")))
     assert (first.status_code, valid(first.json(), "receiver")) == (202, {"accepted": 2, "jobs": [1], "counted": 0})
     with sqlite3.connect(f"file:{here.journal.file}?mode=ro", uri=True) as db:
-        assert db.execute("SELECT count(*) FROM jobs").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM work").fetchone() == (1,)
     again = here.post(webhook(one(), one("Other")))
     assert (again.status_code, again.json()) == (202, {"accepted": 2, "jobs": [], "counted": 2})
 
@@ -164,7 +164,7 @@ def test_hostile_words_are_words(here: Running, tmp_path: Path) -> None:
     assert came.status_code == 202
     job = here.journal.next_job(time.time(), ())
     assert job is not None and "\x1b" not in job.alert and "\n" not in job.alert
-    here.journal.fail(job, time.time(), words, (), ("", ""))
+    here.journal.conclude(job, None, time.time(), problem=words)
     page = here.get().text
     assert "<script" not in page and "&lt;script&gt;alert(1)" in page and "{{ 7*7 }}" in page
     assert not list(tmp_path.rglob("hacked"))
@@ -576,7 +576,7 @@ def test_the_page_shows_what_became_of_each_alert(here: Running) -> None:
     here.post(webhook(one("Well", "resolved"), group="b"))
     resolved = here.journal.next_job(time.time(), ())
     assert resolved and resolved.kind == "resolved"
-    here.journal.fail(resolved, time.time(), "the worker <b>died</b>", (), ("", ""))
+    here.journal.conclude(resolved, None, time.time(), problem="the worker <b>died</b>")
     here.post(webhook(one("Waits", runbook_target="elsewhere"), group="c"))
     here.post(webhook(one("Waits", runbook_target="elsewhere"), group="c"))
     text = here.get().text

@@ -137,7 +137,7 @@ def test_while_it_runs_no_wait_gets_longer(journal: Journal, hands: Hands, by: f
     assert len(journal.due_messages(set_and_wait(1))) == 1
     assert journal.next_job(set_and_wait(89), []) is None
     again = taken(journal, set_and_wait(1))
-    assert again.key.endswith("/again") and again.accepted == now + 1
+    assert again.rerun == 1 and again.made == now + 1
 
 
 @SETS

@@ -33,13 +33,14 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import dispatcher, loop, notify
 from runbook_lib.receiver.alert import Alert
 from runbook_lib.receiver.dispatcher import Dispatcher
-from runbook_lib.receiver.journal import SECOND_RUN, Journal, JournalError
+from runbook_lib.receiver.journal import Journal, JournalError
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.runs import executors, forks
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive, OutputError
 from tests.kit import ROOT, web
 from tests.kit.dispatching import CONFIG, FOUND, Odd, dispatched, dispatcher_of, firing
+from tests.kit.journal import messages_of
 from tests.kit.waiting import until
 
 #: A section that takes little time and points to no other.
@@ -128,6 +129,9 @@ class Receiver:
         with sqlite3.connect(f"file:{self.folder}/journal.db?mode=ro", uri=True) as db:
             return db.execute(question).fetchall()
 
+    def jobs(self, columns: str, where: str = "true") -> list[Any]:
+        return self.rows(f"SELECT {columns} FROM work WHERE kind <> 'message' AND {where}")
+
     def until(self, holds: Callable[[], Any]) -> Any:
         def seen() -> Any:
             with suppress(psutil.Error, sqlite3.Error):
@@ -211,7 +215,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
         (receiver.folder / "out").mkdir()
         (receiver.folder / "out" / "unwritable").write_text("where a folder should be")
         receiver.start()
-        receiver.until(lambda: receiver.rows("SELECT 1 FROM jobs WHERE incident = 'unwritable' AND attempts > 1"))
+        receiver.until(lambda: receiver.jobs("1", "incident = 'unwritable' AND attempts > 1"))
         (receiver.folder / "out" / "unwritable").unlink()
         receiver.ends()
         yield receiver
@@ -256,7 +260,7 @@ def test_what_an_alert_started_carries_nothing_out(night: Receiver) -> None:
 
 @pytest.mark.slow
 def test_a_target_that_is_gone_is_given_up_at_once_and_told(night: Receiver) -> None:
-    ((state, attempts, problem),) = night.rows("SELECT state, attempts, problem FROM jobs WHERE incident = 'lost'")
+    ((state, attempts, problem),) = night.jobs("state, attempts, problem", "incident = 'lost'")
     assert (state, attempts) == ("failed", 1)
     assert "unknown target 'lost'" in problem
     (told,) = night.told("lost")
@@ -265,7 +269,7 @@ def test_a_target_that_is_gone_is_given_up_at_once_and_told(night: Receiver) -> 
 
 @pytest.mark.slow
 def test_an_output_that_cannot_be_written_is_tried_again(night: Receiver) -> None:
-    ((state, attempts),) = night.rows("SELECT state, attempts FROM jobs WHERE incident = 'unwritable'")
+    ((state, attempts),) = night.jobs("state, attempts", "incident = 'unwritable'")
     assert state == "done" and attempts > 1
     assert night.artifacts("unwritable") == {SECTION: 1, "": 1}
     assert len(night.archive("unwritable").lines(NOTES)) == len(night.told("unwritable")) == 1
@@ -273,7 +277,7 @@ def test_an_output_that_cannot_be_written_is_tried_again(night: Receiver) -> Non
 
 @pytest.mark.slow
 def test_a_target_that_hangs_holds_up_no_other(night: Receiver) -> None:
-    rows = night.rows("SELECT incident, started, ended FROM jobs WHERE kind = 'firing'")
+    rows = night.jobs("incident, started, ended", "kind = 'firing'")
     jobs = {incident: (started, ended) for incident, started, ended in rows}
     assert jobs["plain"][0] < jobs["hung"][1], "it does not wait for its end"
     assert night.artifacts("hung") == {SECTION: 1, "": 1}
@@ -290,11 +294,11 @@ def test_killed_during_a_run(parts: tuple[Receiver, Silent]) -> None:
     receiver.start()
     receiver.until(lambda: runners(receiver, silent))
     receiver.kill()
-    assert receiver.rows("SELECT state, attempts FROM jobs") == [("running", 1)]
+    assert receiver.jobs("state, attempts") == [("running", 1)]
     silent.hang_up()
     receiver.start()
     receiver.ends()
-    assert receiver.rows("SELECT state, attempts FROM jobs") == [("done", 2)]
+    assert receiver.jobs("state, attempts") == [("done", 2)]
     assert receiver.artifacts("I") == {SECTION: 1, "": 1}
     assert len(receiver.archive("I").lines(NOTES)) == len(receiver.told("I")) == 1
 
@@ -304,21 +308,22 @@ def test_killed_between_the_run_and_what_is_told_of_it(parts: tuple[Receiver, Si
     receiver, _ = parts
     receiver.accept(firing("I"), firing("J", "away"))
     receiver.start()
-    receiver.until(lambda: len(receiver.rows("SELECT 1 FROM messages WHERE attempts > 0")) == 2)
+    receiver.until(lambda: len(receiver.rows("SELECT 1 FROM work WHERE kind = 'message' AND attempts > 0")) == 2)
     receiver.kill()
     assert receiver.artifacts("J") == {SECTION: 1, "": 1}
     # A moment earlier: everything is in the archive, and the journal does not know.
     with sqlite3.connect(receiver.folder / "journal.db") as db:
-        db.execute("UPDATE jobs SET state = 'running' WHERE incident = 'J'")
+        db.execute("UPDATE work SET state = 'running' WHERE kind <> 'message' AND incident = 'J'")
         db.execute("UPDATE incidents SET signature = NULL, verdict = NULL WHERE id = 'J'")
-        db.execute("DELETE FROM messages WHERE incident = 'J'")
+        db.execute("DELETE FROM work WHERE kind = 'message' AND incident = 'J'")
     receiver.sink.open()
     receiver.start()
     receiver.ends()
     for incident in "IJ":
         assert receiver.artifacts(incident) == {SECTION: 1, "": 1}
         assert len(receiver.told(incident)) == len(receiver.archive(incident).lines(NOTES)) == 1
-    assert receiver.rows("SELECT state, attempts > 1 FROM messages ORDER BY incident") == [("sent", 1), ("sent", 0)]
+    sent = receiver.rows("SELECT state, attempts > 1 FROM work WHERE kind = 'message' ORDER BY incident")
+    assert sent == [("done", 1), ("done", 0)]
 
 
 @pytest.mark.slow
@@ -333,7 +338,7 @@ def test_an_investigation_and_a_runner_are_killed(parts: tuple[Receiver, Silent]
     assert not psutil.wait_procs([first, second], timeout=10)[1]
     silent.hang_up()
     receiver.ends()
-    assert sorted(receiver.rows("SELECT attempts, state FROM jobs")) == [(1, "done"), (2, "done")]
+    assert sorted(receiver.jobs("attempts, state")) == [(1, "done"), (2, "done")]
     entries = [e for i in "IJ" for e in receiver.archive(i).manifest() if "section" in e]
     assert sorted(e["problem"] for e in entries) == ["", "the runner was killed"]
     for incident in "IJ":
@@ -348,14 +353,14 @@ def test_a_full_disk_is_waited_for(parts: tuple[Receiver, Silent]) -> None:
     receiver.sink.open()
     receiver.accept(firing("I"))
     receiver.start(file_size=10_000, first_wait_s=0.5)
-    receiver.until(lambda: receiver.rows("SELECT 1 FROM jobs WHERE problem LIKE '%could not be written%'"))
+    receiver.until(lambda: receiver.jobs("1", "problem LIKE '%could not be written%'"))
     receiver.until(lambda: receiver.told("I"))  # what was found need not wait for room
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     for process in receiver.tree():
         with suppress(psutil.NoSuchProcess):
             process.rlimit(resource.RLIMIT_FSIZE, unlimited)
     receiver.ends()
-    ((attempts, state, problem),) = receiver.rows("SELECT attempts, state, problem FROM jobs")
+    ((attempts, state, problem),) = receiver.jobs("attempts, state, problem")
     assert attempts > 1 and (state, problem) == ("done", "")
     assert receiver.artifacts("I") == {SECTION: 1, "": 1}
     assert len(receiver.archive("I").lines(NOTES)) == len(receiver.told("I")) == 1
@@ -437,7 +442,7 @@ def test_an_alert_after_the_recovery_is_told_as_a_further_outage(tmp_path: Path)
         for jobs, ended in enumerate((False, True, False), start=1):
             journal.accept([firing("I", ended=ended)], CONFIG, time.time())
             wait_for_runs(journal, jobs)
-        titles = [row["title"] for row in journal._query("SELECT title FROM messages ORDER BY id")]
+        titles = [message["title"] for message in messages_of(journal)]
         assert titles == ["OK · I", "再発: OK · I"], "the recovery has the verdict of the first run: it is told once"
     texts = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
     assert len(texts) == 4 and texts[-1].startswith("回復の確認後に再び発生しました: Late firing")
@@ -467,12 +472,11 @@ def test_the_wait_for_the_next_look_at_a_recovery_is_that_of_their_number(tmp_pa
     journal = Journal(tmp_path / "journal.db")
     journal.accept([firing("I")], CONFIG, time.time() - 7200)
     job = journal.next_job(time.time(), ())
-    assert job is not None and time.time() - job.accepted > 7000
+    assert job is not None and time.time() - job.made > 7000
     look, jobs = replace(job, kind="resolved"), dispatcher_of(tmp_path, journal, Odd(FOUND), Metrics())
 
     def wait(n: int, **verdict: Any) -> float | None:
-        key = job.key + SECOND_RUN * n
-        planned = jobs._plan_second_run(replace(look, key=key), {"status": "WARNING"} | verdict)
+        planned = jobs._plan_second_run(replace(look, rerun=n), {"status": "WARNING"} | verdict)
         return planned and round(planned[0] - time.time())
 
     assert [wait(n) for n in range(4)] == [60, 120, 240, 480]

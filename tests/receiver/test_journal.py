@@ -7,8 +7,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,18 @@ from runbook_lib.receiver.journal import Job, Journal, JournalError
 from runbook_lib.sources.settings import Route, Settings
 from tests.kit import ROOT
 from tests.kit.effort import examples
-from tests.kit.journal import CONFIG, TOLD, WINDOW_S, done, firing, firing_since, resolved, taken, verdict
+from tests.kit.journal import (
+    CONFIG,
+    TOLD,
+    WINDOW_S,
+    done,
+    firing,
+    firing_since,
+    messages_of,
+    resolved,
+    taken,
+    verdict,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -100,17 +113,17 @@ ENDED = [replace(alert, firing=False) for alert in TWO]
 def test_of_two_targets_each_has_its_own_last_verdict(journal: Journal) -> None:
     def verdicts(now: float, *said: str) -> list[str]:
         """The statuses that are told when each target has come to a verdict."""
-        before = len(journal._query("SELECT 1 FROM messages"))
+        before = len(messages_of(journal))
         journal.accept(TWO, CONFIG, now)
         for status in said:
             done(journal, now, status, **TOLD)
-        return [row["status"] for row in journal._query("SELECT status FROM messages ORDER BY id")][before:]
+        return [message["status"] for message in messages_of(journal)][before:]
 
     assert verdicts(0, "CRITICAL", "OK") == ["CRITICAL", "OK"]
     assert verdicts(WINDOW_S + 1, "CRITICAL", "OK") == [], "nothing has changed"
     assert verdicts(2 * WINDOW_S + 2, "CRITICAL", "CRITICAL") == ["CRITICAL"], "the other target's is new"
     journal.accept(TWO, CONFIG, 3 * WINDOW_S + 3)
-    journal.fail(taken(journal, 3 * WINDOW_S + 3), 3 * WINDOW_S + 3, "lost", **TOLD)
+    journal.conclude(taken(journal, 3 * WINDOW_S + 3), None, 3 * WINDOW_S + 3, **TOLD)
     done(journal, 3 * WINDOW_S + 3, "CRITICAL", **TOLD)
     assert verdicts(4 * WINDOW_S + 4, "CRITICAL", "CRITICAL") == ["CRITICAL"], "only one was given up"
 
@@ -126,7 +139,7 @@ def test_of_two_targets_the_recovery_of_each_is_checked(journal: Journal, ended:
     second = done(journal, 6, "OK", second_run=(60, "again"))
     assert [(j.kind, j.target) for j in (first, second)] == [("resolved", "main"), ("resolved", "other")]
     assert journal.incidents()[0].closed is None, "one of them has not recovered"
-    assert done(journal, 60, "OK").key == f"{first.key}/again"
+    assert (again := done(journal, 60, "OK")).key != first.key and (again.target, again.rerun) == ("main", 1)
     assert journal.incidents()[0].closed == 60
     assert journal.next_job(1000, []) is None
 
@@ -143,17 +156,50 @@ def test_of_two_targets_one_that_fires_again_starts_the_checks_of_both_again(jou
     assert journal.incidents()[0].closed == 7
 
 
-def test_a_verdict_that_an_older_version_reported_is_not_told_again(journal: Journal) -> None:
-    ran(journal, 0, firing(), **TOLD)
-    journal._db.execute("UPDATE incidents SET signature = 'CRITICAL relay None'")
-    for older in ("ALTER TABLE incidents ADD COLUMN concluded REAL", "ALTER TABLE messages ADD COLUMN sent REAL"):
-        journal._db.execute(older)
-    journal._db.execute("DROP INDEX alerts_by_fingerprint")
-    journal = reopened(journal)
-    ran(journal, WINDOW_S + 1, firing(), **TOLD)
-    assert len(journal._query("SELECT 1 FROM messages")) == 1
-    ran(journal, 2 * WINDOW_S + 2, firing(), status="OK", **TOLD)
-    assert len(journal._query("SELECT 1 FROM messages")) == 2
+#: What today's form of 0.5.0's tables differed in before they became one.
+LATER = """
+ALTER TABLE incidents DROP COLUMN concluded;
+ALTER TABLE messages DROP COLUMN sent;
+CREATE INDEX alerts_by_fingerprint ON alerts (fingerprint);
+UPDATE incidents SET signature = json_object(target, signature) WHERE signature IS NOT NULL;
+"""
+#: The first incident's second run waits, and another message; the second incident's job is that of a further outage.
+WAITING = """
+INSERT INTO jobs (key, incident, kind, number, sections, target, parameters, alert, accepted, due)
+    SELECT key || '/again', incident, kind, 2, sections, target, '{"n": 1}', 'again', ended, ended + 60 FROM jobs
+    WHERE state = 'done';
+INSERT INTO messages (incident, place, title, body, status, made, due)
+    SELECT incident, place, 'later', body, 'OK', made + 1, due + 1 FROM messages;
+UPDATE jobs SET key = key || '/recurred' WHERE state = 'running';
+"""
+
+
+@pytest.mark.parametrize("later", ["", LATER], ids=["0.5.0", "later"])
+def test_what_a_journal_of_two_tables_has_goes_on(tmp_path: Path, later: str) -> None:
+    with tarfile.open(ROOT / "tests" / "data" / "0.5.0.tar.xz") as packed:
+        packed.extract("receiver.db", tmp_path, filter="data")
+    with closing(sqlite3.connect(tmp_path / "receiver.db")) as db:
+        db.executescript(later + WAITING)
+        ((done_at, key),) = db.execute("SELECT ended, key FROM jobs WHERE state = 'done'")
+    journal = reopened(Journal(tmp_path / "receiver.db"))
+    assert not journal._query("SELECT 1 FROM sqlite_master WHERE name IN ('jobs', 'messages')")
+    assert journal._query("PRAGMA foreign_key_check") == []
+    (first,) = journal.due_messages(done_at + 100)
+    assert (first.title[:10], first.status, first.attempts, first.made) == ("✖ CRITICAL", "CRITICAL", 1, done_at)
+    journal.mark_sent(first)
+    assert [m.title for m in journal.due_messages(done_at + 100)] == ["later"]
+    assert journal.recover(done_at + 30) == 1
+    further = taken(journal, done_at + 30)
+    assert further.recurred and further.key.endswith("/recurred") and further.parameters["detected_by"] == "alert"
+    again = taken(journal, done_at + 60)
+    assert (again.key, again.rerun, again.recurred, again.alert) == (f"{key}/again", 1, False, "again")
+    assert (again.sections, again.number, again.parameters) == (("4.3",), 2, {"n": 1})
+    same = {"status": "CRITICAL", "stuck_at": "delivery_worker", "failure_modes": [{"id": "FM-NOTI-06"}]}
+    journal.conclude(again, same, done_at + 61, second_run=(done_at + 99, "third"), **TOLD)
+    assert journal.counts()["messages_waiting"] == 1, "the verdict was reported"
+    assert journal.next_job(done_at + 99, []) is None
+    journal.conclude(further, same, done_at + 100, **TOLD)
+    assert journal.counts() | {"messages_waiting": 2, "messages_sent": 1, "jobs_done": 3} == journal.counts()
     journal.close()
 
 
@@ -233,8 +279,9 @@ def test_an_alert_after_the_recovery_runs_at_once_and_is_told(journal: Journal, 
     second = taken(journal, 900)
     assert (second.id, second.recurred, second.number) == (*again.jobs, True, 2)
     journal.conclude(second, verdict("OK"), 901, **TOLD)
-    sent = journal._query("SELECT status FROM messages ORDER BY id")
-    assert [m["status"] for m in sent] == ["CRITICAL", "OK", "OK"], "told, although the verdict is the one of section 6"
+    assert [m["status"] for m in messages_of(journal)] == ["CRITICAL", "OK", "OK"], (
+        "told, although the verdict is the one of section 6"
+    )
     repeat = journal.accept([firing(fingerprint=fingerprint)], CONFIG, 960)
     assert (repeat.jobs, repeat.counted) == ((), 1)
     journal.accept([firing(fingerprint=fingerprint)], CONFIG, 901 + WINDOW_S)
@@ -246,7 +293,7 @@ def test_a_second_outage_is_told_once_however_often_its_run_is_tried(journal: Jo
     journal.accept([firing()], CONFIG, 900)
     journal.conclude(taken(journal, 900), verdict("OK"), 901, again=905, problem="disk full", **TOLD)
     journal.conclude(taken(journal, 905), verdict("OK"), 906, **TOLD)
-    assert len(journal._query("SELECT 1 FROM messages")) == 3
+    assert len(messages_of(journal)) == 3
 
 
 def test_several_alerts_after_the_recovery_share_a_run_and_each_route_has_its_own(journal: Journal) -> None:
@@ -441,7 +488,7 @@ def test_what_came_too_early_is_looked_at_once_more_and_holds_up_nothing(journal
     assert journal.next_job(59, []) is None
     assert ran(journal, 10, firing("Db", "2")).sections == ("4.2",)
     again = taken(journal, 60)
-    assert (again.key, again.alert) == (f"{first.key}/again", "again")
+    assert again.key != first.key and (again.rerun, again.alert) == (1, "again")
     assert (again.sections, again.parameters, again.number) == (first.sections, first.parameters, 2)
     journal.conclude(again, verdict(), 61, second_run=(120, "and again"))
     assert journal.next_job(1000, []) is None, "a second look is looked at again"
@@ -460,7 +507,7 @@ def test_an_incident_stays_open_until_its_recovery_is_seen(journal: Journal) -> 
     assert first.kind == "resolved" and journal.incidents()[0].closed is None
     assert journal.accept([resolved()], CONFIG, 4).jobs == (), "the end that is told twice drops no look"
     second = done(journal, 60, "WARNING", second_run=(180, "and again"))
-    assert second.key == f"{first.key}/again" and journal.incidents()[0].closed is None
+    assert (first.rerun, second.rerun) == (0, 1) and journal.incidents()[0].closed is None
     assert done(journal, 180, "OK", second_run=(600, "again")).kind == "resolved"
     assert journal.incidents()[0].closed == 180 and journal.next_job(1000, []) is None
 
@@ -517,8 +564,7 @@ def test_a_changed_verdict_is_one_message_a_place(journal: Journal) -> None:
 
 def statuses(journal: Journal) -> list[tuple[str, str]]:
     """The place and status of each message that waits."""
-    rows = journal._query("SELECT place, status FROM messages WHERE state = 'waiting' ORDER BY id")
-    return [(row["place"], row["status"]) for row in rows]
+    return [(m["place"], m["status"]) for m in messages_of(journal, "state = 'waiting'")]
 
 
 def test_what_waits_is_addressed_to_what_is_configured_now(journal: Journal) -> None:
@@ -551,7 +597,7 @@ def test_what_nobody_was_told_is_told_once_a_place_is_configured(journal: Journa
 
 def test_what_is_given_up_is_told(journal: Journal) -> None:
     journal.accept([firing()], CONFIG, 0)
-    journal.fail(taken(journal, 1), 2, "no such target", ["p"], ("t", "b"))
+    journal.conclude(taken(journal, 1), None, 2, problem="no such target", places=["p"], message=("t", "b"))
     assert [(m.status, m.title) for m in journal.due_messages(3)] == [("UNKNOWN", "t")]
     assert journal.incidents()[0].jobs[0].state == "failed"
 
@@ -559,9 +605,9 @@ def test_what_is_given_up_is_told(journal: Journal) -> None:
 def test_after_a_run_that_was_given_up_the_next_verdict_is_told(journal: Journal) -> None:
     ran(journal, 0, firing(), **TOLD)
     journal.accept([firing()], CONFIG, WINDOW_S + 1)
-    journal.fail(taken(journal, WINDOW_S + 1), WINDOW_S + 2, "no such target", **TOLD)
+    journal.conclude(taken(journal, WINDOW_S + 1), None, WINDOW_S + 2, **TOLD)
     ran(journal, 2 * WINDOW_S + 2, firing(), **TOLD)
-    sent = [row["status"] for row in journal._query("SELECT status FROM messages ORDER BY id")]
+    sent = [message["status"] for message in messages_of(journal)]
     assert sent == ["CRITICAL", "UNKNOWN", "CRITICAL"], "the last that people heard was UNKNOWN"
 
 
@@ -575,8 +621,9 @@ def test_what_ran_waits_again(journal: Journal) -> None:
 
 
 def sizes(journal: Journal) -> dict[str, int]:
-    tables = ("incidents", "alerts", "jobs", "messages", "seals")
-    return {table: journal._query(f"SELECT count(*) AS n FROM {table}")[0]["n"] for table in tables}
+    tables = {"incidents": "incidents", "alerts": "alerts", "seals": "seals"}
+    tables |= {"jobs": "work WHERE kind <> 'message'", "messages": "work WHERE kind = 'message'"}
+    return {name: journal._query(f"SELECT count(*) AS n FROM {table}")[0]["n"] for name, table in tables.items()}
 
 
 def test_the_newest_are_kept_and_what_open_incidents_need(journal: Journal) -> None:
@@ -615,8 +662,9 @@ def test_of_an_old_incident_its_line_and_its_last_seal_stay(journal: Journal) ->
             old = journal.incident("old")
             assert old and (old.closed, old.verdict, old.jobs, old.seal) == (3, None, (), "old 0 OK")
     assert len(set(keys)) == len(keys) == 6
-    statuses = [row["status"] for row in journal._query("SELECT status FROM messages WHERE incident = 'old'")]
-    assert statuses == ["CRITICAL", "OK"], "what was told of it long ago is no reason to be silent now"
+    assert [m["status"] for m in messages_of(journal, "incident = 'old'")] == ["CRITICAL", "OK"], (
+        "what was told of it long ago is no reason to be silent now"
+    )
 
 
 def test_what_waits_or_fires_is_not_trimmed(journal: Journal) -> None:
@@ -764,7 +812,7 @@ class Alerting(RuleBasedStateMachine):
         if status == "again":
             self.journal.retry(job, self.now + 5, "problem")
         elif status == "failed":
-            self.journal.fail(job, self.now, "problem", ["p"], ("t", "b"))
+            self.journal.conclude(job, None, self.now, places=["p"], message=("t", "b"))
         else:
             look = self.now + 60, "again"
             self.journal.conclude(job, verdict(status), self.now, places=["p"], message=("t", "b"), second_run=look)
@@ -786,15 +834,15 @@ class Alerting(RuleBasedStateMachine):
             looked_at: dict[tuple[str, ...], float] = {}
             before = None
             for job in incident.jobs:
-                if job.key.endswith(journals.SECOND_RUN):
+                if job.rerun:
                     continue
                 if job.kind == "firing":
-                    assert job.accepted - looked_at.get(job.sections, -1e9) >= WINDOW_S
+                    assert job.made - looked_at.get(job.sections, -1e9) >= WINDOW_S
                     assert job.recurred == (
                         job.sections not in looked_at
                         and any(j.kind == "resolved" for j in incident.jobs[: incident.jobs.index(job)])
                     )
-                    looked_at[job.sections] = job.accepted
+                    looked_at[job.sections] = job.made
                 else:
                     assert before and before.kind == "firing"
                     looked_at = {}
@@ -804,14 +852,14 @@ class Alerting(RuleBasedStateMachine):
     def what_fires_after_a_look_at_the_recovery_is_looked_at(self) -> None:
         unseen = self.journal._query(
             "SELECT 1 FROM alerts AS a WHERE firing AND EXISTS"
-            " (SELECT 1 FROM jobs WHERE incident = a.incident AND kind = 'resolved' AND id > a.job)"
+            " (SELECT 1 FROM work WHERE incident = a.incident AND kind = 'resolved' AND id > a.job)"
         )
         assert not unseen
 
     @invariant()
     def what_fires_has_a_job_that_looked_or_will_look(self) -> None:
         assert not self.journal._query(
-            "SELECT 1 FROM alerts AS a JOIN jobs AS j ON j.id = a.job"
+            "SELECT 1 FROM alerts AS a JOIN work AS j ON j.id = a.job"
             " WHERE firing AND j.state = 'done' AND j.started IS NULL"
         )
 
@@ -841,9 +889,8 @@ class Alerting(RuleBasedStateMachine):
 
     @invariant()
     def messages_only_of_changes(self) -> None:
-        rows = self.journal._query("SELECT count(*) AS n FROM messages")
         ended = [j for i in self.journal.incidents() for j in i.jobs if j.state in ("done", "failed")]
-        assert rows[0]["n"] <= len(ended)
+        assert len(messages_of(self.journal)) <= len(ended)
 
     def teardown(self) -> None:
         self.journal.close()

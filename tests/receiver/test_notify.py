@@ -24,13 +24,14 @@ from runbook_lib.book import messages
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import loop, notify, slack
 from runbook_lib.receiver.alert import Alert
-from runbook_lib.receiver.journal import RECURRED, SECOND_RUN, Job, Journal, Notice
+from runbook_lib.receiver.journal import Job, Journal, Notice
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.notify import Notifier
 from runbook_lib.runs import forks
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import web
+from tests.kit.journal import messages_of
 from tests.kit.schemas import valid
 from tests.kit.waiting import until
 from tests.kit.web import SECRET, Http
@@ -128,8 +129,7 @@ def test_slack_gets_one_thread_an_incident(tmp_path: Path, monkeypatch: pytest.M
     def send(url: str, *statuses: str) -> list[tuple[Any, Any]]:
         before = len(posts)
         with notified(tmp_path, url, statuses=statuses) as (journal, _):
-            refused = "SELECT 1 FROM messages WHERE problem > ''"
-            until(lambda: not journal.counts()["messages_waiting"] or journal._query(refused))
+            until(lambda: not journal.counts()["messages_waiting"] or messages_of(journal, "problem > ''"))
         return [(p["text"].split("*")[1], p.get("thread_ts")) for p in posts[before:]]
 
     with web.web(answer) as address:
@@ -259,7 +259,7 @@ def test_a_place_that_refuses_is_asked_again(tmp_path: Path, http: Callable[...,
     place = http(500, 401, 200)
     with notified(tmp_path, place.url) as (journal, metrics):
         until(lambda: journal.counts()["messages_sent"] == 1)
-        (row,) = journal._query("SELECT attempts, problem FROM messages")
+        (row,) = messages_of(journal)
     assert (row["attempts"], row["problem"]) == (3, "the service answered HTTP 401")
     assert len(place.taken) == 1
     assert metrics.registry.get_sample_value("runbook_messages_total", {"state": "retried"}) == 2
@@ -268,8 +268,8 @@ def test_a_place_that_refuses_is_asked_again(tmp_path: Path, http: Callable[...,
 
 def test_a_place_that_nobody_is_at(tmp_path: Path, heard: list[str]) -> None:
     with notified(tmp_path, f"json://u:{SECRET}@127.0.0.1:1/") as (journal, _):
-        until(lambda: journal._query("SELECT attempts FROM messages")[0]["attempts"] > 1)
-        (row,) = journal._query("SELECT state, problem FROM messages")
+        until(lambda: messages_of(journal)[0]["attempts"] > 1)
+        (row,) = messages_of(journal)
     assert (row["state"], row["problem"]) == ("waiting", "the service is unreachable, or refused")
     assert SECRET not in "".join(heard)
 
@@ -281,8 +281,7 @@ def test_a_place_that_hangs_is_asked_again_and_holds_up_no_other(
     hangs, takes = http(0), http(200)
     with notified(tmp_path, hangs.url, takes.url, statuses=("CRITICAL", "OK")) as (journal, _):
         until(lambda: len(takes.taken) == 2)
-        problem = "SELECT problem FROM messages WHERE place = 'place-0'"
-        until(lambda: journal._query(problem)[0]["problem"] == "no answer within 2 s")
+        until(lambda: messages_of(journal, "place = 'place-0'")[0]["problem"] == "no answer within 2 s")
         until(lambda: hangs.asked > 1)
 
 
@@ -358,7 +357,7 @@ def test_what_cannot_be_sent_for_a_day_is_given_up(
     monkeypatch.setattr(notify, "GIVE_UP_S", -1)
     with notified(tmp_path, *["json://127.0.0.1:1"] * urls, statuses=()) as (journal, metrics):
         until(lambda: journal.counts()["messages_failed"] == 1)
-        (row,) = journal._query("SELECT problem FROM messages")
+        (row,) = messages_of(journal)
     assert said in row["problem"]
     assert metrics.registry.get_sample_value("runbook_messages_total", {"state": "failed"}) == 1
 
@@ -409,9 +408,10 @@ def test_a_file_of_urls_that_is_not_text_is_one_line(tmp_path: Path, monkeypatch
         assert str(e.value) == f"receiver.notify_urls_file: cannot read {name} ({why})"
 
 
-def job(key: str = "k") -> Job:
+def job(rerun: int = 0, recurred: bool = False) -> Job:
     return Job(
-        1, key, "INC-1", "firing", 1, ("3",), "main", {}, "Late firing: slow", "running", 1, 0.0, None, None, ""
+        1, "k", "INC-1", "firing", 1, ("3",), "main", {}, "Late firing: slow", rerun, recurred, "running", 1, 0.0, None,
+        None, "",
     )  # fmt: skip
 
 
@@ -441,13 +441,13 @@ def test_a_message_says_what_where_how_sure_and_what_next(lang: str, looked: str
 def test_a_further_outage_is_told_as_one(lang: str, again: str, line: str) -> None:
     came = {"lines": ["✖ CRITICAL"], "document": {"as_of": "2026-01-31T03:00:00Z", "runs": []}}
     with messages.using(lang):
-        told = notify.compose(job(f"k{RECURRED}"), came, "", "link")
-        given_up = notify.compose(job(f"k{RECURRED}"), None, "lost", "link")
+        told = notify.compose(job(recurred=True), came, "", "link")
+        given_up = notify.compose(job(recurred=True), None, "lost", "link")
     assert told[0] == f"{again}✖ CRITICAL · INC-1" and given_up[0].startswith(f"{again}? UNKNOWN")
     for _, body in (told, given_up):
         assert body.startswith(f"{line}Late firing: slow\n")
     with messages.using(lang):
-        assert again not in "".join(notify.compose(job(f"k{RECURRED}{SECOND_RUN}"), came, "", "link"))
+        assert again not in "".join(notify.compose(job(rerun=1), came, "", "link"))
 
 
 def test_a_message_is_not_too_long_and_keeps_its_link() -> None:

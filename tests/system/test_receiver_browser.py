@@ -53,7 +53,7 @@ def receiver(browser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
         post(one("ReplicaLag", runbook_target="staging"), group="b")
         full = "the archive cannot be written: No space left on device"
-        here.journal.fail(job(), time.time() + 31, full, (), ("", ""))
+        here.journal.conclude(job(), None, time.time() + 31, problem=full)
 
         pods = [one("NotificationsNotDelivered", incident="INC-1", pod=f"notification-{n}") for n in range(3)]
         for _ in range(4):
