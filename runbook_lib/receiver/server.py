@@ -1,9 +1,10 @@
-"""Serve the receiver with uvicorn, with time limits for slow clients and a graceful shutdown."""
+"""Serve the receiver with uvicorn: limits of size and connections, and a graceful shutdown.
+
+A client that sends or reads slowly is bounded by a proxy in front (docs/operations.md).
+"""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
 import signal
 import socket
@@ -11,14 +12,11 @@ import ssl
 import time
 from collections.abc import Mapping
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.auth import Auth
@@ -29,71 +27,10 @@ from runbook_lib.receiver.notify import Notifier
 from runbook_lib.receiver.receiver import MAX_HEADERS, Receiver
 from runbook_lib.sources.settings import Settings
 
-#: Seconds in which a whole request must arrive, and in which the client must read a part of the answer.
-REQUEST_S, ANSWER_S = 20.0, 300.0
-#: Connections that are served; up to twice as many may be open. With TLS they count after the handshake, whose time
-#: limit is asyncio's, since uvicorn has no option for it.
+#: Connections that are served; a request on a further one is answered with 503.
 CONNECTIONS = 128
 #: Seconds for requests, and then for investigations, to end after the receiver gets a signal to stop.
 STOP_S = 6.0
-
-
-class TimeLimitedHttp(H11Protocol):
-    """HTTP/1.1 with time limits: uvicorn alone waits for ever for the rest of a request and for a slow reader."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the time limit of the first request."""
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-        super().connection_made(transport)
-        if len(self.connections) > 2 * CONNECTIONS:
-            transport.abort()
-        self._limit_request_time()
-
-    def data_received(self, data: bytes) -> None:
-        """Start or stop the request's time limit; further parts do not extend it."""
-        super().data_received(data)
-        self._limit_request_time()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop all time limits."""
-        super().connection_lost(exc)
-        self._stop_timer("request")
-        self._stop_timer("answer")
-
-    def pause_writing(self) -> None:
-        """Start the answer's time limit: the client does not read."""
-        super().pause_writing()
-        self._start_timer("answer", ANSWER_S)
-
-    def resume_writing(self) -> None:
-        """Stop the answer's time limit: the client reads again."""
-        super().resume_writing()
-        self._stop_timer("answer")
-
-    def send_400_response(self, msg: str) -> None:
-        """Answer input that is not HTTP with one line of JSON, like every other error."""
-        body = json.dumps({"error": msg}).encode()
-        headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        with suppress(h11.LocalProtocolError):  # an answer was sent already
-            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
-                self.transport.write(self.conn.send(event) or b"")
-        if self.cycle is not None:
-            self.cycle.disconnected = True  # the application must not answer again
-        self.transport.close()
-
-    def _limit_request_time(self) -> None:
-        if self.conn.their_state in (h11.IDLE, h11.SEND_BODY):
-            self._start_timer("request", REQUEST_S)
-        else:
-            self._stop_timer("request")
-
-    def _start_timer(self, what: str, seconds: float) -> None:
-        if what not in self._timers:
-            self._timers[what] = self.loop.call_later(seconds, self.transport.abort)
-
-    def _stop_timer(self, what: str) -> None:
-        if timer := self._timers.pop(what, None):
-            timer.cancel()
 
 
 @dataclass(frozen=True)
@@ -137,7 +74,7 @@ def server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=TimeLimitedHttp,
+            http="h11",
             ws="none",
             lifespan="off",
             log_config=None,
