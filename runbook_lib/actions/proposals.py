@@ -6,12 +6,12 @@ context or its judge's input: it has the target's workloads and the documents.
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from runbook_lib.book.catalog import SettingValue
 from runbook_lib.checks.context import Context, JudgeInput
 from runbook_lib.model.finding import Proposal
+from runbook_lib.sources.workloads import Commands, runner_class
 
 Of = Context | JudgeInput
 
@@ -19,40 +19,31 @@ Of = Context | JudgeInput
 LOGS = "4.5"
 
 
+def commands(of: Of) -> Commands:
+    """Return the commands of the target's runner. Raises UsageError if this installation leaves it out."""
+    return runner_class(of.facts.workloads).commands(of.facts.workloads)
+
+
 def restart(of: Of, which: str) -> Proposal:
     """Restart one workload, by the name that the settings give it (5.1)."""
     name = of.facts.workloads.program(which)
-    command = _by_runner(of, ["rollout", "restart", f"deploy/{name}"], ["restart", name])
-    return Proposal(f"restart_{which}", command, "5.1", {"name": name})
+    return Proposal(f"restart_{which}", commands(of).restart(name), "5.1", {"name": name})
 
 
 def start(of: Of, which: str) -> Proposal:
     """Start one workload that was stopped (5.1)."""
     name = of.facts.workloads.program(which)
-    command = _by_runner(of, ["scale", f"deploy/{name}", "--replicas=1"], ["start", name])
-    return Proposal(f"start_{which}", command, "5.1", {"name": name})
+    return Proposal(f"start_{which}", commands(of).scale(name, 1), "5.1", {"name": name})
 
 
 def settings(proposal: str, of: Of, values: Mapping[str, SettingValue | None]) -> Proposal:
     """Change settings of docs/operations.md (None resets to the default); `proposal` names the texts (5.2)."""
-    workloads, known = of.facts.workloads, of.catalog.settings
-    changed = [(known[name], value) for name, value in values.items()]
-    name = workloads.program(changed[0][0].workload)
-    if workloads.runner == "kubectl":
-        words = [f"{s.variable}-" if value is None else f"{s.variable}={s.spelt(value)}" for s, value in changed]
-        container = workloads.containers.get(name, name)
-        command = kubectl(of, "set", "env", f"deploy/{name}", "-c", container, *words)
-    else:
-        words = [f"{s.variable}={s.spelt(s.standard if value is None else value)}" for s, value in changed]
-        command = _env_file_command(of, name, words)
+    changed = [(of.catalog.settings[name], value) for name, value in values.items()]
+    name = of.facts.workloads.program(changed[0][0].workload)
+    spelt = {s.variable: None if value is None else s.spelt(value) for s, value in changed}
+    defaults = {s.variable: s.spelt(s.standard) for s, _ in changed}
+    words, command = commands(of).set_environment(name, spelt, defaults)
     return Proposal(proposal, command, "5.2", {"name": name, "settings": " ".join(words)})
-
-
-def _env_file_command(of: Of, name: str, words: list[str]) -> str:
-    """Return the command that adds variables to the program's environment file and restarts the program."""
-    if file := of.facts.workloads.env_file:
-        return f"printf '%s\\n' {shlex.join(words)} >> {shlex.quote(file)} && {supervisorctl(of, 'restart', name)}"
-    return f"{supervisorctl(of, 'update', name)}  # once environment= of [program:{name}] has {', '.join(words)}"
 
 
 def undo_settings(of: Of, names: Iterable[str]) -> Proposal:
@@ -63,8 +54,7 @@ def undo_settings(of: Of, names: Iterable[str]) -> Proposal:
 def pods(of: Of, which: str) -> Proposal:
     """Count the running instances of a workload (4.2)."""
     name = of.facts.workloads.program(which)
-    command = _by_runner(of, ["get", "pods", "-l", f"app={name}", "-o", "wide"], ["status"])
-    return Proposal("pods", command, "4.3", {"name": name})
+    return Proposal("pods", commands(of).pods(name), "4.3", {"name": name})
 
 
 def look(name: str, command: str, section: str, **params: object) -> Proposal:
@@ -75,9 +65,7 @@ def look(name: str, command: str, section: str, **params: object) -> Proposal:
 def logs(of: Of, which: str) -> Proposal:
     """Read a workload's recent log."""
     name = of.facts.workloads.program(which)
-    container = of.facts.workloads.containers.get(name, name)
-    command = _by_runner(of, ["logs", f"deploy/{name}", "-c", container, "--since=15m"], ["tail", name])
-    return Proposal("logs", command, LOGS, {"name": name})
+    return Proposal("logs", commands(of).logs(name), LOGS, {"name": name})
 
 
 def end_blocker(of: Of, pid: int, application: str, *, idle: bool) -> Proposal:
@@ -114,27 +102,4 @@ def list_sessions(of: Of) -> Proposal:
 
 def psql(of: Of, sql: str) -> str:
     """Return the psql command for a statement, with the credentials of the user who runs it."""
-    workloads = of.facts.workloads
-    if workloads.runner == "kubectl":
-        role = ["psql", "-U", workloads.database, "-d", workloads.database, "-c", sql]
-        return kubectl(of, "exec", "statefulset/postgres", "-c", "postgres", "--", *role)
-    return shlex.join(["psql", "-d", workloads.database, "-c", sql])
-
-
-def _by_runner(of: Of, of_kubectl: Sequence[str], of_supervisorctl: Sequence[str]) -> str:
-    """Return the command for the target's runner."""
-    if of.facts.workloads.runner == "kubectl":
-        return kubectl(of, *of_kubectl)
-    return supervisorctl(of, *of_supervisorctl)
-
-
-def kubectl(of: Of, *arguments: str) -> str:
-    """Return the kubectl command for the target's cluster and namespace."""
-    workloads = of.facts.workloads
-    context = ["--context", workloads.context] if workloads.context else []
-    return shlex.join(["kubectl", *context, "-n", workloads.namespace, *arguments])
-
-
-def supervisorctl(of: Of, *arguments: str) -> str:
-    """Return the command for the target's supervisor."""
-    return shlex.join([*of.facts.workloads.supervisorctl, *arguments])
+    return commands(of).psql(sql)

@@ -190,6 +190,7 @@ _ENGINE = Pack(
         "concluded": "integrations.grafana:annotate_verdict",
         "dask": "integrations.dask:DaskExecutor",
         "traced": "integrations.otel:export_trace",
+        "supervisorctl": "gameday.supervisor:SupervisorctlRunner",
         "nagios": "integrations.formats:nagios",
         "openmetrics": "integrations.formats:openmetrics",
     },

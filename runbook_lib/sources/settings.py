@@ -655,6 +655,8 @@ def _build_target(where: str, values: dict[str, Any]) -> Target:
     addresses |= {*_NATS_KEYS, *_LINK_KEYS, *_ACTION_RULES, "database_url_command", "thresholds"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
+        if facts.workloads.runner == "supervisorctl":
+            pack.hook("supervisorctl")
         return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)
     except ValidationError as e:
         raise UsageError(_format_problem(where, e)) from None

@@ -14,19 +14,18 @@ import re
 import selectors
 import shlex
 import signal
-import stat
 import subprocess
-import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
+from runbook_lib.book import pack
 from runbook_lib.model.finding import Reason
 from runbook_lib.privacy import redaction
 from runbook_lib.sources import logs
@@ -36,7 +35,7 @@ from runbook_lib.sources.source import Opening, ReadCost, SourceError
 
 T = TypeVar("T")
 
-_error = partial(SourceError, "workloads")
+error = partial(SourceError, "workloads")
 READ_TIMEOUT_S, CHANGE_TIMEOUT_S = 15.0, 45.0
 #: Seconds for which a workload that was read is not read again.
 SAME_S = 5.0
@@ -46,7 +45,7 @@ LOG_LINES = (50_000, 10_000, 2_000)
 
 #: The names of Kubernetes; the other runners' are among them or nearly so. None begins with a dash.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9_.-]{0,61}[a-z0-9])?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _VALUE = re.compile(r"[^\x00-\x1f\x7f]{0,1000}")
 _SELECTOR = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._/-]*=[A-Za-z0-9._-]*,?)+")
 _SECRET = re.compile(
@@ -55,10 +54,6 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _MASKED = "***"
-#: How supervisorctl says that something is wrong.
-_COMPLAINT = re.compile(
-    r"^(?:unix:|https?:|error:|Server requires|[\w.:-]+: ERROR \().*$", re.MULTILINE | re.IGNORECASE
-)
 
 
 @dataclass(frozen=True)
@@ -82,9 +77,99 @@ class CommandOutput:
         return self.mask(said[-redaction.LONGEST :]).splitlines()[-1].strip()[:300]
 
 
-class Runner(ABC):
-    """One tool that runs workloads. Another one is a subclass with its verbs, in `RUNNERS`."""
+class Commands(ABC):
+    """The commands of one tool as a person types them, for proposals."""
 
+    def __init__(self, settings: WorkloadSettings) -> None:
+        self._settings = settings
+
+    @abstractmethod
+    def restart(self, name: str) -> str:
+        """Restart a workload."""
+
+    @abstractmethod
+    def scale(self, name: str, replicas: int) -> str:
+        """Set a workload's number of instances, 0 or 1."""
+
+    @abstractmethod
+    def pods(self, name: str) -> str:
+        """Show a workload's instances."""
+
+    @abstractmethod
+    def logs(self, name: str) -> str:
+        """Read a workload's recent log."""
+
+    @abstractmethod
+    def environment(self, names: Sequence[str]) -> str:
+        """List the variables of workloads; "" where the tool has no such command."""
+
+    @abstractmethod
+    def set_environment(
+        self, name: str, values: Mapping[str, str | None], defaults: Mapping[str, str]
+    ) -> tuple[list[str], str]:
+        """Set variables, None for the default, and restart; return the variables as the command spells them, and it."""
+
+    @abstractmethod
+    def inside(self, name: str, *command: str) -> str:
+        """Run a command in a workload's instance."""
+
+    @abstractmethod
+    def psql(self, sql: str) -> str:
+        """Run a statement on the system's database, with the credentials of the user who runs it."""
+
+
+class KubectlCommands(Commands):
+    """kubectl, in the target's cluster and namespace."""
+
+    def restart(self, name: str) -> str:
+        """Restart the rollout."""
+        return self._kubectl("rollout", "restart", f"deploy/{name}")
+
+    def scale(self, name: str, replicas: int) -> str:
+        """Set the deployment's replicas."""
+        return self._kubectl("scale", f"deploy/{name}", f"--replicas={replicas}")
+
+    def pods(self, name: str) -> str:
+        """List the pods."""
+        return self._kubectl("get", "pods", "-l", f"app={name}", "-o", "wide")
+
+    def logs(self, name: str) -> str:
+        """Read the log of the workload's own container."""
+        return self._kubectl("logs", f"deploy/{name}", "-c", self._container(name), "--since=15m")
+
+    def environment(self, names: Sequence[str]) -> str:
+        """List the variables of the deployments."""
+        return self._kubectl("set", "env", *(f"deploy/{name}" for name in names), "--list")
+
+    def set_environment(
+        self, name: str, values: Mapping[str, str | None], defaults: Mapping[str, str]
+    ) -> tuple[list[str], str]:
+        """Set them in the workload's own container; a default is no variable."""
+        words = [f"{variable}-" if value is None else f"{variable}={value}" for variable, value in values.items()]
+        return words, self._kubectl("set", "env", f"deploy/{name}", "-c", self._container(name), *words)
+
+    def inside(self, name: str, *command: str) -> str:
+        """Run it in the workload's own container."""
+        return self._kubectl("exec", f"deploy/{name}", "-c", self._container(name), "--", *command)
+
+    def psql(self, sql: str) -> str:
+        """Run it in PostgreSQL's pod."""
+        role = ["psql", "-U", self._settings.database, "-d", self._settings.database, "-c", sql]
+        return self._kubectl("exec", "statefulset/postgres", "-c", "postgres", "--", *role)
+
+    def _container(self, name: str) -> str:
+        return self._settings.containers.get(name, name)
+
+    def _kubectl(self, *words: str) -> str:
+        context = ["--context", self._settings.context] if self._settings.context else []
+        return shlex.join(["kubectl", *context, "-n", self._settings.namespace, *words])
+
+
+class Runner(ABC):
+    """One tool that runs workloads; see `runner_class`."""
+
+    #: Its commands for proposals.
+    commands: ClassVar[type[Commands]]
     #: The first words of every command that may be started.
     verbs: ClassVar[frozenset[tuple[str, ...]]]
     #: How the tool reports failures: the reason, the code, and phrases in lower case, the first match counts.
@@ -165,7 +250,7 @@ class Runner(ABC):
         """
         verb = next((v for v in self.verbs if words[: len(v)] == v), None)
         if verb is None:
-            raise _error(Reason.DENIED, f"'{' '.join(words[:2])}' is not on the list of commands", "not_allowed")
+            raise error(Reason.DENIED, f"'{' '.join(words[:2])}' is not on the list of commands", "not_allowed")
         command = self._command(words)
         if verb[0] not in ("get", "logs", "status", "tail"):
             self._known.clear()
@@ -197,13 +282,13 @@ class Runner(ABC):
         """Return the error of what the tool says of its failure, in lower case."""
         found = ((reason, code) for reason, code, signs in self.failures if any(sign in complaint for sign in signs))
         reason, code = next(found, (Reason.ERROR, ""))
-        return _error(reason, detail, code)
+        return error(reason, detail, code)
 
     def _check_name(self, name: str) -> str:
         """Return the name if it is a valid workload of the target. Raises SourceError."""
         known = self._settings.programs.values()
         if name not in known or not _NAME.fullmatch(name) or name == "all":
-            raise _error(Reason.DENIED, f"{name!r} is not a workload of this target", "not_allowed")
+            raise error(Reason.DENIED, f"{name!r} is not a workload of this target", "not_allowed")
         return name
 
     def _mask(self, text: str) -> str:
@@ -216,6 +301,7 @@ class Runner(ABC):
 class KubectlRunner(Runner):
     """Deployments of a Kubernetes namespace."""
 
+    commands = KubectlCommands
     verbs = frozenset({
         ("get", "deploy"), ("get", "pods"), ("logs",), ("rollout", "restart"), ("rollout", "status"),
         ("set", "env"), ("scale",), ("config", "current-context"), ("config", "view"),
@@ -300,16 +386,16 @@ class KubectlRunner(Runner):
 
     def scale(self, name: str, replicas: int) -> str:
         """Set the deployment's replicas."""
-        words = ("scale", f"deploy/{self._check_name(name)}", f"--replicas={_check_replicas(replicas)}")
+        words = ("scale", f"deploy/{self._check_name(name)}", f"--replicas={check_replicas(replicas)}")
         return self._run_verb(*words, timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Set them in the workload's own container only: a sidecar has its own."""
-        changes = _check_variables(variables)
+        changes = check_variables(variables)
         self._known.clear()  # what it is now decides, not what was read before
         elsewhere = {e["name"] for e in self._read_variables(name) if "valueFrom" in e} & set(changes)
         if elsewhere:  # it could not be put back
-            raise _error(
+            raise error(
                 Reason.DENIED, f"{min(elsewhere)} comes from a Secret or ConfigMap: change it there", "value_from"
             )
         values = [f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items()]
@@ -342,7 +428,7 @@ class KubectlRunner(Runner):
         try:
             return dict(json.loads(self._run_verb(*words, "-o", "json").raw_out))
         except ValueError:
-            raise _error(Reason.ERROR, f"kubectl {words[0]} did not answer with JSON", "") from None
+            raise error(Reason.ERROR, f"kubectl {words[0]} did not answer with JSON", "") from None
 
     def _read_deployment(self, name: str) -> dict[str, Any]:
         return self._read_once(self._check_name(name), lambda: self._read_json("get", "deploy", name))
@@ -358,7 +444,7 @@ class KubectlRunner(Runner):
         found = self._read_deployment(name)["spec"]["template"]["spec"]["containers"]
         own = next((c for c in found if c["name"] == container), None)
         if own is None:
-            raise _error(Reason.ERROR, f"deployment {name} has no container {container}", "not_found")
+            raise error(Reason.ERROR, f"deployment {name} has no container {container}", "not_found")
         return dict(own)
 
     @staticmethod
@@ -366,198 +452,38 @@ class KubectlRunner(Runner):
         labels = deployment["spec"].get("selector", {}).get("matchLabels", {})
         selector = ",".join(f"{k}={v}" for k, v in labels.items())
         if not _SELECTOR.fullmatch(selector):
-            raise _error(Reason.ERROR, "the deployment selects its pods by no plain labels", "")
+            raise error(Reason.ERROR, "the deployment selects its pods by no plain labels", "")
         return selector
 
 
-class SupervisorctlRunner(Runner):
-    """Programs under one supervisord: a program is its own only instance."""
-
-    verbs = frozenset({("status",), ("tail",), ("restart",), ("start",), ("stop",)})
-    failures = (
-        (Reason.UNREACHABLE, "no_connection", ("no such file", "refused connection", "connection refused")),
-        (Reason.DENIED, "forbidden", ("unauthorized", "permission denied", "requires authentication")),
-        (Reason.ERROR, "not_found", ("no such process", "no such group")),
-        (Reason.ERROR, "not_started", ("spawn error", "abnormal termination")),
-    )
-
-    def _read_log(self, name: str, minutes: float) -> tuple[str, datetime | None]:
-        """Read the file that the settings name, else what supervisord keeps."""
-        since, file = datetime.now(UTC) - timedelta(minutes=minutes), self._settings.log_files.get(name)
-        if file:
-            return self._read_tail(Path(file)), since
-        return self._run_verb("tail", f"-{LOG_BYTES}", name, most=2 * LOG_BYTES).raw_out, since
-
-    def pods(self, name: str) -> list[dict[str, Any]]:
-        """Return the program as one instance, while it runs or tries to start."""
-        state, rest = self._read_once(self._check_name(name), lambda: self._read_status(name))
-        if state in ("STOPPED", "EXITED", "FATAL"):
-            return []
-        up = re.search(r"uptime (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", rest)
-        days, hours, minutes, seconds = (int(n or 0) for n in up.groups()) if up else (0, 0, 0, 0)
-        age = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-        started = (datetime.now(UTC) - age).isoformat(timespec="seconds") if up else ""
-        # In BACKOFF it has ended at its start at least once; how often is not said.
-        restarts = 1 if state == "BACKOFF" else None
-        found = {"name": name, "ready": state == "RUNNING", "restarts": restarts, "started": started}
-        return [found | {"ending": state == "STOPPING"}]
-
-    def replicas(self, name: str) -> int:
-        """Return 1, or 0 if the program was stopped."""
-        state, _ = self._read_once(self._check_name(name), lambda: self._read_status(name))
-        return 0 if state == "STOPPED" else 1
-
-    def strategy(self, name: str) -> str:
-        """Return "Recreate": the old process is stopped before the new one starts."""
-        self._check_name(name)
-        return "Recreate"
-
-    def environment(self, name: str) -> dict[str, str]:
-        """Read the file that the programs read when they start."""
-        self._check_name(name)
-        return self._mask_variables(dict(line.split("=", 1) for line in self._read_env() if _is_assignment(line)))
-
-    def restart(self, name: str) -> str:
-        """Stop and start, and start what was stopped when the tool was cut off between the two."""
-        try:
-            return self._run_verb("restart", self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
-        except BaseException as e:
-            if not isinstance(e, SourceError) or e.code == "hung":
-                self._start_stopped(name)
-            raise
-
-    def _start_stopped(self, name: str) -> None:
-        until = time.monotonic() + CHANGE_TIMEOUT_S
-        with suppress(SourceError):
-            while (state := self._read_status(name)[0]) == "STOPPING" and time.monotonic() < until:
-                time.sleep(0.5)
-            if state == "STOPPED":
-                self._run_verb("start", name, timeout_s=CHANGE_TIMEOUT_S)
-
-    def wait_ready(self, name: str, timeout_s: float) -> str:
-        """Wait until the program is RUNNING, that is, has stayed up for its `startsecs`."""
-        deadline, pause = time.monotonic() + timeout_s, 0.5
-        while (status := self._read_status(name))[0] != "RUNNING":
-            if time.monotonic() + pause > deadline:
-                raise _error(Reason.TIMEOUT, f"{name} is {status[0]} after {timeout_s:g} s", "not_ready")
-            time.sleep(pause)
-            pause = min(1.5 * pause, 5.0)  # each look is a line of the read cost
-        return f"{name} {' '.join(status)}"
-
-    def scale(self, name: str, replicas: int) -> str:
-        """Stop or start it."""
-        verb = "start" if _check_replicas(replicas) else "stop"
-        return self._run_verb(verb, self._check_name(name), timeout_s=CHANGE_TIMEOUT_S).out.strip()
-
-    def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
-        """Rewrite the file and restart the one program."""
-        self._check_name(name)
-        changes = _check_variables(variables)
-        kept = [line for line in self._read_env() if line.partition("=")[0] not in changes]
-        lines = [*kept, *(f"{k}={v}" for k, v in changes.items() if v is not None)]
-        words = " ".join(f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items())
-        with self._read_cost.query("workloads", "set environment", f"{self._settings.env_file}: {words}"):
-            try:
-                _write_env(Path(self._settings.env_file), "".join(f"{line}\n" for line in lines))
-            except OSError as e:
-                raise _error(Reason.DENIED, f"cannot write {self._settings.env_file}: {e.strerror}", "file") from None
-        return self.restart(name)
-
-    def _command(self, words: tuple[str, ...]) -> list[str]:
-        return [*self._settings.supervisorctl, *words]
-
-    def _complaint(self, answer: CommandOutput) -> str | None:
-        # Its exit code is no guide (`status` gives 3 for a program that is stopped), and a log is no complaint.
-        said = " ".join(_COMPLAINT.findall(f"{answer.raw_err}\n{answer.raw_out[:500]}")).lower()
-        known = any(word in said for _, _, words in self.failures for word in words)
-        return said if known or (answer.code and not answer.raw_out.strip()) else None
-
-    def _read_status(self, name: str) -> tuple[str, str]:
-        words = self._run_verb("status", self._check_name(name)).out.split(maxsplit=2)
-        if len(words) < 2:
-            raise _error(Reason.ERROR, f"supervisorctl does not know {name}", "not_found")
-        return words[1], words[2].strip() if len(words) > 2 else ""
-
-    def _read_tail(self, path: Path) -> str:
-        with self._read_cost.query("workloads", "logs", f"the last {LOG_BYTES} bytes of {path}") as asked:
-            try:
-                with path.open("rb") as file:
-                    start = max(file.seek(0, os.SEEK_END) - LOG_BYTES, 0)
-                    file.seek(start)
-                    found = file.read(LOG_BYTES)
-            except OSError as e:
-                raise _error(Reason.UNREACHABLE, f"cannot read {path}: {e.strerror}", "file") from None
-            asked.rows = found.count(b"\n")
-        if start:
-            found = found.partition(b"\n")[2]
-        return found.decode(errors="replace")
-
-    def _read_env(self) -> list[str]:
-        if not self._settings.env_file:
-            raise _error(Reason.NOT_CONFIGURED, "workloads.env_file is not set", "")
-        with self._read_cost.query("workloads", "environment", f"read {self._settings.env_file}"):
-            try:
-                return Path(self._settings.env_file).read_text(encoding="utf-8").splitlines()
-            except OSError as e:
-                raise _error(
-                    Reason.UNREACHABLE, f"cannot read {self._settings.env_file}: {e.strerror}", "file"
-                ) from None
-
-
-RUNNERS: dict[str, type[Runner]] = {"kubectl": KubectlRunner, "supervisorctl": SupervisorctlRunner}
+def runner_class(settings: WorkloadSettings) -> type[Runner]:
+    """Return the class of the tool that the settings choose. Raises UsageError if this installation leaves it out."""
+    found: type[Runner] = KubectlRunner if settings.runner == "kubectl" else pack.hook("supervisorctl")
+    return found
 
 
 def runner_of(settings: WorkloadSettings, read_cost: ReadCost) -> Runner:
     """Return the runner that the settings choose; a missing tool is reported on first use."""
-    return RUNNERS[settings.runner](settings, read_cost)
+    return runner_class(settings)(settings, read_cost)
 
 
-def _check_replicas(replicas: int) -> int:
+def check_replicas(replicas: int) -> int:
+    """Return the number if it is 0 or 1. Raises SourceError."""
     if replicas not in (0, 1):
-        raise _error(Reason.DENIED, f"{replicas} replicas: only 0 and 1 are on the list", "not_allowed")
+        raise error(Reason.DENIED, f"{replicas} replicas: only 0 and 1 are on the list", "not_allowed")
     return replicas
 
 
-def _check_variables(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+def check_variables(variables: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the variables if names and values are plain. Raises SourceError."""
     for name, value in variables.items():
-        if not _VARIABLE.fullmatch(name):
-            raise _error(Reason.DENIED, f"{name!r} is not a variable's name", "not_allowed")
+        if not VARIABLE.fullmatch(name):
+            raise error(Reason.DENIED, f"{name!r} is not a variable's name", "not_allowed")
         if value is not None and (not _VALUE.fullmatch(value) or _MASKED in value):
-            raise _error(Reason.DENIED, f"the value of {name} is not one line of plain text", "not_allowed")
+            raise error(Reason.DENIED, f"the value of {name} is not one line of plain text", "not_allowed")
     if not variables:
-        raise _error(Reason.DENIED, "no variable was named", "not_allowed")
+        raise error(Reason.DENIED, "no variable was named", "not_allowed")
     return dict(variables)
-
-
-def _is_assignment(line: str) -> bool:
-    return bool(_VARIABLE.fullmatch(line.partition("=")[0])) and "=" in line
-
-
-def _write_env(path: Path, text: str) -> None:
-    """Replace a file in one step; it keeps its owner, group and mode, and a new one is readable by its owner only."""
-    path = path.resolve()  # of a link, what it leads to
-    before = path.stat() if path.exists() else None
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            if before:
-                _keep_access(descriptor, before)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-
-
-def _keep_access(descriptor: int, before: os.stat_result) -> None:
-    """Give a file the owner, group and mode of another; who reads it now must read it at the next start."""
-    try:
-        os.fchown(descriptor, before.st_uid, before.st_gid)
-    except OSError as e:
-        raise OSError(e.errno, f"its owner and group cannot be kept ({e.strerror})") from None
-    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
 
 
 def _run_command(command: list[str], timeout_s: float, most: int) -> tuple[int, bytes, bytes]:
@@ -570,9 +496,9 @@ def _run_command(command: list[str], timeout_s: float, most: int) -> tuple[int, 
             start_new_session=True,
         )  # fmt: skip
     except FileNotFoundError:
-        raise _error(Reason.UNREACHABLE, f"{Path(command[0]).name} is not installed", "not_installed") from None
+        raise error(Reason.UNREACHABLE, f"{Path(command[0]).name} is not installed", "not_installed") from None
     except OSError as e:
-        raise _error(Reason.UNREACHABLE, f"{Path(command[0]).name} cannot be started: {e.strerror}", "") from None
+        raise error(Reason.UNREACHABLE, f"{Path(command[0]).name} cannot be started: {e.strerror}", "") from None
     out, err = bytearray(), bytearray()
     deadline = time.monotonic() + timeout_s
     try:
@@ -591,7 +517,7 @@ def _run_command(command: list[str], timeout_s: float, most: int) -> tuple[int, 
                         pipes.unregister(key.fileobj)
         return child.wait(max(deadline - time.monotonic(), 0.1)), bytes(out), bytes(err)
     except subprocess.TimeoutExpired:
-        raise _error(Reason.TIMEOUT, f"{Path(command[0]).name} did not end within {timeout_s:g} s", "hung") from None
+        raise error(Reason.TIMEOUT, f"{Path(command[0]).name} did not end within {timeout_s:g} s", "hung") from None
     finally:
         if child.returncode is None:  # whatever made us leave, nothing of it is left behind
             with suppress(ProcessLookupError):

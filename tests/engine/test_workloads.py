@@ -20,14 +20,16 @@ import psutil
 import pytest
 
 from runbook_lib.actions import proposals
+from runbook_lib.gameday import supervisor
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
+from runbook_lib.gameday.supervisor import SupervisorctlRunner
 from runbook_lib.model.finding import Reason
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWorkloads
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import workloads
 from runbook_lib.sources.source import ReadCost, SourceError
-from runbook_lib.sources.workloads import KubectlRunner, SupervisorctlRunner, runner_of
+from runbook_lib.sources.workloads import KubectlRunner, runner_of
 from tests.kit.cluster import NAMESPACE, Cluster
 from tests.kit.sources import fails_with
 from tests.kit.steps import make_given
@@ -494,7 +496,7 @@ def test_variables_are_not_set_where_the_file_would_change_its_owner(
 
 
 def test_a_new_file_of_variables_is_its_owners_alone(tmp_path: Path) -> None:
-    workloads._write_env(tmp_path / "new.env", "A=1\n")
+    supervisor._write_env(tmp_path / "new.env", "A=1\n")
     assert stat.S_IMODE((tmp_path / "new.env").stat().st_mode) == 0o600
 
 

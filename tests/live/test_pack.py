@@ -25,6 +25,7 @@ from runbook_lib.lab import copies
 from runbook_lib.model.finding import Status
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook import testing
+from runbook_lib.sources import settings
 from runbook_lib.store.archive import Archive
 from tests.kit.command import alone, runbook
 
@@ -96,6 +97,16 @@ def test_an_action_says_which_package_its_installation_leaves_out(here: Path, mo
     monkeypatch.setitem(sys.modules, "runbook_lib.governance.guard", None)
     with pytest.raises(UsageError, match=r"leaves out runbook_lib\.governance\.guard; install all of runbook_lib"):
         pack.hook("rules")
+
+
+def test_a_target_says_that_its_runner_is_left_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "runbook.toml").write_text(
+        '[targets.pods]\ndatabase_url = "postgresql://u@127.0.0.1:1/x"\nworkloads = { runner = "supervisorctl" }\n'
+    )
+    assert settings.load().target("pods").facts.workloads.runner == "supervisorctl"
+    monkeypatch.setitem(sys.modules, "runbook_lib.gameday.supervisor", None)
+    with pytest.raises(UsageError, match=r"^supervisorctl: .* leaves out runbook_lib\.gameday\.supervisor;"):
+        settings.load().target("pods")
 
 
 def test_a_rare_command_stands_in_its_group_and_its_old_name_is_a_hidden_alias() -> None:

@@ -7,7 +7,7 @@ import shlex
 import pandas as pd
 
 from runbook_lib.actions import proposals
-from runbook_lib.actions.proposals import Of, kubectl, psql, supervisorctl
+from runbook_lib.actions.proposals import Of, commands, psql
 from runbook_lib.book.catalog import SettingValue
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model.finding import Proposal
@@ -16,13 +16,8 @@ from runbook_lib.packs.entitlement.facts import facts_of
 
 def scale(of: Of, replicas: int) -> Proposal:
     """Stop notification (0), or start it again (1): subscriber and worker together (4.2)."""
-    workloads = facts_of(of).workloads
-    name = workloads.notification
-    if workloads.runner == "kubectl":
-        command = kubectl(of, "scale", f"deploy/{name}", f"--replicas={replicas}")
-    else:
-        command = supervisorctl(of, "start" if replicas else "stop", name)
-    return Proposal("scale", command, "4.2", {"name": name})
+    name = facts_of(of).workloads.notification
+    return Proposal("scale", commands(of).scale(name, replicas), "4.2", {"name": name})
 
 
 def make_stream(of: Of) -> tuple[Proposal, ...]:
@@ -73,11 +68,8 @@ def resume_delivery(of: Of) -> Proposal:
 def check_nats_credentials(of: Of) -> Proposal:
     """Show the address and credentials that the clients use, before any restart (4.1)."""
     workloads = facts_of(of).workloads
-    if workloads.runner == "kubectl":
-        deployments = [f"deploy/{workloads.notification}", f"deploy/{workloads.entitlement}"]
-        command = kubectl(of, "set", "env", *deployments, "--list") + " | grep -E '^#|NATS_'"
-    else:
-        command = proposals.logs(of, "notification").command
+    listed = commands(of).environment([workloads.notification, workloads.entitlement])
+    command = f"{listed} | grep -E '^#|NATS_'" if listed else proposals.logs(of, "notification").command
     return Proposal("check_nats_credentials", command, "4.1", {"name": workloads.notification})
 
 
@@ -96,11 +88,8 @@ def look_at_role(of: Of) -> Proposal:
 def check_clocks(of: Of) -> Proposal:
     """Compare the pod's clock with this machine's, before the node's time service is repaired (4.3)."""
     name = facts_of(of).workloads.notification
-    if facts_of(of).workloads.runner == "kubectl":
-        container = facts_of(of).workloads.containers.get(name, name)
-        command = f"date -u && {kubectl(of, 'exec', f'deploy/{name}', '-c', container, '--', 'date', '-u')}"
-    else:
-        command = "date -u"
+    clocks = dict.fromkeys(["date -u", commands(of).inside(name, "date", "-u")])  # one, if the pod is this machine
+    command = " && ".join(clocks)
     return Proposal("check_clocks", command, "4.3", {"name": name})
 
 
