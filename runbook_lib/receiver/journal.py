@@ -11,6 +11,7 @@ Only one receiver at a time can open the file.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import secrets
@@ -37,13 +38,6 @@ BUSY_S = 5.0
 TOGETHER_S = 300.0
 
 _SCHEMA, _MIGRATION = (Path(__file__).with_name(name) for name in ("journal.sql", "journal_0_5_0.sql"))
-#: Incidents with what `IncidentState` says of them, except their jobs.
-_INCIDENTS = (
-    "SELECT i.*, (SELECT count(DISTINCT fingerprint) FROM alerts WHERE incident = i.id) AS alerts,"
-    " (SELECT coalesce(sum(count - 1), 0) FROM alerts WHERE incident = i.id) AS repeats,"
-    " coalesce((SELECT seal FROM seals WHERE incident = i.id ORDER BY rowid DESC LIMIT 1), '') AS seal"
-    " FROM incidents AS i"
-)
 #: Of the alerts those that fire, of these fingerprints, in open incidents that no alert names.
 _FIRING = (
     "firing AND fingerprint IN (SELECT value FROM json_each(?))"
@@ -353,21 +347,19 @@ class Journal:
         """
         if not places:
             return 0
-        known = json.dumps([*places])
         with self._transaction():
-            self._execute(
-                "INSERT INTO work (incident, kind, place, about, made, due)"
-                " SELECT incident, kind, value, about, made, ? FROM work AS w, json_each(?)"
-                " WHERE kind = 'message' AND state = 'waiting' AND place NOT IN (SELECT value FROM json_each(?))"
-                " AND NOT EXISTS (SELECT 1 FROM work WHERE incident = w.incident AND place = value"
-                " AND (about, made) = (w.about, w.made)) GROUP BY incident, about, made, value ORDER BY min(w.id)",
-                now, known, known,
-            )  # fmt: skip
-            moved = (
-                "DELETE FROM work WHERE kind = 'message' AND state = 'waiting'"
-                " AND place NOT IN (SELECT value FROM json_each(?))"
-            )
-            return self._execute(moved, known).rowcount
+            moved = self._execute(
+                "SELECT * FROM work WHERE kind = 'message' AND state = 'waiting'"
+                " AND place NOT IN (SELECT value FROM json_each(?)) ORDER BY id",
+                json.dumps([*places]),
+            ).fetchall()
+            same = "SELECT 1 FROM work WHERE (incident, place, about, made) = (?, ?, ?, ?)"
+            for row, place in itertools.product(moved, places):
+                own = {"incident": row["incident"], "place": place, "about": row["about"], "made": row["made"]}
+                if not self._fetch_first(same, *own.values()):
+                    self._add_work(kind="message", due=now, **own)
+            self._db.executemany("DELETE FROM work WHERE id = ?", [(row["id"],) for row in moved])
+            return len(moved)
 
     def due_messages(self, now: float) -> list[Notice]:
         """Return the messages that are due, oldest first; an incident's messages to one URL keep their order."""
@@ -420,13 +412,14 @@ class Journal:
 
     def incidents(self, limit: int = 50, offset: int = 0) -> list[IncidentState]:
         """Return incidents, newest first."""
-        rows = self._query(f"{_INCIDENTS} ORDER BY opened DESC, id LIMIT ? OFFSET ?", limit, offset)
+        rows = self._query(
+            "SELECT i.*, (SELECT count(DISTINCT fingerprint) FROM alerts WHERE incident = i.id) AS alerts,"
+            " (SELECT coalesce(sum(count - 1), 0) FROM alerts WHERE incident = i.id) AS repeats,"
+            " coalesce((SELECT seal FROM seals WHERE incident = i.id ORDER BY rowid DESC LIMIT 1), '') AS seal"
+            " FROM incidents AS i ORDER BY opened DESC, id LIMIT ? OFFSET ?",
+            limit, offset,
+        )  # fmt: skip
         return [self._incident_state(row) for row in rows]
-
-    def incident(self, id_: str) -> IncidentState | None:
-        """Return one incident, or None if it is not known."""
-        rows = self._query(f"{_INCIDENTS} WHERE id = ?", id_)
-        return self._incident_state(rows[0]) if rows else None
 
     def seals(self, incident: str) -> list[tuple[float, str]]:
         """Return the seals of an incident's dossier with their times, oldest first."""

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from runbook_lib.receiver.alert import Alert
-from runbook_lib.receiver.journal import Job, Journal
+from runbook_lib.receiver.journal import IncidentState, Job, Journal
 from runbook_lib.sources.settings import Route, Settings
 
 GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}
@@ -43,6 +43,10 @@ def done(journal: Journal, now: float, status: str = "CRITICAL", **more: Any) ->
     job = taken(journal, now)
     journal.conclude(job, verdict(status), now, **more)
     return job
+
+
+def incident_of(journal: Journal, id_: str) -> IncidentState | None:
+    return next((i for i in journal.incidents() if i.id == id_), None)
 
 
 def messages_of(journal: Journal, where: str = "true") -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from tests.kit.journal import (
     done,
     firing,
     firing_since,
+    incident_of,
     messages_of,
     resolved,
     taken,
@@ -640,7 +641,7 @@ def test_the_newest_are_kept_and_what_open_incidents_need(journal: Journal) -> N
     for _ in range(2):
         journal.trim(20)
         assert sizes(journal) == {"incidents": 2, "alerts": 2, "jobs": 21, "messages": 20, "seals": 21}
-    long = journal.incident("long")
+    long = incident_of(journal, "long")
     assert long and [j.number for j in long.jobs] == [10] and long.verdict and (long.alerts, long.repeats) == (1, 9)
     assert [seal for _, seal in journal.seals("long")] == ["seal 9"] == [long.seal]
 
@@ -659,7 +660,7 @@ def test_of_an_old_incident_its_line_and_its_last_seal_stay(journal: Journal) ->
             journal.trim(2)
             assert [row["incident"] for row in journal._query("SELECT * FROM threads")] == ["new"]
             assert sizes(journal) == {"incidents": 2, "alerts": 1, "jobs": 2, "messages": 2, "seals": 3}
-            old = journal.incident("old")
+            old = incident_of(journal, "old")
             assert old and (old.closed, old.verdict, old.jobs, old.seal) == (3, None, (), "old 0 OK")
     assert len(set(keys)) == len(keys) == 6
     assert [m["status"] for m in messages_of(journal, "incident = 'old'")] == ["CRITICAL", "OK"], (

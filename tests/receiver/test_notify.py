@@ -31,7 +31,7 @@ from runbook_lib.runs import forks
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import web
-from tests.kit.journal import messages_of
+from tests.kit.journal import incident_of, messages_of
 from tests.kit.schemas import valid
 from tests.kit.waiting import until
 from tests.kit.web import SECRET, Http
@@ -83,7 +83,7 @@ def notified(
     for n, status in enumerate(statuses):
         labels = {"alertname": "A", "incident": f"I{n}"}
         journal.accept([Alert("A", True, "1", labels, "", pd.Timestamp(0, tz="UTC"), "g")], CONFIG, time.time())
-        known = journal.incident(f"I{n}")
+        known = incident_of(journal, f"I{n}")
         job = journal.next_job(time.time(), []) or (known.jobs[-1] if known else None)
         assert job is not None
         verdict: dict[str, Any] = {"status": status, "stuck_at": None, "failure_modes": []}
