@@ -41,7 +41,7 @@ _SCHEMA, _MIGRATION = (Path(__file__).with_name(name) for name in ("journal.sql"
 #: Of the alerts those that fire, of these fingerprints, in open incidents that no alert names.
 _FIRING = (
     "firing AND fingerprint IN (SELECT value FROM json_each(?))"
-    " AND incident IN (SELECT id FROM incidents WHERE closed IS NULL AND group_key <> '')"
+    " AND EXISTS (SELECT 1 FROM incidents WHERE id = alerts.incident AND closed IS NULL AND group_key <> '')"
 )
 #: The work that is due. An incident's jobs keep their order, also when one is retried, but no job waits for a second
 #: run; its messages to one place keep theirs.
@@ -560,7 +560,7 @@ class Journal:
             return []
         self._execute(
             "UPDATE work SET state = 'done', ended = ?"
-            " WHERE incident = ? AND +state = 'waiting' AND kind = 'firing' AND rerun",
+            " WHERE incident = ? AND state = 'waiting' AND kind = 'firing' AND rerun",
             now, incident,
         )  # fmt: skip
         # A recovery check that waits or runs stays: an alert may be reported as resolved twice.
@@ -577,7 +577,7 @@ class Journal:
 
     def _drop_recovery(self, incident: str, now: float) -> None:
         """End the waiting recovery checks when an alert fires; delete those that were never started."""
-        waiting = "incident = ? AND kind = 'resolved' AND +state = 'waiting'"  # by the incident's index
+        waiting = "incident = ? AND kind = 'resolved' AND state = 'waiting'"
         self._execute(f"DELETE FROM work WHERE {waiting} AND attempts = 0", incident)
         self._execute(f"UPDATE work SET state = 'failed', ended = ? WHERE {waiting}", now, incident)
 

@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS work (
     problem TEXT NOT NULL DEFAULT ''
 );
 CREATE INDEX IF NOT EXISTS work_by_state ON work (state, due);
-CREATE INDEX IF NOT EXISTS work_by_incident ON work (incident, sections);
+CREATE INDEX IF NOT EXISTS work_by_incident ON work (incident, state);
 CREATE TABLE IF NOT EXISTS alerts (
     incident TEXT NOT NULL REFERENCES incidents,
     fingerprint TEXT NOT NULL,
