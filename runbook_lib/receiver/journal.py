@@ -451,13 +451,9 @@ class Journal:
                 group, target, at, window_s,
             ) or self._move_incident(alerts, group, target)  # fmt: skip
         firing = [a for a in alerts if a.firing]
-        if found:
-            if firing:
-                self._execute("UPDATE incidents SET closed = NULL WHERE id = ?", found["id"])
-            return str(found["id"])
         if not firing:
-            return None
-        id_ = routes.incident_id(firing, target)
+            return str(found["id"]) if found else None
+        id_ = str(found["id"]) if found else routes.incident_id(firing, target)
         self._execute(
             "INSERT INTO incidents (id, alert, group_key, target, opened) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (id) DO UPDATE SET closed = NULL",
