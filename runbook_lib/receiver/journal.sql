@@ -10,8 +10,8 @@ CREATE TABLE IF NOT EXISTS incidents (
     signature TEXT  -- JSON: the signature of the last reported verdict by target
 );
 CREATE INDEX IF NOT EXISTS incidents_by_group ON incidents (group_key, target, opened);
--- Runs of sections (kind firing or resolved: how the alert was) and messages. A message has no key, sections, number and
--- target; a run has the place ''.
+-- Runs of sections (kind firing or resolved: how the alert was) and messages. A message has no key, sections, number
+-- and target; a run has the place ''.
 CREATE TABLE IF NOT EXISTS work (
     id INTEGER PRIMARY KEY,
     incident TEXT NOT NULL REFERENCES incidents,
