@@ -36,8 +36,7 @@ from runbook_lib.governance import ledger, sign
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.outcome import Precondition
 from runbook_lib.model.usage import UsageError
-from runbook_lib.sources import settings
-from runbook_lib.sources.settings import Signing, raw_key
+from runbook_lib.sources.settings import Settings, Signing, raw_key
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, Archive
 from runbook_lib.store.files import digest
@@ -149,14 +148,14 @@ def _find_dry_run(archive: Archive, id_: str, asked: str) -> dict[str, Any] | No
 
 
 def approve_request(
-    archive: Archive, line: Mapping[str, Any], key: Path, minutes: int, *, agreed: bool
+    archive: Archive, line: Mapping[str, Any], key: Path, minutes: int, config: Settings, *, agreed: bool
 ) -> tuple[Text, str]:
     """Approve the request of a line for so many minutes; return a text about it and the approval, "" if refused.
 
     Both cases are written to the action log before this returns. Raises OSError.
     """
     until = datetime.now(UTC).replace(microsecond=0) + timedelta(minutes=minutes)
-    config, who = settings.load(), str(line["who"])
+    who = str(line["who"])
     word = Approval(archive.incident, str(line["id"]), _request_digest(line), until, "", "")
     by, why = "", say("action.approval.declined", by=whoami())
     try:
@@ -164,7 +163,9 @@ def approve_request(
             signing = Signing(key_file=key.absolute(), keys=config.approvers)
             by, signature = sign.sign(word.signed, signing, "--key-file", "[approvers]")
             word = Approval(**word.__dict__ | {"by": by, "signature": signature})
-            own = who.casefold() in _own_logins() or _is_key_of(by, {who.casefold()})
+            own = who.casefold() in _own_logins() or _is_key_of(
+                by, {who.casefold()}, config.approvers, config.sign.keys
+            )
             given = say("action.approval.given", by=by, until=when(pd.Timestamp(until)))
             why, agreed = say("action.approval.own", by=by, until=when(pd.Timestamp(until))) if own else given, not own
     except UsageError as e:
@@ -185,12 +186,12 @@ def approve_request(
 
 def _find_rejection(rb: Context, asked: Mapping[str, Any], word: Approval) -> Text | None:
     """Return why an approval is not valid for the action `asked`; None if it is. Raises OSError, UsageError."""
-    keys, log = settings.load().approvers, ledger.read_actions(rb)
+    keys, log = rb.approvers, ledger.read_actions(rb)
     if word.by not in keys:
         return say("action.approval.unknown", by=word.by)
     if not sign.is_valid(word.signed, word.by, word.signature, keys):
         return say("action.approval.forged", by=word.by)
-    if _is_key_of(word.by, _own_logins()):
+    if _is_key_of(word.by, _own_logins(), keys, rb.signers):
         return say("action.approval.own", by=word.by)
     if word.incident != rb.archive.incident or word.digest != _request_digest(asked):
         return say("action.approval.other", by=word.by, what=_find_difference(rb, asked, word))
@@ -227,12 +228,11 @@ def _request_digest(line: Mapping[str, Any]) -> str:
     return digest(json.dumps(_bound_values(line), ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace"))
 
 
-def _is_key_of(by: str, logins: set[str]) -> bool:
+def _is_key_of(by: str, logins: set[str], approvers: Mapping[str, str], signers: Mapping[str, str]) -> bool:
     """Return whether a name of [approvers], or its key, belongs to one of these logins."""
-    config = settings.load()
-    named = (pair for keys in (config.approvers, config.sign.keys) for pair in keys.items())
+    named = (pair for keys in (approvers, signers) for pair in keys.items())
     theirs = {raw_key(public) for name, public in named if name.casefold() in logins}
-    return by.casefold() in logins or raw_key(config.approvers[by]) in theirs
+    return by.casefold() in logins or raw_key(approvers[by]) in theirs
 
 
 def _own_logins() -> set[str]:

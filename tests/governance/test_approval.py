@@ -27,6 +27,7 @@ from runbook_lib.model.outcome import Outcome, Precondition
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement.actions.restart import check_cluster, check_cooldown
+from runbook_lib.sources import settings
 from runbook_lib.sources.settings import Signing
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, Archive
@@ -85,11 +86,11 @@ class World:
     def approve(self, request: str = "", by: str = "sato", minutes: int = 30, **more: Any) -> str:
         """What somebody else says to it."""
         request = request or self.ask()
-        key = {"aoki": AOKI, "sato": SATO, "mori": MORI}[by]
-        (self.folder / "key.pem").write_bytes(pem(key))
+        key = self.folder / "key.pem"
+        key.write_bytes(pem({"aoki": AOKI, "sato": SATO, "mori": MORI}[by]))
         self.as_login(more.get("login", by))
         found = approval.find_request(request, lambda incident: Archive(str(self.folder / "out"), incident))
-        _, word = approval.approve_request(*found, self.folder / "key.pem", minutes, agreed=more.get("agreed", True))
+        _, word = approval.approve_request(*found, key, minutes, settings.load(), agreed=more.get("agreed", True))
         self.as_login("aoki")
         return word
 

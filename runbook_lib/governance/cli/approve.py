@@ -35,6 +35,7 @@ def approve(request: str, key_file: Path, minutes: int, yes: bool, output: str) 
     from runbook_lib.dossier import seal
     from runbook_lib.governance import approval
     from runbook_lib.model.finding import say
+    from runbook_lib.sources import settings
     from runbook_lib.view import render
 
     archive, line = approval.find_request(request, lambda incident: existing_archive(incident, output))
@@ -44,7 +45,7 @@ def approve(request: str, key_file: Path, minutes: int, yes: bool, output: str) 
         agreed = yes or click.confirm(messages.text(say("action.approval.ask", minutes=minutes)))
     except click.Abort:  # no terminal
         agreed = False
-    why, word = approval.approve_request(archive, line, key_file, minutes, agreed=agreed)
+    why, word = approval.approve_request(archive, line, key_file, minutes, settings.load(), agreed=agreed)
     click.echo(messages.text(why))
     for line_ in filter(None, (word, seal.seal_text(archive))):
         click.echo(line_)
