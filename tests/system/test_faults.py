@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from runbook_lib.book import catalog
 from runbook_lib.diagnosis.snapshots import CONFIGURATION, drift
 from runbook_lib.diagnosis.verdict import BROKEN
 from runbook_lib.gameday.drills import judge, play, probe
@@ -184,7 +185,7 @@ def look(sandbox: Sandbox, output: Path, section: str) -> dict[str, Any]:
 
 def judged(verdict: dict[str, Any], fault: faults.Fault) -> judge.Judged:
     """Hold a verdict against the fault's answer."""
-    return judge.judge(verdict, play.truth(Scenario(0, (fault.name,), 1.0, "steady", "", 0.0)))
+    return judge.judge(verdict, play.truth(Scenario(0, (fault.name,), 1.0, "steady", "", 0.0), catalog.load()))
 
 
 def undecided(said: dict[str, Any], fault: faults.Fault) -> bool:

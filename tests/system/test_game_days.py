@@ -135,19 +135,19 @@ def test_with_a_family_half_of_the_incidents_are_of_it() -> None:
 def test_what_a_fault_allows_is_known_to_the_catalog() -> None:
     book = catalog.load()
     for name in (fault.name for fault in CATALOGUE):
-        right = play.truth(draw(0, [name]) if draw(0, [name]).faults else draw(1, [name]))
+        right = play.truth(draw(0, [name]) if draw(0, [name]).faults else draw(1, [name]), book)
         assert right and right.places <= {*book.places, None} and right.modes <= {*book.failure_modes}
 
 
 def test_what_faults_that_have_ended_lost_for_good_may_be_told() -> None:
-    ended = Scenario(0, ("server_read_only",), 1.0, "steady", "", 9.0, ended_s=20.0)
+    book, ended = catalog.load(), Scenario(0, ("server_read_only",), 1.0, "steady", "", 9.0, ended_s=20.0)
     lost, whole = FlowSample(40.0, missing=1.0), FlowSample(40.0, missing=0.0)
-    assert play.truth(ended, lost) == Truth(
+    assert play.truth(ended, book, lost) == Truth(
         frozenset({"database", "subscriber"}), frozenset({"FM-DB-04", "FM-NATS-03"}), over=True
     )
-    assert play.truth(ended, whole) == play.truth(ended)
+    assert play.truth(ended, book, whole) == play.truth(ended, book)
     now = replace(ended, ended_s=0.0)
-    assert play.truth(now, lost) == play.truth(now)
+    assert play.truth(now, book, lost) == play.truth(now, book)
 
 
 # Judging ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from runbook_lib.book import catalog
 from runbook_lib.gameday.drills import play
 from runbook_lib.gameday.drills.play import DrillClock, drill
 from runbook_lib.gameday.drills.report import judged
@@ -51,7 +52,7 @@ SEED = 26
 
 def test_what_is_said_with_high_confidence_is_not_wrong_and_does_not_harm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(play, "LATER_S", 2 * SHORT_S)
-    line = drill(draw(SEED, KINDS, SHORT_S), DrillClock(), after_s=SHORT_S)
+    line = drill(draw(SEED, KINDS, SHORT_S), catalog.load(), DrillClock(), after_s=SHORT_S)
     assert "error" not in line and line["verdict"], line
     found = judged(json.loads(json.dumps(line)))
     sure_and_bad = found.confidence == "high" and (found.judged.answer == "wrong" or found.help == "harms")
@@ -59,7 +60,7 @@ def test_what_is_said_with_high_confidence_is_not_wrong_and_does_not_harm(monkey
 
 
 def test_a_proposal_is_carried_out_and_helps_beside_a_twin(temporary: Path) -> None:
-    line = drill(Scenario(7, ("worker_stopped",), 1.0, "steady", "", 14.0), DrillClock(), after_s=15)
+    line = drill(Scenario(7, ("worker_stopped",), 1.0, "steady", "", 14.0), catalog.load(), DrillClock(), after_s=15)
     found = judged(json.loads(json.dumps(line)))
     assert found.judged.answer == "right" and found.help == "helps", line
     assert {"sent", "waiting"} <= {*found.effect}, line
@@ -74,7 +75,7 @@ def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch:
     """
     monkeypatch.setattr(play, "helped", lambda acted, alone: "nothing")
     monkeypatch.setattr(play, "LATER_S", 25.0)
-    line = drill(Scenario(8, ("table_lock",), 1.0, "spike", "", 14.0), DrillClock(), after_s=15)
+    line = drill(Scenario(8, ("table_lock",), 1.0, "spike", "", 14.0), catalog.load(), DrillClock(), after_s=15)
     found = judged(line)
     assert found.judged.place == "right", line
     assert line["before"]["created"] > 15, "the spike is there before the onset"

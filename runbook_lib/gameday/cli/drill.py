@@ -113,10 +113,10 @@ def _play_all(
     """Yield the lines as the drills end; if this is interrupted, the drills end and remove what they have started."""
     from runbook_lib.gameday.drills.play import DrillClock, drill
 
-    clock = DrillClock()
+    book, clock = catalog.load(), DrillClock()
     with ThreadPoolExecutor(at_once) as lanes:
         try:
-            for future in as_completed([lanes.submit(drill, s, clock, after_s, keep) for s in scenarios]):
+            for future in as_completed([lanes.submit(drill, s, book, clock, after_s, keep) for s in scenarios]):
                 yield future.result()
         finally:
             clock.stop.set()
@@ -164,7 +164,7 @@ def _play_with_person(scenario: Scenario) -> int:
             place = _ask_choice("drill.ask_place", [*book.places, nothing])
             mode = _ask_choice("drill.ask_mode", [*book.failure_modes, nothing])
             took = time.monotonic() - began
-    right = play.truth(scenario)
+    right = play.truth(scenario, book)
     calm = "UNKNOWN" if right and not right.modes else "OK"  # who can not see in has nothing to name
     said = {
         "status": calm if place == mode == nothing else "CRITICAL",

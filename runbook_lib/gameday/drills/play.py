@@ -24,7 +24,7 @@ from typing import Any
 import psycopg
 
 import runbook_lib
-from runbook_lib.book import catalog
+from runbook_lib.book.catalog import DOCUMENTS, Catalog
 from runbook_lib.book.pack import active_runbook
 from runbook_lib.gameday.sandbox import faults, servers
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
@@ -66,7 +66,7 @@ class PlayedIncident:
     broken: probe.FlowSample | None = None  # before the faults were undone, where they have ended
 
 
-def truth(scenario: Scenario, left: probe.FlowSample | None = None) -> Truth | None:
+def truth(scenario: Scenario, book: Catalog, left: probe.FlowSample | None = None) -> Truth | None:
     """Return the right answers, from the catalogue; None if nothing was broken.
 
     Faults that have ended may have lost events for good, which the flow that was `left` alone shows.
@@ -74,7 +74,7 @@ def truth(scenario: Scenario, left: probe.FlowSample | None = None) -> Truth | N
     broken = [faults.find(name) for name in scenario.faults]
     if not broken:
         return None
-    modes = catalog.load().failure_modes
+    modes = book.failure_modes
     right = {name for f in broken for name in (f.stuck_at, f.failure_mode, *f.also_right)}
     if scenario.ended_s and left and left.missing:
         right |= {"subscriber", "FM-NATS-03"}
@@ -139,7 +139,9 @@ def _make_noise(scenario: Scenario, sandbox: Sandbox) -> None:
         sandbox.start(scenario.noise)
 
 
-def drill(scenario: Scenario, clock: DrillClock, after_s: float = 40.0, keep: Path | None = None) -> dict[str, Any]:
+def drill(
+    scenario: Scenario, book: Catalog, clock: DrillClock, after_s: float = 40.0, keep: Path | None = None
+) -> dict[str, Any]:
     """Play it and return its line: the scenario, what was seen, said, done and what became of it.
 
     `after_s` is how long the flow is given after the first proposal; `keep` is a folder for the runbook's artifacts.
@@ -153,7 +155,7 @@ def drill(scenario: Scenario, clock: DrillClock, after_s: float = 40.0, keep: Pa
     }
     with tempfile.TemporaryDirectory(prefix="drill-") as scratch:
         try:
-            line |= _play_scenario(scenario, Path(scratch), clock, after_s, keep)
+            line |= _play_scenario(scenario, book, Path(scratch), clock, after_s, keep)
         except (SandboxError, psycopg.Error, OSError) as error:
             line["error"] = (str(error).splitlines() or [type(error).__name__])[0]
     return line
@@ -163,7 +165,7 @@ def drill(scenario: Scenario, clock: DrillClock, after_s: float = 40.0, keep: Pa
 def _digest_of_code() -> str:
     """Return a short digest of what decides a verdict: code, queries and documents, without the game days."""
     files = [f for f in Path(runbook_lib.__file__).parent.rglob("*") if f.suffix in (".py", ".sql", ".md", ".toml")]
-    documents = [pack.document(name) for pack in active_runbook().packs for name in catalog.DOCUMENTS]
+    documents = [pack.document(name) for pack in active_runbook().packs for name in DOCUMENTS]
     digest = hashlib.sha256()
     for file in sorted({*(f for f in files if "gameday" not in f.parts), *(d for d in documents if d.is_file())}):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
@@ -171,7 +173,7 @@ def _digest_of_code() -> str:
 
 
 def _play_scenario(
-    scenario: Scenario, scratch: Path, clock: DrillClock, after_s: float, keep: Path | None
+    scenario: Scenario, book: Catalog, scratch: Path, clock: DrillClock, after_s: float, keep: Path | None
 ) -> dict[str, Any]:
     broken = [faults.find(name) for name in scenario.faults]
     output = (keep or scratch) / f"drill-{scenario.seed}"
@@ -200,7 +202,7 @@ def _play_scenario(
         if done and helped(acted, alone) == "nothing" and after_s < LATER_S:
             later = True
             acted, alone = look(LATER_S)
-    right = truth(scenario, alone)
+    right = truth(scenario, book, alone)
     return {
         "problems": it.problems,
         "truth": {**asdict(right), "places": sorted(right.places, key=str), "modes": sorted(right.modes)}
