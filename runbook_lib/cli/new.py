@@ -31,7 +31,7 @@ def new() -> None:
 @click.option("--title-ja", default="独自の節", show_default=True)
 def section(number: str, folder: Path, title: str, title_ja: str) -> int:
     """Write a section that runs, with its test: notebook, document, question, check, words in two languages."""
-    for path in write_section(number, folder, title, title_ja):
+    for path in write_section(number, folder, title, title_ja, catalog.load()):
         click.echo(path)
     asked = f'packs = ["{folder}"]'
     config = config_file()
@@ -44,15 +44,15 @@ def section(number: str, folder: Path, title: str, title_ja: str) -> int:
     return 0
 
 
-def write_section(number: str, folder: Path, title: str, title_ja: str) -> list[Path]:
+def write_section(number: str, folder: Path, title: str, title_ja: str, book: catalog.Catalog) -> list[Path]:
     """Write a section's skeleton into a pack's folder, which is made where it is not there; the files it is in.
 
     Raises UsageError for a number or a folder that cannot be used, before anything is written.
     """
     if not re.fullmatch(r"\d(\.\d)?", number):
         raise UsageError(f"'{number}' is not a section number: write it as 8 or 8.1")
-    if number in catalog.load().sections:
-        raise UsageError(f"section {number} already exists: {catalog.load().sections[number].en}")
+    if number in book.sections:
+        raise UsageError(f"section {number} already exists: {book.sections[number].en}")
     if not folder.resolve().name.isidentifier():
         raise UsageError(f"'{folder.resolve().name}' cannot be imported: use letters, digits and '_' for the folder")
     there = (folder / "__init__.py").is_file()

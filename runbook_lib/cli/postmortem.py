@@ -80,30 +80,28 @@ def _check_postmortem(archive: Any, as_json: bool) -> int:
 
 
 def _draft_postmortem(
-    archive: Any, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float | None
+    archive: Any, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float
 ) -> int:
     from runbook_lib.dossier import mandatory
     from runbook_lib.runs import forks
 
     forks.context()
-    from runbook_lib.book import messages
+    from runbook_lib.book import catalog, messages
     from runbook_lib.cli.progress import ProgressDisplay
     from runbook_lib.dossier import overview, postmortem, seal
     from runbook_lib.runs import batch, investigation
     from runbook_lib.view import render
 
-    config = settings.load()
+    config, book = settings.load(), catalog.load()
     target = target or postmortem.target_of(archive)
-    until = time.monotonic() + (deadline if deadline is not None else config.deadline_s)
+    until = time.monotonic() + deadline
     values = common.parse_parameters(pairs) | {"target": target, "incident_id": archive.incident}
     values["lang"] = messages.language()
     display = ProgressDisplay()
-    results = batch.run_sections(
-        [batch.request(mandatory.SECTION, values, archive.output, until)],
-        investigation.tell_progress(display.hear),
-    )
+    request = batch.request(mandatory.SECTION, values, config, book, archive.output, until)
+    results = batch.run_sections([request], investigation.tell_progress(display.hear, book))
     display.end()
-    result, verdict = results[0], batch.combine_verdict(results)
+    result, verdict = results[0], batch.combine_verdict(results, book)
     try:
         written = postmortem.write_from_run(archive, result, target)
         overview.write_index(archive)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from runbook_lib.book import catalog
 from runbook_lib.cli.common import FILE, RECORDING, existing_archive, lang_option, output_option, parse_pairs
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, did_you_mean
@@ -35,13 +36,14 @@ def capsule(incident: str, out: Path | None, output: str) -> int:
     from runbook_lib.store import recording
     from runbook_lib.store.archive import OutputError
 
-    made = replay.record(existing_archive(incident, output))
+    book = catalog.load()
+    made = replay.record(existing_archive(incident, output), settings.load(), book)
     file = out or Path(f"{incident}{recording.SUFFIX}")
     try:
         sealed = recording.write(file, made)
     except OSError as e:
         raise OutputError(f"{file} could not be written: {e.strerror or e}") from None
-    _, differ = replay.reopen(made)
+    _, differ = replay.reopen(made, book)
     for line in (str(file), *_translate_lines([*replay.contents(made), *differ])):
         click.echo(line)
     click.echo(seal.signed_seal(seal.find_seals(sealed)[0]))
@@ -72,7 +74,8 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
         return 2
     (head,) = seal.find_seals(recorded.seal)
     kept = [h for source in checkpoints for h in seal.read_checkpoints(head.incident, source)]
-    counted, doubted = seal.trusted_checkpoints(kept, settings.load().sign.keys, only=False)
+    config, book = settings.load(), catalog.load()
+    counted, doubted = seal.trusted_checkpoints(kept, config.sign.keys, only=False)
     states = (
         (bool(counted) and all(h.bare != head for h in counted), "capsule.seal.other", 2),
         (not counted, "capsule.seal.not_witnessed", 3),
@@ -85,8 +88,8 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
                 click.echo(line, err=True)
             return code
         target = recorded.first.header["target"]
-        copies.open_lab(settings.load().output, copies.replay_incident(file), target, (), file)
-    replayed, differ = replay.reopen(recorded)
+        copies.open_lab(config.output, copies.replay_incident(file), target, book, (), file)
+    replayed, differ = replay.reopen(recorded, book)
     judged = sum(map(len, replayed.findings.values()))
     verdict = say("capsule.judged_apart", n=len(differ)) if differ else say("capsule.judged_same", n=judged)
     notebooks = say("capsule.notebooks", command=f"runbook open {shlex.quote(str(file))} --lab")
@@ -123,8 +126,9 @@ def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> 
     from runbook_lib.store import recording
     from runbook_lib.store.archive import OutputError
 
-    made = replay.record(existing_archive(incident, output))
-    now = replay.evaluate(made)
+    book = catalog.load()
+    made = replay.record(existing_archive(incident, output), settings.load(), book)
+    now = replay.evaluate(made, book)
     expected = _parse_expectations(parse_pairs(pairs, "--expect"), now) or now
     try:
         folder.mkdir(parents=True, exist_ok=True)

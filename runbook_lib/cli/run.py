@@ -238,7 +238,7 @@ def _start_fork_server() -> None:
 
 
 def _build_order(
-    numbers: list[str], *, pairs: tuple[str, ...], as_of: str | None, deadline: float | None, **fields: Any
+    numbers: list[str], *, pairs: tuple[str, ...], as_of: str | None, deadline: float, **fields: Any
 ) -> Order:
     """Return an order for the sections; `fields` are the options that are fields of `Order`."""
     from runbook_lib.model.order import Order
@@ -246,7 +246,7 @@ def _build_order(
     return Order(
         tuple(numbers),
         lang=messages.language(),
-        deadline_s=deadline if deadline is not None else settings.load().deadline_s,
+        deadline_s=deadline,
         parameters=common.parse_parameters(pairs) | ({"as_of": as_of} if as_of else {}),
         **fields,
     )

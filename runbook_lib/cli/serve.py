@@ -52,7 +52,7 @@ def serve(
 
     forks.context()
     from runbook_lib.runs import quick  # noqa: F401, I001 - before what it makes quick
-    from runbook_lib.book import messages
+    from runbook_lib.book import catalog, messages
     from runbook_lib.runs import executors
     from runbook_lib.receiver import auth, notify, routes, server
     from runbook_lib.receiver.journal import Journal
@@ -64,7 +64,7 @@ def serve(
     messages.use(messages.language())  # also in the threads of the receiver
     output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
     place = Archive(output, "").place  # raises UsageError if the output cannot be opened
-    routes.check(config)
+    routes.check(config, catalog.load())
     places, secrets = notify.urls_by_digest(config), auth.load(config.receiver)
     if bool(tls_cert) != bool(tls_key):
         raise UsageError("--tls-cert and --tls-key belong together")

@@ -14,7 +14,8 @@ from typing import NoReturn
 
 import nbformat
 
-from runbook_lib.book import catalog, messages, pack
+from runbook_lib.book import messages, pack
+from runbook_lib.book.catalog import DOCUMENTS, Catalog
 from runbook_lib.book.parameters import validate
 from runbook_lib.model.usage import UsageError, config_file, sandbox_folder
 from runbook_lib.store import recording
@@ -32,11 +33,11 @@ _OPTIONS = (
 #: A link to a document from a committed notebook, or the definition of one.
 _TO_DOCUMENTS = re.compile(r"(\]\(|^\[[^\]]+\]: )\.\./docs/", re.MULTILINE)
 #: A link from one document to another that the catalog reads, up to its name.
-_BETWEEN_DOCUMENTS = re.compile(rf"\]\([^()\s:]+/({'|'.join(catalog.DOCUMENTS)})\.md")
+_BETWEEN_DOCUMENTS = re.compile(rf"\]\([^()\s:]+/({'|'.join(DOCUMENTS)})\.md")
 _PICTURES = shutil.ignore_patterns("images", "hooks")
 
 
-def prepare_copies(archive: Archive, target: str, sections: Container[str] | None = None) -> str:
+def prepare_copies(archive: Archive, target: str, book: Catalog, sections: Container[str] | None = None) -> str:
     """Copy the notebooks into the incident's folder; those there are kept. In each, fill in target and incident.
 
     With `sections` only theirs. A new copy's text is in the current language. Returns the folder. Raises UsageError
@@ -50,10 +51,10 @@ def prepare_copies(archive: Archive, target: str, sections: Container[str] | Non
         copied = folder / "docs" / (own.name if own.extends else "")
         if (documents := own.document("runbook").parent).is_dir():
             shutil.copytree(documents, copied, dirs_exist_ok=True, ignore=_PICTURES)
-            for path in filter(Path.is_file, map(own.document, catalog.DOCUMENTS)):  # some are in the pack's folder
+            for path in filter(Path.is_file, map(own.document, DOCUMENTS)):  # some are in the pack's folder
                 text = _BETWEEN_DOCUMENTS.sub(r"](\1.md", path.read_text(encoding="utf-8"))
                 (copied / path.name).write_text(text, encoding="utf-8")
-    for section in catalog.load().runnable().values():
+    for section in book.runnable().values():
         assert section.notebook is not None  # noqa: S101 - runnable sections have one
         if sections is not None and section.number not in sections:
             continue
@@ -96,11 +97,7 @@ def replay_incident(recording: Path) -> str:
 
 
 def open_lab(
-    output: str,
-    incident: str,
-    target: str,
-    arguments: Sequence[str] = (),
-    replay: Path | None = None,
+    output: str, incident: str, target: str, book: Catalog, arguments: Sequence[str] = (), replay: Path | None = None
 ) -> NoReturn:
     """Become JupyterLab on the copies, with further arguments of its own; with `replay` on a recording's frames.
 
@@ -114,7 +111,7 @@ def open_lab(
     validate({"incident_id": incident})
     archive = Archive(output, incident)
     archive.prepare()
-    folder = prepare_copies(archive, target, recording.read(replay).runs if replay else None)
+    folder = prepare_copies(archive, target, book, recording.read(replay).runs if replay else None)
     start = f"--LabApp.default_url=/runbook/{incident}/"  # before a person's own: it need not hold
     own = (*_OPTIONS, f"--ServerApp.root_dir={folder}")
     command = [sys.executable, "-m", "jupyterlab", start, *arguments, *own]

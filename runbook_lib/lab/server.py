@@ -96,12 +96,12 @@ def archive_notebook(path: Path) -> str | None:
     What an interrupted save left out is added by the next one. Raises UsageError and OSError.
     """
     nb = artifact.keep_last_run(nbformat.read(path, as_version=4))
-    if nb is None or settings.load().replay:
+    if nb is None or (config := settings.load()).replay:
         return None
     header = conclusion(nb.cells)["header"]
     parameters = {"incident_id": header["incident"], "target": header["target"]} | header["parameters"]
     validate(parameters)
-    archive = Archive(settings.load().output, header["incident"])
+    archive = Archive(config.output, header["incident"])
     shown = digest(json.dumps([o for c in nb.cells for o in c.get("outputs", [])], sort_keys=True).encode())
     job, lang = f"lab:{shown}", parameters.get("lang", "en")
     there = archive.of_job(job)
@@ -110,7 +110,7 @@ def archive_notebook(path: Path) -> str | None:
         with messages.using(lang):
             overview.write_index(archive)
         return None
-    masker = Masker.of(settings.load().target(header["target"]).urls(), header["incident"], archive.salts)
+    masker = Masker.of(config.target(header["target"]).urls(), header["incident"], archive.salts)
     archive.prepare()  # before the first token is made
     parameters = mask_free_texts(parameters, masker)
     artifact.scrub(nb, masker)

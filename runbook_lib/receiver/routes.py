@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from runbook_lib.book import messages
-from runbook_lib.book.catalog import FIRST_RESPONSE, RECOVERY
+from runbook_lib.book.catalog import FIRST_RESPONSE, RECOVERY, Catalog
 from runbook_lib.model.finding import say
 from runbook_lib.model.order import Order
 from runbook_lib.model.usage import UsageError
@@ -19,12 +19,13 @@ from runbook_lib.runs import batch
 from runbook_lib.sources.settings import Route, Settings
 
 
-def check(config: Settings) -> None:
+def check(config: Settings, book: Catalog) -> None:
     """Check that each route, and the default for other alerts, can run. Raises UsageError that names the route."""
     for n, route in enumerate(config.routes, start=1):
         try:
+            values = {"target": route.target or _default_target(config)} | route.parameters
             for section in route.sections:
-                batch.request(section, {"target": route.target or _default_target(config)} | route.parameters, "", 0.0)
+                batch.request(section, values, config, book, "", 0.0)
         except UsageError as e:
             raise UsageError(f"routes, number {n} ({route.alertname or route.labels}): {e}") from None
     try:

@@ -16,14 +16,15 @@ from typing import Any
 
 import nbformat
 
-from runbook_lib.book import catalog, messages, parameters
+from runbook_lib.book import messages, parameters
+from runbook_lib.book.catalog import Catalog
 from runbook_lib.dossier import artifact, postmortem
 from runbook_lib.dossier.artifact import stamp
 from runbook_lib.model.finding import Finding, Verdict, replace
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import forks
-from runbook_lib.sources import settings
+from runbook_lib.sources.settings import Settings, Target, available_cores
 from runbook_lib.store.archive import PARTIAL, Archive
 from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import Run, read_run, run_of_cells
@@ -33,7 +34,7 @@ from runbook_lib.view import prose
 GRACE_S = 8.0
 
 #: How many sections run at once: one more than there are cores, since each waits at times; at most six.
-AT_ONCE = min(settings.available_cores() + 1, 6)
+AT_ONCE = min(available_cores() + 1, 6)
 
 #: Seconds that a run with an action has after its deadline, so that a rollout is not left in the middle.
 ACTING_S = 240.0
@@ -53,10 +54,12 @@ Steps = Callable[[str, Finding | None], None]
 
 @dataclass(frozen=True)
 class Request:
-    """One section to run, its parameters checked."""
+    """One section to run, its parameters checked, with the target to read and the documents to judge by."""
 
     section: str
     parameters: dict[str, Any]
+    target: Target
+    book: Catalog
     output: str
     until: float
     """By `time.monotonic`, which is the same in all processes of a machine."""
@@ -68,9 +71,10 @@ class Request:
     """The folder of the samples that the sections share; "" for none."""
 
 
-def request(section: str, values: dict[str, Any], output: str, until: float, **marks: Any) -> Request:
+def request(
+    section: str, values: dict[str, Any], config: Settings, book: Catalog, output: str, until: float, **marks: Any
+) -> Request:
     """Check a section and its parameters before anything starts; `marks` are fields of `Request`. Raises UsageError."""
-    book = catalog.load()
     if section not in book.sections:
         raise UsageError(f"unknown section '{section}': {did_you_mean(section, list(book.runnable()))}")
     notebook = book.sections[section].notebook
@@ -80,11 +84,11 @@ def request(section: str, values: dict[str, Any], output: str, until: float, **m
         )
     names = parameters.declared_names(notebook)
     checked = parameters.validate(values, names)
-    settings.load().target(checked.target)
+    target = config.target(checked.target)
     if checked.execute and not marks.get("unattended"):
         until += ACTING_S + checked.wait_s
     given = {k: v for k, v in checked.model_dump().items() if k in names}
-    return Request(section, given, output, until, **marks)
+    return Request(section, given, target, book, output, until, **marks)
 
 
 def run_sections(
@@ -158,11 +162,11 @@ class _StartedRun:
     """Why the runner did not store its run, which another process then does."""
 
 
-def combine_verdict(results: Iterable[Run]) -> Verdict:
+def combine_verdict(results: Iterable[Run], book: Catalog) -> Verdict:
     """Return the verdict over all sections that were run."""
     from runbook_lib.diagnosis import verdict as diagnosis
 
-    return diagnosis.conclude((f for r in results for f in r.findings), catalog.load())
+    return diagnosis.conclude((f for r in results for f in r.findings), book)
 
 
 def _run_in_runner(r: Request, scratch: Path) -> Run:
@@ -186,10 +190,10 @@ def _execute_section(r: Request, scratch: Path) -> Run:
 
     from runbook_lib.runs import engine, shell
 
-    section = catalog.load().sections[r.section]
-    assert section.notebook is not None  # noqa: S101 - `request` has checked it
+    notebook = r.book.sections[r.section].notebook
+    assert notebook is not None  # noqa: S101 - `request` has checked it
     archive = Archive(r.output, r.parameters["incident_id"])
-    masker = Masker.of(settings.load().target(r.parameters["target"]).urls(), archive.incident, archive.salts)
+    masker = Masker.of(r.target.urls(), archive.incident, archive.salts)
     # Before the notebook holds them: it is on disk as far as it has come, and its parameters in its metadata.
     r = replace(r, parameters=parameters.mask_free_texts(r.parameters, masker))
     kept: list[artifact.Notebook] = []
@@ -208,7 +212,7 @@ def _execute_section(r: Request, scratch: Path) -> Run:
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(LATE, lambda *_: shell.end(LateError()))
     try:
-        nb = nbformat.read(section.notebook, as_version=4)
+        nb = nbformat.read(notebook, as_version=4)
         with messages.using(r.parameters.get("lang", "en")):
             prose.translate(nb)
         with forks.interruptible():
@@ -237,7 +241,7 @@ def _execute_section(r: Request, scratch: Path) -> Run:
 def _store_partial(s: _StartedRun) -> Run:
     """Store the notebook of a runner that died, as far as it came."""
     archive = Archive(s.request.output, s.request.parameters["incident_id"])
-    masker = Masker.of(settings.load().target(s.request.parameters["target"]).urls(), archive.incident, archive.salts)
+    masker = Masker.of(s.request.target.urls(), archive.incident, archive.salts)
     r = replace(s.request, parameters=parameters.mask_free_texts(s.request.parameters, masker))
     stem = (s.scratch / _STEM).read_text()
     nb = nbformat.read((archive.local or s.scratch) / f"{stem}{PARTIAL}", as_version=4)
@@ -254,11 +258,10 @@ def _store_artifact(
     problem = masker.scrub_once(problem)  # a cell's text holds tokens already
     nb = nb if nb is not None else nbformat.v4.new_notebook()
     artifact.scrub(nb, masker)
-    run = replace(
-        run_of_cells(nb.cells, r.section, catalog.load()), started=started, ended=parameters.now(), problem=problem
-    )
+    run = run_of_cells(nb.cells, r.section, r.book)
+    run = replace(run, started=started, ended=parameters.now(), problem=problem)
     if not run.concluded:
-        run = run.unfinished(problem or "the notebook did not conclude", catalog.load())
+        run = run.unfinished(problem or "the notebook did not conclude", r.book)
         told = f"**This run did not finish: {postmortem.md(run.problem)}.**"
         nb.cells.insert(0, nbformat.v4.new_markdown_cell(told, id="unfinished"))
     mark = {"job": r.job} if r.job else {}
@@ -270,7 +273,7 @@ def _store_artifact(
         finally:
             archive.release(stem)
         if before:
-            return read_run(archive, run_line(archive, before), catalog.load())
+            return read_run(archive, run_line(archive, before), r.book)
     except OSError as e:
         # The verdict must not be lost with the disk: keep the notebook wherever there is room.
         problem = f"the artifact could not be written to {place} ({e.strerror or e})"
@@ -281,7 +284,8 @@ def _store_artifact(
 
 def _result_of_dead_runner(s: _StartedRun, problem: str) -> Run:
     """Return the result of a run whose runner died, from its partial notebook."""
-    archive, section = Archive(s.request.output, s.request.parameters["incident_id"]), s.request.section
+    r = s.request
+    archive = Archive(r.output, r.parameters["incident_id"])
     own: list[str] = []
     nb = nbformat.v4.new_notebook()
     with suppress(OSError, ValueError):
@@ -290,9 +294,8 @@ def _result_of_dead_runner(s: _StartedRun, problem: str) -> Run:
         stem = (s.scratch / _STEM).read_text()  # another target's run of this section may have one, too
         own = [p for p in archive.partials() if p == f"{stem}{PARTIAL}"]
         nb = artifact.notebook(archive.read(own[-1])) if own else nb
-    book = catalog.load()
-    run = replace(run_of_cells(nb.cells, section, book), started=s.time, ended=parameters.now())
-    run = run.unfinished(problem, book)
+    run = replace(run_of_cells(nb.cells, r.section, r.book), started=s.time, ended=parameters.now())
+    run = run.unfinished(problem, r.book)
     return replace(run, ipynb=f"{archive.place}/{own[-1]}") if own else run
 
 

@@ -79,8 +79,10 @@ def carry_out(order: Order, hear: Callable[[RunProgress], None] = lambda said: N
 
 
 def _run_investigation(order: Order) -> dict[str, Any]:
-    from runbook_lib.book import messages
+    from runbook_lib.book import catalog, messages
     from runbook_lib.runs import investigation
+    from runbook_lib.sources import settings
 
     messages.use(order.lang)
-    return investigation.summary(order, investigation.tell_progress(forks.report), forks.report)
+    config, book = settings.load(), catalog.load()
+    return investigation.summary(order, config, book, investigation.tell_progress(forks.report, book), forks.report)

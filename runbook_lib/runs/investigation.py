@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from runbook_lib.book import catalog, messages, pack
+from runbook_lib.book import messages, pack
+from runbook_lib.book.catalog import Catalog
 from runbook_lib.checks import samples
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, read_answers, sections_to_follow
@@ -21,6 +22,7 @@ from runbook_lib.model.finding import Finding, Status, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch
 from runbook_lib.runs.batch import Request, Steps
+from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import Run, read_run
@@ -29,12 +31,11 @@ from runbook_lib.view import render
 #: Suffix of an order's job for its second triage. The receiver's second run is another job, with a suffix of its own.
 SECOND_TRIAGE = "/triage-2"
 
+Tell = Callable[[RunProgress], None]
+"""Called with what is known so far."""
 
-def summary(
-    order: Order,
-    progress: Steps = lambda section, found: None,
-    tell: Callable[[RunProgress], None] = lambda said: None,
-) -> dict[str, Any]:
+
+def summary(order: Order, config: Settings, book: Catalog, progress: Steps, tell: Tell) -> dict[str, Any]:
     """Run the sections, keep artifacts, verdict and dossier; what came of it as plain data, small enough to travel.
 
     `tell` is called with the verdict's line when it is known; the archive is written after that.
@@ -47,7 +48,7 @@ def summary(
     Raises UsageError before anything has started when the order, or the target, is not in order.
     """
     archive = Archive(order.output, order.incident)
-    results, verdict = _look(archive, order, progress, tell)
+    results, verdict = _look(archive, order, config, book, progress, tell)
     ran = {r.section for r in results}
     verdict = replace(verdict, next_sections=tuple(n for n in verdict.next_sections if n not in ran))
     lines = render.verdict_lines(verdict)
@@ -93,7 +94,7 @@ def _detail_lines(run: Run) -> Iterator[tuple[str, str]]:
 
 
 def _look(
-    archive: Archive, order: Order, progress: Steps, tell: Callable[[RunProgress], None]
+    archive: Archive, order: Order, config: Settings, book: Catalog, progress: Steps, tell: Tell
 ) -> tuple[list[Run], Verdict]:
     """Run an order, and once more if it decides nothing: an incident of a few seconds, or one that ends, shows later.
 
@@ -101,14 +102,15 @@ def _look(
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="runbook-") as first, tempfile.TemporaryDirectory(prefix="runbook-") as own:
-        results, verdict = _run_order(archive, replace(order, samples=order.samples or first), progress)
+        order = replace(order, samples=order.samples or first)
+        results, verdict = _run_order(archive, order, config, book, progress)
         left = order.deadline_s - (time.monotonic() - began)
         present = pack.active_runbook().sampled & {*order.sections} if "as_of" not in order.parameters else ()
         if not (order.follow and present and may_tell_later(verdict) and left > order.deadline_s / 2):
             return results, verdict
         tell(RunProgress(line=messages.text(say("ui.looks_again")), status=verdict.status.name))
         again = replace(order, samples=own, deadline_s=left, job=order.job and f"{order.job}{SECOND_TRIAGE}")
-        later, second = _run_order(archive, again, progress)
+        later, second = _run_order(archive, again, config, book, progress)
     return (results, verdict) if second.status is Status.UNKNOWN else (later, second)
 
 
@@ -119,7 +121,9 @@ def may_tell_later(verdict: Verdict) -> bool:
     return bool(open_ and verdict.look_again_s is not None and verdict.status is not Status.OK and not verdict.ended)
 
 
-def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Run], Verdict]:
+def _run_order(
+    archive: Archive, order: Order, config: Settings, book: Catalog, progress: Steps
+) -> tuple[list[Run], Verdict]:
     """Run the sections, and with `follow` those that they point to, each as soon as a finding of theirs names it.
 
     What is there already is not run: an order that was interrupted goes on where it was.
@@ -128,9 +132,8 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Ru
     values = order.parameters | {"target": order.target, "incident_id": order.incident, "lang": order.lang}
 
     def request(section: str, given: dict[str, Any]) -> Request:
-        return batch.request(
-            section, given, order.output, until, job=order.job, unattended=order.unattended, samples=order.samples
-        )
+        marks = {"job": order.job, "unattended": order.unattended, "samples": order.samples}
+        return batch.request(section, given, config, book, order.output, until, **marks)
 
     requests = [request(n, values) for n in order.sections]
     archive.prepare()
@@ -145,25 +148,25 @@ def _run_order(archive: Archive, order: Order, progress: Steps) -> tuple[list[Ru
     def follow_finding(section: str, found: Finding) -> list[Request]:
         if not order.follow or section not in order.sections:
             return []
-        return follow(sections_to_follow(found.next_sections, begun, catalog.load()))
+        return follow(sections_to_follow(found.next_sections, begun, book))
 
     def run(requests: Iterable[Request]) -> None:
         ended.update({r.section: r for r in batch.run_sections(requests, progress, follow_finding)})
 
     def result(section: str) -> Run:
-        return ended.get(section) or read_run(archive, run_line(archive, there[section]), catalog.load())
+        return ended.get(section) or read_run(archive, run_line(archive, there[section]), book)
 
     def run_opened(opened: dict[str, list[str]]) -> list[Run]:
         run(follow(opened))
         had = {r.section for r in results}
         return [result(n) for n in dict.fromkeys([*opened, *ended]) if n not in had]
 
-    early = sections_to_follow(samples.sections_before(order.samples), begun, catalog.load()) if order.follow else {}
+    early = sections_to_follow(samples.sections_before(order.samples), begun, book) if order.follow else {}
     run([*(r for r in requests if r.section not in there), *follow(early)])
     results = [result(n) for n in order.sections]
-    verdict = batch.combine_verdict(results)
+    verdict = batch.combine_verdict(results, book)
     if order.follow:
-        verdict = _follow_verdict(results, verdict, run_opened, early=early, past="as_of" in order.parameters)
+        verdict = _follow_verdict(results, verdict, run_opened, book, early=early, past="as_of" in order.parameters)
     return results, verdict
 
 
@@ -171,6 +174,7 @@ def _follow_verdict(
     results: list[Run],
     verdict: Verdict,
     run: Callable[[dict[str, list[str]]], list[Run]],
+    book: Catalog,
     *,
     early: dict[str, list[str]] | None = None,
     past: bool,
@@ -180,7 +184,6 @@ def _follow_verdict(
     Extend `results`. `early` are sections that were begun before the first verdict, with their parameters. The time and
     the number of questions are limited (numbers.md). Of a past moment no more is asked.
     """
-    book = catalog.load()
 
     def look() -> list[Finding]:
         return [f for r in results for f in r.findings]
@@ -208,11 +211,10 @@ def _follow_verdict(
     )
 
 
-def tell_progress(tell: Callable[[RunProgress], None]) -> Steps:
+def tell_progress(tell: Tell, book: Catalog) -> Steps:
     """Return a callback for a run's steps that tells what is known so far in words. It is never a verdict."""
     found: list[Finding] = []
     steps: dict[str, list[str]] = {}
-    book = catalog.load()
 
     def progress(section: str, finding: Finding | None) -> None:
         own = steps.setdefault(section, [s.id for s in book.sections[section].steps])

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 from markupsafe import Markup
 
-from runbook_lib.book import catalog, messages
+from runbook_lib.book import messages
 from runbook_lib.book.catalog import FIRST_RESPONSE, Catalog
 from runbook_lib.book.parameters import moment, whoami
 from runbook_lib.diagnosis import verdict as diagnosis
@@ -28,7 +28,7 @@ from runbook_lib.dossier import course, mandatory, policy, rejudge, seal
 from runbook_lib.model.finding import HOP_NUMBERS, Finding, Text, Verdict, say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import hide_names
-from runbook_lib.sources import settings
+from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record as record_view
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
 from runbook_lib.store.files import read_regular
@@ -40,7 +40,7 @@ from runbook_lib.view import render, timeline
 INDEX = "index.json"
 
 
-def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recording:
+def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str, Any] | None = None) -> Recording:
     """Return the last concluded run of each section of a dossier as a recording without names of machines and people.
 
     Its manifest has the verdict before names were hidden. Raises OSError and UsageError.
@@ -49,16 +49,17 @@ def record(archive: Archive, about: Mapping[str, Any] | None = None) -> Recordin
     concluded = [kept for kept in found if not isinstance(kept, Text)]
     last = {kept.run.section: kept for kept in concluded}
     # Section 7 is about responders.
-    ordered = [last[n] for n in catalog.load().sections if n in last and n != mandatory.SECTION]
+    ordered = [last[n] for n in book.sections if n in last and n != mandatory.SECTION]
     if not ordered:
         raise UsageError(f"{archive.place} holds no concluded run that is as it was sealed")
     newest = max(ordered, key=lambda kept: str(kept.line.ended))
     file = policy.policy_file_of(newest.line.sha256)
     runs = [k.run for k in ordered]
     documents = archive.read(file) if file else b""
-    verdict = evaluate(Recording(archive.incident, {r.section: r for r in runs}, policy=documents), newest.policy)
-    known = _known_names(archive, runs)
-    keep = {*catalog.load().hops, *_find_words([_without_context(r.header.get("given", {})) for r in runs])}
+    unmasked = Recording(archive.incident, {r.section: r for r in runs}, policy=documents)
+    verdict = evaluate(unmasked, newest.policy or book)
+    known = _known_names(archive, runs, config)
+    keep = {*book.hops, *_find_words([_without_context(r.header.get("given", {})) for r in runs])}
     sealed = seal.check(archive)
     logs = {name: len(archive.raw(name)) for name in (ACTION_LOG, NOTES)}
     left_out = [
@@ -93,7 +94,7 @@ def _strip_header(header: Mapping[str, Any]) -> dict[str, Any]:
     return dict(header) | {"by": "-", "dashboard": "", "parameters": {}}
 
 
-def _known_names(archive: Archive, runs: Iterable[Run]) -> dict[str, list[str]]:
+def _known_names(archive: Archive, runs: Iterable[Run], config: Settings) -> dict[str, list[str]]:
     """Return the names of hosts and people that the target, this machine and the dossier's logs tell, by kind.
 
     A context of kubectl counts as a host: it often holds the name of one, of a customer or of an account.
@@ -103,7 +104,7 @@ def _known_names(archive: Archive, runs: Iterable[Run]) -> dict[str, list[str]]:
     urls = list[str]()
     for target in archive.targets():
         with suppress(UsageError):  # of another machine's runbook.toml
-            urls += settings.load().target(target).urls()
+            urls += config.target(target).urls()
     return {
         "host": [
             socket.gethostname(),
@@ -184,9 +185,9 @@ def triage(judged: Mapping[str, tuple[tuple[Finding, ...], Verdict]], book: Cata
     return Replayed(findings, verdicts, ran, verdict)
 
 
-def evaluate(recorded: Recording, book: Catalog | None = None) -> dict[str, Any]:
-    """Return what the recording comes to by the documents `book` (those of today if None), as the index has it."""
-    return as_expected(replay(recorded, book or catalog.load()))
+def evaluate(recorded: Recording, book: Catalog) -> dict[str, Any]:
+    """Return what the recording comes to by the documents `book`, as the index has it."""
+    return as_expected(replay(recorded, book))
 
 
 def as_expected(replayed: Replayed) -> dict[str, Any]:
@@ -211,14 +212,17 @@ def section_as_expected(section: str, findings: Iterable[Finding], verdict: Verd
     }
 
 
-def reopen(recorded: Recording) -> tuple[Replayed, list[Text]]:
-    """Judge a recording by its own policy and today's code; return also how that differs from what was recorded."""
+def reopen(recorded: Recording, book: Catalog) -> tuple[Replayed, list[Text]]:
+    """Judge a recording by its own policy, or by `book` if it has none; return also how that differs from its verdict.
+
+    A recording that cannot be judged has the verdict of its findings as they were recorded.
+    """
     try:
-        book = policy.read(recorded.policy) if recorded.policy else catalog.load()
-        now = replay(recorded, book)
+        own = policy.read(recorded.policy) if recorded.policy else book
+        now = replay(recorded, own)
     except Exception as e:  # this version may not be able to judge what an earlier one recorded
-        return replay(recorded, catalog.load(), again=False), [rejudge.not_judged(recorded.name, e)]
-    expected = recorded.manifest.get("verdict") or _drop_evidence(as_expected(replay(recorded, book, again=False)))
+        return replay(recorded, book, again=False), [rejudge.not_judged(recorded.name, e)]
+    expected = recorded.manifest.get("verdict") or _drop_evidence(as_expected(replay(recorded, own, again=False)))
     apart = differences(expected, _drop_evidence(as_expected(now)))
     return now, [say("capsule.apart", line=line) for line in apart]
 

@@ -30,6 +30,7 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import batch, investigation
 from runbook_lib.runs.batch import Request
 from runbook_lib.sources.logs import Log, LogEntry
+from runbook_lib.sources.settings import Settings
 from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
@@ -198,16 +199,16 @@ def test_a_section_starts_with_the_finding_that_names_it_and_only_section_3_name
         return results
 
     monkeypatch.setattr(batch, "run_sections", run_sections)
-    monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://u@127.0.0.1:1/d")
-    order = Order(("3",), str(tmp_path), incident="I", follow=True)
-    results, _ = investigation._run_order(Archive(order.output, "I"), order, lambda section, finding: None)
+    order = Order(("3",), str(tmp_path), target="t", incident="I", follow=True)
+    config = Settings(targets={"t": {"database_url": "postgresql://u@127.0.0.1:1/d"}})
+    results, _ = investigation._run_order(Archive(order.output, "I"), order, config, catalog.load(), lambda *_: None)
     assert events[:4] == ["3.1", "3.2", "starts 4.3", "starts 4.1"] and events.count("starts 4.3") == 1
     assert [r.section for r in results] == ["3", "4.3", "4.1", "2"]
 
 
 def test_progress_says_what_is_known_and_what_is_waited_for() -> None:
     told: list[RunProgress] = []
-    progress = investigation.tell_progress(told.append)
+    progress = investigation.tell_progress(told.append, catalog.load())
     for finding in (None, found("3.1", hops=1), found("3.2", hops=5)):
         progress("3", finding)
     assert [t.waits for t in told] == ["Waiting for 3.1", "Waiting for 3.2", "Waiting for 3.3"]

@@ -18,6 +18,8 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.sources import settings
 from runbook_lib.store.archive import Archive
 
+BOOK = catalog.load()
+
 
 def parameters(path: Path) -> dict[str, Any]:
     (cell,) = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
@@ -27,16 +29,16 @@ def parameters(path: Path) -> dict[str, Any]:
 
 
 def test_copies_have_target_and_incident(tmp_path: Path) -> None:
-    folder = Path(lab.prepare_copies(Archive(str(tmp_path), "INC-1"), "production"))
+    folder = Path(lab.prepare_copies(Archive(str(tmp_path), "INC-1"), "production", BOOK))
     copies = sorted(folder.glob("*.ipynb"))
-    assert {p.name for p in copies} == {s.notebook.name for s in catalog.load().runnable().values()}  # type: ignore[union-attr]
+    assert {p.name for p in copies} == {s.notebook.name for s in BOOK.runnable().values()}  # type: ignore[union-attr]
     for path in copies:
         found = parameters(path)
         assert (found["incident_id"], found["target"], found["lang"]) == ("INC-1", "production", "en")
 
 
 def test_links_of_a_copy_lead_somewhere(tmp_path: Path) -> None:
-    folder = Path(lab.prepare_copies(Archive(str(tmp_path), "INC-1"), "production"))
+    folder = Path(lab.prepare_copies(Archive(str(tmp_path), "INC-1"), "production", BOOK))
     for path in folder.glob("*.ipynb"):
         text = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
         links = re.findall(r"(?:\]\(|^\[[^\]]+\]: )([^)#\s]+)", text, re.MULTILINE)
@@ -52,7 +54,7 @@ def test_a_new_copy_is_in_one_language_and_keeps_it(tmp_path: Path) -> None:
     archive = Archive(str(tmp_path), "INC-1")
     for lang in ("ja", "en"):
         with messages.using(lang):
-            folder = Path(lab.prepare_copies(archive, "default"))
+            folder = Path(lab.prepare_copies(archive, "default", BOOK))
         copy = folder / "04_1_not_delivered.ipynb"
         text = "\n".join(c.source for c in nbformat.read(copy, as_version=4).cells if c.cell_type == "markdown")
         assert "# 4.1 通知が届かない" in text and "Notifications do not arrive" not in text
@@ -72,27 +74,27 @@ def test_without_a_setting_the_locale_names_the_language(monkeypatch: pytest.Mon
 
 def test_a_copy_that_was_worked_on_is_kept_and_follows_the_target(tmp_path: Path) -> None:
     archive = Archive(str(tmp_path), "INC-1")
-    folder = Path(lab.prepare_copies(archive, "default"))
+    folder = Path(lab.prepare_copies(archive, "default", BOOK))
     (folder / "02_scope.ipynb").write_text("notes")
     copy = folder / "04_1_not_delivered.ipynb"
     nb = nbformat.read(copy, as_version=4)
     nb.cells.append(nbformat.v4.new_code_cell("target = 'mine'"))
     nbformat.write(nb, copy)
-    lab.prepare_copies(archive, 'odd "\\name\\"')
+    lab.prepare_copies(archive, 'odd "\\name\\"', BOOK)
     assert (folder / "02_scope.ipynb").read_text() == "notes"
     assert parameters(copy)["target"] == 'odd "\\name\\"'
-    lab.prepare_copies(archive, "staging")
+    lab.prepare_copies(archive, "staging", BOOK)
     assert parameters(copy)["target"] == "staging"
     assert nbformat.read(copy, as_version=4).cells[-1].source == "target = 'mine'"
 
 
 def test_a_copy_that_is_a_fifo_blocks_nothing(tmp_path: Path) -> None:
     archive = Archive(str(tmp_path), "INC-1")
-    copy = Path(lab.prepare_copies(archive, "default")) / "02_scope.ipynb"
+    copy = Path(lab.prepare_copies(archive, "default", BOOK)) / "02_scope.ipynb"
     copy.unlink()
     os.mkfifo(copy)
     with pytest.raises(OSError, match="it is not a regular file"):
-        lab.prepare_copies(archive, "default")
+        lab.prepare_copies(archive, "default", BOOK)
 
 
 @pytest.mark.parametrize("name", ["sample", "a b (1)", "障害", "x" * 300])
@@ -104,7 +106,7 @@ def test_a_recording_opens_as_an_incident_whatever_it_is_called(name: str) -> No
 
 def test_needs_a_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="local folder as --output"):
-        lab.prepare_copies(Archive("memory://lab", "INC-1"), "default")
+        lab.prepare_copies(Archive("memory://lab", "INC-1"), "default", BOOK)
 
 
 class Started(Exception):
@@ -122,7 +124,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> t
 
     monkeypatch.setattr(os, "execve", execve)
     with pytest.raises(Started) as started:
-        lab.open_lab("outputs", "INC-1", "default", arguments)
+        lab.open_lab("outputs", "INC-1", "default", BOOK, arguments)
     command, env = started.value.args
     return command, env
 
@@ -143,13 +145,13 @@ def test_further_arguments_go_to_jupyterlab_and_cannot_open_it_to_others(
     assert "--allow-root" not in command
     for argument in ("--ip=0.0.0.0", "--ip", "--ServerApp.ip=::"):
         with pytest.raises(UsageError, match="only on this machine"):
-            lab.open_lab("outputs", "INC-1", "default", [argument])
+            lab.open_lab("outputs", "INC-1", "default", BOOK, [argument])
 
 
 def test_without_jupyterlab_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jupyterlab", None)
     with pytest.raises(UsageError, match=r"pip install 'runbook-notebooks\[lab\]'"):
-        lab.open_lab(str(tmp_path / "out"), "INC-1", "default")
+        lab.open_lab(str(tmp_path / "out"), "INC-1", "default", BOOK)
     assert not (tmp_path / "out").exists()
 
 

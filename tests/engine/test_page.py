@@ -18,12 +18,13 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from runbook_lib.book import messages
+from runbook_lib.book import catalog, messages
 from runbook_lib.cli.common import parse_parameters
 from runbook_lib.dossier import artifact, course, overview, postmortem, report, systems
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import batch
+from runbook_lib.sources.settings import Target
 from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, NOTES, PARTIAL, Archive
 from runbook_lib.store.lines import RunLine
@@ -449,7 +450,8 @@ def test_a_form_that_cannot_be_cleaned_is_left_out() -> None:
 def test_the_error_of_an_unfinished_run_is_text_in_its_page(tmp_path: Path) -> None:
     archive, error = Archive(str(tmp_path), "INC-1"), "a cell failed: E: <img src=x onerror=y> *so* <b>bold</b>\n# next"
     archive.prepare()
-    request = batch.Request("4.1", {"incident_id": "INC-1", "target": "prod"}, str(tmp_path), 0.0)
+    given = Target.model_construct(), catalog.load()
+    request = batch.Request("4.1", {"incident_id": "INC-1"}, *given, str(tmp_path), 0.0)
     result = batch._store_artifact(request, archive, Masker(), "s", None, at(0).isoformat(), error)
     page = Path(str(result.html)).read_text()
     assert "<img" not in page and "<b>bold" not in page and html.escape("<img src=x onerror=y> *so*") in page
@@ -497,7 +499,7 @@ def test_the_partial_notebook_of_a_dead_runner_is_its_own(tmp_path: Path) -> Non
         written = new_notebook(cells=[new_markdown_cell(stem)])
         archive.write(f"{stem}{PARTIAL}", nbformat.writes(written).encode())
     (scratch / "stem").write_text(stems[0])
-    request = batch.Request("3", {"incident_id": "INC-1"}, str(tmp_path), 0.0)
+    request = batch.Request("3", {"incident_id": "INC-1"}, Target.model_construct(), catalog.load(), str(tmp_path), 0.0)
     started = batch._StartedRun(0, request, scratch, "2026-01-30T03:00:00+00:00", 0.0)
     found = batch._result_of_dead_runner(started, "it was killed")
     assert found.ipynb == f"{archive.place}/{stems[0]}{PARTIAL}"

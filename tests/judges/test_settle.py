@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib.book import catalog
+from runbook_lib.book.catalog import Catalog
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import read_answers
 from runbook_lib.model.finding import Answer, Finding, Hop, RankedMode, Reason, Signal, Status, Value, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch, investigation
+from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import Archive
 from tests.kit.findings import BOOK, seen
 
@@ -80,7 +82,8 @@ def follow(
         return [result(n, answers.get(n, seen(f"{n}.1"))) for n in sections]
 
     results = [result("3", CHANGED, SLOW)]
-    return opened, investigation._follow_verdict(results, batch.combine_verdict(results), run, early=early, past=past)
+    verdict = batch.combine_verdict(results, catalog.load())
+    return opened, investigation._follow_verdict(results, verdict, run, catalog.load(), early=early, past=past)
 
 
 def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,14 +171,15 @@ def test_what_is_not_decided_is_looked_at_once_more(
     clock, given, told = [0.0], list[Order](), list[RunProgress]()
     monkeypatch.setattr(investigation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
-    def run_order(archive: Archive, order: Order, progress: Any) -> tuple[list[Any], Any]:
+    def run_order(archive: Archive, order: Order, config: Any, book: Catalog, progress: Any) -> tuple[list[Any], Any]:
         given.append(order)
         clock[0] += first_s
         results = [result("3", looks[len(given) - 1])]
-        return results, batch.combine_verdict(results)
+        return results, batch.combine_verdict(results, book)
 
     monkeypatch.setattr(investigation, "_run_order", run_order)
-    results, verdict = investigation._look(Archive("kept", "I"), order, lambda section, found: None, told.append)
+    archive, progress = Archive("kept", "I"), lambda section, found: None
+    results, verdict = investigation._look(archive, order, Settings(), catalog.load(), progress, told.append)
     assert [o.job for o in given] == orders
     assert [r.findings for r in results] == [(counts,)] and verdict.status is counts.status
     assert len(told) == len(orders) - 1
@@ -199,6 +203,7 @@ def test_a_second_run_takes_no_sections_of_the_second_triage(tmp_path: Path, mon
     monkeypatch.setattr(investigation, "sections_to_follow", lambda *_: {})
     order = replace(ORDER, job="K")
     for job in ("K", "L"):
-        investigation._look(archive, replace(order, job=job), lambda section, found: None, lambda said: None)
+        repeated = replace(order, job=job)
+        investigation._look(archive, repeated, Settings(), catalog.load(), lambda *_: None, lambda said: None)
     own = investigation.SECOND_TRIAGE
     assert ran == ["K", f"K{own}", "L", f"L{own}"], "each triage looks at the system"

@@ -292,10 +292,12 @@ import json, sys
 from runbook_lib.runs import forks
 if __name__ == "__main__":
     forks.context()
+    from runbook_lib.book import catalog
     from runbook_lib.model.order import Order
     from runbook_lib.runs import investigation
+    from runbook_lib.sources import settings
     order = Order(("4.1",), sys.argv[1], target="silent", incident="A", job="j", again=True)
-    came = investigation.summary(order)
+    came = investigation.summary(order, settings.load(), catalog.load(), lambda *_: None, lambda said: None)
     print(json.dumps([came["problem"], came["index"]]))
 """
 

@@ -42,7 +42,7 @@ def here(no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def own(here: Path) -> Path:
     """A pack with a section of one's own, named in the settings."""
-    write_section("8.1", here / "own", "Our own", "独自の節")
+    write_section("8.1", here / "own", "Our own", "独自の節", catalog.load())
     (here / "runbook.toml").write_text('packs = ["own"]\n')
     return here / "own"
 
@@ -121,8 +121,8 @@ def test_a_rare_command_stands_in_its_group_and_its_old_name_is_a_hidden_alias()
 
 @pytest.mark.slow
 def test_a_new_section_is_whole_and_its_tests_pass(here: Path) -> None:
-    write_section("8.1", here / "own", "Our own", "独自の節")
-    write_section("9", here / "own", "Another", "別の節")
+    write_section("8.1", here / "own", "Our own", "独自の節", catalog.load())
+    write_section("9", here / "own", "Another", "別の節", catalog.load())
     assert testing.problems(here / "own") == []
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "own"],
@@ -151,7 +151,7 @@ def test_a_new_section_is_in_the_lab_with_its_own_documents(own: Path) -> None:
     nb = nbformat.read(notebook, as_version=4)
     nb.cells.append(nbformat.v4.new_markdown_cell("[text](../docs/runbook.md)", id="text"))
     nbformat.write(nb, notebook)
-    folder = Path(copies.prepare_copies(Archive("outputs", "INC-1"), "default"))
+    folder = Path(copies.prepare_copies(Archive("outputs", "INC-1"), "default", catalog.load()))
     copy = (folder / "08_1_own.ipynb").read_text(encoding="utf-8")
     assert "](docs/own/runbook.md)" in copy and "INC-1" in copy
     assert (folder / "docs" / "own" / "runbook.md").is_file()
@@ -173,7 +173,7 @@ def test_what_cannot_be_begun_is_said_before_anything_is_written(
     (here / "full").mkdir()
     (here / "full" / "something").touch()
     with pytest.raises(UsageError, match=said):
-        write_section(number, here / folder, "t", "題")
+        write_section(number, here / folder, "t", "題", catalog.load())
     assert sorted(p.name for p in here.rglob("*")) == ["full", "something"]
 
 

@@ -259,8 +259,10 @@ def test_no_message_is_given_up_because_a_clock_was_set(
 
 _RUNS = """
 import sys, time
+from runbook_lib.book import catalog
 from runbook_lib.model.order import Order
 from runbook_lib.runs import forks, investigation
+from runbook_lib.sources import settings
 
 if __name__ == "__main__":
     real, ahead = time.time, [0.0]
@@ -270,7 +272,8 @@ if __name__ == "__main__":
         ahead[0] = float(sys.argv[1])
 
     order = Order(sections=("2",), output="out", target="gone", incident="I", deadline_s=60)
-    print(*investigation.summary(order, set_the_clock)["problems"])
+    given = order, settings.load(), catalog.load()
+    print(*investigation.summary(*given, set_the_clock, lambda said: None)["problems"])
     ahead[0] = 0.0
     began = time.monotonic()
     hangs = forks.start(time.sleep, 60)

@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from runbook_lib.__main__ import main
-from runbook_lib.book import messages, queries
+from runbook_lib.book import catalog, messages, queries
 from runbook_lib.cli.main import cli
 from runbook_lib.dossier import policy, rejudge
 from runbook_lib.model.finding import Reason, Status, say
@@ -26,6 +26,7 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import quiet_session
 from runbook_lib.privacy import masking
 from runbook_lib.runs import replay
+from runbook_lib.sources import settings
 from runbook_lib.store import record, recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.run import Run
@@ -40,13 +41,14 @@ SAMPLE = ROOT / "outputs"
 def sample(tmp_path: Path) -> Path:
     """The recording of git's sample dossier: a dead delivery worker."""
     file = tmp_path / f"sample{recording.SUFFIX}"
-    recording.write(file, replay.record(Archive(str(SAMPLE), "sample"), {"faults": ["worker_stopped"]}))
+    about = {"faults": ["worker_stopped"]}
+    recording.write(file, replay.record(Archive(str(SAMPLE), "sample"), settings.load(), catalog.load(), about))
     return file
 
 
 def test_a_recording_comes_to_the_verdict_of_its_dossier(sample: Path) -> None:
     (verdict,) = [json.loads(p.read_text()) for p in (SAMPLE / "sample").glob("*-verdict-*.json")]
-    found = replay.evaluate(recording.read(sample))
+    found = replay.evaluate(recording.read(sample), catalog.load())
     assert (found["status"], found["exit_code"]) == (verdict["status"], verdict["exit_code"])
     assert found["stuck_at"] == verdict["verdict"]["stuck_at"]
     assert found["failure_mode"] == verdict["verdict"]["failure_modes"][0]["id"]
@@ -230,7 +232,7 @@ def planted(tmp_path: Path) -> Archive:
 
 def test_no_person_address_host_pod_or_secret_leaves(planted: Archive, tmp_path: Path) -> None:
     file = tmp_path / "INC-9.runbook"
-    recording.write(file, replay.record(planted))
+    recording.write(file, replay.record(planted, settings.load(), catalog.load()))
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name).decode() for name in archive.namelist()}
     inside = "".join(members.values()) + json.dumps(list(map(json.loads, members.values())), ensure_ascii=False)
@@ -244,7 +246,7 @@ def test_no_person_address_host_pod_or_secret_leaves(planted: Archive, tmp_path:
     assert manifest["included"].keys() == {"recording.json", "policy.json"}
     left = " ".join(each["en"] for each in manifest["left_out"])
     assert "actions.jsonl, 1 line" in left and "notes.jsonl, 1 line" in left and "3 pods" in left
-    assert replay.reopen(recording.read(file))[1] == []
+    assert replay.reopen(recording.read(file), catalog.load())[1] == []
 
 
 def test_a_capsule_opens_without_network_home_and_server(sample: Path, tmp_path: Path) -> None:
@@ -291,7 +293,7 @@ def test_a_file_without_its_seal_was_changed(sample: Path) -> None:
 
 def test_the_page_of_a_capsule_has_the_timeline_and_why_not(sample: Path) -> None:
     kept = recording.read(sample)
-    page = replay.page(kept, replay.reopen(kept)[0], [])
+    page = replay.page(kept, replay.reopen(kept, catalog.load())[0], [])
     assert 'class="rb-time"' in page and "delivery worker: waiting" in page
     assert "Why, and why not" in page and "Delivery worker stopped or hangs" in page
 
@@ -423,7 +425,7 @@ def test_what_a_person_expects_is_not_overwritten_by_today_s_verdict(
 ) -> None:
     monkeypatch.setattr(make_recordings, "RECORDINGS", tmp_path)
     recording.write(tmp_path / "mine.runbook", recording.read(RECORDINGS / "worker_hung.runbook"))
-    now = replay.evaluate(recording.read(tmp_path / "mine.runbook"))
+    now = replay.evaluate(recording.read(tmp_path / "mine.runbook"), catalog.load())
     for expected, after in (({"stuck_at": "relay"}, {"stuck_at": "relay"}), (now | {"stuck_at": "relay"}, now)):
         make_recordings.accept(index := {"mine": {"about": {}, "expected": expected}}, ["mine"])
         assert index["mine"]["expected"] == after

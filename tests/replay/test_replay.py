@@ -105,12 +105,12 @@ def test_a_changed_weight_or_threshold_is_a_difference(was: str, becomes: str, d
 
 def test_changed_evidence_is_a_difference() -> None:
     """The numbers of a headline, and what a step contributes to the verdict, are expected as well."""
-    expected = replay.evaluate(read("worker_hung"))
+    expected = replay.evaluate(read("worker_hung"), catalog.load())
     step = expected["sections"]["4.1"]
     assert "due=436" in step["steps"]["4.1.1"]
     step["steps"]["4.1.1"] = step["steps"]["4.1.1"].replace("436", "437")
     step["evidence"]["4.1.1"].pop()
-    differ = list(replay.differences(expected, replay.evaluate(read("worker_hung"))))
+    differ = list(replay.differences(expected, replay.evaluate(read("worker_hung"), catalog.load())))
     assert [line.partition(": ")[0] for line in differ] == [
         f"sections 4.1 {part} 4.1.1" for part in ("steps", "evidence")
     ]

@@ -16,6 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from runbook_lib.book import catalog
 from runbook_lib.packs.entitlement import ROOT
 from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
 from runbook_lib.privacy.masking import Masker
@@ -172,7 +173,7 @@ def test_the_configuration_loads_and_each_route_can_be_run(tmp_path: Path, monke
         monkeypatch.delenv(name)
     monkeypatch.setenv("RUNBOOK_CONFIG", str(tmp_path / "runbook.toml"))
     config = settings.load()
-    routes.check(config)
+    routes.check(config, catalog.load())
     assert config.receiver.notify_urls() == ["json://127.0.0.1:1/"]
     assert config.target("default").facts.workloads.namespace == NAMESPACE
     assert config.target("default").action_database_url is None

@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from runbook_lib.book import messages
+from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import moment
 from runbook_lib.cli.main import cli
 from runbook_lib.dossier import overview, postmortem
 from runbook_lib.runs import replay
+from runbook_lib.sources import settings
 from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import ROOT, barriers
 
@@ -158,9 +159,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every page that a command writes of the sample, in Japanese, but the receiver's."""
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(SAMPLE, folder / "sample")
-    kept = replay.record(Archive(str(folder), "sample"), {"faults": ["worker_stopped"]})
+    book = catalog.load()
+    kept = replay.record(Archive(str(folder), "sample"), settings.load(), book, {"faults": ["worker_stopped"]})
     with messages.using("ja"):
-        page = replay.page(kept, replay.reopen(kept)[0], ["seal: none"])
+        page = replay.page(kept, replay.reopen(kept, book)[0], ["seal: none"])
     (folder / "capsule.html").write_text(page, encoding="utf-8")
     first, *_, last = sorted(path.stem for path in (folder / "sample").glob("*-4.*.html"))
     for words in (["report", "--page", "report.html"], ["diff", "sample", first, last, "--page", "diff.html"]):

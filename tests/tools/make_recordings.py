@@ -28,13 +28,14 @@ from typing import Any
 
 from nats.js import JetStreamContext
 
-from runbook_lib.book import queries
+from runbook_lib.book import catalog, queries
 from runbook_lib.gameday.drills import play
 from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.broker import STREAM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.runs import replay
+from runbook_lib.sources import settings
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.run import Run
@@ -198,7 +199,7 @@ def make(moment: Moment, clock: play.DrillClock) -> recording.Recording:
             # Section 3 first, as triage does it; only it takes how the incident was detected.
             errors = [_runbook(it.sandbox, scratch, *words, *where) for words in ((*SECTIONS[:1], *told), SECTIONS[1:])]
         try:
-            made = replay.record(Archive(f"{scratch}/out", moment.name), moment.about)
+            made = replay.record(Archive(f"{scratch}/out", moment.name), settings.load(), catalog.load(), moment.about)
             return without_paths(made, {scratch: "/sandbox", sys.executable: "python3"})
         except Exception as e:
             raise RuntimeError(f"{moment.name}: {e!r}; the command said: {errors}") from e
@@ -300,7 +301,7 @@ def record(moments: list[Moment], index: dict[str, dict[str, Any]], at_once: int
 def keep(made: recording.Recording, index: dict[str, dict[str, Any]]) -> None:
     """Write a recording and its entry of the index; a failure mode that was not expected is for a person to see."""
     recording.write(RECORDINGS / f"{made.name}{recording.SUFFIX}", made, shared_policy=True)
-    index[made.name] = {"about": made.about, "expected": replay.evaluate(made)}
+    index[made.name] = {"about": made.about, "expected": replay.evaluate(made, catalog.load())}
     replay.write_index(RECORDINGS, index)
 
 
@@ -311,7 +312,7 @@ def accept(index: dict[str, dict[str, Any]], names: list[str]) -> int:
     """
     for name in names:
         now, expected = (
-            replay.evaluate(recording.read(RECORDINGS / f"{name}{recording.SUFFIX}")),
+            replay.evaluate(recording.read(RECORDINGS / f"{name}{recording.SUFFIX}"), catalog.load()),
             index[name]["expected"],
         )
         by_a_person = expected.keys() != now.keys()
