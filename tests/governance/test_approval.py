@@ -469,6 +469,16 @@ def test_one_approval_is_one_action_whatever_output_is_named(world: World, monke
     assert kept.problems() == []
 
 
+def test_who_was_removed_since_the_section_was_opened_approves_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(action, "actions", lambda: {"restart": lambda rb: Counting()})
+    word, rb = world.approve(), Session(world.open())
+    world.configure({"mori": EVERYBODY["mori"]})
+    outcome = rb.act("restart", execute=True, reason="the worker hangs", approval=word).outcome
+    assert outcome.result == "refused" and "the approver sato is not in [approvers]" in why(outcome)
+
+
 def test_what_was_refused_may_be_tried_again(world: World) -> None:
     word = world.approve()
     assert perform(Counting(), world.open(), execute=True, approved=word).result == "refused", "no reason"
