@@ -56,7 +56,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON d
 TARGET = click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml")
 PAIRS = click.option("-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook")
 DEADLINE = click.option(
-    "--deadline", type=_DEADLINE_S, metavar="SECONDS", default=lambda: settings.load().deadline_s,
+    "--deadline", "deadline_s", type=_DEADLINE_S, metavar="SECONDS", default=lambda: settings.load().deadline_s,
     help="deadline of the whole run  [default: 180]",
 )  # fmt: skip
 EXECUTOR = click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)

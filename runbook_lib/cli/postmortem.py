@@ -80,7 +80,7 @@ def _check_postmortem(archive: Any, as_json: bool) -> int:
 
 
 def _draft_postmortem(
-    archive: Any, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline: float
+    archive: Any, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline_s: float
 ) -> int:
     from runbook_lib.dossier import mandatory
     from runbook_lib.runs import forks
@@ -94,7 +94,7 @@ def _draft_postmortem(
 
     config, book = settings.load(), catalog.load()
     target = target or postmortem.target_of(archive)
-    until = time.monotonic() + deadline
+    until = time.monotonic() + deadline_s
     values = common.parse_parameters(pairs) | {"target": target, "incident_id": archive.incident}
     values["lang"] = messages.language()
     display = ProgressDisplay()

@@ -237,16 +237,13 @@ def _start_fork_server() -> None:
     forks.context()
 
 
-def _build_order(
-    numbers: list[str], *, pairs: tuple[str, ...], as_of: str | None, deadline: float, **fields: Any
-) -> Order:
+def _build_order(numbers: list[str], *, pairs: tuple[str, ...], as_of: str | None, **fields: Any) -> Order:
     """Return an order for the sections; `fields` are the options that are fields of `Order`."""
     from runbook_lib.model.order import Order
 
     return Order(
         tuple(numbers),
         lang=messages.language(),
-        deadline_s=deadline,
         parameters=common.parse_parameters(pairs) | ({"as_of": as_of} if as_of else {}),
         **fields,
     )

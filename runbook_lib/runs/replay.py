@@ -213,10 +213,7 @@ def section_as_expected(section: str, findings: Iterable[Finding], verdict: Verd
 
 
 def reopen(recorded: Recording, book: Catalog) -> tuple[Replayed, list[Text]]:
-    """Judge a recording by its own policy, or by `book` if it has none; return also how that differs from its verdict.
-
-    A recording that cannot be judged has the verdict of its findings as they were recorded.
-    """
+    """Judge a recording by its own policy, else by `book`; return also how that differs from what was recorded."""
     try:
         own = policy.read(recorded.policy) if recorded.policy else book
         now = replay(recorded, own)
