@@ -34,7 +34,7 @@ WHOLE = ""
 
 Collect = Callable[[Context], Frames]
 Judge = Callable[[Frames, JudgeInput], Finding]
-Draw = Callable[[Frames, JudgeInput], "Chart | None"]
+DescribeChart = Callable[[Frames, JudgeInput], "Chart | None"]
 OnError = Callable[[SourceError, JudgeInput], Finding]
 
 
@@ -51,7 +51,7 @@ class Check:
     step: str
     collect: Collect
     judge: Judge
-    charts: tuple[Draw, ...] = ()
+    charts: tuple[DescribeChart, ...] = ()
     on_error: OnError | None = None
 
     def run(self, rb: Context) -> Finding:

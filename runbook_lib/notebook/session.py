@@ -122,21 +122,21 @@ class Session:
         if step not in self.findings:
             self._run_step(step)
         finding = self.findings[step]
-        for draw in self._find_check(step).charts:
+        for describe in self._find_check(step).charts:
             mark = render.run_mark(self.opened)
             try:
-                figure = draw(finding.frames, self.context.given(step))
+                chart = describe(finding.frames, self.context.given(step))
+                shown = chart.display() if chart else []
             except Exception as e:
                 if os.environ.get("RUNBOOK_DEBUG"):
                     raise
                 detail = self.context.masker.scrub(f"{type(e).__name__}: {e}")
                 display(render.sentence(say("chart.not_drawn", detail=detail), run=self.opened))
                 continue
-            if figure is None:
+            if chart is None:
                 display(mark | {"text/plain": messages.text(say("chart.no_data"))}, raw=True)
             else:
-                shown = [bundle | mark for bundle in figure.display()]
-                display(*shown, raw=True, metadata=figure.metadata())
+                display(*(bundle | mark for bundle in shown), raw=True, metadata=chart.metadata())
 
     @_in_its_language
     def queries(self, step: str) -> StepQueries:

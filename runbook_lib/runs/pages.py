@@ -12,10 +12,8 @@ from runbook_lib.view import charts
 
 def use() -> None:
     """Use once what each section uses. Raises UsageError or CatalogError for a document or a pack with an error."""
-    figure, ax = charts.axes("waiting", "rows", "time (UTC)")
-    ax.plot(pd.date_range("2000-01-01", periods=2, freq="h", tz="UTC"), [0, 1], label="rows")
-    charts.clock_ticks(ax)
-    charts.legend(figure)
-    charts.Chart(figure, say("chart.no_data")).display()
+    hours = pd.date_range("2000-01-01", periods=2, freq="h", tz="UTC")
+    rows = charts.Series("rows", charts.Role.LEVEL, hours, [0, 1])
+    charts.Chart("waiting", "rows", [rows], alt=say("chart.no_data")).display()
     cells = [nbformat.v4.new_markdown_cell("# words\n\n[a](b) `c`"), nbformat.v4.new_code_cell("rb = 1  # code")]
     artifact.html(nbformat.v4.new_notebook(cells=cells), "")

@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from matplotlib.text import Text
 
 from runbook_lib.book import messages, queries
 from runbook_lib.model.finding import Reason
@@ -654,10 +653,10 @@ def test_the_log_that_5_1_1_counts_and_its_chart() -> None:
         lines = (f"2026-11-26T13:23:{i:02}Z ERROR {line.text}" for i, line in enumerate(some))
         log = read_log(*lines, at=at, mask=MASKER.scrub)
         frames = exceptions.log_frames(log, {}, 15, make_given().number)
-        chart = exceptions.draw_errors(frames | {"about": row(minutes=15)}, make_given(as_of=at))
+        chart = exceptions.chart_errors(frames | {"about": row(minutes=15)}, make_given(as_of=at))
         assert chart is not None and len(frames["texts"])
         shown = "".join(f.to_csv() for f in frames.values())
-        shown += "".join(t.get_text() for t in chart.figure.findobj(Text)) + messages.text(chart.alt, "en")
+        shown += "".join(series.label for series in chart.series) + messages.text(chart.alt, "en")
         assert not [(line.text, line.left(shown)) for line in some if line.left(shown)]
 
 

@@ -7,35 +7,39 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
 
 from runbook_lib.book import catalog, messages
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model.finding import Threshold, say
 from runbook_lib.packs.entitlement.checks import backlog
 from runbook_lib.view import charts
+from runbook_lib.view.charts import Role, Series
+
+ALT = say("chart.no_data")
 
 
 def test_the_alt_text_names_axis_and_limits() -> None:
-    figure, ax = charts.axes("Backlog", "rows", "UTC")
-    ax.plot([0, 1], [1, 2], label="waiting")
-    charts.thresholds(ax, Threshold("backlog.due", "rows", 50, 500, False, "docs/slo.md"))
-    chart = charts.Chart(figure, say("chart.no_data"))
+    limits = charts.thresholds(Threshold("backlog.due", "rows", 50, 500, False, "docs/slo.md"))
+    limits.append(charts.Line(float("nan"), "allowed 9,000"))
+    chart = charts.Chart("Backlog", "rows", [Series("waiting", Role.LEVEL, [0, 1], [1, 2])], limits, alt=ALT)
     (image,) = chart.display()
-    assert image["text/plain"].endswith("Axis: rows. Limits: warning 50 rows, critical 500 rows")
+    assert image["text/plain"].endswith("Axis: rows. Limits: warning 50 rows, critical 500 rows, allowed 9,000")
+    assert charts.draw(chart).axes[0].get_ylim()[1] < 600
     assert chart.metadata()["image/png"]["alt"] == image["text/plain"]
     with messages.using("ja"):
         assert "しきい値: warning 50 rows" in chart.described()
-    sentence = charts.Chart(figure, say("verbatim", en="It ends.", ja="終わり。"))
-    assert sentence.described().startswith("It ends. Axis: rows. ")
+    sentence = charts.Chart("Backlog", "rows", alt=say("verbatim", en="It ends.", ja="終わり。"))
+    assert sentence.described().startswith("It ends. Axis: rows")
 
 
-def test_each_limit_line_has_its_name_number_and_unit() -> None:
-    figure, ax = charts.axes("Late deliveries", "% of events", "UTC")
-    charts.limit_line(ax, 5.0, "limit of NOTI-B", "% of events")
-    chart = charts.Chart(figure, say("chart.no_data"))
-    assert [words.get_text() for words in ax.texts] == ["limit of NOTI-B 5 % of events"]
-    assert chart.described().endswith("Limits: limit of NOTI-B 5 % of events")
+def test_panels_have_their_limits_on_them_and_share_the_legend() -> None:
+    shown = [Series("", Role.IN, [0, 1, 2], [1, 2], "area"), Series("beyond", Role.CRITICAL, [0, 1], kind="band")]
+    panels = [charts.Panel(name, "%", shown, [charts.Line(5.0, f"limit of {name}")]) for name in "ab"]
+    chart = charts.Chart("", "", panels=panels, moments=[charts.Line(1, "began")], alt=ALT)
+    figure = charts.draw(chart)
+    assert [words.get_text() for ax in figure.axes for words in ax.texts] == ["limit of a", "limit of b"]
+    assert [words.get_text() for words in figure.legends[0].get_texts()] == ["beyond", "began"]
+    assert chart.described().endswith("Axis: %. Limits: limit of a, limit of b")
 
 
 @pytest.mark.parametrize(
@@ -52,13 +56,11 @@ def test_the_bars_of_ages_have_the_colours_of_the_thresholds(
     book = catalog.load().tuned(own)
     given = JudgeInput(book, pd.Timestamp("2025-01-31T03:00Z"), 60)
     ages = pd.DataFrame({"bucket": [0, 3, 4, 5, 10], "n": [1, 2, 3, 4, 8]})
-    chart = backlog.draw_ages({"ages": ages}, given)
+    chart = backlog.chart_ages({"ages": ages}, given)
     assert chart is not None
-    (ax,) = chart.figure.axes
-    colours = {"o": charts.BLUE, "w": charts.ORANGE, "c": charts.RED}
-    drawn = [to_hex(bar.get_facecolor()).upper() for bar in ax.patches[: len(looks)]]
-    assert drawn == [colours[look].upper() for look in looks]
-    assert [np.asarray(line.get_xdata())[0] for line in ax.lines] == lines
+    roles = {"o": Role.LEVEL, "w": Role.WARNING, "c": Role.CRITICAL}
+    assert [bar.role for bar in chart.series][: len(looks)] == [roles[look] for look in looks]
+    assert [line.at for line in chart.limits_of_x] == lines
     limit = book.limits["backlog.oldest_due"]
     limits = f"Limits: warning {limit.warning:g} s, critical {limit.critical:g} s"
     assert old in chart.described() and chart.described().endswith(limits)
@@ -68,10 +70,9 @@ def test_the_bars_of_ages_have_the_colours_of_the_thresholds(
 @pytest.mark.parametrize("seconds", [0, 1e-5, 0.05, 0.4, 0.9, 5, 45, 90, 900, 86400, 5e5])
 def test_no_two_ticks_say_the_same_time(seconds: float) -> None:
     at = pd.Timestamp("2025-01-31 03:00:00.1", tz="UTC") + pd.to_timedelta(np.linspace(0, seconds, 5), unit="s")
-    figure, ax = charts.axes("A chart", "rows", "UTC")
-    ax.plot(at, range(5))
-    charts.clock_ticks(ax)
-    assert charts.Chart(figure, say("chart.no_data")).png()
+    chart = charts.Chart("A chart", "rows", [Series("", Role.LEVEL, at, range(5))], alt=ALT)
+    (ax,) = (figure := charts.draw(chart)).axes
+    figure.draw_without_rendering()
     labels = [label.get_text() for label in ax.xaxis.get_ticklabels()]
     said = [text for text in (*labels, ax.xaxis.get_offset_text().get_text()) if text]
     assert all(one != next_ for one, next_ in itertools.pairwise(said)), said

@@ -20,7 +20,7 @@ from runbook_lib.notebook import testing
 from runbook_lib.sources.settings import facts_of
 from tests.kit import ROOT, links
 from tests.kit.effort import examples
-from tests.kit.steps import odd_frames
+from tests.kit.steps import charts_of, odd_frames
 
 FOLDER = ROOT / "examples" / "procrastinate"
 
@@ -129,8 +129,7 @@ def test_judges_are_total(step: str, data: st.DataObject) -> None:
         for p in found.proposals:
             for part in PROPOSAL_PARTS:
                 messages.text(proposal_text(p, part), lang)
-    for draw in checks()[step].charts:
-        draw(frames, usual())
+    charts_of(step, frames, usual())
 
 
 @pytest.mark.parametrize("step", [s for s in STEPS if s not in ("3.4", "4.2.4")])

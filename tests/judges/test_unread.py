@@ -15,7 +15,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from runbook_lib.book import messages
 from runbook_lib.checks.check import checks
 from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.packs.entitlement.checks.throttle import RELAY
@@ -33,7 +32,7 @@ from tests.kit.frames import (
     scope,
     throttle,
 )
-from tests.kit.steps import ago, documented, make_given, odd_frames, words
+from tests.kit.steps import ago, charts_of, documented, make_given, odd_frames, words
 
 # In judges ---------------------------------------------------------------------------------------------------
 
@@ -148,10 +147,7 @@ def test_a_judge_answers(step: str, data: st.DataObject) -> None:
 @settings(max_examples=examples(6), suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_chart_is_drawn_or_not(step: str, data: st.DataObject) -> None:
-    frames = data.draw(odd(step))
-    for draw in CHECKS[step].charts:
-        chart = draw(frames, GIVEN)
-        assert chart is None or all(messages.text(chart.alt, lang) for lang in messages.LANGUAGES)
+    charts_of(step, data.draw(odd(step)), GIVEN)
 
 
 @pytest.mark.parametrize("step", HEALTHY)

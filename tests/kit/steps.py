@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import nats
@@ -33,6 +34,7 @@ from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
 from runbook_lib.sources import logs
 from runbook_lib.sources.settings import Budget, Settings
+from runbook_lib.view import charts
 from tests.kit.waiting import until
 
 CHECKS = checks()
@@ -49,6 +51,14 @@ def make_given(**changes: Any) -> JudgeInput:
     book = catalog.load()
     usual: dict[str, Any] = {"catalog": book, "as_of": NOW, "window_minutes": 15, "facts": EntitlementFacts()}
     return JudgeInput(**(usual | changes))
+
+
+def charts_of(step: str, frames: Frames, given: JudgeInput) -> list[charts.Chart]:
+    """Return the charts of a step that has data for them; each can be drawn, and has words in every language."""
+    described = [chart for describe in checks()[step].charts if (chart := describe(frames, given))]
+    for chart, lang in product(described, messages.LANGUAGES):
+        assert charts.draw(chart) and messages.text(chart.alt, lang)
+    return described
 
 
 def ago(seconds: float) -> pd.Timestamp:
@@ -161,8 +171,7 @@ def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **paramete
         words(rb.findings[step])
         assert documented(rb.findings[step]), rb.findings[step].signals
         assert rb.findings[step].reason is not Reason.ERROR, rb.findings[step].headline
-        for draw in CHECKS[step].charts:
-            draw(rb.findings[step].frames, rb.given())
+        charts_of(step, rb.findings[step].frames, rb.given())
     return rb.findings
 
 

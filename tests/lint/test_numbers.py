@@ -15,15 +15,15 @@ LIBRARY = Path(catalog.__file__).parents[1]
 MODULES = sorted((PACK.folder / "checks").glob("*.py"))
 #: Nothing, one, a half or a pair; an hour, a day, percent, milliseconds, nanoseconds.
 PHYSICAL = {0, 1, -1, 2, 24, 60, 100, 1000, 3600, 1e9}
-#: How functions that draw are called, and calls whose numbers are layout after so many arguments.
-DRAWS, LAYOUT = ("draw",), {"round": 1, "head": 0}
+#: How functions that describe a chart are called, and calls whose numbers are layout after so many arguments.
+CHARTS, LAYOUT = ("chart",), {"round": 1, "head": 0}
 BOOK = catalog.load()
 
 
 def functions(tree: ast.Module) -> Iterator[ast.AST]:
-    """All but the functions that draw."""
+    """All but the functions that describe a chart."""
     for node in tree.body:
-        if not (isinstance(node, ast.FunctionDef) and node.name.startswith(DRAWS)):
+        if not (isinstance(node, ast.FunctionDef) and node.name.startswith(CHARTS)):
             yield node
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import Session
 from runbook_lib.packs.entitlement import wire
+from tests.kit.frames.delivery import SHAPES
 from tests.kit.steps import open_target, publish
 
 WHO, EVENT = "alice@example.org", "2f3797bf-263d-c7d6-54cf-859f0b1c5d2e"
@@ -144,6 +146,14 @@ def test_a_broker_that_is_silent_or_not_declared_is_a_line() -> None:
 def test_a_frame_draws_itself() -> None:
     with pytest.raises(UsageError, match=r"draw a frame with its own \.plot\(\)"):
         opened("").chart(pd.DataFrame())  # type: ignore[arg-type]
+
+
+def test_a_chart_that_cannot_be_drawn_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    rb = opened("")
+    rb.findings["4.1.1"] = Mock(frames=SHAPES["4.1.1"]())
+    with patch("runbook_lib.view.charts.draw", side_effect=ValueError("odd")):
+        rb.chart("4.1.1")
+    assert capsys.readouterr().out.count("The chart could not be drawn: ValueError: odd") == 2
 
 
 def test_it_is_named_where_a_notebook_completes(rb: Session) -> None:

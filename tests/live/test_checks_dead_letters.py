@@ -27,7 +27,6 @@ from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.checks import dead_letters, errors, given_up
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
 from runbook_lib.sources.source import SourceError
-from runbook_lib.view.charts import Chart
 from tests.kit.frames.dead_letters import (
     FRAMES,
     LACKING,
@@ -49,6 +48,7 @@ from tests.kit.steps import (
     UNPROCESSED,
     ago,
     bound,
+    charts_of,
     events,
     expect,
     insert,
@@ -192,8 +192,7 @@ def test_any_message_is_classified_without_its_content(body: bytes, headers: str
 def judge(step: str, **frames: pd.DataFrame) -> Finding:
     found = CHECKS[step].judge(FRAMES[step] | frames, make_given(window_minutes=60))
     words(found)
-    for draw in CHECKS[step].charts:
-        draw(FRAMES[step] | frames, make_given(window_minutes=60))
+    charts_of(step, FRAMES[step] | frames, make_given(window_minutes=60))
     return found
 
 
@@ -487,16 +486,14 @@ def test_an_advisory_and_its_row_are_one_message() -> None:
 
 
 def test_the_charts_say_what_they_show() -> None:
-    trend = dead_letters.draw_trend(
+    trend = dead_letters.chart_trend(
         FRAMES["4.4.3"] | {"per_bucket": buckets(("delivery", 21, 60), ("delivery", 20, 80))},
         make_given(window_minutes=60),
     )
-    assert isinstance(trend, Chart)
-    assert (trend.alt.params["n"], trend.alt.params["peak"]) == (140, 80)
-    attempts = dead_letters.draw_attempts(failing(75), make_given())
-    assert isinstance(attempts, Chart)
-    assert attempts.alt.params["open"] == 75
-    assert dead_letters.draw_attempts(QUIET, make_given()) is None
+    assert trend is not None and (trend.alt.params["n"], trend.alt.params["peak"]) == (140, 80)
+    attempts = dead_letters.chart_attempts(failing(75), make_given())
+    assert attempts is not None and attempts.alt.params["open"] == 75
+    assert dead_letters.chart_attempts(QUIET, make_given()) is None
 
 
 # On real servers ---------------------------------------------------------------------------------------------

@@ -314,7 +314,7 @@ def test_copies_with_and_without_a_registration(servers: Servers, db: psycopg.Co
     assert {"notification_id", "event_id", "status", "created_at", "attempt_count", "locked_by"} <= set(copies.columns)
     assert not any(str(u) == "user-1" for u in copies["user_id"])
     assert list(copies["event_id"][::2]) == list(copies["event_id"][1::2])
-    assert duplicates.draw_order(order.frames, make_given(as_of=pd.Timestamp.now("UTC"), window_minutes=60))
+    assert duplicates.chart_order(order.frames, make_given(as_of=pd.Timestamp.now("UTC"), window_minutes=60))
     assert found["4.2.3"].status is Status.CRITICAL
 
 

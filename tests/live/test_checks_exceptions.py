@@ -25,7 +25,7 @@ from runbook_lib.sources import logs
 from runbook_lib.sources import settings as target_settings
 from tests.kit import steps
 from tests.kit.frames.exceptions import AT, HEALTHY, PHRASES, RETRY, SENT, about, failed, line, log, tables
-from tests.kit.steps import ago, expect, make_given, read_log, weight, words
+from tests.kit.steps import ago, charts_of, expect, make_given, read_log, weight, words
 
 CHECKS = checks()
 
@@ -371,9 +371,9 @@ def test_the_chart_says_its_numbers_in_words() -> None:
     failing = about() | log(
         *[line(s, RETRY) for s in range(300)], *[line(s, f"{w} broke", "ERROR") for w in "abcdef" for s in (5, 70)]
     )
-    chart = exceptions.draw_errors(failing, make_given())
+    chart = exceptions.chart_errors(failing, make_given())
     assert chart is not None and chart.alt.params["n"] == 312 and chart.display()
-    assert exceptions.draw_errors(about() | HEALTHY, make_given()) is None
+    assert exceptions.chart_errors(about() | HEALTHY, make_given()) is None
 
 
 # On real servers ------------------------------------------------------------------------------------------------
@@ -392,8 +392,7 @@ def run(**parameters: Any) -> Finding:
     found = CHECKS["5.1.1"].run(rb)
     words(found)
     assert found.reason is not Reason.ERROR, found.headline
-    for draw in CHECKS["5.1.1"].charts:
-        draw(found.frames, rb.given())
+    charts_of("5.1.1", found.frames, rb.given())
     return found
 
 

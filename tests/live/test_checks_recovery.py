@@ -23,7 +23,6 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import recovery, response
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store.archive import Archive
-from runbook_lib.view.charts import Chart
 from tests.kit import command
 from tests.kit.effort import examples
 from tests.kit.frames.recovery import FRAMES, STEADY, cohort, flows, letters, outbox_failed, queues, tries
@@ -293,10 +292,10 @@ def test_duplicates_of_long_ago_are_not_new() -> None:
 
 
 def test_the_chart_shows_three_flows() -> None:
-    chart = recovery.draw_flows(FRAMES["6.1"], make_given())
-    assert isinstance(chart, Chart)
-    assert chart.alt.params["sent"] == 300
-    assert recovery.draw_flows({}, make_given()) is None
+    chart = recovery.chart_flows(FRAMES["6.1"], make_given())
+    assert chart is not None and chart.alt.params["sent"] == 300
+    assert [flow.label for flow in chart.series] == ["written to the outbox", "published", "sent"]
+    assert recovery.chart_flows({}, make_given()) is None
 
 
 # On real servers ---------------------------------------------------------------------------------------------

@@ -36,7 +36,6 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.prometheus import Prometheus
 from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.store import record as records
-from runbook_lib.view.charts import Chart
 from tests.kit.frames.response import affected, impact, per_minute
 from tests.kit.steps import (
     NOW,
@@ -285,7 +284,7 @@ def test_events_that_were_given_up_long_ago_have_no_onset_in_the_traffic_of_toda
     left = affected(outbox_failed=(1, 1, 9000.0))  # the relay's FAILED rows are told among the events that wait
     frames = impact(outbox=row(due=0, failed=1, oldest_due_s=0.0), affected=left, **rises)
     expect(response.judge_impact(frames, make_given()), Status.CRITICAL, says="ENT-E", values={"impact.onset": None})
-    chart = response.draw_flows(frames, make_given())
+    chart = response.chart_flows(frames, make_given())
     assert chart is not None and chart.alt.params["began"] is None
     slow = response.judge_impact(impact(publish_delay=row(n=9, p95=7.0), **rises), make_given())
     assert slow.value("impact.onset")
@@ -350,10 +349,10 @@ def test_burn_rates_take_the_lower_of_both_windows() -> None:
 
 def test_the_chart_marks_the_beginning() -> None:
     frames = impact(affected=affected(notification=(700, 60, 121.0)))
-    chart = response.draw_flows(frames, make_given())
-    assert isinstance(chart, Chart)
-    assert chart.alt.params["began"].startswith("2025-01-31T02:58")
-    assert response.draw_flows({}, make_given()) is None
+    chart = response.chart_flows(frames, make_given())
+    assert chart is not None and chart.alt.params["began"].startswith("2025-01-31T02:58")
+    assert [moment.label for moment in chart.moments] == ["began"]
+    assert response.chart_flows({}, make_given()) is None
 
 
 def part(step: str, status: Status = Status.OK, **rest: Any) -> Finding:

@@ -16,6 +16,7 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import throttle
 from runbook_lib.packs.entitlement.checks.delivery import Delivery
 from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, Flow, Pace, ThrottledWorker
+from tests.kit import steps
 from tests.kit.frames.throttle import frames, minutes
 from tests.kit.steps import NOW, UNPROCESSED, bound, events, expect, failures, make_given, run, traffic, words
 
@@ -28,10 +29,7 @@ BOTH = pytest.mark.parametrize("side", [DELIVERY, RELAY], ids=lambda s: s.name)
 def judge(found: Frames, side: ThrottledWorker = DELIVERY, **given: Any) -> Finding:
     finding = throttle.judge(found, make_given(**given), side)
     words(finding)
-    chart = throttle.draw(found, make_given(**given), side)
-    if chart:
-        for lang in messages.LANGUAGES:
-            assert messages.text(chart.alt, lang)
+    steps.charts_of("5.2.1" if side is DELIVERY else "5.2.2", found, make_given(**given))
     return finding
 
 

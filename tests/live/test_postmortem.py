@@ -42,7 +42,6 @@ from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
 from runbook_lib.store.lines import read_runs
 from runbook_lib.store.run import Run, read_run, run_to_json
-from runbook_lib.view.charts import Chart
 from tests.kit.command import runbook
 from tests.kit.effort import examples
 from tests.kit.frames.postmortem import MINUTE, outage, run_row, span, waiting
@@ -263,10 +262,11 @@ def test_rows_given_up_have_no_time_without_commit_times() -> None:
 
 
 def test_the_chart_shades_what_was_in_breach() -> None:
-    chart = impact.draw_impact(outage(), make_given())
-    assert isinstance(chart, Chart)
-    assert "NOTI-B 4 min" in chart.alt.params["breached"]
-    assert impact.draw_impact({}, make_given()) is None
+    chart = impact.chart_impact(outage(), make_given())
+    assert chart is not None and "NOTI-B 4 min" in chart.alt.params["breached"]
+    assert [shown.label for shown in chart.panels[0].series] == ["", "beyond its limit"]
+    assert "Limits: limit of NOTI-B 5 % of events, " in chart.described()
+    assert impact.chart_impact({}, make_given()) is None
 
 
 # Times -------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from runbook_lib.model.finding import Finding, Proposal, Reason, Status, Verdict
 from tests.kit import ROOT
 from tests.kit.command import runbook
 from tests.kit.schemas import valid
-from tests.kit.steps import lock_wait, open_target, verdict_of, words
+from tests.kit.steps import charts_of, lock_wait, open_target, verdict_of, words
 from tests.kit.waiting import until
 
 PACK = ROOT / "examples" / "procrastinate"
@@ -242,8 +242,7 @@ def ask(system: System, *sections: str, **facts: Any) -> Said:
             if found.frames:
                 assert check.judge_again(found, rb.given(step.id)).headline == found.headline
             worded(found)
-            for draw in check.charts:
-                draw(found.frames, rb.given(step.id))
+            charts_of(step.id, found.frames, rb.given(step.id))
         findings |= rb.findings
     said = Said(verdict_of(*findings.values()), findings)
     print(said)

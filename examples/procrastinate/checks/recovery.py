@@ -66,7 +66,7 @@ def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("6.1", collect_backlog, judge_backlog, (waiting.draw_flow,)),
+    Check("6.1", collect_backlog, judge_backlog, (waiting.chart_flow,)),
     Check("6.2", waiting.collect_errors, waiting.judge_errors),
     Check("6.3", held.collect_orphans, held.judge_orphans),
     Check("6.4", waiting.collect_workers, waiting.judge_workers),

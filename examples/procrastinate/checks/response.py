@@ -181,7 +181,7 @@ def judge_step(frames: Frames, given: JudgeInput) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("3.1", collect_impact, judge_impact, (waiting.draw_flow,)),
+    Check("3.1", collect_impact, judge_impact, (waiting.chart_flow,)),
     Check("3.2", collect_place, judge_place),
     Check("3.3", collect_step, judge_step),
 )

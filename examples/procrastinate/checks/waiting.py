@@ -377,36 +377,33 @@ def _is_well(ended: int, given: JudgeInput) -> tuple[Signal, ...]:
     return given.evidence("task.succeeds") if ended else ()
 
 
-def draw_flow(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the jobs deferred, begun and ended in the last minutes, in steps of ten seconds."""
+def chart_flow(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the jobs deferred, begun and ended in the last minutes, in steps of ten seconds."""
     seen = sample.read_sample(frames, given)
     if seen is None or not seen.flow:
         return None
     last = int(given.number("lately") // 10)
-    tens = {t.tens_ago: t for t in seen.flow}
-    ago = [-10 * (n + 1) for n in reversed(range(last))]
-    figure, ax = charts.axes("Deferred, begun, succeeded, failed tries", "jobs / 10 s", "seconds before the sample")
+    by_age = {t.tens_ago: t for t in seen.flow}
+    tens = [by_age.get(n, sample.TenSeconds()) for n in reversed(range(last))]
     counted = {
-        "deferred": [tens.get(n, sample.TenSeconds()).deferred for n in reversed(range(last))],
-        "begun": [tens.get(n, sample.TenSeconds()).begun for n in reversed(range(last))],
-        "succeeded": [tens.get(n, sample.TenSeconds()).succeeded for n in reversed(range(last))],
-        "failed tries": [
-            t.retried + t.failed for t in (tens.get(n, sample.TenSeconds()) for n in reversed(range(last)))
-        ],
+        "deferred": [t.deferred for t in tens],
+        "begun": [t.begun for t in tens],
+        "succeeded": [t.succeeded for t in tens],
+        "failed tries": [t.retried + t.failed for t in tens],
     }
-    looks = zip((charts.BLUE, charts.GREY, charts.GREEN, charts.RED), (":", "-", "--", "-"), strict=True)
-    for (name, counts), (colour, line) in zip(counted.items(), looks, strict=True):
-        ax.step([*ago, 0], [*counts, counts[-1]], where="post", color=colour, linestyle=line, linewidth=1.8, label=name)
-    ax.set_ylim(0, 1.2 * max(max(counts) for counts in counted.values()) + 1)
-    charts.legend(figure)
     totals = {name.split()[0]: sum(counts) for name, counts in counted.items()}
     return charts.Chart(
-        figure, say("waits.alt_flow", minutes=given.number("lately") / 60, **totals), (say("waits.flow_caption"),)
+        "Deferred, begun, succeeded, failed tries",
+        "jobs / 10 s",
+        charts.flows(range(-10 * last, 1, 10), counted),
+        alt=say("waits.alt_flow", minutes=given.number("lately") / 60, **totals),
+        caption=(say("waits.flow_caption"),),
+        xlabel="seconds before the sample",
     )
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("4.1.1", collect_queues, judge_queues, (draw_flow,)),
+    Check("4.1.1", collect_queues, judge_queues, (chart_flow,)),
     Check("4.1.2", collect_workers, judge_workers),
     Check("4.1.3", collect_errors, judge_errors),
 )

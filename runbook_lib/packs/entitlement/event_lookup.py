@@ -19,11 +19,10 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement import event_trace, missing, stream
 from runbook_lib.packs.entitlement.actions.stores import EVENT_FIELDS
 from runbook_lib.packs.entitlement.event_trace import EventTrace
-from runbook_lib.packs.entitlement.event_trace_chart import draw
+from runbook_lib.packs.entitlement.event_trace_chart import chart_trace
 from runbook_lib.privacy.masking import TOKEN
 from runbook_lib.sources.source import SourceError
 from runbook_lib.view import render
-from runbook_lib.view.charts import Chart
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -100,14 +99,11 @@ class FoundTraces(render.NotebookOutput):
 
     def picture(self) -> bytes | None:
         """Return the first trace as a PNG; None if no time is known."""
-        chart = self._draw_trace() if self.traces else None
+        chart = chart_trace(self.traces[0]) if self.traces else None
         return chart.png() if chart else None
 
-    def _draw_trace(self) -> Chart | None:
-        return draw(self.traces[0])
-
     def _make_bundle(self) -> dict[str, Any]:
-        chart = self._draw_trace() if len(self.traces) == 1 else None
+        chart = chart_trace(self.traces[0]) if len(self.traces) == 1 else None
         shown = [(t, [self._format_cells(s) for s in t.stages], self._build_link(t)) for t in self.traces]
         image = chart and (base64.b64encode(chart.png()).decode(), messages.text(chart.alt))
         return {

@@ -392,9 +392,9 @@ def _blind_spots(given: JudgeInput) -> tuple[Text, ...]:
     return past.blind_spots(given, pd.Timedelta(days=given.number("retention.notifications")))
 
 
-def draw_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the backlog of the window, with the rates of creation and completion."""
-    return past.draw(
+def chart_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the window's backlog, with the rates of creation and completion."""
+    return past.chart(
         past.levels(frames, "notifications", past.window(given)),
         past.window(given),
         "Unfinished notifications, by the rows' own timestamps",
@@ -405,43 +405,40 @@ def draw_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
-#: The bars of `draw_ages`: the query's buckets, with their lower edges.
+#: The bars of `chart_ages`: the query's buckets, with their lower edges.
 _AGES = {
     **{"<1 s": "0 s", "1-5 s": "1 s", "5-10 s": "5 s", "10-30 s": "10 s", "30-60 s": "30 s", "1-2 min": "1 min"},
     **{"2-5 min": "2 min", "5-10 min": "5 min", "10-30 min": "10 min", "30-60 min": "30 min", ">1 h": "1 h"},
 }
-#: The colour and hatch of a bar by the status of its rows' age.
-_AGE_LOOKS = {
-    Status.OK: (charts.BLUE, ""),
-    Status.WARNING: (charts.ORANGE, "//"),
-    Status.CRITICAL: (charts.RED, "xx"),
-}
 
 
-def draw_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the ages of the unfinished notifications."""
+def chart_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the ages of the unfinished notifications."""
     ages = table(frames, "ages", "bucket", "n")
     if ages.empty:
         return None
     counts = np.zeros(len(_AGES))
     for bucket, n in ages[["bucket", "n"]].dropna().itertuples(index=False):
         counts[min(max(int(bucket), 0), len(_AGES) - 1)] += n
-    figure, ax = charts.axes("Age of the unfinished notifications", "rows", "since creation")
     limit = given.limits["backlog.oldest_due"]
     edges = [pd.Timedelta(edge).total_seconds() for edge in _AGES.values()]
     statuses = [limit.status(edge) for edge in edges]  # all rows of a bar are at least as old as its left edge
-    colours, hatches = zip(*(_AGE_LOOKS[status] for status in statuses), strict=True)
-    bars = ax.bar([*_AGES], counts, color=colours, hatch=hatches, edgecolor="white")
-    ax.bar_label(bars, labels=[f"{n:,.0f}" if n else "" for n in counts], fontsize=8)
-    ax.tick_params(axis="x", labelsize=8)
-    charts.thresholds(ax, limit, lambda seconds: float(np.interp(seconds, edges, np.arange(len(edges)) - 0.5)))
-    charts.legend(figure)
+    roles = {Status.WARNING: charts.Role.WARNING, Status.CRITICAL: charts.Role.CRITICAL}
     old = [(edge, n) for edge, n, status in zip(edges, counts, statuses, strict=True) if status is Status.CRITICAL]
+    since = old[0][0] if old else None
     return charts.Chart(
-        figure,
-        say("backlog.alt_ages", total=float(counts.sum()), old=sum(n for _, n in old), s=old[0][0] if old else None),
-        (say("backlog.ages_caption", warning=limit.warning, critical=limit.critical, unit=limit.unit),),
+        "Age of the unfinished notifications",
+        "rows",
+        [
+            charts.Series("", roles.get(status, charts.Role.LEVEL), [i - 0.4], [n], "bars", numbered=True)
+            for i, (n, status) in enumerate(zip(counts, statuses, strict=True))
+        ],
+        limits_of_x=charts.thresholds(limit, lambda s: float(np.interp(s, edges, np.arange(len(edges)) - 0.5))),
+        alt=say("backlog.alt_ages", total=float(counts.sum()), old=sum(n for _, n in old), s=since),
+        caption=(say("backlog.ages_caption", warning=limit.warning, critical=limit.critical, unit=limit.unit),),
+        xlabel="since creation",
+        names=[*_AGES],
     )
 
 
-CHECKS: tuple[Check, ...] = (Check("4.1.1", collect, judge, (draw_history, draw_ages)),)
+CHECKS: tuple[Check, ...] = (Check("4.1.1", collect, judge, (chart_history, chart_ages)),)

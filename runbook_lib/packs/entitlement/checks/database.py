@@ -460,8 +460,8 @@ def _is_service(application: str) -> bool:
     return application == "PostgreSQL JDBC Driver" or bool(re.fullmatch(r"-|[0-9a-f.:]+", application))
 
 
-def draw_sessions(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw connections by application and state, with the number that an ordinary role can use."""
+def chart_sessions(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of connections by application and state, with the number that an ordinary role can use."""
     sessions = table(frames, "sessions", "application", "state", "n")
     connections = rows.first(frames.get("connections"), Connections)
     if sessions.empty or connections is None:
@@ -473,30 +473,17 @@ def draw_sessions(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         .pipe(lambda t: t.loc[t.sum(axis=1).sort_values().index])
         .tail(8)
     )
-    figure, ax = charts.axes("Connections by application", "", f"connections, of {usable:.0f} usable")
-    left = pd.Series(0.0, index=matrix.index)
-    styles = zip(matrix.columns, (charts.BLUE, charts.ORANGE, charts.GREEN, charts.GREY, charts.RED), strict=False)
-    for (state, colour), hatch in zip(styles, ("", "//", "..", "xx", "\\\\"), strict=False):
-        ax.barh(
-            matrix.index,
-            matrix[state],
-            left=left,
-            color=colour,
-            hatch=hatch,
-            height=0.6,
-            edgecolor="white",
-            label=state,
-        )
-        left += matrix[state]
-    ax.axvline(usable, color=charts.RED, linestyle=":", label=f"usable {usable:.0f}")
-    ax.set_ylim(-0.8, max(len(matrix), 3) - 0.2)
-    charts.legend(figure)
-    most, n = str(matrix.index[-1]), float(left.iloc[-1])
+    most, n = str(matrix.index[-1]), float(matrix.iloc[-1].sum())
     return charts.Chart(
-        figure,
-        say("database.alt_sessions", used=connections.used, usable=usable, most=most, n=n),
-        () if connections.sees_others else (say("database.denied"),),
+        "Connections by application",
+        "",
+        charts.stack(range(len(matrix)), matrix, "rows"),
+        limits_of_x=[charts.Line(usable, f"usable {usable:.0f}", charts.Role.CRITICAL)],
+        alt=say("database.alt_sessions", used=connections.used, usable=usable, most=most, n=n),
+        caption=() if connections.sees_others else (say("database.denied"),),
+        xlabel=f"connections, of {usable:.0f} usable",
+        names=[*matrix.index],
     )
 
 
-CHECKS: tuple[Check, ...] = (Check("4.1.4", collect, judge, (draw_sessions,), on_error),)
+CHECKS: tuple[Check, ...] = (Check("4.1.4", collect, judge, (chart_sessions,), on_error),)

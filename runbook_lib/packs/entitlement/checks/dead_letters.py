@@ -654,40 +654,35 @@ def _transient_hops(seen: Transient) -> tuple[Hop, ...]:
     )
 
 
-def draw_attempts(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw how often open rows and given-up rows were tried."""
-    active = table(frames, "attempts", "attempt_count", "n")
+def chart_attempts(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of how often open rows and given-up rows were tried."""
     ended = table(frames, "attempts_ended", "what", "attempt_count", "n")
     kinds = ("notifications, FAILED", "outbox, unpublished", "outbox, FAILED")
-    series = {"notifications, open": active} | {kind: ended[ended["what"] == kind] for kind in kinds}
-    tried: dict[str, dict[int, float]] = {name: {} for name in series}
-    scale = 30  # three times the default number of tries
-    for name, frame in series.items():
+    counted = {"notifications, open": table(frames, "attempts", "attempt_count", "n")}
+    counted |= {kind: ended[ended["what"] == kind] for kind in kinds}
+    scale = 30  # three times the default number of tries; the last bar also counts every row beyond it
+    tried = {name: np.zeros(scale) for name in counted}
+    for name, frame in counted.items():
         for r in rows.each(frame, Attempts):
-            # The last column also counts every row beyond the scale.
-            tries = min(r.attempt_count, scale)
-            if tries > 0:
-                tried[name][tries] = tried[name].get(tries, 0.0) + r.n
-    if not any(tried.values()):
+            if r.attempt_count > 0:
+                tried[name][min(r.attempt_count, scale) - 1] += r.n
+    some = np.flatnonzero(sum(tried.values()))
+    if not len(some):
         return None
-    most = max(10, *(a for counted in tried.values() for a in counted))
-    figure, ax = charts.axes("Tries so far", "rows", "failed tries (ten at most by default)")
-    width, at = 0.2, np.arange(1, most + 1)
-    styles = zip(series, (charts.BLUE, charts.RED, charts.GREY, charts.ORANGE), ("", "xx", "..", "//"), strict=True)
-    for i, (name, colour, hatch) in enumerate(styles):
-        heights = [tried.get(name, {}).get(int(a), 0.0) for a in at]
-        ax.bar(at + (i - 1.5) * width, heights, width, color=colour, hatch=hatch, edgecolor="white", label=name)
-    ax.set_xticks(at, [f"{a}+" if a == scale else str(a) for a in at])
-    charts.legend(figure)
+    at = np.arange(max(10, some[-1] + 1))
+    roles = (charts.Role.LEVEL, charts.Role.CRITICAL, charts.Role.IN, charts.Role.WARNING)
+    waiting, failed, _, outbox = (float(n.sum()) for n in tried.values())
     return charts.Chart(
-        figure,
-        say(
-            "letters.alt_attempts",
-            open=sum(n for a, n in tried.get("notifications, open", {}).items()),
-            failed=sum(tried.get("notifications, FAILED", {}).values()),
-            outbox=sum(tried.get("outbox, FAILED", {}).values()),
-        ),
-        (say("letters.caption_attempts"),),
+        "Tries so far",
+        "rows",
+        [
+            charts.Series(name, role, at + 0.2 * i - 0.4, n[: len(at)], "bars", width=0.2)
+            for i, ((name, n), role) in enumerate(zip(tried.items(), roles, strict=True))
+        ],
+        alt=say("letters.alt_attempts", open=waiting, failed=failed, outbox=outbox),
+        caption=(say("letters.caption_attempts"),),
+        xlabel="failed tries (ten at most by default)",
+        names=[f"{n + 1}+" if n + 1 == scale else str(n + 1) for n in at],
     )
 
 
@@ -895,8 +890,8 @@ def _find_unrecorded(frames: Frames, given: JudgeInput) -> pd.DataFrame:
     return pd.DataFrame(found, columns=columns).drop_duplicates("stream_seq").reset_index(drop=True)
 
 
-def draw_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the new dead letters of each store over the window, and when the rate changed."""
+def chart_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the new dead letters of each store over the window, and of when the rate changed."""
     if "per_bucket" not in frames:
         return None
     counted = count_per_store(frames, given)
@@ -904,43 +899,34 @@ def draw_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     if not new.any():
         return None
     edges, per_min = _bucket_edges(given), _bucket_s(given, given.window_minutes) / 60
-    at = [float(x) for x in charts.days(edges)]
-    trend = stats.trend_kind(new)
-    styles = {
-        "outbox": (charts.ORANGE, "outbox FAILED"),
-        "delivery": (charts.RED, "notification_dlq"),
-        "broker": (charts.BLUE, "notification_nats_dlq"),
-        "advisories": (charts.GREY, "advisories of the broker"),
-    }
-    figure, stacked = charts.panels("New dead letters", [name for _, name in styles.values()], "1 / min", "time (UTC)")
-    for ax, (store, (colour, _)) in zip(stacked, styles.items(), strict=True):
-        # One scale per store, so that a single event stays visible beside a burst of another store.
-        ax.stairs(counted[store] / per_min, at, color=colour, fill=True)
-        ax.set_ylim(0, 1.2 * max(float(counted[store].max()) / per_min, 1.0))
-        if trend.onset is not None:
-            ax.axvline(at[trend.onset], color="black", linewidth=1, linestyle="-.", label="onset")
-    stacked[0].set_xlim(at[0], at[-1])
-    stacked[-1].xaxis_date()
-    charts.clock_ticks(stacked[-1])
-    if trend.onset is not None:
-        figure.legend(*stacked[0].get_legend_handles_labels(), loc="outside lower left", fontsize=8, frameon=False)
-    peak = int(new.argmax())
-    return charts.Chart(
-        figure,
-        say(
-            "letters.alt_trend",
-            minutes=given.window_minutes,
-            n=float(new.sum()),
-            peak=float(new[peak]) / per_min,
-            at=f"{edges[peak]:%H:%M}",
-            onset=f"{edges[trend.onset]:%H:%M}" if trend.onset is not None else None,
-        ),
-        (say("letters.caption_trend"), *_trend_notes(frames, given)),
+    trend, peak = stats.trend_kind(new), int(new.argmax())
+    onset = None if trend.onset is None else edges[trend.onset]
+    stores = (
+        ("outbox", "outbox FAILED", charts.Role.WARNING),
+        ("delivery", "notification_dlq", charts.Role.CRITICAL),
+        ("broker", "notification_nats_dlq", charts.Role.LEVEL),
+        ("advisories", "advisories of the broker", charts.Role.IN),
     )
+    return charts.Chart(
+        "New dead letters",
+        "1 / min",
+        # One scale per store, so that a single event stays visible beside a burst of another store.
+        panels=[
+            charts.Panel(title, "", [charts.Series("", role, edges, counted[store] / per_min, "area")])
+            for store, title, role in stores
+        ],
+        moments=[charts.Line(onset, "onset", dash="-.")] if onset is not None else (),
+        alt=say(
+            "letters.alt_trend", minutes=given.window_minutes, n=float(new.sum()), peak=float(new[peak]) / per_min,
+            at=f"{edges[peak]:%H:%M}", onset=None if onset is None else f"{onset:%H:%M}",
+        ),
+        caption=(say("letters.caption_trend"), *_trend_notes(frames, given)),
+        xlabel="time (UTC)",
+    )  # fmt: skip
 
 
 CHECKS: tuple[Check, ...] = (
     Check("4.4.1", collect_permanent, judge_permanent),
-    Check("4.4.2", collect_transient, judge_transient, (draw_attempts,)),
-    Check("4.4.3", collect_trend, judge_trend, (draw_trend,)),
+    Check("4.4.2", collect_transient, judge_transient, (chart_attempts,)),
+    Check("4.4.3", collect_trend, judge_trend, (chart_trend,)),
 )

@@ -288,26 +288,25 @@ def _order_signals(given: JudgeInput, problem: str | None, still: bool, unasked:
     return () if unasked or problem else given.evidence("duplicates.in_order")
 
 
-def draw_order(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the notifications queued per minute, and the duplicates among them."""
+def chart_order(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the notifications queued per minute, and of the duplicates among them."""
     arrivals = table(frames, "arrivals", "minute", "n").dropna()
     copies = _find_duplicates(frames)["created_at"].dropna()
     if arrivals.empty:
         return None
     extra = pd.to_datetime(copies, utc=True).dt.floor("min").value_counts().sort_index()
-    figure, ax = charts.axes("Notifications queued per minute, and duplicates among them", "1/min", "UTC")
-    width = 50 / 86400  # of a day: a minute, and a gap
-    ax.bar(arrivals["minute"], arrivals["n"], width=width, align="edge", color=charts.GREY, alpha=0.55, label="queued")
-    if len(extra):
-        ax.bar(
-            extra.index, extra.to_numpy(), width=width, align="edge", color=charts.RED, hatch="xx",
-            edgecolor="white", label="duplicate of an event",
-        )  # fmt: skip
-    ax.set_xlim(*charts.days([given.as_of - pd.Timedelta(minutes=given.window_minutes), given.as_of]))
-    charts.clock_ticks(ax)
-    charts.legend(figure)
-    facts = {"n": float(arrivals["n"].sum()), "extra": len(copies), "minutes": given.window_minutes}
-    return charts.Chart(figure, say("duplicates.alt", **facts), (say("duplicates.caption"),))
+    bar = pd.Timedelta(seconds=50)  # a minute, and a gap
+    return charts.Chart(
+        "Notifications queued per minute, and duplicates among them",
+        "1/min",
+        [
+            charts.Series("queued", charts.Role.IN, arrivals["minute"], arrivals["n"], "bars", width=bar),
+            charts.Series("duplicate of an event", charts.Role.CRITICAL, extra.index, extra, "bars", width=bar),
+        ],
+        alt=say("duplicates.alt", n=float(arrivals["n"].sum()), extra=len(copies), minutes=given.window_minutes),
+        caption=(say("duplicates.caption"),),
+        shown=(given.as_of - pd.Timedelta(minutes=given.window_minutes), given.as_of),
+    )
 
 
 # 4.2.3 Whether redeliveries are absorbed.
@@ -606,6 +605,6 @@ def _absorbed_notes(frames: Frames, given: JudgeInput, facts: dict[str, Any], ra
 
 CHECKS: tuple[Check, ...] = (
     Check("4.2.1", collect_key, judge_key),
-    Check("4.2.2", collect_order, judge_order, (draw_order,)),
+    Check("4.2.2", collect_order, judge_order, (chart_order,)),
     Check("4.2.3", collect_absorbed, judge_absorbed),
 )

@@ -95,8 +95,6 @@ CUT_OFF = (
     "the database system is starting up",
 )
 RETRY_WEIGHTS = {Status.WARNING: "phrase.tries_warning", Status.CRITICAL: "phrase.tries_critical"}
-COLOURS = (charts.RED, charts.ORANGE, charts.BLUE, charts.GREEN, charts.GREY)
-HATCHES = ("", "//", "..", "xx", "")
 
 _SUM = "sum by (result) (increase(notification_delivery_total[2m]))"
 _PHRASES = [
@@ -563,58 +561,36 @@ def _is_cured_by_restart(given: JudgeInput, mode: str, workload: str) -> bool:
     return f"restart_{workload}" in restarts and restarts[0] in {f"restart_{service}" for service in PART}
 
 
-def draw_errors(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw warnings and errors per minute by phrase or text."""
+def chart_errors(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the warnings and errors per minute, by phrase or text."""
     found, about = table(frames, "per_minute", *_MINUTES), rows.one(frames.get("about"), LogSource)
     read = rows.first(frames.get("log"), LogRead)
     if read is None or not read.entries or found.empty:
         return None
     minutes = pd.to_datetime(found["minute"], utc=True)
     totals = found.groupby("what")["n"].sum().sort_values(ascending=False)
-    top = list(totals.index[: len(COLOURS) - 1])
+    top = totals.index.difference([OTHER], sort=False)[:4]
     begin = given.as_of - pd.Timedelta(minutes=min(about.minutes or 1, given.number("log.longest")))
     span = pd.date_range(
         min(begin.floor("min"), minutes.min()), max(given.as_of.floor("min"), minutes.max()), freq="min"
     )
-    figure, ax = charts.axes("Warnings and errors in the log", "entries / min", "UTC", (8.0, 3.4))
-    base = np.zeros(len(span))
-    for what, colour, hatch in zip([*top, OTHER], COLOURS, HATCHES, strict=False):
-        those = found["what"].isin(totals.index.difference(top)) if what == OTHER else found["what"] == what
-        if not those.any():
-            continue
-        counts = found.loc[those, "n"].groupby(minutes[those]).sum().reindex(span, fill_value=0).to_numpy(float)
-        ax.bar(
-            span,
-            counts,
-            width=1 / 1440,
-            align="edge",
-            bottom=base,
-            color=colour,
-            hatch=hatch,
-            edgecolor="white",
-            linewidth=0.3,
-            label=what if len(what) <= 60 else what[:57] + "...",
-        )
-        base += counts
-    ax.set_xlim(*charts.days([span[0], span[-1] + pd.Timedelta(minutes=1)]))
-    charts.clock_ticks(ax)
-    figure.legend(loc="outside lower left", ncols=1, fontsize=8, frameon=False)
+    name = {what: what if len(what) <= 60 else what[:57] + "..." for what in (*top, OTHER)}
+    counts = found.groupby([minutes, found["what"].map(name).fillna(OTHER)])["n"].sum().unstack(fill_value=0)
+    counts = counts.reindex(span, fill_value=0)[[what for what in dict.fromkeys(name.values()) if what in counts]]
     return charts.Chart(
-        figure,
-        say(
-            "exceptions.alt",
-            n=float(totals.sum()),
-            minutes=about.minutes,
-            what=str(totals.index[0]),
-            top=float(totals.iloc[0]),
-            most=float(base.max()),
+        "Warnings and errors in the log",
+        "entries / min",
+        charts.stack(span, counts, width=pd.Timedelta(minutes=1)),
+        alt=say(
+            "exceptions.alt", n=float(totals.sum()), minutes=about.minutes, what=str(totals.index[0]),
+            top=float(totals.iloc[0]), most=float(counts.sum(axis=1).max()),
         ),
-        (say("exceptions.blind"),),
-    )
+        caption=(say("exceptions.blind"),),
+    )  # fmt: skip
 
 
 CHECKS = (
-    Check("4.5.1", collect_entitlement, judge_exceptions, charts=(draw_errors,)),
-    Check("4.5.2", collect_notification, judge_exceptions, charts=(draw_errors,)),
-    Check("5.1.1", collect_exceptions, judge_exceptions, charts=(draw_errors,)),
+    Check("4.5.1", collect_entitlement, judge_exceptions, charts=(chart_errors,)),
+    Check("4.5.2", collect_notification, judge_exceptions, charts=(chart_errors,)),
+    Check("5.1.1", collect_exceptions, judge_exceptions, charts=(chart_errors,)),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -489,123 +490,87 @@ def _deleted_before(frames: Frames, given: JudgeInput, queue: str, since: pd.Tim
     return (reach.oldest or reach.horizon) if taken else None
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One pair of axes: values between edges, the limit with its name, and the buckets in breach.
+def chart_panels(frames: Frames, given: JudgeInput, span: Span, begin: pd.Timestamp) -> Iterator[charts.Panel]:
+    """Return the panels of three objectives, of the notifications, and of each queue that left its ordinary range.
 
-    For a queue, `values` are the most rows that waited in a step and `least` the fewest; rows before `gone_before` are
-    deleted.
+    The area of a queue is between the fewest and the most rows that waited in a step; the chart starts at `begin`.
     """
-
-    title: str
-    unit: str
-    limit: float
-    limit_name: str
-    colour: str
-    edges: list[pd.Timestamp]
-    values: pd.Series[float]
-    breach: pd.Series[bool]
-    least: pd.Series[float] | float = 0.0
-    gone_before: pd.Timestamp | None = None
-    fill: bool = False
-
-
-def build_panels(frames: Frames, given: JudgeInput, span: Span) -> list[Panel]:
-    """Return the panels of three objectives, of the notifications, and of each queue that left its ordinary range."""
     found = objective_levels(frames, given)
-    edges = [span.at(i) for i in range(span.buckets + 1)]
-    late, slow = (_allowed_or_zero(given.slos[slo]) for slo in ("NOTI-B", "ENT-C"))
-    panels = [
-        Panel(
-            f"{slo}: {title}",
-            unit,
-            limit,
-            f"limit of {slo}",
-            colour,
-            edges,
-            of["level"],
-            of["breach"].astype(bool),
-            fill=rows_only,
-        )
-        for slo, title, unit, limit, colour, rows_only in (
-            ("NOTI-B", "late deliveries", "% of events", 100 * late, charts.BLUE, False),
-            ("ENT-C", "late publishing", "% of events", 100 * slow, charts.GREEN, False),
-            ("NOTI-D", "new dead letters", "rows", 1.0, charts.RED, True),
-        )
-        if (of := found.get(slo)) is not None and (slo != "NOTI-D" or of["level"].any())
-    ]
+    late, slow = (100 * _allowed_or_zero(given.slos[slo]) for slo in ("NOTI-B", "ENT-C"))
+    for slo, title, unit, limit, role in (
+        ("NOTI-B", "late deliveries", "% of events", late, charts.Role.LEVEL),
+        ("ENT-C", "late publishing", "% of events", slow, charts.Role.LEVEL),
+        ("NOTI-D", "new dead letters", "rows", 1.0, charts.Role.CRITICAL),
+    ):
+        if (of := found.get(slo)) is not None and (slo != "NOTI-D" or of["level"].any()):
+            values = charts.Series("", role, _edges(span), of["level"], "area" if unit == "rows" else "steps")
+            yield chart_panel(f"{slo}: {title}", (f"limit of {slo}", limit, unit), span, of["breach"], values)
     steps = past.span_of(frames, "steps")
-    if steps is None:
-        return panels
-    edges = [steps.at(i) for i in range(steps.buckets + 1)]
+    out = {episode.queue for episode in past.episodes(frames, given)} if steps else set()
     named = ("unpublished events", "published, not processed events", "NOTI-C: unfinished notifications")
-    out = {episode.queue for episode in past.episodes(frames, given)}
     for queue, title in zip(past.QUEUES, named, strict=True):
-        level = past.levels(frames, queue, steps)
-        if level is None or (queue not in out and queue != "notifications"):
+        level = past.levels(frames, queue, steps) if steps else None
+        if steps is None or level is None or (queue not in out and queue != "notifications"):
             continue
-        gone = _deleted_before(frames, given, queue, steps.since)
         limit = past.limit(level, given, steps)
-        left = level["least"] > limit
-        panels.append(
-            Panel(
-                title, "rows", limit, "usual limit", charts.GREY, edges, level["most"], left, level["least"], gone,
-                fill=True,
-            )
-        )  # fmt: skip
-    return panels
+        shown = [charts.Series("", charts.Role.IN, _edges(steps), level["most"], "area", level["least"])]
+        if (gone := _deleted_before(frames, given, queue, begin)) is not None:
+            shown.append(charts.Series("removed by retention", charts.Role.IN, [begin, gone], kind="band"))
+        yield chart_panel(title, ("usual limit", limit, "rows"), steps, level["least"] > limit, *shown)
 
 
-def draw_impact(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw SLIs and queues over time with their limits; times in breach or out of the ordinary range are shaded."""
+def _edges(span: Span) -> list[pd.Timestamp]:
+    return [span.at(i) for i in range(span.buckets + 1)]
+
+
+def chart_panel(
+    title: str, limit: tuple[str, float, str], span: Span, breach: pd.Series[bool], *shown: charts.Series
+) -> charts.Panel:
+    """Return a panel with its limit (name, value, unit); the buckets in breach are shaded."""
+    name, value, unit = limit
+    shaded = [
+        charts.Series("beyond its limit", charts.Role.CRITICAL, [span.at(first), span.at(last)], kind="band")
+        for first, last in history.episodes(breach.to_numpy(dtype=float), 0.5, 0)
+    ]
+    line = charts.Line(value, f"{name} {value:,.4g} {unit}", charts.Role.WARNING, ":")
+    return charts.Panel(title, unit, [*shown, *shaded], [line])
+
+
+def chart_impact(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of SLIs and queues over time with limits; times in breach or out of range are shaded."""
     span = span_of(frames)
-    panels = [] if span is None else build_panels(frames, given, span)
-    if span is None or not panels:
+    if span is None:
         return None
     detected = detection(frames, given)
     went = course(frames, given, detected)
-    marks = (
-        ("began", went.began.at, "-."),
-        ("noticed", detected.at, "--"),
-        ("recovered", went.recovered.at, "-"),
-        ("section 6 OK", green(frames, detected.at).at, ":"),
-    )
-    figure = charts.new_figure((8.0, 1.3 + 1.35 * len(panels)))
-    every: Any = figure.subplots(len(panels), 1, sharex=True, squeeze=False)
+    moments = [
+        charts.Line(went.began.at, "began", dash="-."),
+        charts.Line(detected.at, "noticed", dash="--"),
+        charts.Line(went.recovered.at, "recovered"),
+        charts.Line(green(frames, detected.at).at, "section 6 OK", dash=":"),
+    ]
+    times = [m.at for m in moments if m.at is not None]
     began, over = went.began.at or span.since, went.recovered.at or span.until
     # Show as much time around the incident as it lasted, at least ten minutes.
     around = max(over - began, pd.Timedelta(minutes=10))
-    begin, end = max(began - around, span.since), min(max(over + around, *(m[1] or over for m in marks)), span.until)
-    shaded = False
-    for ax, panel in zip(every[:, 0], panels, strict=True):
-        ax.stairs(panel.values, panel.edges, color=panel.colour, linewidth=1.5)
-        if panel.fill:
-            ax.stairs(panel.values, panel.edges, baseline=panel.least, color=panel.colour, alpha=0.6, fill=True)
-        charts.limit_line(ax, panel.limit, panel.limit_name, panel.unit)
-        for first, last in history.episodes(panel.breach.to_numpy(dtype=float), 0.5, 0):
-            ax.axvspan(panel.edges[first], panel.edges[last], facecolor=charts.RED, alpha=0.18, hatch="//",
-                       edgecolor=charts.RED, linewidth=0, label=None if shaded else "beyond its limit")  # fmt: skip
-            shaded = True
-        if panel.gone_before is not None and panel.gone_before > begin:
-            ax.axvspan(begin, panel.gone_before, color=charts.GREY, alpha=0.25, label="removed by retention")
-        for label, at, dash in marks:
-            if at is not None and span.since <= at <= span.until:
-                ax.axvline(at, color="black", linestyle=dash, linewidth=1.2, label=label if ax is every[0, 0] else None)
-        ax.set_title(panel.title, loc="left", fontweight="bold", fontsize=9)
-        ax.set_ylabel(panel.unit)
-        ax.set_ylim(0, max(1.15 * float(panel.values.max()), 1.6 * panel.limit))
-        ax.spines[["top", "right"]].set_visible(False)
-        charts.clock_ticks(ax)
-    every[-1, 0].set_xlabel(f"UTC, {begin:%Y-%m-%d}")
-    every[-1, 0].set_xlim(begin, end + (end - begin) / 40)
-    figure.legend(loc="outside lower left", ncols=5, fontsize=8, frameon=False)
+    begin, end = max(began - around, span.since), min(max([over + around, *times]), span.until)
+    panels = [*chart_panels(frames, given, span, begin)]
+    if not panels:
+        return None
     found = objective_levels(frames, given)
     slos = [slo for slo in ("NOTI-B", "ENT-C", "NOTI-C", "NOTI-D") if slo in found]
     breached = ", ".join(f"{slo} {float(found[slo]['breach'].sum()) * span.bucket_s / 60:g} min" for slo in slos)
-    times = {"since": f"{span.since:%Y-%m-%d %H:%M}", "until": f"{span.until:%Y-%m-%d %H:%M}"}
+    since, until = f"{span.since:%Y-%m-%d %H:%M}", f"{span.until:%Y-%m-%d %H:%M}"
     return charts.Chart(
-        figure, say("postmortem.alt_impact", breached=breached, **times), (say("postmortem.impact_caption"),)
+        "",
+        "",
+        panels=panels,
+        moments=[m for m in moments if m.at is not None and span.since <= m.at <= span.until],
+        alt=say("postmortem.alt_impact", breached=breached, since=since, until=until),
+        caption=(say("postmortem.impact_caption"),),
+        xlabel=f"UTC, {begin:%Y-%m-%d}",
+        shown=(begin, end + (end - begin) / 40),
     )
 
 
-CHECKS: tuple[Check, ...] = (Check("7.1", collect_impact, judge_impact, (draw_impact,)),)
+CHECKS: tuple[Check, ...] = (Check("7.1", collect_impact, judge_impact, (chart_impact,)),)

@@ -189,34 +189,27 @@ def judge_leases(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def draw_leases(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the rows in PROCESSING by the time to the end of their lease."""
+def chart_leases(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the rows in PROCESSING by the time to the end of their lease."""
     leases = table(frames, "leases", "from_s", "n")
     if leases.empty:
         return None
     timed = leases[leases["from_s"].notna()].astype({"from_s": float, "n": float})
-    bare = float(leases["n"].sum() - timed["n"].sum())
-    figure, ax = charts.axes(
-        "PROCESSING by time to the end of the lease", "rows", "s to the end of the lease (left of 0: over)"
-    )
-    over, lease_s = timed["from_s"] < 0, facts_of(given).lease_s
-    for some, colour, hatch, name in (
-        (timed[~over], charts.BLUE, "", "time left"),
-        (timed[over], charts.RED, "xx", "over"),
-    ):
-        if len(some):
-            ax.bar(
-                some["from_s"], some["n"], width=5, align="edge", color=colour, hatch=hatch,
-                edgecolor="white", label=name,
-            )  # fmt: skip
-    ax.axvline(0, color="black", linewidth=1)
-    ax.axvline(lease_s, color=charts.GREY, linestyle="--", label=f"configured lease {lease_s:g} s")
-    ax.set_xlim(min(-35.0, timed["from_s"].min() - 5), max(lease_s + 10, timed["from_s"].max() + 10))
-    charts.legend(figure)
+    left, over = timed[timed["from_s"] >= 0], timed[timed["from_s"] < 0]
+    bare, lease_s = float(leases["n"].sum() - timed["n"].sum()), facts_of(given).lease_s
     return charts.Chart(
-        figure,
-        say("leases.alt", left=float(timed[~over]["n"].sum()), over=float(timed[over]["n"].sum()), bare=bare),
-        (say("leases.caption", bare=bare),),
+        "PROCESSING by time to the end of the lease",
+        "rows",
+        [
+            charts.Series("time left", charts.Role.LEVEL, left["from_s"], left["n"], "bars", width=5),
+            charts.Series("over", charts.Role.CRITICAL, over["from_s"], over["n"], "bars", width=5),
+        ],
+        limits_of_x=[charts.Line(lease_s, f"configured lease {lease_s:g} s", dash="--")],
+        moments=[charts.Line(0)],
+        alt=say("leases.alt", left=float(left["n"].sum()), over=float(over["n"].sum()), bare=bare),
+        caption=(say("leases.caption", bare=bare),),
+        xlabel="s to the end of the lease (left of 0: over)",
+        shown=(min(-35.0, timed["from_s"].min() - 5), max(lease_s + 10, timed["from_s"].max() + 10)),
     )
 
 
@@ -655,7 +648,7 @@ def _server_clock_offset(clocks: list[ServerClock]) -> float | None:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("4.3.1", collect_leases, judge_leases, (draw_leases,)),
+    Check("4.3.1", collect_leases, judge_leases, (chart_leases,)),
     Check("4.3.2", collect_workers, judge_workers),
     Check("4.3.3", collect_locks, judge_locks),
     Check("4.3.4", collect_length, judge_length),

@@ -666,10 +666,10 @@ CASES = Cases[Relay](
 )
 
 
-def draw_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the outbox's backlog over the window."""
+def chart_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the outbox's backlog over the window."""
     retention = pd.Timedelta(hours=given.number("retention.outbox"))
-    return past.draw(
+    return past.chart(
         past.levels(frames, "outbox", past.window(given)),
         past.window(given),
         "Unpublished outbox events, by the rows' own timestamps",
@@ -679,30 +679,26 @@ def draw_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
-def draw_delay(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the percentiles of the publish delay by minute."""
+def chart_delay(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the percentiles of the publish delay by minute."""
     delays = table(frames, "delays", "minute", "n", "p50", "p95").dropna(subset=["n", "p50", "p95"])
     if delays.empty:
         return None
     delays = delays.sort_values("minute")
-    figure, ax = charts.axes("Publish delay of events, by the minute they were published in", "s", "UTC")
-    ax.plot(delays["minute"], delays["p95"], color=charts.BLUE, linewidth=1.8, marker=".", label="p95")
-    ax.plot(delays["minute"], delays["p50"], color=charts.GREY, linewidth=1.2, linestyle="--", label="p50")
-    charts.thresholds(ax, given.limits["outbox.publish_delay_p95"])
-    ax.set_ylim(bottom=0)
-    charts.clock_ticks(ax)
-    charts.legend(figure)
     worst = delays.sort_values("p95").iloc[-1]
     return charts.Chart(
-        figure,
-        say(
-            "publish.alt_delay",
-            p95=float(worst["p95"]),
-            at=f"{worst['minute']:%H:%M}",
-            n=float(delays["n"].sum()),
+        "Publish delay of events, by the minute they were published in",
+        "s",
+        [
+            charts.Series("p95", charts.Role.LEVEL, delays["minute"], delays["p95"]),
+            charts.Series("p50", charts.Role.OUT, delays["minute"], delays["p50"]),
+        ],
+        charts.thresholds(given.limits["outbox.publish_delay_p95"]),
+        alt=say(
+            "publish.alt_delay", p95=float(worst["p95"]), at=f"{worst['minute']:%H:%M}", n=float(delays["n"].sum())
         ),
-        (say("publish.delay_caption"),),
+        caption=(say("publish.delay_caption"),),
     )
 
 
-CHECKS: tuple[Check, ...] = (Check("4.1.3", collect, judge, (draw_history, draw_delay)),)
+CHECKS: tuple[Check, ...] = (Check("4.1.3", collect, judge, (chart_history, chart_delay)),)

@@ -244,37 +244,27 @@ def _queue_hop(
     )
 
 
-def draw_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the events that were written, published and sent, in steps of ten seconds."""
+def chart_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the events that were written, published and sent, in steps of ten seconds."""
     outbox, sent = frames.get("outbox_flows"), frames.get("notification_flows")
     if outbox is None or sent is None or (outbox.empty and sent.empty):
         return None
     if not _has_columns(outbox, "arrived", "gone") or not _has_columns(sent, "gone"):
         return None
     longest, step = min(given.number("recovery.lookback"), given.window_minutes), given.number("recovery.step")
-    ago_s, highest = np.arange(0.0, 60 * longest, step), 0.0
-    figure, ax = charts.axes("Written, published, sent", "events / min", "minutes before the run")
-    for frame, column, colour, line, label in (
-        (outbox, "arrived", charts.GREY, "-", "written to the outbox"),
-        (outbox, "gone", charts.BLUE, ":", "published"),
-        (sent, "gone", charts.GREEN, "--", "sent"),
-    ):
-        rate = [count_rows(frame, column, given, step, skip_s) * 60 / step for skip_s in ago_s]
-        ax.step(-(ago_s + step / 2) / 60, rate, where="mid", color=colour, linestyle=line, label=label)
-        highest = max(highest, *rate)
-    ax.set_xlim(-longest, 0)
-    ax.set_ylim(0, 1.3 * max(highest, 1.0))
-    ax.legend(loc="upper left", fontsize=8, frameon=False, ncols=3)
+    ago_s = np.arange(0.0, 60 * longest + step, step)[::-1]
+    counted = {"written to the outbox": (outbox, "arrived"), "published": (outbox, "gone"), "sent": (sent, "gone")}
+    per_min = {
+        name: [count_rows(*of, given, step, skip_s) * 60 / step for skip_s in ago_s[1:]] for name, of in counted.items()
+    }
+    written, published, gone = (count_rows(*of, given, 60) for of in counted.values())
     return charts.Chart(
-        figure,
-        say(
-            "recovery.alt_flows",
-            written=count_rows(outbox, "arrived", given, 60),
-            published=count_rows(outbox, "gone", given, 60),
-            sent=count_rows(sent, "gone", given, 60),
-            minutes=longest,
-        ),
-        (say("recovery.flows_note"),),
+        "Written, published, sent",
+        "events / min",
+        charts.flows(-ago_s / 60, per_min),
+        alt=say("recovery.alt_flows", written=written, published=published, sent=gone, minutes=longest),
+        caption=(say("recovery.flows_note"),),
+        xlabel="minutes before the run",
     )
 
 
@@ -651,7 +641,7 @@ def judge_side_effects(frames: Frames, given: JudgeInput) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("6.1", collect_backlog, judge_backlog, (draw_flows,)),
+    Check("6.1", collect_backlog, judge_backlog, (chart_flows,)),
     Check("6.2", collect_errors, judge_errors),
     Check("6.3", collect_dead_letters, judge_dead_letters),
     Check("6.4", collect_slis, judge_slis),

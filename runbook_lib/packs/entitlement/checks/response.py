@@ -599,41 +599,26 @@ def _sum_since(frame: pd.DataFrame, column: str, since: pd.Timestamp) -> float:
     return float(pd.to_numeric(frame.loc[pd.to_datetime(frame["minute"], utc=True) >= since, column]).sum())
 
 
-def draw_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Draw the three flows minute by minute, and the onset."""
+def chart_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the three flows minute by minute, and of the onset."""
     series = {name: counts_by_minute(frames.get(name), given) for name in ("published", "processed", "sent")}
     if not any(s.any() for s in series.values()):
         return None
-    figure, ax = charts.axes("Published, processed, sent", "events / min", "UTC")
-    given_up = counts_by_minute(frames.get("dead"), given)
-    lines = [
-        ("published", series["published"], charts.BLUE, ":"),
-        ("processed", series["processed"], charts.GREY, "-"),
-        ("sent", series["sent"], charts.GREEN, "--"),
-        *([("dead letters", given_up, charts.RED, "-")] if given_up.any() else []),
-    ]
-    for label, counts, colour, line in lines:
-        # A step per minute, and one more point where the last minute ends.
-        ends = pd.date_range(counts.index[0], periods=len(counts) + 1, freq="min")
-        rates = [*counts.to_numpy(), counts.iloc[-1]]
-        ax.step(ends, rates, where="post", color=colour, linestyle=line, linewidth=1.8, label=label)
+    last = {name: float(counts.iloc[-1]) for name, counts in series.items()}
+    starts = series["sent"].index
+    if (given_up := counts_by_minute(frames.get("dead"), given)).any():
+        series["dead letters"] = given_up
     missed = [str(r["slo"]) for r in sli_rows(frames, given).to_dict("records") if r["met"] is False]
     begin = onset(frames, given)[0] if missed and _has_onset(frames, given, missed) else None
-    if begin is not None and begin >= given.as_of - pd.Timedelta(minutes=given.window_minutes):
-        ax.axvline(begin.floor("s").to_pydatetime(), color=charts.RED, linewidth=1.2, linestyle="-.", label="began")  # type: ignore[arg-type]
-    ax.set_ylim(0, 1.3 * max(float(counts.max()) for _, counts, _, _ in lines))
-    charts.clock_ticks(ax)
-    ax.legend(loc="upper left", fontsize=8, frameon=False, ncols=5)
-    last = {name: float(counts.iloc[-1]) for name, counts in series.items()}
+    in_window = begin is not None and begin >= given.as_of - pd.Timedelta(minutes=given.window_minutes)
+    began = None if begin is None else _format_utc(begin)
     return charts.Chart(
-        figure,
-        say(
-            "response.alt_flows",
-            minutes=given.window_minutes,
-            began=None if begin is None else _format_utc(begin),
-            **last,
-        ),
-        (say("response.flows_caption"),),
+        "Published, processed, sent",
+        "events / min",
+        charts.flows(pd.date_range(starts[0], periods=len(starts) + 1, freq="min"), series),
+        moments=[charts.Line(begin, "began", dash="-.")] if in_window else (),
+        alt=say("response.alt_flows", minutes=given.window_minutes, began=began, **last),
+        caption=(say("response.flows_caption"),),
     )
 
 
@@ -958,7 +943,7 @@ def _format_utc(moment: pd.Timestamp) -> str:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("3.1", collect_impact, judge_impact, (draw_flows,)),
+    Check("3.1", collect_impact, judge_impact, (chart_flows,)),
     Check("3.2", collect_place, judge_place),
     Check("3.3", collect_recovery, judge_recovery),
     Check("3.4", collect_criteria, judge_criteria),

@@ -138,13 +138,13 @@ def judge_effect(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def draw_effect(frames: Frames, given: JudgeInput) -> Any:
-    """Draw arrivals and departures around the restart, in steps of ten seconds."""
+def chart_effect(frames: Frames, given: JudgeInput) -> Any:
+    """Return the chart of arrivals and departures around the restart, in steps of ten seconds."""
     own = {k.removeprefix("backlog."): f for k, f in frames.items() if k.startswith("backlog.")}
-    return recovery.draw_flows(own, given)
+    return recovery.chart_flows(own, given)
 
 
 CHECKS = (
     Check("5.1.2", collect_restart, judge_restart),
-    Check("5.1.3", collect_effect, judge_effect, charts=(draw_effect,)),
+    Check("5.1.3", collect_effect, judge_effect, charts=(chart_effect,)),
 )

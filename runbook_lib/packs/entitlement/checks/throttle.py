@@ -606,61 +606,51 @@ def _format_value(value: Any) -> str:
     return "?" if value is None else str(value).lower() if isinstance(value, bool) else f"{value:g}"
 
 
-# Drawing ----------------------------------------------------------------------------------------------------
+# Chart ------------------------------------------------------------------------------------------------------
 
 
-def draw(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> charts.Chart | None:
-    """Draw the rows per minute that arrived and were claimed, and the rates that the settings allow."""
+def chart(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> charts.Chart | None:
+    """Return the chart of the rows per minute that arrived and were claimed, and of the rates that settings allow."""
     if "backlog" not in frames or not {"came", "gone"} & frames.keys():
         return None
     seen = read(frames, given, side)
-    minutes = min(given.window_minutes, 60)
+    minutes, since, measured = min(given.window_minutes, 60), seen.times.since, _measure_rate(frames, seen)
     starts = pd.date_range(end=seen.at.floor("min") - history.MINUTE, periods=minutes, freq="min")
     came, gone = (history.counts(frames.get(name)).reindex(starts, fill_value=0.0) for name in ("came", "gone"))
-    done = {"delivery": "sent", "relay": "published"}[side.name]
-    title = {"delivery": "Delivery worker", "relay": "Outbox relay"}[side.name]
-    figure, ax = charts.axes(f"{title}: rows arriving, claimed, and allowed", "rows / min", "UTC")
-    ends = starts + history.MINUTE
-    ax.plot(ends, came, color=charts.GREY, alpha=0.5, linewidth=3.0, label="arriving")
-    ax.plot(ends, gone, color=charts.GREEN, linestyle="--", linewidth=1.4, label=f"{done} (observed)")
-    highest = max(float(came.max()), float(gone.max()), 1.0)
-    lines = (
-        (seen.now.allowed, charts.BLUE, "-", "allowed now"),
-        (seen.then.allowed, charts.ORANGE, ":", "allowed as asked" if seen.asked else "allowed as proposed"),
-    )
-    for rate, colour, dash, name in lines:
-        if rate is None or (name != "allowed now" and seen.then == seen.now):
-            continue
-        if rate <= 4 * highest:
-            ax.axhline(rate, color=colour, linestyle=dash, linewidth=1.8, label=f"{name} {rate:,.0f} rows / min")
-            highest = max(highest, rate)
-        else:  # far above the data: its line would flatten the other lines
-            ax.plot([], [], color=colour, linestyle=dash, label=f"{name} {rate:,.0f} rows / min (above the scale)")
-    since = seen.times.since
-    if since is not None:
-        ax.axvline(float(charts.days([since])[0]), color="black", linewidth=1.0, label="changed")
-        if (rate := _measure_rate(frames, seen)) is not None:
-            label = f"measured since {rate:,.0f} rows / min"
-            ax.plot(
-                pd.DatetimeIndex([since, seen.at]),
-                [rate, rate],
-                color=charts.RED,
-                marker="D",
-                linewidth=3.0,
-                label=label,
-            )
-            highest = max(highest, rate)
-    ax.set_ylim(0, 1.25 * highest)
-    charts.clock_ticks(ax)
-    charts.legend(figure, columns=3)  # the names are long
-    alt = say(
-        "throttle.alt", who=say(f"throttle.who_{side.name}"), came=seen.flow.came, gone=seen.flow.gone,
-        allowed=seen.now.allowed, then=seen.then.allowed, minutes=minutes,
+    title, done = {"delivery": ("Delivery worker", "sent"), "relay": ("Outbox relay", "published")}[side.name]
+    series = [
+        charts.Series("arriving", charts.Role.IN, starts + history.MINUTE, came),
+        charts.Series(f"{done} (observed)", charts.Role.OUT, starts + history.MINUTE, gone),
+    ]
+    if measured is not None:
+        label = f"measured since {measured:,.0f} rows / min"
+        series.append(charts.Series(label, charts.Role.CRITICAL, [since, seen.at], [measured, measured]))
+    highest, limits = max(float(came.max()), float(gone.max()), 1.0), []
+    then = None if seen.then == seen.now else seen.then.allowed
+    for rate, name, role, dash in (
+        (seen.now.allowed, "now", charts.Role.LEVEL, "-"),
+        (then, "as asked" if seen.asked else "as proposed", charts.Role.WARNING, ":"),
+    ):
+        if rate is not None:
+            above = rate > 4 * highest  # its line would flatten the other lines
+            label = f"allowed {name} {rate:,.0f} rows / min{' (above the scale)' if above else ''}"
+            limits.append(charts.Line(math.nan if above else rate, label, role, dash))
+            highest = highest if above else max(highest, rate)
+    return charts.Chart(
+        f"{title}: rows arriving, claimed, and allowed",
+        "rows / min",
+        series,
+        limits,
+        moments=[charts.Line(since, "changed")] if since is not None else (),
+        alt=say(
+            "throttle.alt", who=say(f"throttle.who_{side.name}"), came=seen.flow.came, gone=seen.flow.gone,
+            allowed=seen.now.allowed, then=seen.then.allowed, minutes=minutes,
+        ),
+        caption=(say("throttle.caption"),),
     )  # fmt: skip
-    return charts.Chart(figure, alt, (say("throttle.caption"),))
 
 
 CHECKS: tuple[Check, ...] = tuple(
-    Check(step, partial(collect, side=side), partial(judge, side=side), (partial(draw, side=side),))
+    Check(step, partial(collect, side=side), partial(judge, side=side), (partial(chart, side=side),))
     for step, side in (("5.2.1", DELIVERY), ("5.2.2", RELAY))
 )
