@@ -282,7 +282,7 @@ class Limits(dict[str, Threshold]):
         return Value(name, None if observed is None or observed != observed else observed, threshold.unit, threshold)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Catalog:
     """The content of the documents.
 

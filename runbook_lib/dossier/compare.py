@@ -102,7 +102,7 @@ def _key_of(run: RunLine) -> tuple[Any, ...]:
 
 def _read_run(archive: Archive, line: RunLine) -> RunSnapshot:
     try:
-        return rejudge.look(read_run(archive, line, catalog.load()), name=line.name)
+        return rejudge.look(read_run(archive, line), name=line.name)
     except (OSError, ValueError, LookupError, TypeError) as e:
         raise UsageError(f"{archive.incident}: {line.name} cannot be read: {e}") from None
 

@@ -33,10 +33,10 @@ MOST = 0.75
 
 def read_findings(archive: Archive, runs: Iterable[RunLine]) -> list[tuple[RunLine, Finding]]:
     """Return the findings of runs with the run's line; without runs that are not as they were sealed."""
-    found, book = list[tuple[RunLine, Finding]](), catalog.load()
+    found = list[tuple[RunLine, Finding]]()
     for line in runs:
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
-            findings = read_run(archive, line, book).findings
+            findings = read_run(archive, line).findings
             found += [(line, f) for f in findings if f.reason is not Reason.NOT_RUN]
     return found
 

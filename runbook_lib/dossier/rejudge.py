@@ -57,7 +57,7 @@ def judge_runs(archive: Archive, judge: Callable[[SealedRun], R]) -> Iterator[R 
             book = own or catalog.load()
             if line.section not in book.sections:
                 yield say("seal.no_section", name=line.name, section=line.section)
-            elif (run := read_run(archive, line, book)).concluded:
+            elif (run := read_run(archive, line)).concluded:
                 yield judge(SealedRun(line, run, own))
         except ChangedError:
             continue

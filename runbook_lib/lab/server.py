@@ -121,7 +121,7 @@ def archive_notebook(path: Path) -> str | None:
         run = replace(run_of_cells(nb.cells, header["section"], book), started=header["opened"], ended=now())
         _append_run(archive, nb, run, parameters, job=job, outputs=shown)
         there = archive.of_job(job)
-    run = read_run(archive, run_line(archive, there[header["section"]]), book)
+    run = read_run(archive, run_line(archive, there[header["section"]]))
     with messages.using(lang):
         said = overview.document(archive.incident, header["target"], [run], run.verdict)
         kept = overview.keep(archive, [run], said, job)

@@ -273,7 +273,7 @@ def _store_artifact(
         finally:
             archive.release(stem)
         if before:
-            return read_run(archive, run_line(archive, before), r.book)
+            return read_run(archive, run_line(archive, before))
     except OSError as e:
         # The verdict must not be lost with the disk: keep the notebook wherever there is room.
         problem = f"the artifact could not be written to {place} ({e.strerror or e})"

@@ -154,7 +154,7 @@ def _run_order(
         ended.update({r.section: r for r in batch.run_sections(requests, progress, follow_finding)})
 
     def result(section: str) -> Run:
-        return ended.get(section) or read_run(archive, run_line(archive, there[section]), book)
+        return ended.get(section) or read_run(archive, run_line(archive, there[section]))
 
     def run_opened(opened: dict[str, list[str]]) -> list[Run]:
         run(follow(opened))

@@ -107,7 +107,7 @@ def conclusion(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return found[-1] if found else {}
 
 
-def read_run(archive: Archive, line: RunLine, book: Catalog) -> Run:
+def read_run(archive: Archive, line: RunLine) -> Run:
     """Return the run of a manifest line, from its evidence file as it was sealed; of 0.5.0, from its notebook.
 
     Raises OSError; ChangedError for a file that was changed, and LookupError and TypeError for what no version wrote.
@@ -117,6 +117,17 @@ def read_run(archive: Archive, line: RunLine, book: Catalog) -> Run:
     if "format" in stored:
         return run_from_json(stored, **place)
     cells = json.loads(archive.read_sealed(line.sha256, f"{line.name}.ipynb"))["cells"]
-    times = {"started": line.started.isoformat(), "ended": line.ended.isoformat() if line.ended else ""}
-    own: dict[str, Any] = place | times | {"problem": line.problem}
-    return replace(run_of_cells(cells, line.section, book), **own)
+    found = {f["step"]: f for f in record.read_outputs(cells, record.FINDING_MIME)}
+    end = conclusion(cells)
+    return Run(
+        line.section,
+        end.get("header", {}),
+        [*found.values()],
+        record.from_json(Verdict, end["verdict"]) if end else line.verdict,
+        end.get("read_cost", {}),
+        bool(end),
+        line.started.isoformat(),
+        line.ended.isoformat() if line.ended else "",
+        line.problem,
+        **place,
+    )

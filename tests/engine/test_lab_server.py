@@ -148,7 +148,7 @@ def test_a_concluded_run_is_archived_like_a_headless_one(here: Path) -> None:
     names = archive().names()
     assert {f"{entry['name']}.ipynb", f"{entry['name']}.html", "index.html"} <= set(names)
     assert archive().partials() == [] and archive().problems() == []
-    assert [f.step for f in read_run(archive(), run_line(archive(), entry), catalog.load()).findings] == STEPS
+    assert [f.step for f in read_run(archive(), run_line(archive(), entry)).findings] == STEPS
     assert f"{entry['name']}.html" in archive().read("index.html").decode()
     assert [e["verdict"]["status"] for e in archive().manifest() if "verdict" in e] == ["OK"]
 
@@ -222,7 +222,7 @@ def test_outputs_of_an_earlier_run_and_of_own_cells_are_no_evidence() -> None:
     nb.cells += earlier.cells[1:-1]
     save(nb)
     (entry,) = archived()
-    run = read_run(archive(), run_line(archive(), entry), catalog.load())
+    run = read_run(archive(), run_line(archive(), entry))
     assert [f.status for f in run.findings] == [Status.OK] + [Status.UNKNOWN] * (len(STEPS) - 1)
     assert WHO not in everything()
 

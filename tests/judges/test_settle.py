@@ -199,7 +199,7 @@ def test_a_second_run_takes_no_sections_of_the_second_triage(tmp_path: Path, mon
 
     monkeypatch.setattr(batch, "request", lambda section, *_, job, **more: SimpleNamespace(section=section, job=job))
     monkeypatch.setattr(batch, "run_sections", run_sections)
-    monkeypatch.setattr(investigation, "read_run", lambda archive, entry, book: result(entry["section"], LATE))
+    monkeypatch.setattr(investigation, "read_run", lambda archive, entry: result(entry["section"], LATE))
     monkeypatch.setattr(investigation, "sections_to_follow", lambda *_: {})
     order = replace(ORDER, job="K")
     for job in ("K", "L"):

@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.book.catalog import load
 from runbook_lib.book.parameters import validate
 from runbook_lib.diagnosis import snapshots
 from runbook_lib.diagnosis.snapshots import RunSnapshot, difference
@@ -283,7 +282,7 @@ def test_two_runs_of_dossiers(output: Path) -> None:
 def test_a_run_that_did_not_conclude_is_compared_as_far_as_it_came(output: Path) -> None:
     archive = Archive(str(output), "sample")
     entry = next(e for e in archive.manifest() if e["section"] == "4.1")
-    ran = replace(read_run(archive, run_line(archive, entry), load()), concluded=False)
+    ran = replace(read_run(archive, run_line(archive, entry)), concluded=False)
     evidence = json.dumps(run_to_json(ran)).encode()
     archive.write("evidence/died.json", evidence)
     died = entry | {"name": "died", "sha256": {"evidence/died.json": digest(evidence)}}

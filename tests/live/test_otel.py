@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from runbook_lib.book.catalog import load
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.lines import read_runs
@@ -54,7 +53,7 @@ def test_a_run_is_a_trace_of_its_sections_steps_and_queries(servers: Servers, tm
     for section, run in zip(below[root.span_id], said["runs"], strict=True):
         assert section.name == f"section {run['section']}"
         (line,) = (e for e in read_runs(archive) if e.section == run["section"])
-        findings = read_run(archive, line, load()).findings
+        findings = read_run(archive, line).findings
         found = [
             (step.name, q.name, values[q.span_id]["query"].string_value, values[q.span_id]["rows"].int_value)
             for step in below[section.span_id]

@@ -981,7 +981,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     assert done.returncode == said["exit_code"] == 1, done.stderr
     assert said["postmortem"]["backup"] is None
     assert archive.problems() == []
-    ran = read_run(archive, read_runs(archive)[-1], catalog.load())
+    ran = read_run(archive, read_runs(archive)[-1])
     assert ran.concluded and rejudge.judge_again(ran) == []
     text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
     assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text and "data:image/png" in page

@@ -10,7 +10,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.lines import read_runs
@@ -71,7 +70,7 @@ def told_the_same(sandbox: Sandbox, tmp_path: Path) -> None:
     found = {f["step"]: f for r in said["runs"] for f in r["findings"]}
 
     archive = Archive(str(tmp_path), "E2E")
-    first = read_run(archive, next(run for run in read_runs(archive) if run.section == "3"), catalog.load())
+    first = read_run(archive, next(run for run in read_runs(archive) if run.section == "3"))
     seen = first.by_step["3.1"].frames["slis"]
     missed = {str(r["slo"]) for r in seen.to_dict("records") if r["met"] is False}
     assert "NOTI-C" in missed

@@ -163,7 +163,7 @@ def _read_earlier_impact(rb: Context) -> Frames:
     """Return what earlier runs of this section measured: since then retention may have deleted the rows."""
     measured: list[EarlierImpact] = []
     for line in logs_of(rb.archive).runs:
-        run = kept_run(rb.archive, line, rb.catalog) if line.section == OWN else None
+        run = kept_run(rb.archive, line) if line.section == OWN else None
         if run and (found := run.by_step.get("7.1")):
             since = pd.Timestamp(str(told)) if (told := found.value("onset")) else None
             for r in rows.each(found.frames.get("impact"), Impact):
@@ -176,7 +176,7 @@ def _read_missed(rb: Context, runs: pd.DataFrame) -> Frames:
     """Return the objectives that runs of section 3 found missed, each with its run."""
     looked_at, found = dict(zip(runs["name"], runs["looked_at"], strict=True)), list[dict[str, Any]]()
     for line in logs_of(rb.archive).runs:
-        run = kept_run(rb.archive, line, rb.catalog) if line.name in looked_at else None
+        run = kept_run(rb.archive, line) if line.name in looked_at else None
         slis = run.by_step["3.1"].frames.get("slis") if run and "3.1" in run.by_step else None
         for r in slis.to_dict("records") if slis is not None else ():
             if r.get("met") is False:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.book.catalog import Catalog
 from runbook_lib.book.parameters import moment
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.dossier import mandatory
@@ -46,10 +45,10 @@ RUN = [f.name for f in fields(IncidentRun)]
 
 
 @lru_cache(maxsize=100)
-def kept_run(archive: Archive, line: RunLine, book: Catalog) -> Run | None:
+def kept_run(archive: Archive, line: RunLine) -> Run | None:
     """Return a run of the incident as it was kept; None if it cannot be read."""
     try:
-        return read_run(archive, line, book)
+        return read_run(archive, line)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
         return None
 
@@ -60,7 +59,7 @@ def collect_runs(rb: Context) -> Frames:
     for line in logs_of(rb.archive).runs:
         if line.section == OWN:
             continue
-        run, at = kept_run(rb.archive, line, rb.catalog), line.parameters.get("detected_at")
+        run, at = kept_run(rb.archive, line), line.parameters.get("detected_at")
         impact = run.by_step.get("3.1") if run else None
         found.append(
             {

@@ -52,7 +52,7 @@ def collect_origin(rb: Context) -> Frames:
     ja: text), episodes (those of 7.1).
     """
     logs = logs_of(rb.archive)
-    runs = [(line, kept_run(rb.archive, line, rb.catalog)) for line in logs.runs if line.section != OWN]
+    runs = [(line, kept_run(rb.archive, line)) for line in logs.runs if line.section != OWN]
     concluded = [(v.name, v.started, v.verdict) for v in logs.verdicts if v.sections != (OWN,)]
     if not concluded:
         concluded = [(line.name, line.started, run.verdict) for line, run in runs if run and run.concluded]
