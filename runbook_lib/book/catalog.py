@@ -19,7 +19,7 @@ from markdown_it import MarkdownIt
 from markdown_it.rules_block.table import escapedSplit
 from markdown_it.tree import SyntaxTreeNode
 
-from runbook_lib.book import messages, pack
+from runbook_lib.book import messages, pack, patterns
 from runbook_lib.book.pack import Pack
 from runbook_lib.model.finding import OWN, Signal, Threshold, Value
 from runbook_lib.model.unread import known
@@ -503,6 +503,8 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
     for document in slo:
         for row in document.rows("Threshold"):
             row.words("Steps", steps, "in runbook.md")
+    for each in packs if texts is None else ():
+        patterns.check_observations(each.folder, names)
     return catalog
 
 

@@ -7,6 +7,7 @@ A pack is a folder that Python can import, with a `PACK` in its `__init__.py`:
     notebooks/  one .ipynb per section
     sql/        one .sql file per query (see `queries`)
     messages/   en.toml and ja.toml (see `messages`)
+    patterns.toml  what texts of other programs mean, if a judge reads any (see `patterns`)
     checks      a module whose CHECKS answer the steps (see `checks.check`)
 
 Packs are found by the entry point group `runbook.packs`, and by `packs = ["folder or name"]` in runbook.toml. One of

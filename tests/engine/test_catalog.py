@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runbook_lib.book import catalog
+from runbook_lib.book import catalog, patterns
 from runbook_lib.book.catalog import CatalogError
 from runbook_lib.book.pack import Pack
 from runbook_lib.checks.check import checks
@@ -85,7 +85,10 @@ def test_phrases_of_the_log() -> None:
     assert phrases["notification moved to DLQ"].failure_modes == ("FM-NOTI-04",)
     assert phrases["duplicate notification event skipped"].failure_modes == ()
     assert all(set(p.workloads) <= {"notification", "entitlement"} and p.en and p.ja for p in phrases.values())
-    assert {*exceptions.FAILED_TRY, *exceptions.CLOSED, *exceptions.STARTED, exceptions.SENT} <= set(phrases)
+    log = patterns.source(PACK, "service log")
+    read = {phrase: kind for kind, of in log.kinds.items() for phrase in of.patterns if kind != "failed_start"}
+    assert read == {phrase: kind for phrase in phrases if (kind := log.find(phrase).kind)}
+    assert read[exceptions.CLOSED] == "closed"
 
 
 @pytest.fixture

@@ -14,16 +14,16 @@ import pandas as pd
 import pytest
 
 import runbook_lib
-from runbook_lib.book import catalog, messages
+from runbook_lib.book import catalog, messages, patterns
 from runbook_lib.diagnosis import snapshots
 from runbook_lib.dossier import report
 from runbook_lib.dossier.mandatory import IncidentRecord
 from runbook_lib.governance import approval
 from runbook_lib.model.finding import PROPOSAL_PARTS, Confidence, Reason, say
 from runbook_lib.notebook import testing
-from runbook_lib.packs.entitlement import account
+from runbook_lib.packs.entitlement import PACK, account
 from runbook_lib.packs.entitlement.actions import ACTIONS, canary, redrive
-from runbook_lib.packs.entitlement.checks import duplicates, past, program, publish, recovery, subscriber
+from runbook_lib.packs.entitlement.checks import duplicates, past, program, recovery, subscriber
 from runbook_lib.packs.entitlement.event_place import PLACES
 from runbook_lib.view import render
 
@@ -95,7 +95,7 @@ FAMILIES: dict[str, Iterable[str]] = {
         *("database_no_session", "database_rolls_back"),
     ],
     "proposal.": [f"{name}.{part}" for name in PROPOSALS.split() for part in PROPOSAL_PARTS],
-    "publish.kind_": (*dict(publish.ERROR_KINDS), "no_subject", "unseen", "other"),
+    "publish.kind_": (*patterns.source(PACK, "publish error").kinds, "no_subject", "unseen", "other"),
     "reason.": Reason,
     "receiver.state.": "waiting running done failed",
     "recovery.": ("notifications", "outbox", *recovery.TRIED),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runbook_lib.book import catalog
+from runbook_lib.book import catalog, patterns
 from tests.kit.syntax import DECIDING, PACK, called
 
 LIBRARY = Path(catalog.__file__).parents[1]
@@ -71,6 +71,7 @@ ENGINE = [
     for name in ("diagnosis/questions.py", "notebook/session.py")
 ]
 NAMED = {word for tree in TREES + ENGINE for word in words(tree)}
+NAMED |= {kind.observation for source in patterns.load(PACK.folder).values() for kind in source.kinds.values()}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib.actions import proposals
+from runbook_lib.book import patterns
 from runbook_lib.checks.check import Check, failures, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, no_data
@@ -29,6 +29,7 @@ from runbook_lib.model.finding import (
     unknown,
 )
 from runbook_lib.model.frames import row, table
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, pools_are_full
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
@@ -45,6 +46,7 @@ QUERIES = ("connections", "sessions", "table_locks", "long_transactions")
 QUERIES_OF_ROLE = ("blocked", "blockers", "application")
 #: The wait event of a commit until a synchronous standby has confirmed it.
 _WAITS_FOR_STANDBY = "IPC: SyncRep"
+_APPLICATION_NAME = patterns.source(PACK, "application name")
 
 
 class Connections(rows.Row, query="database/connections"):
@@ -457,7 +459,7 @@ def _propose_remedies(
 
 def _is_service(application: str) -> bool:
     """Return whether the name is that of a service: its driver or its address, as the pods set no name."""
-    return application == "PostgreSQL JDBC Driver" or bool(re.fullmatch(r"-|[0-9a-f.:]+", application))
+    return _APPLICATION_NAME.says("service", application)
 
 
 def chart_sessions(frames: Frames, given: JudgeInput) -> charts.Chart | None:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from runbook_lib.actions import proposals
+from runbook_lib.book import patterns
 from runbook_lib.checks.check import FAILED, Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
@@ -40,6 +41,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import table
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, given_up, outage, program, publish
 from runbook_lib.packs.entitlement.checks.delivery import RELIEVED_BY_THROTTLE
@@ -50,6 +52,7 @@ from runbook_lib.view import charts
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
+_EVENT_ERROR = patterns.source(PACK, "event error")
 #: Observations of a receiver that refuses now, as opposed to before the worker stopped.
 REFUSES = ("delivery.refused", "delivery.times_out", "delivery.refused_in_part", "delivery.refused_some")
 _KINDS = ["store", "kind", "event_type", "source", "fields", "n", "first", "last", "example"]
@@ -168,13 +171,12 @@ def outbox_kind(error: object, fields: str) -> str | None:
     words = str(error or "").strip().lower()
     kind = publish.kind_of(words)
     if kind == "payload":
-        return "parse_failure" if words.endswith("outbox payload parse failure") else "unknown_type"
+        return "parse_failure" if _EVENT_ERROR.says("parse_failure", words) else "unknown_type"
     if kind != "other":
         return None
     if fields:
         return "missing_field" if re.search(r" (?:absent|empty|null)\b", fields) else "malformed_field"
-    # The publisher's text for a null field, and the text of an exception without a message.
-    return "missing_field" if words in ("text", "unknown error") else "unknown"
+    return "missing_field" if _EVENT_ERROR.says("missing_field", words) else "unknown"
 
 
 def _outbox_kinds(frames: Frames) -> Iterable[tuple[Any, ...]]:

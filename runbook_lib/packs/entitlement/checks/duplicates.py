@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.actions import proposals
+from runbook_lib.book import patterns
 from runbook_lib.checks.check import Check, failures, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, no_data, require_present, seconds_between, signals_of_failures
@@ -28,7 +28,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row, table
-from runbook_lib.packs.entitlement import retention
+from runbook_lib.packs.entitlement import PACK, retention
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import leases
 from runbook_lib.packs.entitlement.facts import facts_of
@@ -40,14 +40,7 @@ if TYPE_CHECKING:
 
 #: The constraint whose violation the subscriber treats as a duplicate; any other violation is an error to it.
 KEY = "processed_events_pkey"
-#: Log texts of the notification service: a lock that was lost, a duplicate that was skipped, a successful send.
-LOST = (
-    "notification sent but lock was lost",
-    "notification retry skipped because lock was lost",
-    "notification dlq skipped because lock was lost",
-)
-SKIPPED, SENT = "duplicate notification event skipped", "notification simulated send"
-_ID = re.compile(r"\bid=(\S+)")
+_SERVICE_LOG, _LOG_FIELD = patterns.source(PACK, "service log"), patterns.source(PACK, "log field")
 
 
 # 4.2.1 Whether the key refuses a second registration.
@@ -369,8 +362,9 @@ def log_frames(log: Log, minutes: float, just_s: float) -> Frames:
     now = pd.Timestamp(log.at)
     begin = now - pd.Timedelta(minutes=minutes)
     entries = [(pd.Timestamp(r.time), r.message) for r in log.entries if r.time and pd.Timestamp(r.time) >= begin]
-    lost = [at for at, message in entries if any(phrase in message for phrase in LOST)]
-    sends = [(m[1], at) for at, message in entries if SENT in message and (m := _ID.search(message))]
+    lost = [at for at, message in entries if _SERVICE_LOG.says("lost", message)]
+    sends = [(_LOG_FIELD.find(m).detail, at) for at, m in entries if _SERVICE_LOG.says("sent", m)]
+    sends = [(id_, at) for id_, at in sends if id_]
     sent = pd.DataFrame(sends, columns=["notification_id", "at"])
     twice = sent.groupby("notification_id")["at"].agg(n="size", first="min", last="max").reset_index()
     twice = twice[twice["n"] > 1].sort_values("last", ascending=False)
@@ -380,7 +374,7 @@ def log_frames(log: Log, minutes: float, just_s: float) -> Frames:
         lost=len(lost),
         lost_now=sum(at > now - pd.Timedelta(seconds=just_s) for at in lost),
         last_lost=max(lost, default=pd.NaT),
-        skipped=sum(SKIPPED in message for _, message in entries),
+        skipped=sum(_SERVICE_LOG.says("skipped", message) for _, message in entries),
         sent=len(sent),
         sent_twice=len(twice),
         last_twice=max(twice["last"], default=pd.NaT),

@@ -6,79 +6,21 @@ maintained, and it pins old versions of its dependencies; a few patterns are eno
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
 
+from runbook_lib.book import patterns
 from runbook_lib.checks.context import JudgeInput
+from runbook_lib.packs.entitlement import PACK
 
 Kind = Literal["dependency", "data", "unclear"]
 
-_FOLDS = tuple(
-    (re.compile(pattern, re.IGNORECASE), fold)
-    for pattern, fold in (
-        (r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", "<url>"),
-        (r"[^\s@<>\"'=:,;()]+@[^\s@<>\"'=:,;()]+", "<mail>"),
-        (r"(\buser_?id\s*[=:]\s*)[^\s,;)}\"']+", r"\1<user>"),
-        (r"\buser-[0-9a-z]+\b", "<user>"),
-        (r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", "<id>"),
-        (r"\b\d{4}-\d\d-\d\d(?:[t ][\d:.]+)?(?:z\b|[+-]\d\d:\d\d)?", "<time>"),
-        (r"\b\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?\b", "<address>"),
-        (r"\b[\w.-]+:\d{4,5}\b", "<address>"),
-        (r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b", "<id>"),
-    )
-)
-#: A three-digit number that stands alone is a status code and stays in the text; other numbers are folded.
-_NUMBER = re.compile(r"(?<![\w.,:#-])([1-5]\d\d)(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)|\d+(?:[.,]\d+)*")
-
-#: A status code: after a word that announces it, or at the start of a sentence.
-_STATUS = re.compile(
-    r"(?:\b(?:http(?:/\d(?:\.\d)?)?|status(?: code)?|code|answered|returned|responded(?: with)?)\b[ :=]*|^|: )"
-    r"([45]\d\d)\b(?![\w-]|[.,:]\d|\s*(?:ms|s|min|bytes|rows)\b)",
-    re.IGNORECASE,
-)
-#: Statuses below 500 that no change of the data mends: the receiver rejects the credentials, or can not serve now.
-_DENIED_STATUSES = ("401", "403", "407")
-_RETRYABLE_STATUSES = ("408", "425", "429", *_DENIED_STATUSES)
-#: What the text of a failed send says, and its observation; the first row found in the text counts.
-_SEND_ERRORS = tuple(
-    (re.compile(pattern, re.IGNORECASE), observation)
-    for pattern, observation in (
-        (
-            r"too many open files|out ?of ?memory|cannot allocate|native thread|(?:can ?not|can't) assign requested",
-            "sends.exhausted",
-        ),
-        (
-            r"no such host|unknown ?host|name or service not known|name resolution|(?:can ?not|could not|unable to"
-            r"|failed to) resolve|\bdns\b|no address associated",
-            "sends.no_host",
-        ),
-        (r"certificate|\bpkix\b|\bssl|\btls\b|handshake", "sends.no_trust"),
-        (r"refused|no route to host|network is unreachable", "sends.refused"),
-        (
-            r"time[d ]*-?out|did not answer|no answer|reset|broken pipe|closed|aborted|disconnected|unreachable",
-            "sends.unanswered",
-        ),
-    )
-)
-#: Names and quoted values: their words do not describe the failure.
-_NAMES_AND_QUOTES = re.compile(r"\"[^\"]*\"|(?<!\w)'[^']*'(?!\w)|\b\w*_\w*\b")
-_DEPENDENCY = re.compile(
-    r"time[d ]*-?out|did not answer|no answer|unreachable|unavailable|not available|too many requests|broken pipe"
-    r"|connection ?(?:was |is )?(?:refused|reset|closed|aborted|lost|failed)|reset by peer|connect(?:ion)? ?exception"
-    r"|(?:can ?not|could not|unable to|failed to) connect|disconnected|bad gateway|\bnetwork\b|\bdns\b|unknown ?host"
-    r"|no such host|(?:can ?not|could not|unable to|failed to) resolve|name resolution|rejectedexecution|temporar"
-    r"|overload|throttl|rate limit|try again",
-    re.IGNORECASE,
-)
-_DATA = re.compile(
-    r"invalid|malformed|\bmissing\b|not found|\bunknown\b|\brequired\b|illegal|unsupported|pars(?:e|ing)\b"
-    r"|\bnull|too (?:long|large)|unprocessable|bad request|\brejected\b|no such",
-    re.IGNORECASE,
-)
+_ERROR_TEXT, _NAMES = patterns.source(PACK, "error text"), patterns.source(PACK, "names")
+_STATUS, _STATUS_CODE = patterns.source(PACK, "status"), patterns.source(PACK, "status code")
+_SEND_ERROR, _ERROR_WORDS = patterns.source(PACK, "send error"), patterns.source(PACK, "error words")
 
 
 def fingerprint(text: object) -> str:
@@ -87,10 +29,7 @@ def fingerprint(text: object) -> str:
     >>> fingerprint("receiver answered 503 after 1024 ms for userId=alice at 10.0.0.7:8080")
     'receiver answered 503 after <n> ms for userId=<user> at <address>'
     """
-    folded = " ".join(str(text or "").split())
-    for pattern, fold in _FOLDS:
-        folded = pattern.sub(fold, folded)
-    return _NUMBER.sub(lambda m: m[1] or "<n>", folded)[:200]
+    return _ERROR_TEXT.fold(" ".join(str(text or "").split()))[:200]
 
 
 def text_kind(text: object) -> Kind:
@@ -100,12 +39,9 @@ def text_kind(text: object) -> Kind:
     ('dependency', 'data', 'unclear')
     """
     words = str(text or "")
-    if status := _STATUS.search(words):
-        return "dependency" if status[1].startswith("5") or status[1] in _RETRYABLE_STATUSES else "data"
-    words = _NAMES_AND_QUOTES.sub("", words)
-    if _DEPENDENCY.search(words):
-        return "dependency"
-    return "data" if _DATA.search(words) else "unclear"
+    if status := _STATUS.find(words).detail:
+        return "data" if _STATUS_CODE.find(status).kind == "data" else "dependency"
+    return cast("Kind", _ERROR_WORDS.find(_NAMES.fold(words)).kind or "unclear")
 
 
 def classify_send(text: object) -> str:
@@ -117,11 +53,8 @@ def classify_send(text: object) -> str:
     ('sends.answered', 'sends.refused')
     """
     words = str(text or "")
-    if status := _STATUS.search(words):
-        if status[1] in _DENIED_STATUSES:
-            return "sends.denied"
-        return "sends.answered" if text_kind(words) == "dependency" else ""
-    return next((observation for pattern, observation in _SEND_ERRORS if pattern.search(words)), "")
+    status = _STATUS.find(words).detail
+    return (_STATUS_CODE.find(status) if status else _SEND_ERROR.find(words)).observation
 
 
 @dataclass(frozen=True)

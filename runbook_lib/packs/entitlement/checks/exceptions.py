@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from runbook_lib.actions import proposals
+from runbook_lib.book import patterns
 from runbook_lib.book.catalog import Phrase
 from runbook_lib.checks.check import Check, failures, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
@@ -33,6 +34,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row, table
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import errors, recovery
 from runbook_lib.packs.entitlement.evidence import logins
@@ -48,26 +50,12 @@ if TYPE_CHECKING:
 OTHER = "(other)"
 
 PART = {"notification": "delivery", "entitlement": "publish"}
-#: The phrases of a failed try, and of a successful one (the relay logs none).
-FAILED_TRY = (
-    "notification retry scheduled",
-    "notification moved to DLQ",
-    "outbox publish retry scheduled",
-    "outbox publish moved to FAILED",
-)
-SENT = "notification simulated send"
-#: The phrase that shows that the database accepts what the subscriber writes, by the phrase of what it refused.
-HANDLED = {
-    "temporary failure while handling nats message": "notification event accepted and queued",
-    "temporary failure while handling advisory payload": "notification event accepted and queued",
-    "temporary failure while handling terminated advisory payload": "notification event accepted and queued",
-    "temporary failure while handling matchmaking nats message": "matchmaking event accepted and queued",
-}
-#: The phrases of a failed try that is retried: the weight of this evidence depends on the share of failed tries.
-RETRIED = ("notification retry scheduled", "outbox publish retry scheduled")
-#: A client that has given up its connection logs this once, and stays disconnected until the next start.
-CLOSED = ("no further reconnect", "Connection is Closed")
-STARTED = ("notification stream ensured", "entitlement stream ensured")
+_SERVICE_LOG, _DATABASE_ERROR = patterns.source(PACK, "service log"), patterns.source(PACK, "database error")
+_DATABASE_END = patterns.source(PACK, "database end")
+#: The kinds of phrases of a failed try; a successful one is "sent", and the relay logs none.
+FAILED_TRY = ("retried", "given_up")
+#: The phrase of a client that has given up its connection, where it stands behind another phrase.
+CLOSED = "Connection is Closed"
 #: The observation of failed tries by loop and status, and the setting with their phrases' weight.
 FAILED_TRY_OBSERVATIONS = {
     ("delivery", Status.WARNING): "exceptions.some_sends_fail",
@@ -75,25 +63,6 @@ FAILED_TRY_OBSERVATIONS = {
     ("publish", Status.WARNING): "exceptions.some_publishes_fail",
     ("publish", Status.CRITICAL): "exceptions.publishes_fail",
 }
-#: The database's own words in an error, and the observation; the first row found in the text counts.
-DATABASE_SAYS = (
-    ("duplicate key", ""),  # a second delivery that was absorbed
-    ("could not serialize", ""),
-    ("read-only transaction", "exceptions.read_only"),
-    ("permission denied", "exceptions.lacks_rights"),
-    ("due to statement timeout", "exceptions.cancelled"),
-    ("does not exist", "exceptions.undefined"),
-    ("violates row-level security", "exceptions.lacks_rights"),
-    ("violates not-null constraint", "exceptions.column_required"),
-    (" violates ", "exceptions.row_refused"),
-    ("PSQLException: ERROR: ", "exceptions.refused_otherwise"),
-)
-#: What the database says when it ends, and until it is ready; the first also when a person ends a session.
-CUT_OFF = (
-    "terminating connection due to administrator command",
-    "the database system is shutting down",
-    "the database system is starting up",
-)
 RETRY_WEIGHTS = {Status.WARNING: "phrase.tries_warning", Status.CRITICAL: "phrase.tries_critical"}
 
 _SUM = "sum by (result) (increase(notification_delivery_total[2m]))"
@@ -212,7 +181,7 @@ def log_frames(
         # An application may put the error behind the phrase. Its first line alone: the next ones may quote the row.
         behind = record.message.partition(phrase)[2].strip(": ").partition("\n")[0] if phrase else ""
         text = errors.fingerprint(record.error or behind or record.message)
-        if record.error or not phrase or _match_database(behind):
+        if record.error or not phrase or _DATABASE_ERROR.find(behind).observation:
             key = (phrase, text)
             if key not in by_text and len(by_text) >= number("log.texts"):
                 key = ("", OTHER)
@@ -310,7 +279,17 @@ class PhraseCount(rows.Row):
     @property
     def recent(self) -> float:
         """Return the recent entries; for tries, over the same time as in 6.2."""
-        return self.tries_now if self.phrase in FAILED_TRY else self.now
+        return self.tries_now if self.is_failed_try else self.now
+
+    @property
+    def kind(self) -> str:
+        """Return the kind of its phrase."""
+        return _SERVICE_LOG.find(self.phrase).kind
+
+    @property
+    def is_failed_try(self) -> bool:
+        """Return whether its phrase is that of a failed try."""
+        return self.kind in FAILED_TRY
 
 
 @dataclass(frozen=True)
@@ -343,23 +322,23 @@ def read_log(frames: Frames) -> LogSummary | None:
     if read is None or not read.entries:
         return None
     phrases, texts = (rows.each(frames.get(name), PhraseCount) for name in ("phrases", "texts"))
-    tries = [p for p in phrases if p.phrase in FAILED_TRY]
-    bad = [p for p in phrases if p.level in ("WARN", "ERROR") and p.failure_modes and p.phrase not in FAILED_TRY]
+    tries = [p for p in phrases if p.is_failed_try]
+    bad = [p for p in phrases if p.level in ("WARN", "ERROR") and p.failure_modes and not p.is_failed_try]
     # An unknown text counts only at level ERROR; an unknown warning is shown and not counted.
     bad += [t for t in texts if not t.phrase and t.level == "ERROR"]
 
-    def last(names: tuple[str, ...]) -> pd.Timestamp | None:
-        return max((p.last for p in phrases if p.phrase in names and p.last is not None), default=None)
+    def last(kind: str) -> pd.Timestamp | None:
+        return max((p.last for p in phrases if p.kind == kind and p.last is not None), default=None)
 
     # The services write a known phrase, and the cause behind it.
-    causes = [t.last for t in texts if t.phrase in FAILED_TRY and t.last and any(c in t.detail for c in CLOSED)]
-    closed, started = max([at for at in (last(CLOSED), *causes) if at is not None], default=None), last(STARTED)
+    causes = [t.last for t in texts if t.is_failed_try and t.last and _SERVICE_LOG.says("closed", t.detail)]
+    closed, started = max([at for at in (last("closed"), *causes) if at is not None], default=None), last("ensured")
     disconnected = closed is not None and (started is None or started <= closed)
     # Among current phrases those with the database's words come first: they name the cause.
-    named = {t.phrase for t in texts if t.now and _match_database(t.detail)}
+    named = {t.phrase for t in texts if t.now and _DATABASE_ERROR.find(t.detail).observation}
 
     def rank(c: PhraseCount) -> tuple[bool, bool, float, float]:
-        return disconnected and c.phrase in CLOSED, bool(c.recent) and c.phrase in named, c.recent, c.n
+        return disconnected and c.kind == "closed", bool(c.recent) and c.phrase in named, c.recent, c.n
 
     top = max([*tries, *bad], key=rank, default=PhraseCount())
     cause = next((t.detail for t in texts if top.phrase and t.phrase == top.phrase), "")  # the most frequent first
@@ -367,7 +346,7 @@ def read_log(frames: Frames) -> LogSummary | None:
     return LogSummary(
         failed=sum(t.n for t in tries),
         failed_now=sum(t.recent for t in tries),
-        sent_now=sum(p.tries_now for p in phrases if p.phrase == SENT),
+        sent_now=sum(p.tries_now for p in phrases if p.kind == "sent"),
         errors=sum(c.n for c in bad),
         errors_now=sum(c.recent for c in bad),
         top=f"{top.phrase}: {cause[:120]}" if cause else top.phrase or top.detail,
@@ -467,36 +446,32 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
 
 def _read_database_errors(frames: Frames, given: JudgeInput) -> list[str]:
     """Return the observation of the database's words in most current errors, unless messages are handled since."""
-    handled = {p.phrase: p.last for p in rows.each(frames.get("phrases"), PhraseCount)}
+    handled = {p.kind: p.last for p in rows.each(frames.get("phrases"), PhraseCount)}
 
     def goes_on(error: PhraseCount) -> bool:
-        since = handled.get(HANDLED.get(error.phrase, ""))
+        since = handled.get({"event_refused": "event_accepted", "match_refused": "match_accepted"}.get(error.kind, ""))
         return since is None or error.last is None or since <= error.last
 
     texts = [t for t in rows.each(frames.get("texts"), PhraseCount) if t.now >= given.number("tries.pattern")]
     texts = [t for t in texts if goes_on(t)]
-    found = max(texts, key=lambda t: (bool(_match_database(t.detail)), t.now), default=PhraseCount())
-    return [o] if (o := _match_database(found.detail)) else []
+    shown = [(_DATABASE_ERROR.find(t.detail).observation, t.now) for t in texts]
+    observation, _ = max(shown, key=lambda pair: (bool(pair[0]), pair[1]), default=("", 0.0))
+    return [observation] if observation else []
 
 
 def _find_cut_off(frames: Frames) -> str:
     """Return a current error in which the database says that it ends or is not ready; "" if there is none."""
     current = (t.detail for t in rows.each(frames.get("texts"), PhraseCount) if t.now)
-    return next((text for text in current if any(words in text for words in CUT_OFF)), "")
+    return next((text for text in current if _DATABASE_END.says("cut_off", text)), "")
 
 
 def _read_send_errors(frames: Frames) -> str:
     """Return the observation of what the texts of current failed sends say most often; "" for none."""
     found = Counter[str]()
     for text in rows.each(frames.get("texts"), PhraseCount):
-        if text.phrase in FAILED_TRY and text.now:
+        if text.is_failed_try and text.now:
             found[errors.classify_send(text.detail)] += int(text.now)
     return max(found, key=found.__getitem__, default="")
-
-
-def _match_database(text: str) -> str:
-    """Return the observation of the database's words in an error; "" if it has none."""
-    return next((observation for words, observation in DATABASE_SAYS if words in text), "")
 
 
 def _propose_remedies(
@@ -541,13 +516,13 @@ def _weigh_modes(frames: Frames, given: JudgeInput, failing: Status, *, closed: 
     many, likely, past = given.number("phrase.many"), given.number("phrase.now"), given.number("phrase.past")
     strongest: dict[str, tuple[float, str]] = {}
     phrases = rows.each(frames.get("phrases"), PhraseCount)
-    if closed and not any(p.phrase in CLOSED for p in phrases):
-        phrases.append(PhraseCount(CLOSED[-1]))  # a cause behind another phrase
+    if closed and not any(p.kind == "closed" for p in phrases):
+        phrases.append(PhraseCount(CLOSED))
     for found in phrases:
         weight = many if found.now >= given.number("tries.pattern") else likely if found.now else past
-        if found.phrase in RETRIED:
+        if found.kind == "retried":  # depends on the share of failed tries
             weight = given.number(RETRY_WEIGHTS[failing]) if failing in RETRY_WEIGHTS else 0.0
-        elif found.phrase in CLOSED:
+        elif found.kind == "closed":
             weight = given.number("phrase.closed") if closed else past
         known = given.catalog.phrases.get(found.phrase)
         for mode in known.failure_modes if known and weight else ():

@@ -6,7 +6,6 @@ Of messages and payloads, only the names and types of fields are stored.
 from __future__ import annotations
 
 import math
-import re
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -14,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib.book import patterns
 from runbook_lib.checks.check import failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, notes_of_failures, seconds_between
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.frames import table
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions.stores import advised_sequence
 from runbook_lib.packs.entitlement.checks import errors
 from runbook_lib.packs.entitlement.facts import facts_of
@@ -37,8 +38,7 @@ TABLES = ("outbox", "processed_events", "notification_nats_dlq", "notifications"
 FIELDS = tuple(EntitlementEvent.__dataclass_fields__)
 #: The type that each field must have.
 _FIELD_TYPES = {name: "number" if name == "version" else "string" for name in FIELDS}
-_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
-_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d.*(?:Z|[+-]\d\d:\d\d)")
+_EVENT_FIELD = patterns.source(PACK, "event field")
 
 
 class FailedEvent(rows.Row, query="dead_letters/outbox_failed"):
@@ -124,7 +124,7 @@ def classify(message: Message) -> dict[str, Any]:
 
 def _safe_name(text: str | None) -> str | None:
     """Return the text if it is a plain identifier, such as a type or source; None if it may be personal data."""
-    return text if text and _WORD.fullmatch(text) else None
+    return text if text and _EVENT_FIELD.says("name", text) else None
 
 
 def _is_uuid(text: str) -> bool:
@@ -136,7 +136,7 @@ def _is_uuid(text: str) -> bool:
 
 def _is_instant(text: str) -> bool:
     try:
-        return bool(_INSTANT.fullmatch(text) and datetime.fromisoformat(text))
+        return bool(_EVENT_FIELD.says("instant", text) and datetime.fromisoformat(text))
     except ValueError:
         return False
 

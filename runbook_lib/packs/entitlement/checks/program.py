@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.actions.proposals import logs, pods, restart, start, undo_settings
+from runbook_lib.book import patterns
 from runbook_lib.checks import samples
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Proposal, Status, Text, Threshold, say
 from runbook_lib.model.frames import row
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.actions.restart import is_starting, newest_start
 from runbook_lib.packs.entitlement.evidence import services, sessions
@@ -52,22 +54,13 @@ HELD_UP = {"delivery": "delivery.held_up", "relay": "relay.held_up"}
 FAILS = {"delivery": "delivery.fails", "relay": "relay.fails"}
 #: Observations that are the same for both sides count once.
 NO_SESSION, ROLLS_BACK = "database.no_session", "database.rolls_back"
-#: The line that an application logs when its start has failed, whatever the cause.
-FAILED_START = "Application run failed"
 #: The frame and its columns in which a loop's claims and marks stand.
 SIGNS = {"delivery": ("activity", ("last_claim", "last_sent")), "relay": ("backlog", ("last_claim", "last_published"))}
 #: The observations that a restart helps against: a process or a loop that hangs.
 RESTART_HELPS = (FROZEN, SEEMS_FROZEN, HANGS)
-#: The observation for a loop whose runs end in this exception; for any other exception it is FAILS.
-EXCEPTIONS = {
-    "CannotCreateTransactionException": KEPT_OUT,
-    "CannotGetJdbcConnectionException": KEPT_OUT,
-    "UncategorizedSQLException": REJECTED,
-    "BadSqlGrammarException": DENIED,
-    "CannotAcquireLockException": HELD_UP,
-    "DataAccessResourceFailureException": HELD_UP,
-    "QueryTimeoutException": HELD_UP,
-}
+#: The observation for a loop whose runs end in an exception of this kind; for any other exception it is FAILS.
+EXCEPTIONS = {"kept_out": KEPT_OUT, "rejected": REJECTED, "denied": DENIED, "held_up": HELD_UP}
+_RUN_EXCEPTION, _SERVICE_LOG = patterns.source(PACK, "run exception"), patterns.source(PACK, "service log")
 
 
 class Program(rows.Row):
@@ -200,7 +193,7 @@ def _read_instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool,
     if any(pod["restarts"] is None for pod in pods):
         with suppress(SourceError):
             log = rb.workloads.logs(name, rb.number("program.log"))
-            failed = any(FAILED_START in entry.message for entry in log.entries)
+            failed = any(_SERVICE_LOG.says("failed_start", entry.message) for entry in log.entries)
     return pods, not failed and not any(pod["restarts"] for pod in pods), failed
 
 
@@ -285,7 +278,7 @@ def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
     if service.locked_out:
         return LoopState(KEPT_OUT[side])
     if loop.doing is LoopActivity.FAILS and loop.share == 1:
-        meant = next((what for name, what in EXCEPTIONS.items() if loop.exception.endswith(name)), FAILS)
+        meant = EXCEPTIONS.get(_RUN_EXCEPTION.find(loop.exception).kind, FAILS)
         return LoopState(meant[side], loop.exception)
     if program.wanted == 0:
         # A workload's sessions end with it, so these belong to an unknown instance.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.actions import proposals
+from runbook_lib.book import patterns
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures, source_error_text
 from runbook_lib.checks.context import JudgeInput
@@ -35,6 +35,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row, table
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import outage, past, program, quorum
 from runbook_lib.packs.entitlement.evidence import services
@@ -45,30 +46,7 @@ from runbook_lib.view import charts
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
-#: The kinds of error, each with a pattern for the whole text of last_error: a sentence of the application, of its NATS
-#: client, or of the broker with its API error code. The first pattern that matches decides.
-ERROR_KINDS = tuple(
-    (kind, re.compile(rf"(?:[\w.$]*(?:Exception|Error): )*(?:{form})", re.IGNORECASE | re.DOTALL))
-    for kind, form in (
-        ("payload", r"outbox payload parse failure|unknown event type: .*"),
-        ("closed", r"connection is closed"),
-        ("no_stream", r"(?:error publishing: )?503(?: no responders.*)?|.* \[10059\]"),
-        (
-            "timeout",
-            r"timeout or no response waiting for .*|puback is missing|(?:nats: )?timeout|(?:\w+ )?timed out"
-            r"|.* \[10008\]",
-        ),
-        (
-            "full",
-            r".* \[(?:10002|10023|10047|10077)\]|maximum (?:messages|bytes) exceeded"
-            r"|insufficient (?:storage )?resources.*|resource limits exceeded.*",
-        ),
-        ("too_large", r".* \[10054\]|message size exceeds maximum allowed"),
-        ("refused", r".* \[10\d{3}\]"),
-    )
-)
-
-
+_PUBLISH_ERROR = patterns.source(PACK, "publish error")
 #: Kinds of error that are caused by the event: other events are still published.
 OF_THE_EVENT = ("payload", "other")
 #: Kinds of error with which the broker or the relay refuses one event while it accepts others.
@@ -253,8 +231,7 @@ def kind_of(error: object) -> str:
     >>> kind_of("Connection is Closed"), kind_of("Timeout or no response waiting for NATS JetStream server")
     ('closed', 'timeout')
     """
-    text = str(error or "").strip()
-    return next((kind for kind, form in ERROR_KINDS if form.fullmatch(text)), "other")
+    return _PUBLISH_ERROR.find(str(error or "").strip()).kind or "other"
 
 
 def judge(frames: Frames, given: JudgeInput) -> Finding:

@@ -8,11 +8,13 @@ a workload. Values that may be secret are masked before they leave their source.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+
+from runbook_lib.book import patterns
+from runbook_lib.packs.entitlement import PACK
 
 if TYPE_CHECKING:
     from runbook_lib.book.catalog import Setting
@@ -68,10 +70,7 @@ _WORKLOADS = {"entitlement": "changed.entitlement", "notification": "changed.not
 _LOOPS = {"relay": "changed.relay", "delivery": "changed.delivery"}
 
 
-#: The names of server settings that make statements slower or faster, and refuse nothing.
-_TUNING = re.compile(r"(log|enable|jit|track|geqo)_\w+|jit|\w+_(mem|cost|concurrency|workers|buffers)")
-#: The definitions of a key that no two rows share.
-_KEY = re.compile(r"PRIMARY KEY|UNIQUE|CREATE UNIQUE INDEX")
+_SETTING = patterns.source(PACK, "setting")
 
 
 def observation(change: Mapping[Hashable, str], entitlement: str, settings: Iterable[Setting]) -> str:
@@ -103,12 +102,12 @@ def observation(change: Mapping[Hashable, str], entitlement: str, settings: Iter
     if change["setting"] == "row security" and change["now"].endswith("forced"):
         return "changed.row_security"
     # Without the key the flow goes on, and each redelivery notifies again.
-    if name == "notification.processed_events" and _KEY.match(change["before"]) and not change["now"]:
+    if name == "notification.processed_events" and _SETTING.says("unique_key", change["before"]) and not change["now"]:
         return "changed.duplicate_key"
     # What begins to flow again may be sent again and again, if the trigger rejects the worker's mark.
     if name == "notification.notifications" and change["setting"].startswith("trigger ") and not change["before"]:
         return "changed.queue_trigger"
-    if kind in ("server", "role", "database") and _TUNING.fullmatch(change["setting"]):
+    if kind in ("server", "role", "database") and _SETTING.says("tuning", change["setting"]):
         return "changed.tuning"
     return _OBSERVATIONS.get(kind, "changed.database")
 

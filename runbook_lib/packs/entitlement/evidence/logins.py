@@ -7,7 +7,6 @@ the service's log, its database sessions, its own metrics or Prometheus, and the
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,12 +15,14 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
+from runbook_lib.book import patterns
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.model.frames import row
 from runbook_lib.model.rows import each
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Outbox
@@ -30,15 +31,7 @@ from runbook_lib.sources.logs import LogEntry
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
-#: The server's reasons for refusing a client.
-REFUSED = (
-    "Authentication Failure",
-    "Authentication Timeout",
-    "Authorization Violation",
-    "TLS Handshake Failure",
-)
-#: Reasons of normal operation, or of the runbook's own connections.
-QUIET = ("Client Closed", "Server Shutdown")
+_CLOSED_CONNECTION = patterns.source(PACK, "closed connection")
 
 
 class Closed(rows.Row):
@@ -56,7 +49,8 @@ def count_closed(connections: pd.DataFrame) -> pd.DataFrame:
     """
     columns = ["client", "ip", "reason", "n", "last_minute", "last_s_ago"]
     others = connections[
-        ~connections["name"].fillna("").str.startswith("runbook/") & ~connections["reason"].isin(QUIET)
+        ~connections["name"].fillna("").str.startswith("runbook/")
+        & connections["reason"].map(lambda reason: not _CLOSED_CONNECTION.says("quiet", str(reason)))
     ]
     if others.empty:
         return pd.DataFrame(columns=columns)
@@ -80,7 +74,9 @@ def count_refused(frames: Frames, given: JudgeInput) -> tuple[float | None, str]
         closed
         for closed in each(frames.get("closed"), Closed)
         # A refused client tries again every 2 s, so a reason without recent refusals is over.
-        if closed.reason in REFUSED and closed.last_s_ago is not None and closed.last_s_ago < quiet_s
+        if _CLOSED_CONNECTION.says("refused", closed.reason)
+        and closed.last_s_ago is not None
+        and closed.last_s_ago < quiet_s
     ]
     most = max(found, key=lambda closed: closed.last_minute, default=Closed())
     return sum(closed.last_minute for closed in found), most.reason
@@ -104,27 +100,15 @@ class LoginResult(StrEnum):
     UNREACHED = "unreached"  # no server answered at the service's address
 
 
-#: PostgreSQL logs FATAL when it refuses a login, but also when it ends a session or is still starting.
-_DATABASE_REFUSES = re.compile(
-    r"FATAL: (?!terminating connection|the database system is)|PSQLException: The server requested"
+_DATABASE_REFUSAL = patterns.source(PACK, "database refusal")
+#: What shows logins in a service's log, in order: the servers, and whether the text of an error is read or the message.
+_LOGINS = (
+    (tuple(Server), False, patterns.source(PACK, "start line")),
+    ((Server.DATABASE,), False, patterns.source(PACK, "database pool line")),
+    ((Server.DATABASE,), True, patterns.source(PACK, "database login error")),
+    ((Server.BROKER,), False, patterns.source(PACK, "broker line")),
+    ((Server.BROKER,), True, patterns.source(PACK, "broker login error")),
 )
-_FULL = re.compile(r"FATAL: (?:sorry, )?too many|FATAL: remaining connection slots")
-_DATABASE_AWAY = re.compile(
-    r"PSQLException: (?:FATAL: the database system is|Connection to \S+(?: \S+)? refused|The connection attempt failed)"
-)
-_DATABASE_ACCEPTS = re.compile(r"HikariPool-\d+ - (?:Added connection|Start completed)")
-#: Errors of the broker's client, and a failed start.
-_BROKER = re.compile(r"^(?:errorOccurred|exceptionOccurred)|^Application run failed.*\bnats\b", re.IGNORECASE)
-_BROKER_REFUSES = re.compile(
-    r"authori[sz]ation violation|authentication (?:error|failure|timeout|expired|revoked)|connections exceeded",
-    re.IGNORECASE,
-)
-_BROKER_AWAY = re.compile(
-    r"connection refused|unknownhost|connect timed out|unable to connect|no servers available", re.IGNORECASE
-)
-_BROKER_ACCEPTS = re.compile(r"stream ensured$|subscriber started$")
-#: Spring Boot's last line of a start: the service has reached every server that it needs.
-_STARTED = re.compile(r"^Started \w+ in [\d.]+ seconds")
 _MAX_DETAIL = 160
 
 
@@ -181,7 +165,7 @@ class LoginState:
     @property
     def for_want_of_a_slot(self) -> bool:
         """Return whether the database refuses because it has no free connection, not because of the role."""
-        return isinstance(self.why, str) and bool(_FULL.search(self.why))
+        return isinstance(self.why, str) and _DATABASE_REFUSAL.says("full", self.why)
 
 
 def read_attempts(records: Iterable[LogEntry]) -> pd.DataFrame:
@@ -199,21 +183,10 @@ def read_attempts(records: Iterable[LogEntry]) -> pd.DataFrame:
 
 def _match_logins(record: LogEntry) -> Iterable[tuple[Server, LoginResult, str]]:
     text = " ".join((record.message, *record.above, record.error))
-    if _STARTED.search(record.message):
-        yield from ((server, LoginResult.ACCEPTED, "") for server in Server)
-    elif _DATABASE_ACCEPTS.search(record.message):
-        yield Server.DATABASE, LoginResult.ACCEPTED, ""
-    elif count_refused := _DATABASE_REFUSES.search(text):
-        yield Server.DATABASE, LoginResult.REFUSED, text[count_refused.start() :]
-    elif away := _DATABASE_AWAY.search(text):
-        yield Server.DATABASE, LoginResult.UNREACHED, text[away.start() :]
-    elif _BROKER_ACCEPTS.search(record.message):
-        yield Server.BROKER, LoginResult.ACCEPTED, ""
-    elif _BROKER.search(text):
-        if count_refused := _BROKER_REFUSES.search(text):
-            yield Server.BROKER, LoginResult.REFUSED, text[count_refused.start() :]
-        elif away := _BROKER_AWAY.search(text):
-            yield Server.BROKER, LoginResult.UNREACHED, text[away.start() :]
+    for servers, is_error, source in _LOGINS:
+        if (found := source.find(text if is_error else record.message)).kind:
+            return [(server, LoginResult(found.kind), found.detail if is_error else "") for server in servers]
+    return []
 
 
 def collect(rb: Context, workload: str) -> Frames:
