@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.kit import ROOT
-from tests.kit.schemas import FILES, FOLDER, NAMES, problems, schema, valid, valid_dossier
+from tests.kit.schemas import FILES, NAMES, problems, schema, valid, valid_dossier
 
 SAMPLE = ROOT / "outputs" / "sample"
 
@@ -63,9 +63,3 @@ def test_the_sample_and_what_is_not_a_dossier(tmp_path: Path) -> None:
         with pytest.raises(AssertionError, match="BAD"):
             valid_dossier(tmp_path / "sample")
         path.write_text(text, encoding="utf-8")
-
-
-def test_the_documents_name_each() -> None:
-    """Whoever looks for a document's schema finds it in the table of docs/operations.md."""
-    text = (FOLDER.parent / "operations.md").read_text(encoding="utf-8")
-    assert {f"schemas/{n}.json" for n in NAMES} <= set(re.findall(r"\((schemas/[\w.]+)\)", text))
