@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
+import h11
 import pandas as pd
 import prometheus_client
 from starlette.applications import Starlette
@@ -346,6 +347,8 @@ class _ResponseGuard:
             app = JSONResponse({"error": f"the headers are longer than {MAX_HEADERS} bytes"}, 431, _CLOSE)
         try:
             await app(scope, receive, answer)
+        except h11.LocalProtocolError:
+            _log.debug("what followed the request was no HTTP, and uvicorn has answered that")
         except Exception as e:
             where = traceback.extract_tb(e.__traceback__)[-1]
             _log.error("%s line %s: %s", Path(where.filename).name, where.lineno, _one_line(e))
