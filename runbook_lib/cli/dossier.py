@@ -76,6 +76,7 @@ def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: st
     Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but some lines
     or files are not covered by a checkpoint.
     """
+    from runbook_lib.book import catalog
     from runbook_lib.book.parameters import validate
     from runbook_lib.dossier import rejudge, seal
     from runbook_lib.store.archive import SEALED, Archive
@@ -86,7 +87,7 @@ def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: st
     # If the dossier is gone, a checkpoint still shows that it existed.
     archive = Archive(output, incident) if kept else common.existing_archive(incident, output)
     report = seal.check(archive, counted)
-    judged, apart = rejudge.judge_all(archive)
+    judged, apart = rejudge.judge_all(archive, catalog.load())
     common.echo_text(*report.changed, *doubted, *report.uncovered, *apart, err=True)
     if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.covered, strict=True) if n):
         common.echo_text(say("seal.anchored", upto=upto))

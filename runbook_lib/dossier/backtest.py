@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from runbook_lib.book import catalog
 from runbook_lib.diagnosis.snapshots import difference
 from runbook_lib.dossier import policy, rejudge
 from runbook_lib.model.finding import Status, Text
@@ -53,7 +54,7 @@ def run(output: str, incidents: Iterable[str], given: Path) -> tuple[dict[str, A
 
 def _backtest_incident(output: str, given: Path, incident: str) -> list[BacktestedRun | Text]:
     judge = partial(_backtest_run, incident, policy.load_other(given))
-    return [*rejudge.judge_runs(Archive(output, incident), judge)]
+    return [*rejudge.judge_runs(Archive(output, incident), catalog.load(), judge)]
 
 
 def _backtest_run(incident: str, changed: policy.OtherPolicy, kept: rejudge.SealedRun) -> BacktestedRun:

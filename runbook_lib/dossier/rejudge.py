@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from runbook_lib.book import catalog
 from runbook_lib.book.catalog import Catalog
 from runbook_lib.checks.check import checks
 from runbook_lib.checks.context import JudgeInput
@@ -37,16 +36,19 @@ class SealedRun:
         return sum(1 for f in self.run.findings if f.frames)
 
 
-def runs(archive: Archive) -> Iterator[SealedRun | Text]:
+def runs(archive: Archive, book: Catalog) -> Iterator[SealedRun | Text]:
     """Iterate over the concluded runs of a dossier, oldest first; a text stands for an unreadable run. Raises OSError.
 
     Runs that were changed after they were sealed are left out: `seal.check` reports them.
     """
-    return judge_runs(archive, lambda kept: kept)
+    return judge_runs(archive, book, lambda kept: kept)
 
 
-def judge_runs(archive: Archive, judge: Callable[[SealedRun], R]) -> Iterator[R | Text]:
-    """Iterate over what `judge` returns for each of `runs`; a text stands for a run that this version cannot judge."""
+def judge_runs(archive: Archive, book: Catalog, judge: Callable[[SealedRun], R]) -> Iterator[R | Text]:
+    """Iterate over what `judge` returns for each of `runs`; a text stands for a run that this version cannot judge.
+
+    `book` are today's documents, for a run without a policy of its own.
+    """
     for entry in filter(None, map(entry_of, archive.raw(MANIFEST))):
         if not entry.get("section"):
             continue
@@ -54,8 +56,7 @@ def judge_runs(archive: Archive, judge: Callable[[SealedRun], R]) -> Iterator[R 
             line = run_line(archive, entry)
             kept = policy.policy_file_of(line.sha256)
             own = policy.read(archive.read_sealed(line.sha256, kept)) if kept else None
-            book = own or catalog.load()
-            if line.section not in book.sections:
+            if line.section not in (own or book).sections:
                 yield say("seal.no_section", name=line.name, section=line.section)
             elif (run := read_run(archive, line)).concluded:
                 yield judge(SealedRun(line, run, own))
@@ -72,13 +73,13 @@ def not_judged(name: str, e: Exception) -> Text:
     return say("seal.not_judged", name=name, detail=f"{type(e).__name__}: {e}")
 
 
-def judge_all(archive: Archive) -> tuple[int, list[Text]]:
+def judge_all(archive: Archive, book: Catalog) -> tuple[int, list[Text]]:
     """Judge every concluded run again by its own policy; return the number of steps and the differences.
 
     Raises OSError.
     """
     judged, apart = 0, list[Text]()
-    for result in judge_runs(archive, lambda kept: (kept, judge_again(kept.run, kept.policy))):
+    for result in judge_runs(archive, book, lambda kept: (kept, judge_again(kept.run, kept.policy or book))):
         if isinstance(result, Text):
             apart.append(result)
             continue
@@ -89,10 +90,10 @@ def judge_all(archive: Archive) -> tuple[int, list[Text]]:
     return judged, apart
 
 
-def judge_again(run: Run, book: Catalog | None = None) -> list[Difference]:
-    """Return the steps whose evidence is judged differently now, by the active documents if `book` is None."""
-    again = look(run, book or catalog.load())
-    return [c for c in snapshots.difference(look(run), again, same_evidence=True) if c.kind == "step"]
+def judge_again(run: Run, book: Catalog) -> list[Difference]:
+    """Return the steps whose evidence is judged differently now, by these documents."""
+    changes = snapshots.difference(look(run), look(run, book), same_evidence=True)
+    return [c for c in changes if c.kind == "step"]
 
 
 def look(run: Run, book: Catalog | None = None, name: str = "") -> RunSnapshot:

@@ -45,7 +45,7 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
 
     Its manifest has the verdict before names were hidden. Raises OSError and UsageError.
     """
-    found = list(rejudge.runs(archive))
+    found = list(rejudge.runs(archive, book))
     concluded = [kept for kept in found if not isinstance(kept, Text)]
     last = {kept.run.section: kept for kept in concluded}
     # Section 7 is about responders.

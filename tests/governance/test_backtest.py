@@ -141,21 +141,21 @@ def test_a_dossier_is_judged_by_what_held_then(
     output: Path, edited: Edited, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     archive = Archive(str(output), "sample")
-    judged, apart = rejudge.judge_all(archive)
+    judged, apart = rejudge.judge_all(archive, catalog.load())
     assert judged
     # The documents of today are others: nothing of the dossier is, and a backtest of them says what would be.
     docs = shutil.copytree(ROOT / "docs", tmp_path / "docs")
     shutil.copy(edited("slo", **SLOWER), docs / "slo.md")
     first, *others = pack.active_runbook().packs
     monkeypatch.setattr(pack, "_load_runbook", lambda *_: pack.Runbook((replace(first, docs=docs), *others)))
-    assert rejudge.judge_all(archive) == (judged, apart)
+    assert rejudge.judge_all(archive, catalog.load()) == (judged, apart)
     assert policy.current_policy({}).keys() != {policy.policy_file_of(archive.manifest()[0]["sha256"])}
     # Without the policy of then there is only that of today.
     lines = archive.manifest()
     for entry in lines:
         entry["sha256"] = {n: d for n, d in entry.get("sha256", {}).items() if "policy-" not in n}
     archive.write(MANIFEST, b"".join(json.dumps(entry).encode() + b"\n" for entry in lines))
-    assert len(rejudge.judge_all(archive)[1]) > len(apart)
+    assert len(rejudge.judge_all(archive, catalog.load())[1]) > len(apart)
 
 
 def test_a_targets_own_threshold_is_judged_by_shown_and_kept() -> None:
@@ -195,7 +195,7 @@ def own(output: Path) -> Archive:
 
 
 def test_a_dossier_is_judged_by_the_thresholds_that_its_target_had(own: Archive) -> None:
-    _, apart = rejudge.judge_all(own)  # what was said then rests on others
+    _, apart = rejudge.judge_all(own, catalog.load())  # what was said then rests on others
     assert {(a.params["step"], a.params["was"], a.params["now"]) for a in apart} >= {("4.3.2", "CRITICAL", "OK")}
 
 
@@ -213,7 +213,7 @@ def test_a_targets_own_thresholds_stay_unless_others_are_given(own: Archive, edi
     assert ("4.3.2", "OK", "CRITICAL") in flips(judged_all(output, tmp_path))
     # A document that has no such threshold leaves nothing for the target to have.
     docs = edited("slo", **{"`delivery.silence`": "| `delivery.silence` | 5 | 15 | min | 4.1.1, 4.3.2, 5.1.3 | - |"})
-    sealed = next(run for run in rejudge.runs(own) if isinstance(run, rejudge.SealedRun))
+    sealed = next(run for run in rejudge.runs(own, catalog.load()) if isinstance(run, rejudge.SealedRun))
     assert sealed.policy and policy.load_other(docs).of("default", sealed.policy).own == {}
 
 
@@ -222,7 +222,7 @@ def test_what_was_swapped_is_no_policy(output: Path) -> None:
     name = policy.policy_file_of(archive.manifest()[0]["sha256"])
     assert name and digest(archive.read(name)) == archive.manifest()[0]["sha256"][name]
     archive.write(name, archive.read(name).replace(b"15", b"16"))
-    assert rejudge.judge_all(archive) == (0, [])  # the seal says that it was changed
+    assert rejudge.judge_all(archive, catalog.load()) == (0, [])  # the seal says that it was changed
 
 
 @pytest.mark.parametrize(

@@ -546,7 +546,7 @@ def test_names_of_files_lead_nowhere_else(victim: tuple[Archive, list[ChainHead]
         entry = {"name": "x", "section": "3", "status": "OK", "started": "2026-01-31", "sha256": {name: digest(b"x")}}
         archive.write(MANIFEST, json.dumps(entry | {"previous": None}, sort_keys=True).encode() + b"\n")
         assert {"seal.not_json", "seal.missing"} & {t.key for t in check(archive).changed}
-        assert list(rejudge.runs(archive)) == []
+        assert list(rejudge.runs(archive, catalog.load())) == []
 
 
 # Histories without an attack -------------------------------------------------------------------------------

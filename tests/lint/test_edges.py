@@ -17,6 +17,7 @@ EDGES = {
     "governance/cli/*.py",
     "integrations/connect.py",
     "packs/*/cli/*.py",
+    "dossier/backtest.py",  # its worker processes
     "lab/server.py",  # the hooks of the Jupyter server
     "notebook/session.py",  # what a notebook opens
     "notebook/testing.py",  # what the tests of a pack call
@@ -27,7 +28,6 @@ EDGES = {
 LEFT = {
     "dossier/policy.py",
     "dossier/postmortem.py",
-    "dossier/rejudge.py",
     "dossier/report.py",
     "dossier/seal.py",
     "integrations/grafana.py",
