@@ -19,7 +19,7 @@ from runbook_lib.model.finding import Status
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.store.archive import Archive, LogError
-from runbook_lib.store.lines import RunLine, manifest_line
+from runbook_lib.store.lines import RunLine, run_line
 from runbook_lib.store.run import read_run
 from runbook_lib.view import render
 from runbook_lib.view.differences import Comparison
@@ -87,11 +87,11 @@ def first_and_last(archive: Archive) -> list[tuple[RunSnapshot, RunSnapshot]]:
 
 def _list_runs(archive: Archive) -> list[RunLine]:
     """Return the valid manifest lines of the runs."""
-    found = []
+    found = list[RunLine]()
     for entry in archive.manifest():
         with suppress(LogError):
-            found.append(manifest_line(archive, entry))
-    return [line for line in found if isinstance(line, RunLine)]
+            found += [run_line(archive, entry)] if entry.get("section") else []
+    return found
 
 
 def _key_of(run: RunLine) -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ from runbook_lib.model.finding import Finding, Text, hop_text, say
 from runbook_lib.store import record
 from runbook_lib.store.archive import PARTIAL, Archive
 from runbook_lib.store.files import digest
-from runbook_lib.store.lines import read_runs
+from runbook_lib.store.lines import read_logs
 from runbook_lib.view import links, render
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def write(
 
 def refresh_page(archive: Archive, draft: str) -> None:
     """Write the page of a draft that a person has edited, with the newest chart of section 7. Raises OSError."""
-    made = next((run.name for run in reversed(read_runs(archive)) if run.section == SECTION), None)
+    made = next((run.name for run in reversed(read_logs(archive).runs) if run.section == SECTION), None)
     chart = _find_chart(archive.read(f"{made}.ipynb")) if made else None
     archive.write(PAGE, page(draft, archive.incident, chart).encode())
 
@@ -171,7 +171,7 @@ def read_draft(archive: Archive) -> str | None:
 
 def target_of(archive: Archive) -> str:
     """Return the target of the incident's first run."""
-    targets = (run.parameters.get("target") for run in read_runs(archive))
+    targets = (run.parameters.get("target") for run in read_logs(archive).runs)
     return str(next((t for t in targets if t), "default"))
 
 

@@ -171,35 +171,17 @@ class Logs:
 
 def read_logs(archive: Archive) -> Logs:
     """Return the lines of an incident's logs. Raises OSError; LogError for a line that is of no known kind."""
-    actions, notes = read_lines(archive, ACTION_LOG, ActionLine), read_lines(archive, NOTES, NoteLine)
-    return Logs(read_manifest(archive), actions, notes)
-
-
-def read_manifest(archive: Archive) -> list[RunLine | VerdictLine]:
-    """Return the lines of the manifest. Raises OSError and LogError."""
-    return [manifest_line(archive, entry) for entry in archive.manifest()]
-
-
-def read_runs(archive: Archive) -> list[RunLine]:
-    """Return the lines of the runs of sections. Raises OSError and LogError."""
-    return [line for line in read_manifest(archive) if isinstance(line, RunLine)]
-
-
-def manifest_line(archive: Archive, entry: dict[str, Any]) -> RunLine | VerdictLine:
-    """Return one line of the manifest. Raises LogError."""
-    if "verdict" in entry:
-        return _read_line(archive, MANIFEST, VerdictLine, entry)
-    return run_line(archive, entry)
+    manifest: list[RunLine | VerdictLine] = [
+        _read_line(archive, MANIFEST, VerdictLine, e) if "verdict" in e else run_line(archive, e)
+        for e in archive.manifest()
+    ]
+    actions = [_read_line(archive, ACTION_LOG, ActionLine, e) for e in archive.lines(ACTION_LOG)]
+    return Logs(manifest, actions, [_read_line(archive, NOTES, NoteLine, e) for e in archive.lines(NOTES)])
 
 
 def run_line(archive: Archive, entry: dict[str, Any]) -> RunLine:
     """Return the line of a run. Raises LogError."""
     return _read_line(archive, MANIFEST, RunLine, entry)
-
-
-def read_lines(archive: Archive, log: str, kind: type[L]) -> list[L]:
-    """Return the lines of a log that holds one kind. Raises OSError and LogError."""
-    return [_read_line(archive, log, kind, entry) for entry in archive.lines(log)]
 
 
 def _read_line(archive: Archive, log: str, kind: type[L], entry: dict[str, Any]) -> L:

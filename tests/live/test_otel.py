@@ -13,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store.archive import Archive
-from runbook_lib.store.lines import read_runs
+from runbook_lib.store.lines import read_logs
 from runbook_lib.store.run import read_run
 from tests.kit import web
 from tests.kit.command import runbook
@@ -52,7 +52,7 @@ def test_a_run_is_a_trace_of_its_sections_steps_and_queries(servers: Servers, tm
     valid_dossier(tmp_path / "INC-1")
     for section, run in zip(below[root.span_id], said["runs"], strict=True):
         assert section.name == f"section {run['section']}"
-        (line,) = (e for e in read_runs(archive) if e.section == run["section"])
+        (line,) = (e for e in read_logs(archive).runs if e.section == run["section"])
         findings = read_run(archive, line).findings
         found = [
             (step.name, q.name, values[q.span_id]["query"].string_value, values[q.span_id]["rows"].int_value)

@@ -40,7 +40,7 @@ from runbook_lib.model.finding import (
 from runbook_lib.packs.entitlement.checks import course, impact, incident, origin, past, timeline
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
-from runbook_lib.store.lines import read_runs
+from runbook_lib.store.lines import read_logs
 from runbook_lib.store.run import Run, read_run, run_to_json
 from tests.kit.command import runbook
 from tests.kit.effort import examples
@@ -981,8 +981,8 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     assert done.returncode == said["exit_code"] == 1, done.stderr
     assert said["postmortem"]["backup"] is None
     assert archive.problems() == []
-    ran = read_run(archive, read_runs(archive)[-1])
-    assert ran.concluded and rejudge.judge_again(ran) == []
+    ran = read_run(archive, read_logs(archive).runs[-1])
+    assert ran.concluded and rejudge.judge_again(ran, catalog.load()) == []
     text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
     assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text and "data:image/png" in page
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -15,7 +16,7 @@ from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.dossier import policy
 from runbook_lib.model.finding import Finding, Verdict
 from runbook_lib.runs import replay
-from runbook_lib.store import recording
+from runbook_lib.store import record, recording
 from runbook_lib.view import render
 from tests.kit import RECORDINGS
 
@@ -64,6 +65,8 @@ def test_triage(name: str) -> None:
     expected = {key: value for key, value in INDEX[name]["expected"].items() if key != "sections"}
     differ = list(replay.differences(expected, replay.as_expected(judged)))
     assert not differ, "\n".join([f"{name} is judged otherwise than the index expects:", *differ])
+    stored = json.loads(json.dumps(record.verdict(judged.verdict)))
+    assert record.verdict(record.from_json(Verdict, stored)) == stored
     findings = [f for section in judged.ran for f in judged.findings[section]]
     _assert_no_contradiction(findings, judged.verdict, catalog.load())
 

@@ -12,7 +12,7 @@ import pytest
 
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.store.archive import Archive
-from runbook_lib.store.lines import read_runs
+from runbook_lib.store.lines import read_logs
 from runbook_lib.store.run import read_run
 from tests.kit import sandboxes
 from tests.kit.command import runbook as command
@@ -70,7 +70,7 @@ def told_the_same(sandbox: Sandbox, tmp_path: Path) -> None:
     found = {f["step"]: f for r in said["runs"] for f in r["findings"]}
 
     archive = Archive(str(tmp_path), "E2E")
-    first = read_run(archive, next(run for run in read_runs(archive) if run.section == "3"))
+    first = read_run(archive, next(run for run in read_logs(archive).runs if run.section == "3"))
     seen = first.by_step["3.1"].frames["slis"]
     missed = {str(r["slo"]) for r in seen.to_dict("records") if r["met"] is False}
     assert "NOTI-C" in missed
