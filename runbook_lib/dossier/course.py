@@ -17,7 +17,7 @@ from runbook_lib.store.archive import ACTION_LOG, Archive
 from runbook_lib.store.lines import ActionLine, Logs, RunLine, VerdictLine
 from runbook_lib.store.run import read_run
 from runbook_lib.view import render
-from runbook_lib.view.timeline import Interval, Lane, Mark, Series
+from runbook_lib.view.timeline import Interval, Lane, LaneSeries, Mark
 
 #: How many of the newest runs are read for changes and locks.
 MAX_READ = 8
@@ -165,7 +165,7 @@ def _hop_lanes(verdicts: Iterable[VerdictLine]) -> Iterator[Lane]:
     for kinds, key in ((("waiting",), "timeline.waiting"), (("came", "gone"), "timeline.rates")):
         for name, known in values.items():
             shown = tuple(
-                Series(
+                LaneSeries(
                     _text(f"ui.{kind}"),
                     kind,
                     tuple((b, e, v) for b, (e, v) in sorted(known[kind].items()) if v is not None),

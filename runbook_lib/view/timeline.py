@@ -35,7 +35,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Series:
+class LaneSeries:
     """A measured value by interval (begin, end, value); intervals without a value are left out."""
 
     name: str
@@ -49,7 +49,7 @@ class Lane:
 
     name: str
     marks: tuple[Mark, ...] = ()
-    series: tuple[Series, ...] = ()
+    series: tuple[LaneSeries, ...] = ()
     known: tuple[Interval, ...] | None = None
     limit: float | None = None
 
@@ -115,7 +115,7 @@ def _scale_level(bottom: float, scale: float, value: float) -> float:
     return round(bottom - scale * value, 1)
 
 
-def _trace_lines(series: Series, second: Any, level: Any) -> tuple[list[list[tuple[float, float]]], str]:
+def _trace_lines(series: LaneSeries, second: Any, level: Any) -> tuple[list[list[tuple[float, float]]], str]:
     """Return the lines of a series, interrupted where it has no value, and its values as JSON (begin, end, value).
 
     What waits is known at the end of its interval; a rate is that of all of its interval.

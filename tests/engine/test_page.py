@@ -30,7 +30,7 @@ from runbook_lib.store.archive import MANIFEST, NOTES, PARTIAL, Archive
 from runbook_lib.store.lines import RunLine
 from runbook_lib.store.run import Run, run_to_json
 from runbook_lib.view import render, timeline
-from runbook_lib.view.timeline import Lane, Mark, Series
+from runbook_lib.view.timeline import Lane, LaneSeries, Mark
 from tests.kit import ROOT
 from tests.kit.logs import logs_of
 
@@ -61,7 +61,7 @@ def test_later_runs_complete_a_series_and_what_nobody_read_stays_unknown() -> No
 
 
 def test_zero_is_drawn_and_no_data_is_hatched() -> None:
-    known = Series("waiting", "waiting", ((at(0), at(1), 0.0), (at(1), at(2), 4.0), (at(5), at(6), 0.0)))
+    known = LaneSeries("waiting", "waiting", ((at(0), at(1), 0.0), (at(1), at(2), 4.0), (at(5), at(6), 0.0)))
     page = timeline.html([Lane("relay", series=(known,)), Lane("locks", known=())], at(0), at(10))
     assert page.count("<polyline") == 2, "interrupted where nothing is known"
     covered = [(float(a), float(b)) for a, b in re.findall(r'class="known" data-t="([\d.]+)" data-u="([\d.]+)"', page)]
@@ -133,7 +133,7 @@ def test_without_an_incident_the_timeline_opens_on_all_of_it() -> None:
 
 
 def test_a_rate_is_drawn_over_all_of_its_interval() -> None:
-    known = Series("came", "came", ((at(0), at(1), 3.0), (at(1), at(2), 4.0)))
+    known = LaneSeries("came", "came", ((at(0), at(1), 3.0), (at(1), at(2), 4.0)))
     page = timeline.html([Lane("relay", series=(known,))], at(0), at(2))
     (line,) = re.findall(r'data-p="(.*?)"', page)
     assert [point.partition(",")[0] for point in line.split()] == ["0.0", "60.0", "60.0", "120.0"]
