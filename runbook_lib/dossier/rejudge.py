@@ -14,7 +14,7 @@ from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.snapshots import Difference, RunSnapshot
 from runbook_lib.dossier import policy
 from runbook_lib.model.finding import Finding, Text, Verdict, say
-from runbook_lib.store.archive import MANIFEST, Archive, ChangedError, LogError, entry_of
+from runbook_lib.store.archive import MANIFEST, Archive, LogError, NotSealedError, entry_of
 from runbook_lib.store.lines import RunLine, run_line
 from runbook_lib.store.run import Run, read_run
 from runbook_lib.view import differences
@@ -60,7 +60,7 @@ def judge_runs(archive: Archive, book: Catalog, judge: Callable[[SealedRun], R])
                 yield say("seal.no_section", name=line.name, section=line.section)
             elif (run := read_run(archive, line)).concluded:
                 yield judge(SealedRun(line, run, own))
-        except ChangedError:
+        except NotSealedError:
             continue
         except Exception as e:  # this version may not be able to read what an earlier one wrote
             if isinstance(e, OSError) and not isinstance(e, LogError):

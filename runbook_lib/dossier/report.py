@@ -134,8 +134,9 @@ def _read_dossier(archive: Archive) -> IncidentSummary | Text | None:
         return summarise(archive.incident, logs, draft)
     except NotADirectoryError:
         return None
-    except OSError as e:
-        return say("report.unread", incident=archive.incident, detail=e.strerror)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:  # whatever a broken text raises
+        detail = e.strerror if isinstance(e, OSError) else f"{type(e).__name__}: {e}"
+        return say("report.unread", incident=archive.incident, detail=detail)
 
 
 def summarise(incident: str, logs: Logs, draft: str = "") -> IncidentSummary:

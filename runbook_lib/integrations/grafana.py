@@ -92,8 +92,8 @@ def annotate_verdict(
         target = settings.load().target(said["target"])
         if target.grafana_url:
             logs = read_logs(archive)
-            # Another target of the incident has a dashboard of its own.
-            own = [v for v in logs.verdicts if logs.target_of(v) == said["target"]]
+            # Another target has a dashboard of its own; of a verdict whose runs were not kept no line tells the target.
+            own = [v for v in logs.verdicts if v.name == kept["name"] or logs.target_of(v) == said["target"]]
             annotate(target, said["target"], archive.incident, new_annotations(kept["name"], own))
 
 

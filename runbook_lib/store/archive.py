@@ -100,7 +100,7 @@ class LogError(OSError, ValueError):
     """A log has a line that the runbook did not write."""
 
 
-class ChangedError(ValueError):
+class NotSealedError(ValueError):
     """A file is missing, or is not as it was sealed."""
 
 
@@ -262,10 +262,10 @@ class Archive:
             return bytes(self._filesystem.cat_file(self._path(name)))
 
     def read_sealed(self, sha256: Mapping[str, str], name: str) -> bytes:
-        """Return a file that matches its digest, of those of a manifest line. Raises OSError and ChangedError."""
+        """Return a file that matches its digest, of those of a manifest line. Raises OSError and NotSealedError."""
         expected = sha256.get(name)
         if expected is None or (content := self.read_file(name)) is None or digest(content) != expected:
-            raise ChangedError(f"{name} is missing or changed: run `runbook verify`")
+            raise NotSealedError(f"{name} is missing or changed: run `runbook verify`")
         return content
 
     def names(self) -> list[str]:

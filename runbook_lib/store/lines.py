@@ -8,8 +8,9 @@ from functools import cached_property
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import pandas as pd
-from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, InstanceOf, ValidationError
 
+from runbook_lib.book.messages import LANGUAGES
 from runbook_lib.book.parameters import moment
 from runbook_lib.model.finding import PRESENT_S, Confidence, Status, Text, Verdict
 from runbook_lib.model.usage import first_problem
@@ -24,17 +25,36 @@ def _read_verdict(stored: Any) -> Verdict:
         raise ValueError(f"is no verdict: {e}") from None
 
 
+def _read_status(name: Any) -> Status:
+    if name not in [status.name for status in Status]:
+        raise ValueError(f"'{name}' is no status")
+    return Status[name]
+
+
+def _read_text(stored: Any) -> Text:
+    if not isinstance(stored, dict) or not {*LANGUAGES} <= stored.keys():
+        raise ValueError("is no text in each language")
+    return record.text_from_json(stored)
+
+
+def _check_times(parameters: dict[str, Any]) -> dict[str, Any]:
+    for name in ("as_of", "detected_at"):
+        if parameters.get(name):
+            moment(parameters[name])
+    return parameters
+
+
 _Moment: TypeAlias = Annotated[InstanceOf[pd.Timestamp], BeforeValidator(moment)]
-_Text: TypeAlias = Annotated[InstanceOf[Text], BeforeValidator(record.text_from_json)]
+_Text: TypeAlias = Annotated[InstanceOf[Text], BeforeValidator(_read_text)]
 
 
-class Line(BaseModel):
+class LogLine(BaseModel):
     """A line of a log; fields that this version does not know are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _Artifact(Line):
+class _Artifact(LogLine):
     """A line of the manifest: what was made, by name, and the digests of its files."""
 
     name: str
@@ -51,10 +71,10 @@ class RunLine(_Artifact):
     """A run of one section."""
 
     section: str
-    status: Annotated[Status, BeforeValidator(Status.__getitem__)]
+    status: Annotated[Status, BeforeValidator(_read_status)]
     stuck_at: str | None = None
     confidence: Confidence = "none"
-    parameters: dict[str, Any] = {}
+    parameters: Annotated[dict[str, Any], AfterValidator(_check_times)] = {}
     problem: str = ""
     outputs: str = ""
     """The digest of what a browser's notebook showed."""
@@ -96,7 +116,7 @@ class VerdictLine(_Artifact):
         return self.as_of or self.started
 
 
-class ActionLine(Line):
+class ActionLine(LogLine):
     """An action: that it began, or what became of it."""
 
     id: str
@@ -122,7 +142,7 @@ class ActionLine(Line):
         return record.describe_action(self.what)
 
 
-class NoteLine(Line):
+class NoteLine(LogLine):
     """A line of the timeline, by a person or an alert."""
 
     time: _Moment
@@ -130,7 +150,7 @@ class NoteLine(Line):
     who: str = ""
 
 
-L = TypeVar("L", bound=Line)
+L = TypeVar("L", bound=LogLine)
 
 
 @dataclass(frozen=True)
@@ -187,7 +207,6 @@ def run_line(archive: Archive, entry: dict[str, Any]) -> RunLine:
 def _read_line(archive: Archive, log: str, kind: type[L], entry: dict[str, Any]) -> L:
     try:
         return kind.model_validate(entry)
-    except (ValidationError, KeyError) as e:
-        where = ": ".join(first_problem(e)) if isinstance(e, ValidationError) else f"status: {e}"
-        wrong = f"a line of its logs is not valid ({where}): run `runbook verify`"
+    except ValidationError as e:
+        wrong = f"a line of its logs is not valid ({': '.join(first_problem(e))}): run `runbook verify`"
         raise LogError(errno.EBADMSG, wrong, f"{archive.place}/{log}") from None

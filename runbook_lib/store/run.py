@@ -110,7 +110,7 @@ def conclusion(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def read_run(archive: Archive, line: RunLine) -> Run:
     """Return the run of a manifest line, from its evidence file as it was sealed; of 0.5.0, from its notebook.
 
-    Raises OSError; ChangedError for a file that was changed, and LookupError and TypeError for what no version wrote.
+    Raises OSError; NotSealedError for a file that was changed, and LookupError and TypeError for what no version wrote.
     """
     place = {kind: f"{archive.place}/{line.name}.{kind}" for kind in _PLACES}
     stored = json.loads(archive.read_sealed(line.sha256, f"evidence/{line.name}.json"))

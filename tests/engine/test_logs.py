@@ -10,7 +10,7 @@ import pytest
 
 from runbook_lib.model.finding import Finding, RankedMode, Status, Verdict, replace, say
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive, ChangedError, LogError
+from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive, LogError, NotSealedError
 from runbook_lib.store.files import digest
 from runbook_lib.store.lines import read_logs, run_line
 from runbook_lib.store.run import Run, read_run, run_to_json
@@ -26,12 +26,16 @@ ACTION = {"id": "a", "time": STARTED, "action": "restart", "result": "done", "wh
     ("log", "line", "problem"),
     [
         (MANIFEST, RUN | {"started": "soon"}, "started: not a time"),
-        (MANIFEST, RUN | {"status": "GOOD"}, "status: 'GOOD'"),
+        (MANIFEST, RUN | {"status": "GOOD"}, "status: 'GOOD' is no status"),
+        (MANIFEST, RUN | {"status": ["OK"]}, "status: '['OK']' is no status"),
+        (MANIFEST, RUN | {"parameters": {"as_of": "soon"}}, "parameters: not a time"),
+        (MANIFEST, RUN | {"parameters": {"detected_at": {}, "as_of": [7]}}, "parameters: not a time"),
         (MANIFEST, {"name": "r"}, "started: Field required"),
         (MANIFEST, TOLD | {"verdict": {}}, "verdict: is no verdict"),
         (MANIFEST, TOLD | {"verdict": "OK"}, "verdict: is no verdict"),
         (MANIFEST, TOLD | {"as_of": 7}, "as_of: "),
         (NOTES, NOTE | {"text": None}, "text: Input should be a valid string"),
+        (ACTION_LOG, ACTION | {"why": "done"}, "why: is no text in each language"),
         (ACTION_LOG, {k: v for k, v in ACTION.items() if k != "why"}, "why: Field required"),
     ],
 )
@@ -64,5 +68,5 @@ def test_a_run_is_read_as_it_was_kept_and_not_when_it_was_changed(tmp_path: Path
     assert kept == replace(run, ipynb=f"{archive.place}/r.ipynb", html=f"{archive.place}/r.html")
     assert kept.by_step["3.1"].next_sections == ("4.1",) and kept.status is Status.CRITICAL
     archive.write("evidence/r.json", content.replace(b"CRITICAL", b"OK"))
-    with pytest.raises(ChangedError, match=r"evidence/r.json is missing or changed: run `runbook verify`"):
+    with pytest.raises(NotSealedError, match=r"evidence/r.json is missing or changed: run `runbook verify`"):
         read_run(archive, run_line(archive, entry))

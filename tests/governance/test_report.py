@@ -376,6 +376,8 @@ def test_no_incident_is_no_mistake(tmp_path: Path) -> None:
     "broken",
     [b"{", b"\xff\xfe", b"[]", b"7", b'{"section": "3"}', b'{"started": "soon"}', b'{"started": null, "section": "3"}',
      b'{"started": "2026-03-01T12:00:00Z", "section": "3", "status": "FINE"}',
+     b'{"name": "r", "started": "2026-03-01T12:00:00Z", "section": "3", "status": ["OK"]}',
+     b'{"name": "r", "started": "2026-03-01", "section": "6", "status": "OK", "parameters": {"detected_at": 7}}',
      b'{"started": "2026-03-01T12:00:00Z", "verdict": 5}'],
 )  # fmt: skip
 def test_a_dossier_that_can_not_be_read_is_one_line(output: Path, broken: bytes) -> None:

@@ -20,7 +20,7 @@ from runbook_lib.model.finding import Finding, Hop, Signal, Status, Window, say
 from runbook_lib.notebook.session import _find_hop, quiet_session
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.settings import Target
-from runbook_lib.store.archive import Archive
+from runbook_lib.store.archive import MANIFEST, Archive
 from runbook_lib.view import render
 from tests.kit.actions import WORD, Counter
 from tests.kit.command import runbook
@@ -164,6 +164,20 @@ def test_only_what_is_news_is_told() -> None:
             for a in found:
                 begin = SINCE if a.kind in ("onset", "recovery") else AT
                 assert (a.at, a.until) == (pd.Timestamp(begin), AT if a.kind == "recovery" else None)
+
+
+def test_a_verdict_whose_runs_were_not_kept_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive, told = Archive(str(tmp_path), "INC-1"), list[Any]()
+    archive.prepare()
+    said = line(1, "CRITICAL", "relay")
+    run = {"name": "r", "section": "3", "status": "OK", "started": at(0), "parameters": {"target": "other"}}
+    for entry in (run, said):
+        archive.add_line(MANIFEST, entry)
+    for name, value in {"DATABASE_URL": NOWHERE, "GRAFANA_URL": "https://g.example", "GRAFANA_TOKEN": SECRET}.items():
+        monkeypatch.setenv(f"RUNBOOK_{name}", value)
+    monkeypatch.setattr(grafana, "annotate", lambda *given: told.extend(given[-1]))
+    grafana.annotate_verdict(archive, [], {"target": "default"}, said)
+    assert [a.kind for a in told] == ["verdict"]
 
 
 def test_each_target_of_an_incident_has_its_own_news() -> None:
