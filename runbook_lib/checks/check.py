@@ -17,7 +17,7 @@ import pandas as pd
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import REACHABILITY
 from runbook_lib.checks.context import Context, JudgeInput
-from runbook_lib.diagnosis.verdict import evidence_from_error
+from runbook_lib.diagnosis.verdict import evidence_from_error, unique
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Unseen, say, unknown
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.sources.source import SourceError
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from runbook_lib.view.charts import Chart
 
 
-#: The frame of the failures, a row per part; the part WHOLE is the step itself.
-FAILED = "failed"
-FAILED_COLUMNS = ["part", "source", "why", "detail", "code"]
+#: The frame of what could not be read, a row per part; the part WHOLE is the step itself.
+NOT_READ = "not_read"
+NOT_READ_COLUMNS = ["part", "source", "why", "detail", "code"]
 WHOLE = ""
 
 
@@ -44,6 +44,9 @@ class Check:
 
     A judge may add frames for people to read; they are stored with the collected ones.
 
+    `needs` names the frames without which it judges nothing. What else could not be read becomes a note, evidence
+    about its source, and UNKNOWN in place of OK; of the parts in `optional`, which only add to the others, a note.
+
     `on_error` turns a source's failure into a finding if the failure is itself the result ("too many clients" is
     CRITICAL for the step about connections); it may return UNKNOWN.
     """
@@ -53,6 +56,8 @@ class Check:
     judge: Judge
     charts: tuple[DescribeChart, ...] = ()
     on_error: OnError | None = None
+    needs: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def run(self, rb: Context) -> Finding:
         """Collect and judge. Never raises: a failure becomes the finding."""
@@ -65,12 +70,8 @@ class Check:
         at = rb.as_of if rb.past else rb.now()
         frames: Frames = {}
         try:
-            frames = rb.masker.frames(self.collect(rb))
+            frames = rb.masker.frames(self.collected(rb))
             finding = self.finding(frames, given)
-        except SourceError as e:
-            e.detail = rb.masker.scrub(e.detail)
-            frames = rb.masker.frames({FAILED: failure_frame({WHOLE: e})})
-            finding = self.on_source_error(e, given)
         except Exception as e:
             detail = rb.masker.scrub(f"{type(e).__name__}: {e}")
             finding = unknown(self.step, Reason.ERROR, say("unknown.error", detail=detail))
@@ -83,25 +84,61 @@ class Check:
             at=at,
         )
 
+    def collected(self, rb: Context) -> Frames:
+        """Collect the frames; if a source fails as a whole, only the frame of that failure."""
+        try:
+            return self.collect(rb)
+        except SourceError as e:
+            e.detail = rb.masker.scrub(e.detail)
+            return {NOT_READ: failure_frame({WHOLE: e})}
+
     def judge_again(self, found: Finding, given: JudgeInput) -> Finding:
         """Judge the same evidence again, with other earlier findings or by another policy."""
         if not found.frames:
             return found
-        failed = failures(found.frames).get(WHOLE)
-        finding = self.on_source_error(failed, given) if failed else self.finding(found.frames, given)
+        finding = self.finding(found.frames, given)
         return replace(finding, frames=found.frames | finding.frames, queries=found.queries, at=found.at)
 
     def finding(self, frames: Frames, given: JudgeInput) -> Finding:
-        """Judge the frames; add the sources that failed, and the deciding value to the headline.
+        """Judge the frames; add the parts that could not be read, and the deciding value to the headline.
 
-        If the judge needs a value that was not read, the finding is UNKNOWN.
+        If the judge needs a frame or a value that was not read, the finding is UNKNOWN; it may raise the SourceError of
+        a part without which it says nothing.
         """
+        failed = failures(frames)
+        absent = [name for name in self.needs if name not in frames]
+        decisive = [part for part in (WHOLE, *absent) if part in failed]
+        if frames.keys() <= {NOT_READ}:
+            decisive += _declared(failed)
         try:
-            judged = self.judge(frames, given)
+            if decisive:
+                raise failed.pop(decisive[0])
+            if absent or not frames:
+                judged = unknown("", Reason.NO_DATA, say("unknown.no_data", detail=", ".join(absent) or self.step))
+            else:
+                judged = self.judge(frames, given)
+            judged = self._partly(judged, failed, given)
+        except SourceError as e:
+            judged = self.on_source_error(e, given)
         except UnreadError as e:
-            judged = unknown("", Reason.NO_DATA, say("unknown.unread", detail=str(e)))
-        unseen = judged.unseen or tuple(Unseen(e.source, e.reason) for e in failures(frames).values())
-        return replace(judged, step=self.step, unseen=unseen, headline=with_deciding_value(judged))
+            judged = self._partly(unknown("", Reason.NO_DATA, say("unknown.unread", detail=str(e))), failed, given)
+        notes = (n for n in notes_of_failures(_declared(failed)) if n not in judged.notes)
+        unseen = unique((*judged.unseen, *(Unseen(e.source, e.reason) for e in failed.values())))
+        headline = with_deciding_value(judged)
+        return replace(judged, step=self.step, headline=headline, notes=(*judged.notes, *notes), unseen=unseen)
+
+    def _partly(self, judged: Finding, failed: Mapping[str, SourceError], given: JudgeInput) -> Finding:
+        """Return what a judge said without these parts: no longer OK or over, with the evidence of their failures."""
+        missed = {part: e for part, e in _declared(failed).items() if part not in self.optional}
+        if not missed:
+            return judged
+        about = (s for e in missed.values() for s in evidence_from_error(e, given.catalog))
+        known = replace(judged, signals=unique((*judged.signals, *about)), ended=None)
+        if judged.status is not Status.OK and judged.reason is not Reason.NO_DATA:
+            return known
+        reason = next(iter(missed.values())).reason
+        headline = say("unknown.partly", headline=judged.headline, parts=", ".join(missed))
+        return replace(known, status=Status.UNKNOWN, reason=reason, headline=headline)
 
     def on_source_error(self, e: SourceError, given: JudgeInput) -> Finding:
         """Return the finding of this step if its source failed."""
@@ -109,26 +146,42 @@ class Check:
         return replace(
             finding,
             step=self.step,
-            signals=finding.signals + evidence_from_error(e, given.catalog),
-            unseen=(*finding.unseen, Unseen(e.source, e.reason)),
+            signals=unique((*finding.signals, *evidence_from_error(e, given.catalog))),
+            unseen=unique((*finding.unseen, Unseen(e.source, e.reason))),
         )
 
 
 def failure_frame(failed: Mapping[str, SourceError]) -> pd.DataFrame:
     """Return failures by part as a frame: what `failures` reads back."""
     rows = [[part, e.source, e.reason.value, e.detail, e.code] for part, e in failed.items()]
-    return pd.DataFrame(rows, columns=FAILED_COLUMNS)
+    return pd.DataFrame(rows, columns=NOT_READ_COLUMNS)
 
 
 def failures(frames: Frames) -> dict[str, SourceError]:
     """Return the failures that `parts.Parts` stored, by part."""
-    kept = frames.get(FAILED)
-    if kept is None or kept.empty or not {*FAILED_COLUMNS} <= {*kept.columns}:
-        return {}  # none, or a frame of that name, of a check whose parts do not fail alone
+    kept = frames.get(NOT_READ, frames.get("failed"))  # the name in 0.5.0, where a check could have one of its own
+    if kept is None or kept.empty or not {*NOT_READ_COLUMNS} <= {*kept.columns}:
+        return {}
     return {
         str(r["part"]): SourceError(r["source"], Reason(r["why"]), str(r["detail"]), str(r["code"]))
         for r in kept.to_dict("records")
     }
+
+
+def _declared(failed: Mapping[str, SourceError]) -> dict[str, SourceError]:
+    """Return the failures of sources that the target declares."""
+    return {part: e for part, e in failed.items() if e.reason is not Reason.NOT_CONFIGURED}
+
+
+def notes_of_failures(failed: Mapping[str, SourceError]) -> tuple[Text, ...]:
+    """Return a note for each reason why parts could not be read."""
+    parts: dict[tuple[str, str], list[str]] = {}
+    for part, e in failed.items():
+        parts.setdefault((e.source, e.detail), []).append(part)
+    return tuple(
+        say("unknown.part", part=", ".join(names), source=source, detail=detail)
+        for (source, detail), names in parts.items()
+    )
 
 
 def source_error_text(e: SourceError) -> Text:

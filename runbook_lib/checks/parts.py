@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.book.messages import VERBATIM
-from runbook_lib.checks.check import FAILED, Check, failure_frame, failures
+from runbook_lib.checks.check import NOT_READ, Check, failure_frame, failures
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.diagnosis.verdict import evidence_from_error
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Text, replace, say, unknown
+from runbook_lib.model.finding import Finding, Frames, Reason, Text, replace, say, unknown
 from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
@@ -42,50 +41,28 @@ class FrameCollector:
         except SourceError as e:
             self.failures[name] = e
 
-    def ask(self, db: Snapshot, part: str, queries: Mapping[str, str], **params: Any) -> None:
-        """Run these queries in a snapshot as one part; a failure ends this part and the snapshot stays usable.
+    def ask(self, db: Snapshot, queries: Mapping[str, str], **params: Any) -> None:
+        """Run queries in a snapshot, each as a part of its own; the snapshot stays usable if one fails.
 
-        `queries` maps the name of each frame to the name of its query. A lock on one table, for example, fails only the
-        parts whose queries read that table.
+        `queries` maps the name of each frame, which is its part's, to the name of its query.
         """
-        with self.part(part) as answers:
-            for name, query in queries.items():
+        for name, query in queries.items():
+            with self.part(name) as answers:
                 answers[name] = db.ask_apart(query, **params)
 
     def failure(self, name: str) -> SourceError | None:
         """Return the failure of that part; None if it did not fail."""
         return self.failures.get(name)
 
-    def any_answer(self) -> Frames:
-        """Return `frames`; if no part was answered, raise the SourceError of the first part."""
-        if not self.answers and self.failures:
-            raise next(iter(self.failures.values()))
-        return self.frames()
-
     def frames(self) -> Frames:
         """Return the frames of the parts that were read, and the frame of the failures."""
-        return {**self.answers, FAILED: failure_frame(self.failures)}
-
-
-def signals_of_failures(failed: Mapping[str, SourceError], given: JudgeInput) -> tuple[Signal, ...]:
-    """Return the evidence of the failed parts about their sources; see `evidence_from_error`."""
-    return tuple(s for e in failed.values() for s in evidence_from_error(e, given.catalog))
-
-
-def notes_of_failures(failed: Mapping[str, SourceError]) -> tuple[Text, ...]:
-    """Return one note for each part that was not answered."""
-    return tuple(say("unknown.part", part=part, source=e.source, detail=e.detail) for part, e in failed.items())
+        return {**self.answers, NOT_READ: failure_frame(self.failures)}
 
 
 def require_present(rb: Context, source: str) -> None:
     """Raise SourceError if the run is about a past moment: this query can only answer for the present."""
     if rb.past:
         raise SourceError(source, Reason.NO_DATA, "only the present can answer this", "past")
-
-
-def no_data(question: str) -> Finding:
-    """Return the UNKNOWN finding of a step whose query has no result among its frames."""
-    return unknown("", Reason.NO_DATA, say("unknown.no_data", detail=question))
 
 
 def seconds_between(earlier: Any, later: Any) -> float | None:
@@ -139,24 +116,24 @@ def warnings(frames: Frames) -> list[str]:
 
 def collect_each(rb: Context, checks: Mapping[str, Check]) -> Frames:
     """Collect the frames of several checks in one step, named "part.frame"; each check may fail alone."""
-    parts = FrameCollector()
+    found: Frames = {}
     for name, check in checks.items():
-        with parts.part(name) as answers:
-            answers |= {f"{name}.{frame}": found for frame, found in check.collect(rb).items()}
-            answers[f"{name}.{_ASKED}"] = pd.DataFrame({"step": [check.step]})
-    return parts.frames()
+        own = check.collected(rb) | {_ASKED: pd.DataFrame({"step": [check.step]})}
+        found |= {f"{name}.{frame}": answer for frame, answer in own.items()}
+    return found
 
 
 def judge_each(frames: Frames, given: JudgeInput, checks: Mapping[str, Check]) -> dict[str, Finding]:
     """Return the finding of each part: the judgement of its frames, or the finding of its source's failure."""
-    failed = failures(frames)
     found: dict[str, Finding] = {}
+    earlier_form = failures(frames)  # 0.5.0 kept the failure of a whole check beside the frames of the others
     for name, check in checks.items():
         prefix = f"{name}."
-        if name in failed:
-            finding = check.on_source_error(failed[name], given)
+        if name in earlier_form:
+            finding = check.on_source_error(earlier_form[name], given)
         elif prefix + _ASKED in frames:
             own = {k.removeprefix(prefix): f for k, f in frames.items() if k.startswith(prefix)}
+            del own[_ASKED]
             # A later part may use the findings of earlier parts, as in a section.
             finding = check.finding(own, replace(given, earlier=(*given.earlier, *found.values())))
         else:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from runbook_lib.actions.action import Action
 from runbook_lib.book import catalog, messages
-from runbook_lib.checks.check import FAILED_COLUMNS
+from runbook_lib.checks.check import NOT_READ_COLUMNS
 from runbook_lib.checks.context import Context
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -236,7 +236,7 @@ def exceptions_of(*lines: str, database: Reason | None = None) -> Any:
     about = {"about": row(workload="notification", name="notification", minutes=15)}
     if database:
         failed = ("tries", "postgres", database.value, "no answer", "")
-        about["failed"] = pd.DataFrame([failed], columns=FAILED_COLUMNS)
+        about["failed"] = pd.DataFrame([failed], columns=NOT_READ_COLUMNS)
     return exceptions.judge_exceptions(about | frames, make_given())
 
 

@@ -83,7 +83,7 @@ def test_a_judge_that_needs_what_was_not_read_is_undecided() -> None:
         few = rows.one(frames.get("batch"), Batch).n < 1
         return judged(say("unknown.no_data", detail=""), at_least=Status.OK if few else Status.WARNING)
 
-    found = Check("4.1.1", lambda rb: {}, judge).finding({}, make_given())
+    found = Check("4.1.1", lambda rb: {}, judge).finding({"other": pd.DataFrame()}, make_given())
     assert (found.status, found.reason) == (Status.UNKNOWN, Reason.NO_DATA)
     assert words(found) == "cannot decide: Batch.n was not read"
 

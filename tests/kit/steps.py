@@ -23,7 +23,7 @@ from psycopg import sql
 
 from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import validate
-from runbook_lib.checks.check import FAILED_COLUMNS, checks
+from runbook_lib.checks.check import NOT_READ_COLUMNS, checks
 from runbook_lib.checks.context import Context, JudgeInput, open_context
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
@@ -177,7 +177,7 @@ def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **paramete
 
 def failures(*rows: tuple[str, str, str, str, str]) -> pd.DataFrame:
     """What could not be read: part, source, reason, detail, code."""
-    return pd.DataFrame(rows, columns=FAILED_COLUMNS)
+    return pd.DataFrame(rows, columns=NOT_READ_COLUMNS)
 
 
 def statuses(found: dict[str, Finding]) -> dict[str, Status]:

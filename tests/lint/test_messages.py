@@ -64,7 +64,7 @@ FAMILIES: dict[str, Iterable[str]] = {
     "confidence.": get_args(Confidence),
     "database.": "read_only shut_out lacks_rights",
     "drill.word.": "right undecided wrong helps nothing harms none no_fault",
-    "duplicates.": (*duplicates._ORDER_PROBLEMS.values(), "half_seen", "none", "in_order"),
+    "duplicates.": (*duplicates._ORDER_PROBLEMS.values(), "none", "in_order"),
     "duplicates.also_": [name for kind, name in duplicates._ORDER_PROBLEMS.items() if kind != "events"],
     "hop.": catalog.load().places,
     "journey.at.": PLACES,

@@ -17,7 +17,7 @@ from nats.js import JetStreamContext
 from psycopg.types.json import Jsonb
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.checks.check import FAILED, checks, failure_frame
+from runbook_lib.checks.check import NOT_READ, checks, failure_frame
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -460,7 +460,7 @@ def test_a_burst_in_the_last_bucket_of_a_long_window_may_be_over() -> None:
 def test_what_was_not_read_is_not_denied() -> None:
     lost = SourceError("postgres", Reason.TIMEOUT, "a lock on outbox_events", "lock_not_available")
     frames = {name: frame for name, frame in FRAMES["4.4.1"].items() if name not in ("outbox_failed", "errors")}
-    found = CHECKS["4.4.1"].judge(frames | {FAILED: failure_frame({"outbox": lost})}, make_given(window_minutes=60))
+    found = CHECKS["4.4.1"].judge(frames | {NOT_READ: failure_frame({"outbox": lost})}, make_given(window_minutes=60))
     expect(found, Status.UNKNOWN, says="a lock on outbox_events")
 
 

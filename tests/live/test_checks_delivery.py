@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from runbook_lib.book import catalog, messages, queries
 from runbook_lib.checks import samples
-from runbook_lib.checks.check import FAILED, checks, failure_frame
+from runbook_lib.checks.check import NOT_READ, checks, failure_frame
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.cli.progress import ProgressDisplay, show_first_numbers
 from runbook_lib.diagnosis.verdict import conclude
@@ -537,7 +537,7 @@ def test_without_a_database_the_broker_answers_alone(reason: Reason, status: Sta
     """A target that has none is judged by its broker; one whose database is silent is not."""
     silent = failure_frame({"events": SourceError("postgres", reason, "-")})
     seen = {name: frame for name, frame in consumer().items() if name not in ("unprocessed", "activity", "nats_dlq")}
-    found = subscriber.judge(seen | {FAILED: silent}, make_given())
+    found = subscriber.judge(seen | {NOT_READ: silent}, make_given())
     assert found.status is status, words(found)
     assert ("outbox.unprocessed" in {v.name for v in found.values}) is (status is Status.UNKNOWN)
 
@@ -1057,7 +1057,7 @@ OF_THE_SUBSCRIBER = [
          key="subscriber.refused", proposals=["check_nats_credentials"], notes={"subscriber.resume"}),
     case("without the monitoring port the step still answers",
          without(consumer(bound=False, num_pending=3), "clients", "closed")
-         | {FAILED: failures(("clients", "nats_monitor", *NO_BROKER[1:]))},
+         | {NOT_READ: failures(("clients", "nats_monitor", *NO_BROKER[1:]))},
          status=Status.CRITICAL, weights={"subscriber": "> 0.5 < 0.9"}, notes={"subscriber.without"}),
     case("what waits and could not be looked at has no age", without(consumer(num_pending=60), "oldest"),
          status=Status.UNKNOWN, values={"subscriber.oldest_unprocessed": None}),
@@ -1088,7 +1088,7 @@ OF_THE_RELAY = [
     case("one that failed since the last publish fails now",
          still_waiting(ago(5)), weights={"relay": "> 0.8"}, proposals=["restart_entitlement"]),
     case("a broker that does not answer speaks for itself, not for the relay",
-         without(failing(TIMEOUT), "broker") | {FAILED: failures(("broker", *NO_BROKER))},
+         without(failing(TIMEOUT), "broker") | {NOT_READ: failures(("broker", *NO_BROKER))},
          weights={"jetstream": "> 0.8", "relay": "< 0"}),
     case("an error that the next claim has wiped is still a failing publish",
          outbox(due=40, oldest_due_s=18, leased=45, tried=6, last_claim=ago(4), last_published=ago(20)),

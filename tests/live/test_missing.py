@@ -17,7 +17,7 @@ from nats.js import JetStreamContext
 
 from runbook_lib.book import catalog
 from runbook_lib.book.messages import text
-from runbook_lib.checks.check import FAILED, failure_frame
+from runbook_lib.checks.check import NOT_READ, failure_frame
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -235,7 +235,7 @@ def test_deletions_that_would_explain_a_loss_leave_it_open(
 
 def test_without_the_notifications_nothing_is_called_lost() -> None:
     failed = failure_frame({"notified": SourceError("postgres", Reason.TIMEOUT, "a lock", "lock_not_available")})
-    at_subscriber, in_consistency = judged(frames(["gone"] * N, 0) | {FAILED: failed})
+    at_subscriber, in_consistency = judged(frames(["gone"] * N, 0) | {NOT_READ: failed})
     assert at_subscriber.value("outbox.unprocessed") is in_consistency.value("integrity.lost") is None
     expect(in_consistency, Status.UNKNOWN, notes={"consistency.no_notifications"})
     assert not [s for f in (at_subscriber, in_consistency) for s in f.signals if s.about == "FM-NATS-03"]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import no_data
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Status, Value, judged, say
 from runbook_lib.sources.source import SourceError
@@ -65,8 +64,6 @@ def _longest(seconds: list[float | None]) -> float | None:
 
 def judge(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 4.1.4: long lock waits, rows locked for too long, or no free connection."""
-    if not {"blocked", "blockers", "holders", "sessions"} <= frames.keys():
-        return no_data("database/blocked")
     blocked, blockers = rows.each(frames["blocked"], Blocked), rows.each(frames["blockers"], Blocker)
     holders, seen = rows.each(frames["holders"], Holder), rows.one(frames["sessions"], Sessions)
     limits = given.limits
@@ -130,4 +127,6 @@ def on_error(e: SourceError, given: JudgeInput) -> Finding:
     )
 
 
-CHECKS: tuple[Check, ...] = (Check("4.1.4", collect, judge, (), on_error),)
+CHECKS: tuple[Check, ...] = (
+    Check("4.1.4", collect, judge, (), on_error, needs=("blocked", "blockers", "holders", "sessions")),
+)

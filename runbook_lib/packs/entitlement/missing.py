@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Values of `event_place.State.broker` of events that are not delivered without help.
 LOST = ("gone", "given_up", "passed")
+#: The parts that `locate` reads of events that are missing.
+TRACES = ("notified", "broker", "deletions", "retention")
 #: The retention of the notification service in days, as its pods know it.
 RETENTION_VARIABLE = "RETENTION_RETENTION_DAYS"
 
@@ -238,13 +240,11 @@ def _find_unexplained(frames: Frames) -> dict[str, pd.Timestamp | None]:
     return {e.event_id: e.published_at for e in events if e.event_id not in explained}
 
 
-def judge_missing(frames: Frames, given: JudgeInput, lag: float | None) -> MissingEvents | None:
-    """Count the missing events from the frames "unprocessed" and "broker"; None without the frame "unprocessed".
+def judge_missing(frames: Frames, given: JudgeInput, lag: float | None) -> MissingEvents:
+    """Count the missing events from the frames "unprocessed" and "broker".
 
     `lag` is the number of messages that the consumer holds; None if it was not read.
     """
-    if "unprocessed" not in frames:
-        return None
     every = rows.each(frames["unprocessed"], Unprocessed)
     traced = {e.event_id for e in rows.each(frames.get("notified"), Notified)}
     events = [e for e in every if e.event_id not in traced]

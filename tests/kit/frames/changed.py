@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from runbook_lib.checks.check import FAILED_COLUMNS
+from runbook_lib.checks.check import NOT_READ_COLUMNS
 from runbook_lib.model.finding import Frames
 from runbook_lib.packs.entitlement.checks import changed
 from tests.kit.steps import ago
@@ -16,5 +16,5 @@ def frames(*changes: tuple[float, str]) -> Frames:
         "changes": pd.DataFrame(rows, columns=changed.COLUMNS),
         "settings": pd.DataFrame({"whose": ["role app"], "setting": ["statement_timeout=5s"]}),
         "asked": pd.DataFrame({"source": ["postgres"]}),
-        "failed": pd.DataFrame(columns=FAILED_COLUMNS),
+        "failed": pd.DataFrame(columns=NOT_READ_COLUMNS),
     }

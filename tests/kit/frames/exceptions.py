@@ -8,7 +8,7 @@ from datetime import timedelta
 import pandas as pd
 
 from runbook_lib.book import catalog
-from runbook_lib.checks.check import FAILED
+from runbook_lib.checks.check import NOT_READ
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import exceptions
@@ -33,7 +33,7 @@ def about(workload: str = "notification", minutes: int = 15) -> Frames:
 
 def failed(**parts: tuple[str, str, str]) -> Frames:
     rows = [{"part": p, "source": s, "why": w, "detail": d, "code": ""} for p, (s, w, d) in parts.items()]
-    return {FAILED: pd.DataFrame(rows, columns=["part", "source", "why", "detail", "code"])}
+    return {NOT_READ: pd.DataFrame(rows, columns=["part", "source", "why", "detail", "code"])}
 
 
 def log(*lines: str, minutes: float = 15) -> Frames:

@@ -12,7 +12,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, no_data
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.diagnosis import history
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
@@ -33,6 +33,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import table
+from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import find_competing_workers
 from runbook_lib.packs.entitlement.checks import delivery, past, program
@@ -124,6 +125,14 @@ class BacklogReading:
         return self.stopping in delivery.STOPPED_OBSERVATIONS or bool(self.stopping and not self.refusing)
 
 
+#: The queries by frame that may be over the cost limit: what they would add stands in other frames too.
+OPTIONAL = {
+    "older_than_10min": OlderCount.QUERY,
+    "letters": "notifications/failed_per_minute",
+    "counted": "notifications/count_by_status",
+}
+
+
 def collect(rb: Context) -> Frames:
     """Collect the backlog by status, the seed runbook's two queries, and the history of the window.
 
@@ -134,17 +143,15 @@ def collect(rb: Context) -> Frames:
     and that of `past.ask` where cheap; by_status (status: text, count: text, an estimate begins with ≈).
     """
     parts = FrameCollector()
+    frames = parts.answers
     with rb.snapshot() as db:
         if rb.past:
             return past.ask(rb, db, past.window(rb.given()), ["notifications"])
-        frames = delivery.collect(rb, db)
-        frames["by_status"] = _format_counts_by_status(
-            db.ask("notifications/by_status"), db.try_ask("notifications/count_by_status")
-        )
+        frames |= delivery.collect(rb, db)
+        parts.ask(db, OPTIONAL)
+        counted = frames.pop("counted") if "counted" in frames else None
+        frames["by_status"] = _format_counts_by_status(db.ask("notifications/by_status"), counted)
         frames["ages"] = db.ask("notifications/ages")
-        for name, query in (("older_than_10min", "older_than_10min"), ("letters", "failed_per_minute")):
-            if (result := db.try_ask(f"notifications/{query}")) is not None:
-                frames[name] = result
         frames |= past.ask(rb, db, past.window(rb.given()), ["notifications"])
     late = rb.catalog.limits["delivery.silence"].reached(rows.one(frames["backlog"], Notifications).oldest_s)
     # A second `locked_by` is an instance that has ended or a second worker: `program.ask` tells which.
@@ -152,11 +159,10 @@ def collect(rb: Context) -> Frames:
     worker = delivery.read_delivery(frames)
     program.ask(rb, "4.1.1", parts, "delivery", late, at_work=worker.sends(rb.given()))
     has_work = bool(worker.total) or worker.sends(rb.given())
-    unproven = has_work and not program.seen_running(parts.answers, rb.given(), "delivery")
-    frames |= parts.frames()
+    unproven = has_work and not program.seen_running(frames, rb.given(), "delivery")
     frames |= delivery.collect_again(rb, frames, always=unproven)
     seen = _read_backlog(frames, rb.given())
-    return frames | (receiver.probe(rb) if seen.refusing and not seen.refuses_some else {})
+    return parts.frames() | (receiver.probe(rb) if seen.refusing and not seen.refuses_some else {})
 
 
 def _format_counts_by_status(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
@@ -172,7 +178,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     if rows.first(frames.get("backlog"), Notifications) is None:
         return _judge_past(frames, given)
     if "activity" not in frames:
-        return no_data("notifications/activity")
+        raise UnreadError("activity")
     seen = _read_backlog(frames, given)
     worker, queue, limits = seen.worker, seen.worker.queue, given.limits
     values = [
@@ -272,7 +278,7 @@ def _build_notes(frames: Frames) -> list[Text]:
     estimated = any("≈" in str(count) for count in table(frames, "by_status", "count")["count"])
     return [
         *([say("backlog.sent_is_estimated")] if estimated else []),
-        say("backlog.older_mixes" if "older_than_10min" in frames else "backlog.older_refused"),
+        *([say("backlog.older_mixes")] if "older_than_10min" in frames else []),
     ]
 
 
@@ -441,4 +447,6 @@ def chart_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
-CHECKS: tuple[Check, ...] = (Check("4.1.1", collect, judge, (chart_history, chart_ages)),)
+CHECKS: tuple[Check, ...] = (
+    Check("4.1.1", collect, judge, (chart_history, chart_ages), optional=(*OPTIONAL, "program")),
+)

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, no_data, require_present, seconds_between
+from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
 from runbook_lib.diagnosis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTING_COLUMNS, drift
 from runbook_lib.dossier import baseline
 from runbook_lib.model.finding import (
     Finding,
     Frames,
     OutageEnd,
-    Reason,
     Signal,
     Status,
     Text,
@@ -58,12 +57,14 @@ def collect(rb: Context) -> Frames:
             asked.append(name)
 
     asked: list[str] = []
-    part("postgres", _read_database_changes(rb, parts.answers, settings))
+    part("postgres", _read_database_changes(rb, parts, settings))
     part("jetstream", _read_stream_changes(rb, settings))
     part("nats_monitor", _read_broker_changes(rb))
     part("workloads", _read_pod_starts(rb, settings))
     with suppress(OSError):
         changes += _read_actions(rb)
+    if not asked:
+        return parts.frames()
     parts.answers["changes"] = pd.DataFrame(changes, columns=COLUMNS)
     parts.answers["asked"] = pd.DataFrame({"source": asked})
     # A source that answered in part would seem to have lost the rest.
@@ -81,19 +82,23 @@ def _build_change(at: Any, what: str, source: str, time: str = "exact") -> Chang
     return {"at": pd.Timestamp(at), "what": what, "source": source, "time": time}
 
 
-def _read_database_changes(rb: Context, answers: Frames, settings: list[configuration.Row]) -> Iterator[Change]:
+def _read_database_changes(rb: Context, parts: FrameCollector, settings: list[configuration.Row]) -> Iterator[Change]:
     with rb.snapshot() as db:
         server = db.ask("changed/server").iloc[0]
-        answers["settings"] = db.ask("changed/settings", role=facts_of(rb).database_role)
-        catalog = db.try_ask("changed/catalog", schemas=list(facts_of(rb).services))
-        if catalog is not None and not catalog.attrs.get("capped"):
-            settings += configuration.of_database(answers["settings"], catalog)
-        histories = {service: db.try_ask(f"scope/migrations_{service}") for service in facts_of(rb).services}
+        parts.answers["settings"] = db.ask("changed/settings", role=facts_of(rb).database_role)
+        with parts.part("catalog"):
+            catalog = db.ask_apart("changed/catalog", schemas=list(facts_of(rb).services))
+            if not catalog.attrs.get("capped"):
+                settings += configuration.of_database(parts.answers["settings"], catalog)
+        histories = {}
+        for service in facts_of(rb).services:
+            with parts.part(f"migrations of {service}"):
+                histories[service] = db.ask_apart(f"scope/migrations_{service}")
     yield _build_change(server["started_at"], "PostgreSQL started", "postgres", "of the newest")
     if server["loaded_at"] > server["started_at"] + pd.Timedelta(seconds=rb.number("changed.apart")):
         yield _build_change(server["loaded_at"], "PostgreSQL read its configuration", "postgres", "of the newest")
     for service, history in histories.items():
-        for migration in history.to_dict("records") if history is not None else ():
+        for migration in history.to_dict("records"):
             failed = "" if migration["success"] else ", failed"
             what = f"migration of {service}: {migration['version']} {migration['description']}{failed}"
             yield _build_change(f"{migration['installed_on']}Z", what, "postgres", "zone not kept")
@@ -147,8 +152,6 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
 
     If 3.1 found an outage that is over, its last change before the end is named.
     """
-    if "changes" not in frames or table(frames, "asked", "source").empty:
-        return no_data("changed/server")
     back = pd.Timedelta(hours=given.number("changed.look_back"))
     changes = table(frames, "changes", *COLUMNS)
     changes = changes.assign(at=pd.to_datetime(changes["at"], utc=True))
@@ -160,7 +163,6 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     settings = table(frames, "settings", "whose", "setting")
     differing, healthy_at = _find_drift(frames)
     nearest = before.iloc[0] if len(before) else lately.iloc[0] if len(lately) else None
-    unread = [e for e in failures(frames).values() if e.reason is not Reason.NOT_CONFIGURED]
     facts = {
         "n": len(lately),
         "hours": given.number("changed.look_back"),
@@ -191,7 +193,6 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             Value("changes.before_onset", len(before), "changes"),
             Value("changes.configuration", None if healthy_at is None else len(differing), "settings"),
         ],
-        reason=unread[0].reason if unread else None,
         signals=_weigh_changes(differing, healthy_at, foreign, given),
         notes=tuple(notes),
         frames={"lately": lately, "drift": differing},
@@ -295,4 +296,8 @@ def _read_onset(given: JudgeInput) -> pd.Timestamp | None:
     return pd.Timestamp(onset) if isinstance(onset, str) else None
 
 
-CHECKS = (Check("3.6", collect, judge),)
+CHECKS = (
+    Check(
+        "3.6", collect, judge, needs=("changes",), optional=("migrations of entitlement", "migrations of notification")
+    ),
+)

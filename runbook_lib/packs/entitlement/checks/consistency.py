@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, no_data, require_present
+from runbook_lib.checks.parts import FrameCollector, require_present
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
@@ -19,7 +19,6 @@ from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
-    from runbook_lib.sources.postgres import Snapshot
 
 
 class ConsumerLag(rows.Row):
@@ -59,10 +58,10 @@ def collect_sent_rows(rb: Context) -> Frames:
 
 def collect_sent(rb: Context) -> Frames:
     """5.3.1: collect inconsistent SENT rows, and the seed runbook's count if cheap. Frames: dirty, everything."""
+    parts = FrameCollector()
     with rb.snapshot() as db:
-        return {"dirty": db.ask("consistency/sent_dirty_rows")} | _query_if_cheap(
-            db, everything="consistency/sent_dirty"
-        )
+        parts.ask(db, {"dirty": "consistency/sent_dirty_rows", "everything": "consistency/sent_dirty"})
+    return parts.frames()
 
 
 def _hours_kept(rb: Context) -> float:
@@ -73,23 +72,15 @@ def _hours_kept(rb: Context) -> float:
     return hours
 
 
-def _query_if_cheap(db: Snapshot, **queries: str) -> Frames:
-    """Return the results of the queries that are within the cost limit, by frame name."""
-    results = {name: db.try_ask(query) for name, query in queries.items()}
-    return {name: frame for name, frame in results.items() if frame is not None}
-
-
 def judge_sent(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.1: judge SENT rows that still have a lock or a retry time."""
-    if "dirty" not in frames:
-        return no_data("consistency/sent_dirty_rows")
     dirty, whole = frames["dirty"], rows.one(frames.get("everything"), Count).n
     found = len(dirty) if whole is None else max(len(dirty), whole)
     read = say("consistency.window_only" if whole is None else "consistency.whole_table", minutes=given.window_minutes)
     return judged(
         say("consistency.sent_dirty" if found else "consistency.sent_clean", n=found, read=read),
         [given.limits.value("integrity.rows", found)],
-        notes=(*((say("consistency.gate_sent"),) if whole is None else ()), *_note_row_limit(dirty)),
+        notes=_note_row_limit(dirty),
         signals=given.evidence("consistency.notification_lock_left") if found else (),
         show=("dirty",),
     )
@@ -120,7 +111,7 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
         if events is None:
             events = db.ask(missing.Unprocessed.QUERY, settled_s=settled_s)
         parts.answers["unprocessed"] = events
-        parts.answers |= _query_if_cheap(db, given_up="processed/nats_dlq")
+        parts.ask(db, {"given_up": "processed/nats_dlq"})
     missing.locate(rb, parts, before)
     return parts.frames()
 
@@ -133,16 +124,9 @@ def judge_lost(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.2: judge whether published events that were never processed are waiting or lost."""
     lag = rows.one(frames.get("consumer"), ConsumerLag).lag
     seen = missing.judge_missing(frames, given, lag)
-    if seen is None:
-        return no_data(missing.Unprocessed.QUERY)
     scope, recorded = rows.one(frames.get("scope"), Scope), rows.one(frames.get("given_up"), Count).n
     read = _say_read(scope, "consistency.last_events", given)
     notes = [*_note_row_limit(frames["unprocessed"]), *seen.notes]
-    if lag is None:
-        e = failures(frames).get("consumer")
-        notes.append(say("consistency.no_lag", why=e.reason.value if e else None))
-    if (unread := failures(frames).get("notified")) is not None:
-        notes.append(say("consistency.no_notifications", why=unread.reason.value))
     if scope.refused:
         notes.append(say("consistency.gate_day"))
     observed, status = [], Status.OK
@@ -200,8 +184,6 @@ def collect_halves(rb: Context) -> Frames:
 
 def judge_halves(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.3: judge half-processed events in both directions."""
-    if "halves" not in frames:
-        return no_data("consistency/half_processed")
     halves = frames["halves"]
     n = {kind: int((halves["kind"] == kind).sum()) for kind in ("registered_only", "queued_only")}
     registered, queued = n.values()
@@ -230,38 +212,34 @@ def collect_dead_letters(rb: Context) -> Frames:
 
     Frames: failed, letters; scope (days: d, None for the window).
     """
-    days = int(rb.number("retention.notifications"))
+    parts, days = FrameCollector(), int(rb.number("retention.notifications"))
     with rb.snapshot() as db:
-        failed = db.ask("consistency/failed_without_dead_letter")
+        parts.ask(db, {"failed": "consistency/failed_without_dead_letter"})
         letters = db.try_ask("consistency/dead_letter_not_failed", since=rb.as_of - pd.Timedelta(days=days))
-        frames = {"failed": failed, "scope": row(days=None if letters is None else days)}
+        parts.answers["scope"] = row(days=None if letters is None else days)
         if letters is None:
-            return frames | _query_if_cheap(db, letters="consistency/dead_letter_not_failed")
-        return frames | {"letters": letters}
+            parts.ask(db, {"letters": "consistency/dead_letter_not_failed"})
+        else:
+            parts.answers["letters"] = letters
+    return parts.frames()
 
 
 def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.4: judge FAILED rows without a dead letter, and dead letters of rows that are not FAILED."""
-    if "failed" not in frames:
-        return no_data("consistency/failed_without_dead_letter")
     failed, letters = len(frames["failed"]), len(frames["letters"]) if "letters" in frames else None
     found = failed if letters is None else failed + letters
     notes = [*_note_row_limit(frames["failed"], frames.get("letters"))]
-    if letters is None:
-        notes.append(say("consistency.gate_letters"))
-    elif rows.one(frames.get("scope"), Scope).days is None:
+    if letters is not None and rows.one(frames.get("scope"), Scope).days is None:
         notes.append(say("consistency.letters_window", minutes=given.window_minutes))
     return judged(
         say("consistency.letters_apart", failed=failed, letters=letters)
         if found
-        else say("consistency.letters_half_seen" if letters is None else "consistency.letters_together"),
+        else say("consistency.letters_together"),
         [
             given.limits.value("integrity.rows", found),
             Value("failed_without_dead_letter", failed, "rows"),
             Value("dead_letter_not_failed", letters, "rows"),
         ],
-        at_least=Status.UNKNOWN if letters is None else Status.OK,
-        reason=Reason.DENIED,
         notes=tuple(notes),
         signals=given.evidence("consistency.letters_apart") if found else (),
         show=("failed", "letters"),
@@ -293,8 +271,6 @@ class Change(rows.Row, query="consistency/audit_without_event_tail"):
 
 def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.5: judge entitlement changes without an outbox event: never written, or deleted after it was processed."""
-    if "changes" not in frames:
-        return no_data(Change.QUERY)
     changes, scope = rows.each(frames["changes"], Change), rows.one(frames.get("scope"), Scope)
     read = _say_read(scope, "consistency.audit_tail", given)
     notified = [c.occurred_at for c in changes if c.notification and c.occurred_at is not None]
@@ -334,8 +310,6 @@ def collect_locks(rb: Context) -> Frames:
 
 def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.6: judge lock columns that are set outside the leased statuses."""
-    if "locks" not in frames:
-        return no_data("consistency/locks")
     locks = frames["locks"]
     kinds = {str(kind): int(n) for kind, n in locks["kind"].value_counts().items()}
     outbox = any(kind.startswith(("outbox", "in_flight")) for kind in kinds)
@@ -351,11 +325,13 @@ def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-CHECKS: tuple[Check, ...] = (
-    Check("5.3.1", collect_sent, judge_sent),
-    Check("5.3.2", collect_lost, judge_lost),
-    Check("5.3.3", collect_halves, judge_halves),
-    Check("5.3.4", collect_dead_letters, judge_dead_letters),
-    Check("5.3.5", collect_audit, judge_audit),
-    Check("5.3.6", collect_locks, judge_locks),
+SENT = Check("5.3.1", collect_sent, judge_sent, needs=("dirty",), optional=("everything",))
+#: Where nothing is missing nobody needs to know what the consumer holds; where something is, the judge weighs each.
+LOST = Check(
+    "5.3.2", collect_lost, judge_lost, needs=("unprocessed",), optional=("consumer", "given_up", *missing.TRACES)
 )
+HALVES = Check("5.3.3", collect_halves, judge_halves, needs=("halves",))
+DEAD_LETTERS = Check("5.3.4", collect_dead_letters, judge_dead_letters, needs=("failed",))
+AUDIT = Check("5.3.5", collect_audit, judge_audit, needs=("changes",))
+LOCKS = Check("5.3.6", collect_locks, judge_locks, needs=("locks",))
+CHECKS = (SENT, LOST, HALVES, DEAD_LETTERS, AUDIT, LOCKS)

@@ -10,9 +10,9 @@ import pandas as pd
 
 from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
-from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.check import Check, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, no_data
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
@@ -177,7 +177,7 @@ def collect(rb: Context) -> Frames:
                 if any(p.waiting for p in _filter_service_pools(pools, facts_of(rb).database_role)):
                     return {"pools": pools}
         raise
-    with parts.part("rows") as answers, rb.snapshot() as db:
+    with parts.part("row_locks") as answers, rb.snapshot() as db:
         answers["row_locks"] = db.ask(RowHolder.QUERY)
     return parts.frames()
 
@@ -189,7 +189,7 @@ def _filter_service_pools(pools: pd.DataFrame | None, role: str) -> list[Pool]:
 
 def judge(frames: Frames, given: JudgeInput) -> Finding:
     """4.1.4: judge lock waits and free connections; both delay every hop at the same time."""
-    connections = rows.first(frames.get("connections"), Connections)
+    connections = rows.one(frames.get("connections"), Connections)
     blocker, holder = rows.one(frames.get("blockers"), Blocker), rows.one(frames.get("row_locks"), RowHolder)
     blocked = rows.each(frames.get("blocked"), Blocked)
     table_holder = rows.one(frames.get("table_locks"), TableHolder)
@@ -200,12 +200,10 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     pools = _filter_service_pools(frames.get("pools"), facts_of(given).database_role)
     pool = max(pools, key=lambda p: p.longest_wait_s, default=Pool())
     queue = limits.value("pool.wait", pool.longest_wait_s)
-    if connections is None and pool.waiting:
+    if "connections" not in frames and pool.waiting:
         # The pooler gave the runbook no connection within its timeout either.
         exhausted = given.evidence("database.pool_exhausted")
         return judged(_format_pool_wait(pool), [queue], at_least=Status.CRITICAL, signals=exhausted, show=("pools",))
-    if connections is None or "blocked" not in frames:
-        return no_data("database/connections")
     used, usable = connections.used, connections.usable
     if place.behind_s is not None:
         return _report_replica(used, usable, len(blocked))
@@ -306,7 +304,6 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             Value("transactions.longest", longest, "s"),
         ],
         at_least=Status.CRITICAL if write_blocker else Status.OK,
-        reason=next((e.reason for part, e in failures(frames).items() if part == "rows"), None),
         notes=tuple(notes),
         signals=tuple(
             _weigh_waits(

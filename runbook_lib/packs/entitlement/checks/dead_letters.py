@@ -12,16 +12,13 @@ import pandas as pd
 
 from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
-from runbook_lib.checks.check import FAILED, Check
+from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
     collect_each,
     judge_each,
-    no_data,
-    notes_of_failures,
     seconds_between,
-    signals_of_failures,
 )
 from runbook_lib.diagnosis import history, stats
 from runbook_lib.model import rows
@@ -30,7 +27,6 @@ from runbook_lib.model.finding import (
     Frames,
     Hop,
     OutageEnd,
-    Reason,
     Signal,
     Status,
     Text,
@@ -88,31 +84,25 @@ def collect_permanent(rb: Context) -> Frames:
     `given_up.collect_advisories`, `fetch_messages` and `query_follow_up`.
     """
     parts = FrameCollector()
-    answers = parts.answers
     given_up.collect_advisories(rb, parts)
     given_up.fetch_messages(rb, parts, "terminated")
     with rb.snapshot() as db:
         outbox = {"outbox_failed": given_up.FailedEvent.QUERY} | (
             {} if rb.past else {"errors": publish.OutboxError.QUERY}
         )
-        parts.ask(db, "outbox", outbox, fields=list(given_up.FIELDS))
+        parts.ask(db, outbox, fields=list(given_up.FIELDS))
         given_up.query_follow_up(db, parts)
-        given_up.query_letters_and_sends(db, answers)
-        given_up.query_if_cheap(db, answers, {"dead_letters/given_up": {}, "dead_letters/older": {}})
+        given_up.query_letters_and_sends(db, parts)
+        parts.ask(db, {"given_up": "dead_letters/given_up", "older": "dead_letters/older"})
     return parts.frames()
 
 
 def judge_permanent(frames: Frames, given: JudgeInput) -> Finding:
     """4.4.1: judge permanent failures by kind and producer."""
-    unread = given_up.unread_tables(frames)
-    if "outbox_failed" not in frames and not unread:
-        return no_data("dead_letters/outbox_failed")
     kinds = permanent_kinds(frames, given)
     certain = kinds[~kinds["kind"].isin(_UNCERTAIN_KINDS)]
     n, unsure = float(kinds["n"].sum()), float(kinds["n"].sum() - certain["n"].sum())
     ago = given_up.age_s(kinds["last"].max(), given) if len(kinds) else None
-    missing = given_up.failed_parts(frames, "terminated", "messages", *given_up.TABLES)
-    blind = bool(missing) or not {"letters", "given_up"} <= frames.keys()
     headline = say(
         "letters.permanent" if n else "letters.no_permanent",
         n=n,
@@ -121,20 +111,19 @@ def judge_permanent(frames: Frames, given: JudgeInput) -> Finding:
         kinds=_format_kinds(kinds),
     )
     return judged(
-        notes_of_failures(unread)[0] if unread and not n else headline,
+        headline,
         [
             Value("dlq.permanent", n, "rows"),
             Value("dlq.kind_unknown", unsure, "rows"),
             *((given.limits.value("dlq.quiet", ago),) if n else ()),
         ],
-        at_least=worst([Status.WARNING if n else Status.OK, Status.UNKNOWN if blind else Status.OK]),
-        reason=missing[0].reason if missing else Reason.DENIED,
+        at_least=Status.WARNING if n else Status.OK,
         notes=(
             *((say("letters.unsure"),) if unsure else ()),
             *((say("letters.masked"),) if n else ()),
-            *given_up.reading_notes(frames, given, "letters", "given_up"),
+            *given_up.reading_notes(frames, given),
         ),
-        signals=(*_permanent_signals(kinds, frames, given), *signals_of_failures(unread, given)),
+        signals=tuple(_permanent_signals(kinds, frames, given)),
         hops=(Hop("producer", alive=_format_producers(certain)),) if len(certain) else (),
         proposals=tuple(
             remedies.fix_producer(given, str(store), _format_producers(found), float(found["n"].sum()))
@@ -304,17 +293,17 @@ def collect_transient(rb: Context) -> Frames:
                 "outbox": Outbox.QUERY,
                 "publish_tries": "outbox/failed_tries",
             }
-        parts.ask(db, "outbox", outbox, fields=list(given_up.FIELDS), tried_since=tried)
+        parts.ask(db, outbox, fields=list(given_up.FIELDS), tried_since=tried)
         given_up.query_follow_up(db, parts)
-        given_up.query_letters_and_sends(db, answers)
-        given_up.query_if_cheap(db, answers, {"dead_letters/older": {}})
+        given_up.query_letters_and_sends(db, parts)
+        parts.ask(db, {"older": "dead_letters/older"})
         if rb.past:
             return parts.frames()
-        given_up.query_if_cheap(db, answers, {"dead_letters/attempts_ended": {}, RetryCount.QUERY: {}})
+        parts.ask(db, {"attempts_ended": "dead_letters/attempts_ended", "retry_load": RetryCount.QUERY})
+        outage.ask(rb, db, parts, "sent")
         with parts.part("notifications"):  # last: a failed query makes the snapshot unusable
             answers["retrying"] = db.ask(Retrying.QUERY)
             answers |= delivery.collect(rb, db)
-            answers |= outage.ask(rb, db, "sent")
     if "backlog" in answers:
         answers |= delivery.collect_again(rb, answers)
     if Transient.of(parts.frames(), rb.given("4.4.2")).relieved:
@@ -372,7 +361,7 @@ class Transient:
             and "publish_tries" in frames
             and Tries.of("publish", frames).failed >= pattern
             and (published is None or published >= lately),
-            unread=bool(given_up.unread_tables(frames)),
+            unread=given_up.unread_tables(frames),
             counts={
                 "delivery": sum(c.n for c in clusters),
                 "broker": float(len(lost)),
@@ -441,9 +430,6 @@ class Transient:
 
 def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
     """4.4.2: judge which dependency failed, since when, and whether it still fails."""
-    unread = given_up.unread_tables(frames)
-    if "outbox_failed" not in frames and not unread:
-        return no_data("dead_letters/outbox_failed")
     seen, limits = Transient.of(frames, given), given.limits
     load = _predict_retries(frames, given)
     now = [
@@ -452,19 +438,14 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
         Value("retries.next_minute", load["next_minute"], "rows"),
         Value("retries.peak", load["peak"], "1/min"),
     ]
-    missing = given_up.failed_parts(frames, "exhausted", "messages", *given_up.TABLES)
-    blind = bool(missing) or seen.past or "letters" not in frames
     recovered = [] if seen.past else seen.recovered_stores(given)
     portion, recent = given.number("redrive.portion"), seen.recent_stores(given)
     relieves = seen.relieved and not program.is_throttled(frames, given)
     quiet = limits.value("dlq.quiet", seen.last_s)
     if not recent and quiet.status is not Status.OK:
         quiet = replace(quiet, threshold=None)  # successful sends prove the end before the quiet time is over
-    headline = _transient_headline(seen, given)
-    if unread and headline.key == "letters.no_transient":
-        headline = notes_of_failures(unread)[0]
     return judged(
-        headline,
+        _transient_headline(seen, given),
         [
             Value("dlq.transient", seen.total, "rows"),
             *(Value(f"dlq.{store}", n, "rows") for store, n in seen.counts.items()),
@@ -472,11 +453,10 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
             *(() if seen.past else now),
         ],
         at_least=worst(
-            [Status.WARNING if seen.total or seen.live else Status.OK, Status.UNKNOWN if blind else Status.OK]
+            [Status.WARNING if seen.total or seen.live else Status.OK, Status.UNKNOWN if seen.past else Status.OK]
         ),
-        reason=missing[0].reason if missing else Reason.NO_DATA if seen.past else Reason.DENIED,
-        notes=(*_transient_notes(seen, frames, given, load), *given_up.reading_notes(frames, given, "letters")),
-        signals=(*_transient_signals(seen, frames, given), *signals_of_failures(unread, given)),
+        notes=(*_transient_notes(seen, frames, given, load), *given_up.reading_notes(frames, given)),
+        signals=tuple(_transient_signals(seen, frames, given)),
         hops=() if seen.past else _transient_hops(seen),
         proposals=(
             *((remedies.throttle(given, "delivery"),) if relieves else ()),
@@ -622,7 +602,7 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
         if ago < quiet and not seen.ended:
             observed.append("dead_letters.dependency_goes_on" if dependency else "dead_letters.unclear_goes_on")
             observed.append(errors.classify_send(max((c.last, c.error) for c in seen.clusters if c.kind == kind)[1]))
-    if seen.counts["broker"] and "processed_events" not in given_up.unread_tables(frames):
+    if seen.counts["broker"] and "processed" in frames:
         ran_out_lately = seen.ages["broker"] < quiet
         observed.append(
             "dead_letters.deliveries_ran_out_lately" if ran_out_lately else "dead_letters.deliveries_ran_out"
@@ -692,8 +672,8 @@ def chart_attempts(frames: Frames, given: JudgeInput) -> charts.Chart | None:
 
 #: The checks of section 5.3 that must agree with the dead letters.
 AGREEMENT_CHECKS = {
-    "letters": Check("5.3.4", consistency.collect_dead_letters, consistency.judge_dead_letters),
-    "lost": Check("5.3.2", lambda rb: consistency.collect_lost(rb, day=False), consistency.judge_lost),
+    "letters": consistency.DEAD_LETTERS,
+    "lost": replace(consistency.LOST, collect=lambda rb: consistency.collect_lost(rb, day=False)),
 }
 Counts = np.ndarray[Any, np.dtype[np.float64]]
 STORES = ("outbox", "delivery", "broker", "advisories")
@@ -725,18 +705,12 @@ def collect_trend(rb: Context) -> Frames:
     with rb.snapshot() as db:
         given_up.query_follow_up(db, parts)
         bucket_s = _bucket_s(rb, rb.parameters.window_minutes)
-        given_up.query_if_cheap(
-            db, parts.answers, {"dead_letters/per_bucket": {"bucket_s": bucket_s}, "dead_letters/older": {}}
-        )
-    agree, own = collect_each(rb, AGREEMENT_CHECKS), parts.frames()
-    return own | agree | {FAILED: pd.concat([own[FAILED], agree[FAILED]], ignore_index=True)}
+        parts.ask(db, {"per_bucket": StoreBucket.QUERY, "older": "dead_letters/older"}, bucket_s=bucket_s)
+    return parts.frames() | collect_each(rb, AGREEMENT_CHECKS)
 
 
 def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
     """4.4.3: judge whether the dead letters were a burst that is over or still increase."""
-    for name in ("per_bucket", "recorded"):
-        if name not in frames:
-            return no_data(f"dead_letters/{name}")
     unrecorded = _find_unrecorded(frames, given)
     counted = count_per_store(frames, given)
     new = _sum_stores(counted, unrecorded, given)
@@ -750,9 +724,9 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
     found = judge_each(frames, given, AGREEMENT_CHECKS)
     bad = {name: f for name, f in found.items() if f.status is not Status.OK and f.counts}
     apart, lost = found["letters"].value("integrity.rows"), found["lost"].value("integrity.lost")
-    missing = given_up.failed_parts(frames, "terminated", "exhausted", "notification_nats_dlq")
     ended = next((f.ended for f in given.earlier if f.step == "4.4.2"), None)
-    ended = None if not total or len(unrecorded) or bad or missing else ended
+    all_read = {"terminated", "exhausted", "recorded"} <= frames.keys()
+    ended = ended if total and all_read and not (len(unrecorded) or bad) else None
     # The last dead letters of an outage that has ended are not growth.
     key = _classify_trend(trend, new, 0.0 if ended else growth, total, given.number("dead_letters.burst_share"))
     began = trend.onset if trend.onset is not None else int(np.argmax(new > 0))
@@ -789,10 +763,9 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
                 *(f.status for f in found.values() if f.counts),
                 Status.WARNING if ended else Status.OK,
                 Status.CRITICAL if len(unrecorded) else Status.OK,
-                Status.UNKNOWN if missing else Status.OK,
             ]
         ),
-        reason=missing[0].reason if missing else next((f.reason for f in bad.values() if f.reason), None),
+        reason=next((f.reason for f in bad.values() if f.reason), None),
         notes=(
             *(f.headline for f in bad.values()),
             *_trend_notes(frames, given),
@@ -927,8 +900,16 @@ def chart_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )  # fmt: skip
 
 
+#: What says more of the letters, or of older ones.
+_BESIDE = ("older", "sent_per_minute")
 CHECKS: tuple[Check, ...] = (
-    Check("4.4.1", collect_permanent, judge_permanent),
-    Check("4.4.2", collect_transient, judge_transient, (chart_attempts,)),
-    Check("4.4.3", collect_trend, judge_trend, (chart_trend,)),
-)
+    Check("4.4.1", collect_permanent, judge_permanent, optional=("exhausted", *_BESIDE)),
+    Check(
+        "4.4.2", collect_transient, judge_transient, (chart_attempts,),
+        optional=("terminated", "attempts_ended", "retry_load", "sent_steps", *_BESIDE),
+    ),
+    Check(
+        "4.4.3", collect_trend, judge_trend, (chart_trend,),
+        needs=("per_bucket", "recorded"), optional=("processed", *_BESIDE),
+    ),
+)  # fmt: skip

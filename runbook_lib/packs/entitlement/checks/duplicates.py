@@ -10,15 +10,14 @@ import pandas as pd
 
 from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
-from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, no_data, require_present, seconds_between, signals_of_failures
+from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
-    Reason,
     Signal,
     Status,
     Text,
@@ -80,8 +79,6 @@ def judge_key(frames: Frames, given: JudgeInput) -> Finding:
 
     It does if it is unique on event_id alone, valid, not partial, and checked immediately.
     """
-    if "key" not in frames:
-        return no_data("duplicates/key")
     found = rows.each(frames["key"], KeyIndex)
     if not found:
         return judged(
@@ -138,29 +135,33 @@ _ORDER_PROBLEMS = {
 }
 
 
+#: The queries of 4.2.2 by frame.
+ORDER = {
+    "duplicates": "consistency/duplicates",
+    "again": "duplicates/again",
+    "halves": "consistency/half_processed",
+    "apart": "duplicates/other_instant",
+    "twice": "duplicates/registered_twice",
+    "arrivals": "notifications/arrivals_per_minute",
+    "oldest": retention.Oldest.QUERY,
+}
+
+
 def collect_order(rb: Context) -> Frames:
     """4.2.2: collect differences between the window's notifications and their registrations, and any duplicates.
 
-    Frames: duplicates, copies, again, halves, apart, twice, arrivals, oldest.
+    Frames: those of `ORDER`, copies.
     """
+    parts = FrameCollector()
     with rb.snapshot() as db:
-        duplicates = db.ask("consistency/duplicates")
-        others = {
-            "again": db.try_ask("duplicates/again"),
-            "halves": db.try_ask("consistency/half_processed"),
-            "apart": db.try_ask("duplicates/other_instant"),
-            "twice": db.try_ask("duplicates/registered_twice"),
-            "arrivals": db.try_ask("notifications/arrivals_per_minute"),
-            "oldest": db.try_ask(retention.Oldest.QUERY),
-            "copies": db.try_ask("duplicates/copies") if len(duplicates) else None,
-        }
-    return {"duplicates": duplicates} | {name: frame for name, frame in others.items() if frame is not None}
+        parts.ask(db, ORDER)
+        if len(parts.answers.get("duplicates", ())):
+            parts.ask(db, {"copies": "duplicates/copies"})
+    return parts.frames()
 
 
 def judge_order(frames: Frames, given: JudgeInput) -> Finding:
     """4.2.2: judge whether each event has one registration and one notification, written at the same instant."""
-    if "duplicates" not in frames:
-        return no_data("consistency/duplicates")
     duplicates = table(frames, "duplicates", "event_id", "n", "last")
     again = table(frames, "again", "event_id", "earlier_id", "created_at")
     repeats, replays = again[again["earlier_id"].notna()], again[again["earlier_id"].isna()]
@@ -184,16 +185,10 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
     newest = pd.concat([duplicates["last"], repeats["created_at"]]).max() if events else None
     ago = seconds_between(newest, given.as_of)
     still = bool(events) and (bool(unsent) or (ago is not None and ago < given.number("duplicates.still")))
-    unasked = [name for name in ("halves", "apart", "again", "twice") if name not in frames]
     queued = float(table(frames, "arrivals", "n")["n"].sum()) if "arrivals" in frames else None
     facts = found | {"extra": extra, "ago": ago, "unsent": unsent, "seen": queued, "minutes": given.window_minutes}
     problem = next((name for name, n in found.items() if n), None)
-    if problem is not None:
-        headline = _ORDER_PROBLEMS[problem]
-    elif unasked:
-        headline = "half_seen"
-    else:
-        headline = "none" if queued == 0 else "in_order"
+    headline = _ORDER_PROBLEMS[problem] if problem is not None else "none" if queued == 0 else "in_order"
     clean_up = retention.judge_clean_up(frames, given)
     # Rows that the frame of duplicates explains are not shown a second time.
     shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"]}
@@ -212,9 +207,9 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
             Value("notifications.created", queued, "rows"),
             *clean_up.values,
         ],
-        at_least=Status.UNKNOWN if unasked else Status.WARNING if found["replays"] or found["close"] else Status.OK,
-        notes=(*_order_notes(frames, unasked, found, facts), *clean_up.notes),
-        signals=(*_order_signals(given, problem, still, bool(unasked)), *clean_up.signals),
+        at_least=Status.WARNING if found["replays"] or found["close"] else Status.OK,
+        notes=(*_order_notes(frames, found, facts), *clean_up.notes),
+        signals=(*_order_signals(given, problem, still, complete=ORDER.keys() <= frames.keys()), *clean_up.signals),
         # Holding delays every user: it is proposed only for duplicates that are not sent yet.
         proposals=(remedies.hold_delivery(given), remedies.resume_delivery(given))
         if unsent or _is_still_duplicating(frames, given)
@@ -254,13 +249,11 @@ def _count_unsent_duplicates(frames: Frames) -> int | None:
     return int(waits.sum() - first + again["status"].isin(["PENDING", "PROCESSING"]).sum())
 
 
-def _order_notes(frames: Frames, unasked: list[str], found: dict[str, int], facts: dict[str, Any]) -> list[Text]:
+def _order_notes(frames: Frames, found: dict[str, int], facts: dict[str, Any]) -> list[Text]:
     notes = []
     if found["events"]:
         others = [name for name, n in found.items() if n and name != "events"]
         notes += [say(f"duplicates.also_{_ORDER_PROBLEMS[name]}", **facts) for name in others]
-    if unasked:
-        notes.append(say("duplicates.not_asked", names=", ".join(unasked)))
     if any(frame.attrs.get("capped") for frame in frames.values()):
         notes.append(say("duplicates.capped"))
     if found["events"]:
@@ -269,7 +262,7 @@ def _order_notes(frames: Frames, unasked: list[str], found: dict[str, int], fact
     return notes
 
 
-def _order_signals(given: JudgeInput, problem: str | None, still: bool, unasked: bool) -> tuple[Signal, ...]:
+def _order_signals(given: JudgeInput, problem: str | None, still: bool, complete: bool) -> tuple[Signal, ...]:
     """Return the evidence of a problem named in `_ORDER_PROBLEMS`, or of its absence."""
     if problem == "events":
         # Older duplicates prove a past problem only.
@@ -278,7 +271,7 @@ def _order_signals(given: JudgeInput, problem: str | None, still: bool, unasked:
         return given.evidence("consistency.registered_only")
     if problem is not None and problem != "close":
         return given.evidence("duplicates.not_in_order")
-    return () if unasked or problem else given.evidence("duplicates.in_order")
+    return given.evidence("duplicates.in_order") if complete and not problem else ()
 
 
 def chart_order(frames: Frames, given: JudgeInput) -> charts.Chart | None:
@@ -473,8 +466,6 @@ LOG_EVIDENCE = {
 
 def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
     """4.2.3: judge duplicates that redeliveries left, and rows that two workers process; redeliveries are normal."""
-    if not {"accepted", "accepted_later"} <= set(frames):
-        return no_data("duplicates/accepted")
     first, second = (
         next(iter(rows.each(frames.get(name), ConsumerCounters)), None) for name in ("consumer", "consumer_later")
     )
@@ -490,7 +481,6 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
         {name: frames[kept] for name, kept in (("first", "held"), ("second", "held_later")) if kept in frames}, given
     )
     race = bool({s.observation for s in locks.signals} & TWO_WORKERS)
-    failed = failures(frames)
     log = rows.first(frames.get("log"), DuplicatesLog)
     strength = log.strength(given) if log else ""
     log_observation, log_status = LOG_EVIDENCE.get(strength, ("", Status.OK))
@@ -528,14 +518,11 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
         headline = "duplicates.unseen"
     else:
         headline = "duplicates.absorbed" if moved.again else "duplicates.no_redelivery"
-    unread = failed.get("consumer")
     at_least = [locks.status, log_status]
     if later.doubled:
         at_least.append(Status.CRITICAL)
     elif reached and before is not None:
         at_least.append(before.status)
-    if unread is not None and unread.reason is not Reason.NOT_CONFIGURED:
-        at_least.append(Status.UNKNOWN)
     beside = locks if race and headline != "duplicates.two_hands" else None
     logged = (("lost", "entries"), ("twice", "rows"), ("skipped", "events"))
     observed = {
@@ -558,12 +545,10 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
             *(v for v in locks.values if v.name in ("processing.other_holder", "processing.taken_before_lease_end")),
         ],
         at_least=worst(at_least),
-        reason=unread.reason if unread else None,
         notes=tuple(_absorbed_notes(frames, given, facts, beside)),
         signals=(
             *(s for observation, holds in observed.items() if holds for s in given.evidence(observation)),
             *locks.signals,
-            *signals_of_failures(failed, given),
         ),
         hops=(
             Hop(
@@ -585,8 +570,6 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
 
 def _absorbed_notes(frames: Frames, given: JudgeInput, facts: dict[str, Any], race: Finding | None) -> list[Text]:
     notes = [race.headline] if race else []
-    for e in failures(frames).values():
-        notes.append(say("duplicates.without", source=e.source, why=unknown_from_error(e).headline))
     if facts["absorbed"]:
         notes.append(say("duplicates.estimate", **facts))
     if facts["entries"] == 0:
@@ -598,7 +581,7 @@ def _absorbed_notes(frames: Frames, given: JudgeInput, facts: dict[str, Any], ra
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("4.2.1", collect_key, judge_key),
-    Check("4.2.2", collect_order, judge_order, (chart_order,)),
-    Check("4.2.3", collect_absorbed, judge_absorbed),
+    Check("4.2.1", collect_key, judge_key, needs=("key",)),
+    Check("4.2.2", collect_order, judge_order, (chart_order,), needs=("duplicates",), optional=("arrivals", "oldest")),
+    Check("4.2.3", collect_absorbed, judge_absorbed, needs=("accepted", "accepted_later", "held", "held_later")),
 )

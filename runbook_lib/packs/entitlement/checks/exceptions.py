@@ -15,11 +15,10 @@ import pandas as pd
 from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
 from runbook_lib.book.catalog import Phrase
-from runbook_lib.checks.check import Check, failures, unknown_from_error
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, require_present
 from runbook_lib.diagnosis import stats
-from runbook_lib.diagnosis.verdict import evidence_from_error
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
@@ -100,12 +99,12 @@ def collect_exceptions(rb: Context) -> Frames:
         known = {p.text: p for p in rb.catalog.phrases.values() if which in p.workloads}
         found |= log_frames(read, known, minutes, rb.number)
         found |= logins.collect_without_log(rb, which)
-    with parts.part("tries") as found:
-        found |= recovery.collect_errors(rb, [PART[which]])
+    with parts.part("tries"):
+        recovery.ask_errors(rb, parts, [PART[which]])
     if which == "notification":
         with parts.part("results") as found:
             found["results"] = rb.prometheus.instant(_SUM, rb.as_of)
-    return {**parts.frames(), "about": row(workload=which, name=name, minutes=minutes)}
+    return parts.frames() | {"about": row(workload=which, name=name, minutes=minutes)}
 
 
 def collect_entitlement(rb: Context) -> Frames:
@@ -363,7 +362,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     tries = "tries" not in failed and len(frames.get(recovery.TRIED[part][0], ())) > 0
     if log is None and not tries:
         nothing = SourceError("workloads", Reason.NO_DATA, "no line in the log, and no tries", "")
-        return unknown_from_error(failed.get("log") or failed.get("tries") or nothing)
+        raise failed.get("log") or failed.get("tries") or nothing
 
     texts, values, notes = [], [], []
     closed, unread = log is not None and log.closed, None if read else failed.get("log")
@@ -435,7 +434,6 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         notes=tuple(notes),
         signals=(
             *(given.catalog.phrase_evidence(phrase, mode, weight) for mode, (weight, phrase) in modes.items()),
-            *(evidence_from_error(failed["tries"], given.catalog) if "tries" in failed else ()),
             *(signal for observation in observed for signal in given.evidence(observation)),
         ),
         proposals=_propose_remedies(given, about.workload, turned_away, restart=restart, unread=log is None),
@@ -566,6 +564,6 @@ def chart_errors(frames: Frames, given: JudgeInput) -> charts.Chart | None:
 
 CHECKS = (
     Check("4.5.1", collect_entitlement, judge_exceptions, charts=(chart_errors,)),
-    Check("4.5.2", collect_notification, judge_exceptions, charts=(chart_errors,)),
-    Check("5.1.1", collect_exceptions, judge_exceptions, charts=(chart_errors,)),
+    Check("4.5.2", collect_notification, judge_exceptions, charts=(chart_errors,), optional=("results",)),
+    Check("5.1.1", collect_exceptions, judge_exceptions, charts=(chart_errors,), optional=("results",)),
 )

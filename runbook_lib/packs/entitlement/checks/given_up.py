@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,9 @@ import pandas as pd
 from runbook_lib.book import patterns
 from runbook_lib.checks.check import failures
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, notes_of_failures, seconds_between
+from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Frames, Reason, Text, say
+from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions.stores import advised_sequence
@@ -26,15 +26,12 @@ from runbook_lib.packs.entitlement.checks import errors
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, WireError, decode
-from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
     from runbook_lib.sources.jetstream import Message
     from runbook_lib.sources.postgres import Snapshot
 
-#: The parts of 4.4 that are read from tables, named by the table.
-TABLES = ("outbox", "processed_events", "notification_nats_dlq", "notifications")
 FIELDS = tuple(EntitlementEvent.__dataclass_fields__)
 #: The type that each field must have.
 _FIELD_TYPES = {name: "number" if name == "version" else "string" for name in FIELDS}
@@ -183,8 +180,12 @@ def query_follow_up(db: Snapshot, parts: FrameCollector) -> None:
     """
     seqs = {int(s) for name in ("terminated", "exhausted") for s in column(parts.answers, name, "stream_seq")}
     ids = [str(i) for i in column(parts.answers, "messages", "event_id")]
-    parts.ask(db, "notification_nats_dlq", {"recorded": "dead_letters/recorded"}, seqs=sorted(seqs))
-    parts.ask(db, "processed_events", {"processed": "dead_letters/processed"}, event_ids=ids)
+    parts.ask(
+        db,
+        {"recorded": "dead_letters/recorded", "processed": "dead_letters/processed"},
+        seqs=sorted(seqs),
+        event_ids=ids,
+    )
 
 
 def column(frames: Frames, name: str, values: str) -> Iterable[Any]:
@@ -216,17 +217,10 @@ def advisories_read_since(frames: Frames, given: JudgeInput) -> pd.Timestamp | N
     return max((at for at in oldest if at > begin), default=None)
 
 
-def query_if_cheap(db: Snapshot, answers: Frames, queries: Mapping[str, dict[str, Any]]) -> None:
-    """Run queries that may exceed the cost limit; a query over the limit leaves no frame."""
-    for name, params in queries.items():
-        found = db.try_ask(name, **params)
-        if found is not None:
-            answers[name.rpartition("/")[2]] = found
-
-
-def query_letters_and_sends(db: Snapshot, answers: Frames) -> None:
+def query_letters_and_sends(db: Snapshot, parts: FrameCollector) -> None:
     """Collect the notifications' dead letters, and the sends per minute. Frames: letters, sent_per_minute."""
-    query_if_cheap(db, answers, {"dead_letters/letters": {"fields": list(FIELDS)}, "notifications/sent_per_minute": {}})
+    queries = {"letters": DeliveryLetter.QUERY, "sent_per_minute": "notifications/sent_per_minute"}
+    parts.ask(db, queries, fields=list(FIELDS))
 
 
 def list_field_problems(shape: object) -> str:
@@ -270,19 +264,13 @@ def quiet_s(given: JudgeInput) -> float:
 # Notes on what was not read -----------------------------------------------------------------------
 
 
-def failed_parts(frames: Frames, *parts: str) -> list[SourceError]:
-    """Return the errors of parts whose source is declared and failed: their counts are unknown, not zero."""
-    failed = failures(frames)
-    return [failed[p] for p in parts if p in failed and failed[p].reason is not Reason.NOT_CONFIGURED]
+def unread_tables(frames: Frames) -> bool:
+    """Return whether the database did not answer one of the questions."""
+    return any(e.source == "postgres" for e in failures(frames).values())
 
 
-def unread_tables(frames: Frames) -> dict[str, SourceError]:
-    """Return the errors of the parts that are read from tables; see `TABLES`."""
-    return {part: e for part, e in failures(frames).items() if part in TABLES}
-
-
-def reading_notes(frames: Frames, given: JudgeInput, *queries: str) -> tuple[Text, ...]:
-    """Return notes on samples, queries over the cost limit, failed sources, and rows older than the window."""
+def reading_notes(frames: Frames, given: JudgeInput) -> tuple[Text, ...]:
+    """Return notes on samples, on times that are not exact, and on rows older than the window."""
     notes = []
     for name in ("outbox_failed", "letters"):
         frame = table(frames, name, "total")
@@ -290,11 +278,6 @@ def reading_notes(frames: Frames, given: JudgeInput, *queries: str) -> tuple[Tex
             notes.append(say("letters.sampled", shown=len(frame), of=float(frame["total"].max())))
     if not all(f.exact for f in rows.each(frames.get("outbox_failed"), FailedEvent)):
         notes.append(say("letters.no_failed_at"))
-    notes += [say("letters.refused", question=name) for name in queries if name not in frames]
-    tables = unread_tables(frames)
-    sources = {e.source: e for part, e in failures(frames).items() if part not in tables}
-    notes += [say("letters.without", source=e.source, why=e.detail) for e in sources.values()]
-    notes += notes_of_failures(tables)
     if advisories_read_since(frames, given) is not None:
         notes.append(say("letters.advisories_capped", n=given.number("dead_letters.advisories")))
     older = sum(store.n for store in rows.each(frames.get("older"), Count) if store.n is not None)

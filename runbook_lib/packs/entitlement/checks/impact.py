@@ -14,11 +14,12 @@ import pandas as pd
 from runbook_lib.book.catalog import Slo
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, no_data
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.diagnosis import history
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, replace, say, unknown
 from runbook_lib.model.frames import row
+from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement.checks import past
 from runbook_lib.packs.entitlement.checks.course import IncidentTimes, count_never_notified, course
 from runbook_lib.packs.entitlement.checks.incident import (
@@ -96,6 +97,10 @@ class EarlierImpact(Impact):
         return same and (now.minutes is None or (self.minutes is not None and self.minutes >= now.minutes))
 
 
+#: The queries that count what was there in all; they may be over the cost limit.
+_SIZES = ("size", "month", "day")
+
+
 def collect_impact(rb: Context) -> Frames:
     """7.1: read the runs of the incident, and the tables bucket by bucket.
 
@@ -118,12 +123,12 @@ def collect_impact(rb: Context) -> Frames:
     steps = past.fine_span(span, given)
     parts.answers |= {name: row(**vars(of)) for name, of in (("span", span), ("steps", steps))}
     with parts.part("tables") as answers, rb.snapshot() as db:
-        asked = _query_tables(rb, db, span)
-        answers |= {name: frame for name, frame in asked.items() if frame is not None} | past.ask(rb, db, steps)
+        _query_tables(rb, db, parts, span)
+        answers |= past.ask(rb, db, steps)
     return parts.frames()
 
 
-def _query_tables(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFrame | None]:
+def _query_tables(rb: Context, db: Snapshot, parts: FrameCollector, span: Span) -> None:
     slos, since, until, stretch = rb.catalog.slos, span.since, span.until, vars(span)
     e2e = slos["NOTI-B"].number
     late = {"limit_s": slos["ENT-C"].number, "old_s": slos["ENT-D"].number, "share": allowed_share(slos["ENT-D"])}
@@ -134,26 +139,18 @@ def _query_tables(rb: Context, db: Snapshot, span: Span) -> dict[str, pd.DataFra
     sent = past.query_in_pieces(
         rb, db, "postmortem/notifications", since - margin, until + margin, "postmortem.piece", **stretch, limit_s=e2e
     )
-    never = db.try_ask("postmortem/unprocessed", **stretch, limit_s=e2e)
-    missing = never is not None and bool(never["published"].sum())
-    return {
-        "reach": db.ask("postmortem/reach"),
-        "size": db.try_ask("postmortem/size"),
-        "month": db.try_ask("postmortem/month"),
-        "day": db.try_ask("postmortem/day"),
-        "outbox_failed": db.try_ask("postmortem/outbox_failed", since=since, until=until, tries_s=tries_s),
-        "letters": db.try_ask("postmortem/dead_letters", **stretch),
-        "unprocessed": never,
-        "deletions": db.try_ask(Oldest.QUERY) if missing else None,
-        "outbox": _sum_buckets(outbox),
-        "notifications": _sum_buckets(sent),
-    }
+    parts.answers |= {name: _sum_buckets(p) for name, p in (("outbox", outbox), ("notifications", sent)) if p}
+    parts.ask(db, {name: f"postmortem/{name}" for name in ("reach", *_SIZES)})
+    parts.ask(db, {"outbox_failed": "postmortem/outbox_failed"}, since=since, until=until, tries_s=tries_s)
+    parts.ask(
+        db, {"letters": "postmortem/dead_letters", "unprocessed": "postmortem/unprocessed"}, **stretch, limit_s=e2e
+    )
+    if "unprocessed" in parts.answers and parts.answers["unprocessed"]["published"].sum():
+        parts.ask(db, {"deletions": Oldest.QUERY})
 
 
-def _sum_buckets(pieces: list[pd.DataFrame] | None) -> pd.DataFrame | None:
-    """Return the sums of a query's pieces by bucket; None without a piece."""
-    if not pieces:
-        return None
+def _sum_buckets(pieces: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the sums of a query's pieces by bucket."""
     every, how = pd.concat(pieces), {"most_old": "max", "aged": "max"}
     whole = every.groupby("bucket").agg({c: how.get(c, "sum") for c in every.columns if c != "bucket"})
     return pd.DataFrame(whole).reset_index()
@@ -403,7 +400,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     """7.1: report which objectives were in breach, for how long, with how many events and which share of the budget."""
     span = span_of(frames)
     if span is None:
-        return no_data("span")
+        raise UnreadError("span")
     detected = detection(frames, given)
     went = course(frames, given, detected)
     began = went.began
@@ -573,4 +570,6 @@ def chart_impact(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
-CHECKS: tuple[Check, ...] = (Check("7.1", collect_impact, judge_impact, (chart_impact,)),)
+CHECKS: tuple[Check, ...] = (
+    Check("7.1", collect_impact, judge_impact, (chart_impact,), needs=("span",), optional=(*_SIZES, "deletions")),
+)

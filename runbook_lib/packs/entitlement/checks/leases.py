@@ -11,9 +11,9 @@ import pandas as pd
 
 from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
-from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, notes_of_failures, seconds_between, signals_of_failures
+from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.diagnosis.stats import percentile
 from runbook_lib.model import rows
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Signal, Status, Threshold, Value, judged, say
@@ -163,8 +163,6 @@ LEASES = Cases[Leases](
 
 def judge_leases(frames: Frames, given: JudgeInput) -> Finding:
     """4.3.1: a lease that expired and was not claimed again shows that no worker polls, or not in time."""
-    if "holders" not in frames:
-        return judged(say("leases.unseen"), at_least=Status.UNKNOWN)
     held, limits = _read_processing(frames), given.limits
     over, bare = limits.value("processing.expired_for", held.over_s), held.without_lease
     late = bool(held.expired) and over.status is not Status.OK
@@ -226,8 +224,6 @@ def collect_workers(rb: Context) -> Frames:
 
 def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
     """4.3.2: a worker is alive if it finishes rows, or if nothing is due."""
-    if not {"backlog", "activity", "holders"} <= frames.keys():
-        return judged(say("leases.unseen"), at_least=Status.UNKNOWN)
     seen, held, limits = delivery.read_delivery(frames), _read_processing(frames), given.limits
     stopping, sent = seen.stopping(given), seen.activity.sent_1m
     dead = stopping in delivery.STOPPED_OBSERVATIONS or bool(stopping and not seen.refusing(given))
@@ -331,8 +327,6 @@ HOLDER_CHANGES = Cases[HolderChanges](
 
 def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
     """4.3.3: a row that changes its holder before its lease expired is a race; afterwards it is a takeover."""
-    if "first" not in frames or "second" not in frames:
-        return judged(say("leases.unseen"), at_least=Status.UNKNOWN)
     first, second = (rows.each(frames[name], HeldRow) for name in ("first", "second"))
     apart_s = seconds_between(first[0].now, second[0].now) if first and second else None
     seconds = round(apart_s or given.number("looks.apart"), 1)
@@ -419,8 +413,6 @@ def collect_length(rb: Context) -> Frames:
 
 def judge_length(frames: Frames, given: JudgeInput) -> Finding:
     """4.3.4: a lease must be longer than the longest batch; one that is much longer delays recovery after a crash."""
-    if not {"holders", "batches"} & frames.keys():
-        return judged(say("leases.unseen"), at_least=Status.UNKNOWN)
     held, batches, limits = _read_processing(frames), rows.each(frames.get("batches"), Batch), given.limits
     configured = facts_of(given).lease_s
     written = _max_or_zero(h.longest_lease_s for h in held.holders) if held.holders else None
@@ -536,17 +528,16 @@ def collect_clocks(rb: Context) -> Frames:
     clocks = [(name, c.offset_s, c.error_s) for name, c in rb.clocks.items()]
     parts = FrameCollector()
     with rb.snapshot() as db:
-        parts.ask(db, "notifications", {"worker": WorkerClock.QUERY})
-        parts.ask(db, "processed_events", {"subscriber": SubscriberClock.QUERY})
-    return parts.any_answer() | {"clocks": pd.DataFrame(clocks, columns=["server", "offset_s", "error_s"])}
+        parts.ask(db, {"worker": WorkerClock.QUERY, "subscriber": SubscriberClock.QUERY})
+    if parts.answers:
+        parts.answers["clocks"] = pd.DataFrame(clocks, columns=["server", "offset_s", "error_s"])
+    return parts.frames()
 
 
 def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
     """4.3.5: a time in the database's future proves a clock that is ahead; commit times show one that is behind too."""
     # One of the two frames may prove a skew; only both together show that there is none.
-    absent, failed = {"worker", "subscriber"} - frames.keys(), failures(frames)
-    if len(absent) == 2:
-        return judged(say("leases.unseen"), at_least=Status.UNKNOWN, signals=signals_of_failures(failed, given))
+    absent = {"worker", "subscriber"} - frames.keys()
     worker = rows.first(frames.get("worker"), WorkerClock) or WorkerClock()
     subscriber = rows.first(frames.get("subscriber"), SubscriberClock) or SubscriberClock()
     lease_s, limits = facts_of(given).lease_s, given.limits
@@ -569,9 +560,7 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
             signals += given.evidence("leases.clock_outlives_leases")
     elif evidence and not absent and not behind_unseen:
         signals += given.evidence("leases.clock_agrees")
-    signals += signals_of_failures(failed, given)
-    failure_notes = notes_of_failures(failed)
-    notes = [*failure_notes, say("leases.clock_tracked" if worker.tracked else "leases.clock_untracked")]
+    notes = [say("leases.clock_tracked" if worker.tracked else "leases.clock_untracked")]
     if servers is not None and limits["clock.offset"].status(abs(servers)) is not Status.OK:
         notes.append(say("leases.servers_apart", s=servers))
     if apart:
@@ -584,9 +573,7 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
         key = "leases.clock_not_ahead" if behind_unseen else "leases.clock_agrees"
     headline = say(key, who=name, skew=skew, lease=lease_s, share=100 * abs(skew) / lease_s, too_long=too_long.value)
     return judged(
-        failure_notes[0]
-        if failure_notes and key not in ("leases.clock_apart", "leases.clock_lease_long")
-        else headline,
+        headline,
         [
             offset,
             share,
@@ -595,8 +582,7 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
             Value("processing.born_expired", worker.born_expired, "rows"),
             *(Value(f"clock.{who}", s, "s") for who, s in skews.items()),
         ],
-        at_least=Status.WARNING if born else Status.UNKNOWN if absent and not apart else Status.OK,
-        reason=next((e.reason for e in failed.values()), None),
+        at_least=Status.WARNING if born else Status.OK,
         notes=tuple(notes),
         signals=tuple(signals),
         proposals=(remedies.check_clocks(given),) if apart else (),
@@ -648,9 +634,9 @@ def _server_clock_offset(clocks: list[ServerClock]) -> float | None:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("4.3.1", collect_leases, judge_leases, (chart_leases,)),
-    Check("4.3.2", collect_workers, judge_workers),
-    Check("4.3.3", collect_locks, judge_locks),
-    Check("4.3.4", collect_length, judge_length),
-    Check("4.3.5", collect_clocks, judge_clocks),
+    Check("4.3.1", collect_leases, judge_leases, (chart_leases,), needs=("holders",)),
+    Check("4.3.2", collect_workers, judge_workers, needs=("backlog", "activity", "holders")),
+    Check("4.3.3", collect_locks, judge_locks, needs=("first", "second")),
+    Check("4.3.4", collect_length, judge_length, needs=("holders", "batches")),
+    Check("4.3.5", collect_clocks, judge_clocks, needs=("clocks",)),
 )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import seconds_between
+from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, OutageEnd, Text, say
 
@@ -56,14 +56,12 @@ class TimeSinceLate:
     tried: bool
 
 
-def ask(rb: Context, db: Snapshot, *flows: str) -> Frames:
+def ask(rb: Context, db: Snapshot, parts: FrameCollector, *flows: str) -> None:
     """Count the events of each flow in steps of ten seconds. Frames: published_steps, sent_steps where cheap."""
     since = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
-    asked = {
-        f"{flow}_steps": db.try_ask(f"recovery/{flow}_steps", since=since, limit_s=rb.catalog.slos[FLOWS[flow]].number)
-        for flow in flows
-    }
-    return {name: frame for name, frame in asked.items() if frame is not None}
+    for flow in flows:
+        limit_s = rb.catalog.slos[FLOWS[flow]].number
+        parts.ask(db, {f"{flow}_steps": f"recovery/{flow}_steps"}, since=since, limit_s=limit_s)
 
 
 def find_end(frames: Frames, given: JudgeInput, *flows: str) -> OutageEnd | None:

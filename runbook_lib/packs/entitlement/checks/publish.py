@@ -13,7 +13,7 @@ import pandas as pd
 from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
 from runbook_lib.checks.cases import Case, Cases, Conditions
-from runbook_lib.checks.check import Check, failures, source_error_text
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.model import rows
@@ -184,27 +184,27 @@ def collect(rb: Context) -> Frames:
     have not shown the loop running, or it seems to have stopped.
     """
     parts = FrameCollector()
+    frames = parts.answers
     with rb.snapshot() as db:
-        frames = {"delay": db.ask("outbox/delay")}
+        frames["delay"] = db.ask("outbox/delay")
         frames["delay_now"] = db.ask("outbox/delay", since=rb.as_of - pd.Timedelta(minutes=rb.number("publish.now")))
         if not rb.past:
             frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
-        if (delays := db.try_ask("outbox/delay_per_minute")) is not None:
-            frames["delays"] = delays
-        frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"]) | outage.ask(rb, db, "published")
+        parts.ask(db, {"delays": "outbox/delay_per_minute"})
+        frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
+        outage.ask(rb, db, parts, "published")
     if not rb.past:
         queue = rows.one(frames["backlog"], Outbox)
         late = rb.catalog.limits["outbox.oldest_due"].reached(queue.oldest_s)
         publishes = _published_lately(queue, rb.number("success.lately"))
         if late and publishes:
             with rb.snapshot() as db:
-                if (batches := db.try_ask("outbox/batches")) is not None:
-                    frames["batches"] = batches
+                parts.ask(db, {"batches": RelayBatch.QUERY})
         program.ask(rb, "4.1.3", parts, "relay", late, at_work=publishes)
         pause_s = None
         if late:
             # The times of a batch are its start, so a relay at work may look as if it had stopped.
-            if _read_relay(frames | parts.frames(), rb.given(), queue, None).stopped:
+            if _read_relay(parts.frames(), rb.given(), queue, None).stopped:
                 pause_s = rb.number("looks.apart") - (rb.now() - (queue.now or rb.now())).total_seconds()
         elif publishes or queue.ready or queue.leased:
             pause_s = None if program.seen_running(parts.answers, rb.given(), "relay") else program.cycle_s(rb)
@@ -221,7 +221,7 @@ def collect(rb: Context) -> Frames:
                 created=stream.get("created"),
             )
             answers["replicas"] = rows.frame(quorum.members(facts_of(rb).streams.events, stream), quorum.Member)
-    return frames | parts.frames()
+    return parts.frames()
 
 
 def kind_of(error: object) -> str:
@@ -277,9 +277,6 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         Value("outbox.tried_before", queue.tried, "rows"),
         Value("outbox.silence", seen.silence_s, "s"),
     ]
-    if (broker := failures(frames).get("broker")) is not None:
-        why = source_error_text(broker)
-        notes.append(say("publish.broker", why=why))
     slow = bool(lately.n) and delay_value.status is not Status.OK
     passed = slow and not (seen.wrong or queue.tried or queue.failed) and outage.has_passed(frames, given, "published")
     seen = replace(
@@ -678,4 +675,13 @@ def chart_delay(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
-CHECKS: tuple[Check, ...] = (Check("4.1.3", collect, judge, (chart_history, chart_delay)),)
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "4.1.3",
+        collect,
+        judge,
+        (chart_history, chart_delay),
+        # The broker is asked for the cause of what the outbox shows.
+        optional=("broker", "delays", "batches", "published_steps", "program"),
+    ),
+)

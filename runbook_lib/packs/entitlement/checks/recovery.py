@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from runbook_lib.checks.check import Check, failures
+from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
     collect_each,
     judge_each,
-    notes_of_failures,
     seconds_between,
-    signals_of_failures,
 )
 from runbook_lib.diagnosis import stats
 from runbook_lib.model import rows
@@ -26,14 +24,12 @@ from runbook_lib.model.finding import (
     Finding,
     Frames,
     Hop,
-    Reason,
     Status,
     Text,
     Value,
     judged,
     replace,
     say,
-    unknown,
     worst,
 )
 from runbook_lib.model.frames import table
@@ -81,21 +77,17 @@ class QueueState:
     values: tuple[Value, ...]
 
 
-def _failure_reason(frames: Frames) -> Reason:
-    return next((e.reason for e in failures(frames).values()), Reason.NO_DATA)
-
-
 def _lookback_start(rb: Context) -> pd.Timestamp:
     return max(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number("recovery.lookback")))
 
 
-def _collect_flows(rb: Context, db: Snapshot, tried: Iterable[str] = TRIED) -> FrameCollector:
+def _ask_flows(rb: Context, db: Snapshot, parts: FrameCollector, tried: Iterable[str] = TRIED) -> None:
     """Read each part's queue now, and its flows in steps of ten seconds.
 
     Sent notifications are counted if they were created in the last `recovery.created_before` hours; if that read is too
     expensive, in the last hour.
     """
-    parts, since = FrameCollector(), _lookback_start(rb)
+    since = _lookback_start(rb)
     longer, shorter = (since - pd.Timedelta(hours=h) for h in (rb.number("recovery.created_before"), 1))
     for queue, flows in (TRIED[part] for part in tried):
         question = f"recovery/{flows}"
@@ -105,7 +97,6 @@ def _collect_flows(rb: Context, db: Snapshot, tried: Iterable[str] = TRIED) -> F
             if found is None:
                 found = db.ask_apart(question, since=since, created_since=shorter)
             answers[flows] = found
-    return parts
 
 
 def count_rows(
@@ -143,8 +134,10 @@ def _next_sample_s(seconds: float, given: JudgeInput) -> float:
 
 def collect_backlog(rb: Context) -> Frames:
     """6.1: read both backlogs and their flows. Frames: notifications, outbox, notification_flows, outbox_flows."""
+    parts = FrameCollector()
     with rb.snapshot() as db:
-        return _collect_flows(rb, db).any_answer()
+        _ask_flows(rb, db, parts)
+    return parts.frames()
 
 
 def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
@@ -160,9 +153,7 @@ def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
         say("recovery.both", a=queues["notifications"].text, b=queues["outbox"].text),
         [v for q in queues.values() for v in q.values],
         at_least=worst(q.status for q in queues.values()),
-        reason=_failure_reason(frames),
-        notes=(say("recovery.flows_note"), *notes_of_failures(failures(frames))),
-        signals=signals_of_failures(failures(frames), given),
+        notes=(say("recovery.flows_note"),),
         hops=tuple(
             _queue_hop(hop, waiting[name], flows[name], queues[name], given)
             for hop, name in (("relay", "outbox"), ("delivery_worker", "notifications"))
@@ -271,22 +262,27 @@ def chart_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
 # 6.2 --------------------------------------------------------------------------------------------------------
 
 
-def collect_errors(rb: Context, tried: Iterable[str] = TRIED) -> Frames:
-    """6.2: count the failed and successful tries of the last seconds, for each part.
+def collect_errors(rb: Context) -> Frames:
+    """6.2: collect the tries of both parts. Frames: those of `ask_errors`."""
+    parts = FrameCollector()
+    ask_errors(rb, parts)
+    return parts.frames()
 
-    Frames: those of 6.1; tries, publish_tries; letters where cheap. Raises SourceError if no part could be read.
+
+def ask_errors(rb: Context, parts: FrameCollector, tried: Iterable[str] = TRIED) -> None:
+    """Count the failed and successful tries of the last seconds, for each part. Raises SourceError.
+
+    Frames: those of 6.1; tries, publish_tries; letters where cheap.
     """
     tried = tuple(tried)
     since = rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
     with rb.snapshot() as db:
-        parts = _collect_flows(rb, db, tried)
+        _ask_flows(rb, db, parts, tried)
         for part in tried:
             queue, name = TRIED[part][0], kinds.TRY_FRAMES[part]
             if queue in parts.answers:
-                parts.ask(db, queue, {name: f"{queue}/failed_tries"}, tried_since=since)
-        frames = parts.any_answer()
-        letters = db.try_ask("recovery/dead_letters", since=_lookback_start(rb))
-    return frames if letters is None else frames | {"letters": letters}
+                parts.ask(db, {name: f"{queue}/failed_tries"}, tried_since=since)
+        parts.ask(db, {"letters": "recovery/dead_letters"}, since=_lookback_start(rb))
 
 
 def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
@@ -296,9 +292,7 @@ def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
         say("recovery.both", a=parts[0].text, b=parts[1].text),
         [v for part in parts for v in part.values],
         at_least=worst(part.status for part in parts),
-        reason=_failure_reason(frames),
-        notes=(say("recovery.errors_note"), *notes_of_failures(failures(frames))),
-        signals=signals_of_failures(failures(frames), given),
+        notes=(say("recovery.errors_note"),),
     )
 
 
@@ -306,8 +300,7 @@ def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
     """Return the error rate of one part ("delivery" or "publish"), from the frames of `collect_errors`."""
     queue, flows = TRIED[part]
     waiting = rows.first(frames.get(queue), kinds.Queue)
-    unread = queue in failures(frames) or kinds.TRY_FRAMES[part] not in frames
-    if unread or waiting is None or not _has_columns(frames.get(flows), "gone"):
+    if kinds.TRY_FRAMES[part] not in frames or waiting is None or not _has_columns(frames.get(flows), "gone"):
         return QueueState(Status.UNKNOWN, say("recovery.errors_unread", part=say(f"recovery.{part}")), ())
     tries = kinds.Tries.of(part, frames)
     recent_s, limit = given.number("recovery.recent"), given.limits["errors.rate"]
@@ -369,16 +362,15 @@ def collect_dead_letters(rb: Context) -> Frames:
     """6.3: read when dead letters came, and when the relay last gave an event up. Frames: letters, outbox_failed."""
     parts = FrameCollector()
     with rb.snapshot() as db:
-        parts.answers["letters"] = db.ask("recovery/dead_letters")
-        parts.ask(db, "outbox", {"outbox_failed": OutboxFailed.QUERY})
+        parts.ask(db, {"letters": "recovery/dead_letters", "outbox_failed": OutboxFailed.QUERY})
     return parts.frames()
 
 
 def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
     """6.3: decide whether dead letters and FAILED events have stopped growing."""
-    letters = frames.get("letters")
-    if letters is None or not {"kind", "tens_ago", "n"} <= set(letters.columns):
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="recovery/dead_letters"))
+    letters = frames["letters"]
+    if not {"kind", "tens_ago", "n"} <= set(letters.columns):
+        raise UnreadError("tens_ago")
     read = rows.first(frames.get("outbox_failed"), OutboxFailed)
     outbox = read or OutboxFailed()
     failed_total = outbox.n if read else None
@@ -412,8 +404,6 @@ def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
     headline = say(
         key, n=found, minute=minute, silence=silence, minutes=given.window_minutes, failed=failed_total, again=again
     )
-    if key == "recovery.letters_none" and (unread := notes_of_failures(failures(frames))):
-        headline = unread[0]
     return judged(
         headline,
         [
@@ -425,14 +415,11 @@ def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
             Value("outbox.since_last_failed", failed_s, "s"),
             *([Value(LOOK_AGAIN, again, "s")] if recovering else []),
         ],
-        at_least=worst([status, Status.OK if read else Status.UNKNOWN]),
-        reason=_failure_reason(frames),
+        at_least=status,
         notes=(
             *((say("recovery.outbox_stays", n=outbox.n),) if outbox.n else ()),
             *((say("recovery.letters_stay", n=found),) if found else ()),
-            *notes_of_failures(failures(frames)),
         ),
-        signals=signals_of_failures(failures(frames), given),
     )  # fmt: skip
 
 
@@ -470,15 +457,10 @@ def collect_slis(rb: Context) -> Frames:
 
     parts = FrameCollector()
     with rb.snapshot() as db:
-        with parts.part("outbox") as answers:
-            answers["publish"] = db.ask_apart("sli/outbox_cohort", **span("publish"))
-            answers["accepted"] = db.ask_apart("sli/outbox_cohort", **span("delivery"))
-            answers["outbox_before"] = db.ask_apart("outbox/delay")
-        with parts.part("notifications") as answers:
-            answers["delivery"] = db.ask_apart("sli/delivery_cohort", **span("delivery"))
-        frames = parts.any_answer()
-        before = db.try_ask("sli/delivered")
-    return frames if before is None else frames | {"delivery_before": before}
+        parts.ask(db, {"publish": "sli/outbox_cohort"}, **span("publish"))
+        parts.ask(db, {"accepted": "sli/outbox_cohort", "delivery": "sli/delivery_cohort"}, **span("delivery"))
+        parts.ask(db, {"outbox_before": kinds.Delay.QUERY, "delivery_before": kinds.Delivered.QUERY})
+    return parts.frames()
 
 
 def _has_turned(given: JudgeInput, queue: str, part: str) -> bool:
@@ -499,8 +481,6 @@ def _has_turned(given: JudgeInput, queue: str, part: str) -> bool:
 def judge_slis(frames: Frames, given: JudgeInput) -> Finding:
     """6.4: decide whether the newest events are finished in time, and faster than before."""
     publish, accepted, delivery = (rows.first(frames.get(n), Cohort) for n in ("publish", "accepted", "delivery"))
-    if not failures(frames) and (publish is None or accepted is None or delivery is None):
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="sli/outbox_cohort"))
     outbox_before = rows.one(frames.get("outbox_before"), kinds.Delay).p95
     sent_before = rows.one(frames.get("delivery_before"), kinds.Delivered).p95
     # An event that never reached the notifications counts as one that was not delivered.
@@ -514,9 +494,7 @@ def judge_slis(frames: Frames, given: JudgeInput) -> Finding:
         say("recovery.both", a=sent.text, b=published.text),
         [*published.values, *sent.values],
         at_least=worst([published.status, sent.status]),
-        reason=_failure_reason(frames),
-        notes=(say("recovery.sli_note"), *notes_of_failures(failures(frames))),
-        signals=signals_of_failures(failures(frames), given),
+        notes=(say("recovery.sli_note"),),
     )
 
 
@@ -573,9 +551,7 @@ def collect_duplicates(rb: Context) -> Frames:
 
 def judge_duplicates(frames: Frames, given: JudgeInput) -> Finding:
     """Decide whether events have more than one notification, and whether new duplicates still occur."""
-    found = frames.get("duplicates")
-    if found is None:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="consistency/duplicates"))
+    found = frames["duplicates"]
     newest = seconds_between(found["last"].max() if len(found) else None, given.as_of)
     still = newest is not None and newest < 60
     return judged(
@@ -594,13 +570,13 @@ def collect_lost(rb: Context) -> Frames:
 
 #: The possible side effects of a recovery, part by part.
 SIDE_EFFECTS = {
-    "duplicates": Check("6.5", collect_duplicates, judge_duplicates),
-    "lost": Check("6.5", collect_lost, consistency.judge_lost),
-    "sent": Check("6.5", consistency.collect_sent_rows, consistency.judge_sent),
-    "halves": Check("6.5", consistency.collect_halves, consistency.judge_halves),
-    "letters": Check("6.5", consistency.collect_dead_letters, consistency.judge_dead_letters),
-    "locks": Check("6.5", consistency.collect_locks, consistency.judge_locks),
-    "broker": Check("6.5", scope.collect_broker, scope.judge_broker),
+    "duplicates": Check("6.5", collect_duplicates, judge_duplicates, needs=("duplicates",)),
+    "lost": replace(consistency.LOST, step="6.5", collect=collect_lost),
+    "sent": replace(consistency.SENT, step="6.5", collect=consistency.collect_sent_rows),
+    "halves": replace(consistency.HALVES, step="6.5"),
+    "letters": replace(consistency.DEAD_LETTERS, step="6.5"),
+    "locks": replace(consistency.LOCKS, step="6.5"),
+    "broker": replace(scope.BROKER, step="6.5", on_error=None),
 }
 
 
@@ -640,10 +616,12 @@ def judge_side_effects(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
+BACKLOG = Check("6.1", collect_backlog, judge_backlog, (chart_flows,))
+ERRORS = Check("6.2", collect_errors, judge_errors)
 CHECKS: tuple[Check, ...] = (
-    Check("6.1", collect_backlog, judge_backlog, (chart_flows,)),
-    Check("6.2", collect_errors, judge_errors),
-    Check("6.3", collect_dead_letters, judge_dead_letters),
-    Check("6.4", collect_slis, judge_slis),
+    BACKLOG,
+    ERRORS,
+    Check("6.3", collect_dead_letters, judge_dead_letters, needs=("letters",)),
+    Check("6.4", collect_slis, judge_slis, optional=("outbox_before", "delivery_before")),
     Check("6.5", collect_side_effects, judge_side_effects),
 )

@@ -16,9 +16,7 @@ from runbook_lib.checks.parts import (
     FrameCollector,
     collect_each,
     judge_each,
-    notes_of_failures,
     seconds_between,
-    signals_of_failures,
 )
 from runbook_lib.diagnosis import history, stats
 from runbook_lib.diagnosis import verdict as diagnosis
@@ -31,6 +29,7 @@ from runbook_lib.model.finding import (
     HopHistory,
     Proposal,
     Reason,
+    Signal,
     Status,
     Text,
     Value,
@@ -67,8 +66,13 @@ if TYPE_CHECKING:
 
 #: The two pairs of the burn rate, long and short window.
 BURN_FAST, BURN_SLOW = ("burn.fast_long", "burn.fast_short"), ("burn.slow_long", "burn.slow_short")
-#: The parts of 3.1 that are read from tables.
-_TABLES = ("waiting events", "outbox", "notifications")
+#: The parts of 3.1 without which nobody knows whether anybody is affected.
+_TABLES = ("affected", "outbox", "notifications")
+#: The parts of 3.1 that tell since when, and whether it is over, of what the others show.
+_COURSE = (
+    *("publish_delay_lately", "published_before", "deletions", "consumer"),
+    *("sent", "dead", "published", "processed", "created", "published_steps", "sent_steps"),
+)
 #: The hop at which an event of a place (sli/affected) waits.
 HOP_OF = {"outbox": "relay", "broker": "subscriber", "notification": "delivery_worker"}
 #: The hops whose rate the rows show: hop, frame of 3.1, and whether these came or left.
@@ -106,6 +110,19 @@ class Requests(rows.Row):
     p95: float | None = None
 
 
+#: The queries of 3.1 about the last minutes, by frame.
+_LATELY = {
+    "outbox": Outbox.QUERY,
+    "outbox_age": OutboxAge.QUERY,
+    "last_event": LastEvent.QUERY,
+    "publish_delay": Delay.QUERY,
+    "notifications": Notifications.QUERY,
+    "delivered": Delivered.QUERY,
+    "given_up": GivenUp.QUERY,
+    "given_up_messages": Letters.QUERY,
+}
+
+
 # 3.1 Impact -------------------------------------------------------------------------------------------------
 
 
@@ -122,33 +139,22 @@ def collect_impact(rb: Context) -> Frames:
     now = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
     lately = pd.Timedelta(seconds=rb.number(recovery.SPANS["publish"][0]))
     with rb.snapshot() as db:
-        parts.ask(
-            db,
-            "waiting events",
-            {"affected": Affected.QUERY},
-            late_s=rb.catalog.limits["backlog.oldest_due"].warning,
-        )
+        late_s = rb.catalog.limits["backlog.oldest_due"].warning
+        parts.ask(db, {"affected": Affected.QUERY}, late_s=late_s)
         _ask_for_deletions(rb, db, parts)
-        own = {"outbox": Outbox.QUERY, "outbox_age": OutboxAge.QUERY, "last_event": LastEvent.QUERY}
-        parts.ask(db, "outbox", own | {"publish_delay": Delay.QUERY}, since=now)
-        parts.ask(db, "outbox", {"publish_delay_lately": Delay.QUERY}, since=rb.as_of - lately)
-        parts.ask(db, "notifications", {"notifications": Notifications.QUERY})
-        asked = {
-            "delivered": db.try_ask("sli/delivered", since=now),
-            "given_up": db.try_ask("sli/given_up_users", since=now),
-            "given_up_messages": db.try_ask("processed/nats_dlq", since=now),
-            **_query_per_minute(rb, db),
-            **outage.ask(rb, db, *outage.FLOWS),
-        }
+        parts.ask(db, _LATELY, since=now)
+        parts.ask(db, {"publish_delay_lately": Delay.QUERY}, since=rb.as_of - lately)
+        _query_per_minute(rb, db, parts)
+        outage.ask(rb, db, parts, *outage.FLOWS)
         newest = rows.one(parts.answers.get("last_event"), LastEvent)
         if newest.last_event is not None and _seconds_without_event(parts.answers, rb.given()):
             before = newest.last_event - pd.Timedelta(minutes=rb.given().window_minutes)
-            asked["published_before"] = db.try_ask("outbox/published_per_minute", since=before)
-    parts.answers |= {name: frame for name, frame in asked.items() if frame is not None}
+            parts.ask(db, {"published_before": "outbox/published_per_minute"}, since=before)
     with parts.part("prometheus") as answers:
         answers["requests"] = _query_requests(rb)
-    frames = parts.any_answer()
-    return frames | {"slis": sli_rows(frames, rb.given())}
+    if parts.answers:
+        parts.answers["slis"] = sli_rows(parts.frames(), rb.given())
+    return parts.frames()
 
 
 def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None:
@@ -156,7 +162,7 @@ def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None
     missing = [at.events for at in rows.each(parts.answers.get("affected"), Affected) if at.place == "broker"]
     if not sum(missing):
         return
-    parts.ask(db, "deletions", {"deletions": Oldest.QUERY})
+    parts.ask(db, {"deletions": Oldest.QUERY})
     oldest = rows.first(parts.answers.get("deletions"), Oldest)
     if oldest is not None and oldest.may_lack(1, rb.number("retention.notifications")):
         with parts.part("consumer") as answers:
@@ -165,16 +171,20 @@ def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None
             answers["consumer"] = row(pending=consumer.num_pending, unacknowledged=consumer.num_ack_pending)
 
 
-def _query_per_minute(rb: Context, db: Snapshot) -> dict[str, pd.DataFrame | None]:
+def _query_per_minute(rb: Context, db: Snapshot, parts: FrameCollector) -> None:
     long_ago = min(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number(BURN_SLOW[0])))
     late = {"limit_s": rb.catalog.slos["NOTI-B"].number, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
-    return {
-        "sent": db.try_ask("sli/delivered_per_minute", since=long_ago, **late),
-        "dead": db.try_ask("notifications/failed_per_minute", since=long_ago),
-        "published": db.try_ask("outbox/published_per_minute"),
-        "processed": db.try_ask("processed/per_minute"),
-        "created": db.try_ask("notifications/arrivals_per_minute"),
-    }
+    parts.ask(
+        db, {"sent": "sli/delivered_per_minute", "dead": "notifications/failed_per_minute"}, since=long_ago, **late
+    )
+    parts.ask(
+        db,
+        {
+            "published": "outbox/published_per_minute",
+            "processed": "processed/per_minute",
+            "created": "notifications/arrivals_per_minute",
+        },
+    )
 
 
 def _query_requests(rb: Context) -> pd.DataFrame:
@@ -294,11 +304,7 @@ _UNPAIRED = {
 def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     """3.1: report which objectives are missed, since when, how many events and users are affected, and who noticed."""
     outbox = rows.first(frames.get("outbox"), Outbox)
-    unread = {part: e for part, e in failures(frames).items() if part in _TABLES}
-    failure_notes = notes_of_failures(unread)
-    asked = rows.first(frames.get("notifications"), Notifications) is not None and "affected" in frames
-    if not unread and (outbox is None or not asked):
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="sli"))
+    unread = not frames.keys() >= {*_TABLES}
     slis = sli_rows(frames, given).to_dict("records")
     missed = [str(r["slo"]) for r in slis if r["met"] is False]
     seen = {str(r["slo"]): float(r["now"]) for r in slis if not pd.isna(r["now"])}
@@ -314,8 +320,8 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
 
     limits = given.limits
     values = [
-        Value("impact.events", None if "waiting events" in unread else late.events, "events"),
-        Value("impact.users", None if "waiting events" in unread else late.users, "users"),
+        Value("impact.events", late.events if "affected" in frames else None, "events"),
+        Value("impact.users", late.users if "affected" in frames else None, "users"),
         Value("impact.given_up", lost, "events"),
         Value("impact.given_up_users", given_up.users if given_up else None, "users"),
         Value("impact.missed", ", ".join(missed) or None),
@@ -350,7 +356,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         if in_past:
             key = "response.impact_over" if ended else "response.impact_passed"
         else:
-            key = "response.impact_uncounted" if "waiting events" in unread else "response.impact"
+            key = "response.impact" if "affected" in frames else "response.impact_uncounted"
     elif late.events or lost:
         key = "response.impact_begins"
     elif silent_s:
@@ -362,7 +368,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     notes = [say("response.sli_note", minutes=given.number("sli.now"))]
     if silent_s and key != "response.nothing_comes":
         notes.append(say("response.nothing_comes", silent=silent_s))
-    signals = signals_of_failures(unread, given)
+    signals: tuple[Signal, ...] = ()
     if unpaired:
         unpaired_key, observation = _UNPAIRED[unpaired > 0]
         signals += given.evidence(observation)
@@ -378,7 +384,6 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     unclear = [say("response.doubtful", n=doubtful)] if doubtful > 0 else []
     if not known:
         unclear.append(say("response.silence_unclear", silent=_seconds_without_event(frames, given)))
-    notes += failure_notes
     if unseen := [str(r["slo"]) for r in slis if r["why"] == Reason.NOT_CONFIGURED.value]:
         notes.append(say("response.not_from_sql", names=", ".join(unseen)))
     if given.detected_by or detected_at:
@@ -388,8 +393,8 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say(f"response.onset_{how}", at=since, ago=seconds_between(begin, given.as_of)))
     elif begin_before := _began_before(frames, given):
         notes.append(say("response.onset_before", at=_format_utc(begin_before)))
-    # What could not be read, or is not clear, is more than "no impact".
-    instead = [*failure_notes, *unclear]
+    # What is not clear is more than "no impact".
+    instead = unclear
     if key not in ("response.no_impact", "response.no_impact_now"):
         notes += unclear
         instead = []
@@ -416,10 +421,9 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
             [
                 Status.CRITICAL if missed and not in_past else Status.OK,
                 Status.WARNING if missed or late.events or silent_s or unpaired else Status.OK,
-                Status.UNKNOWN if unread or instead else Status.OK,
+                Status.UNKNOWN if instead else Status.OK,
             ]
         ),
-        reason=next((e.reason for e in unread.values()), None),
         notes=tuple(notes),
         signals=signals,
         hops=(
@@ -639,7 +643,7 @@ INVARIANTS = {
     for topic in (duplicates, leases, consistency)
     for check in topic.CHECKS
     if check.step in ("4.2.1", "4.3.5", "5.3.4")
-} | {"4.2.2": Check("4.2.2", recovery.collect_duplicates, recovery.judge_duplicates)}
+} | {"4.2.2": replace(recovery.SIDE_EFFECTS["duplicates"], step="4.2.2")}
 PARTS = HOP_CHECKS | INVARIANTS
 
 
@@ -943,7 +947,7 @@ def _format_utc(moment: pd.Timestamp) -> str:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("3.1", collect_impact, judge_impact, (chart_flows,)),
+    Check("3.1", collect_impact, judge_impact, (chart_flows,), optional=_COURSE),
     Check("3.2", collect_place, judge_place),
     Check("3.3", collect_recovery, judge_recovery),
     Check("3.4", collect_criteria, judge_criteria),

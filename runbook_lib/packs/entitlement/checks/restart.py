@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
 _EFFECT = {
-    "backlog": Check("6.1", recovery.collect_backlog, recovery.judge_backlog),
-    "errors": Check("6.2", recovery.collect_errors, recovery.judge_errors),
+    "backlog": recovery.BACKLOG,
+    "errors": recovery.ERRORS,
 }
 
 

@@ -9,17 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check, failures, source_error_text, unknown_from_error
+from runbook_lib.checks.check import Check, failures, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
-    no_data,
-    notes_of_failures,
     require_present,
     seconds_between,
-    signals_of_failures,
 )
-from runbook_lib.diagnosis.verdict import evidence_from_error
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
@@ -36,6 +32,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row
+from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import retention
 from runbook_lib.packs.entitlement.checks import quorum
 from runbook_lib.packs.entitlement.checks.database import Connections, Pool, ServerInfo, collect_server_info
@@ -121,31 +118,26 @@ class Partitioned(rows.Row, query="scope/partitions"):
     takes_the_rest: bool = False
 
 
-def collect_schema(rb: Context, schema: str, activity: Mapping[str, Mapping[str, str]]) -> Frames:
+def collect_schema(rb: Context, schema: str, activity: Mapping[str, str]) -> Frames:
     """Query tables, columns, indexes and migrations of a schema, and its activity, in one snapshot.
 
-    `activity` has the queries of each table, by the names of their frames; each table may fail on its own.
+    `activity` has its queries by the names of their frames.
     Frames: tables, indexes, migrations, partitions, and those of the queries.
     """
     with rb.snapshot() as db:
-        frames = {
-            "tables": db.ask("scope/columns", schema=schema),
-            "indexes": db.ask("scope/indexes", schema=schema),
+        parts = FrameCollector()
+        of_the_schema = {
+            "tables": "scope/columns",
+            "indexes": "scope/indexes",
+            "migrations": f"scope/migrations_{schema}",
+            "partitions": Partitioned.QUERY,
         }
-        for name, query in (("migrations", f"scope/migrations_{schema}"), ("partitions", Partitioned.QUERY)):
-            result = db.try_ask(query, schema=schema)
-            if result is not None:
-                frames[name] = result
-        parts = FrameCollector(frames)
-        for table, queries in activity.items():
-            parts.ask(db, table, queries)
+        parts.ask(db, of_the_schema | dict(activity), schema=schema)
         return parts.frames()
 
 
 def judge_schema(frames: Frames, given: JudgeInput, schema: str) -> Finding:
     """Judge whether a schema is as the services expect it; 2.1 and 2.4 share this part."""
-    if not {"tables", "indexes"} <= frames.keys():
-        return no_data("scope/columns")
     present = {t.table_name: t.column_names.split() for t in rows.each(frames.get("tables"), TableColumns)}
     missing = [
         f"{table}.{column}" if table in present else table
@@ -185,7 +177,6 @@ def judge_schema(frames: Frames, given: JudgeInput, schema: str) -> Finding:
         ],
         at_least=Status.CRITICAL if missing or unprotected or failed else Status.WARNING if slow else Status.OK,
         notes=(
-            *(() if "migrations" in frames else (say("scope.no_flyway", schema=schema),)),
             *((say("scope.slow_indexes", names=", ".join(slow)),) if slow and not missing else ()),
             *(say("scope.partitioned", table=p.table_name, n=p.partitions) for p in partitioned),
         ),
@@ -199,26 +190,16 @@ def judge_schema(frames: Frames, given: JudgeInput, schema: str) -> Finding:
     )
 
 
-def judge_schema_only(frames: Frames, given: JudgeInput, schema: Finding, *activity: str) -> Finding | None:
-    """Return the finding if only the schema could be read, and none of the frames `activity`; None otherwise."""
-    e = next(iter(failures(frames).values()), None)
-    if e is None or frames.keys() & {*activity}:
-        return None
-    if schema.status is not Status.OK:
-        return schema  # what the schema lacks explains the failure
-    return replace(unknown_from_error(e), values=schema.values, signals=evidence_from_error(e, given.catalog))
-
-
 def collect_entitlement(rb: Context) -> Frames:
     """2.1: query the entitlement schema and its newest event. Frames: those of `collect_schema`, last."""
-    return collect_schema(rb, "entitlement", {"outbox": {"last": "scope/last_event"}})
+    return collect_schema(rb, "entitlement", {"last": "scope/last_event"})
 
 
 def judge_entitlement(frames: Frames, given: JudgeInput) -> Finding:
     """2.1: judge whether the schema is as expected; report the age of the newest event."""
     schema = judge_schema(frames, given, "entitlement")
-    if schema_only := judge_schema_only(frames, given, schema, "last"):
-        return schema_only
+    if "last" not in frames:
+        return schema
     newest = rows.one(frames.get("last"), LastEvent)
     age = seconds_between(newest.last_event, newest.now)
     last = say("scope.no_event") if age is None else say("scope.last_event", seconds=age)
@@ -241,9 +222,7 @@ def collect_relay(rb: Context) -> Frames:
 
 def judge_relay(frames: Frames, given: JudgeInput) -> Finding:
     """2.2: judge whether the relay claims and publishes, and name its workers."""
-    outbox = rows.first(frames.get("outbox"), Outbox)
-    if outbox is None:
-        return no_data("outbox/backlog")
+    outbox = rows.one(frames["outbox"], Outbox)
     due, oldest = outbox.ready, outbox.oldest_s
     since = seconds_between(outbox.last_published, outbox.now)
     waits = given.limits.value("outbox.oldest_due", oldest)
@@ -284,24 +263,21 @@ def collect_notification(rb: Context) -> Frames:
 
     Frames: those of `collect_schema`, processed, oldest, sent, backlog, holders.
     """
-    tables = {
-        "processed_events": {"processed": Registered.QUERY, "oldest": retention.Oldest.QUERY},
-        "notifications": {
-            "sent": "notifications/activity",
-            "backlog": "notifications/backlog",
-            "holders": "notifications/holders",
-        },
+    activity = {
+        "processed": Registered.QUERY,
+        "oldest": retention.Oldest.QUERY,
+        "sent": "notifications/activity",
+        "backlog": "notifications/backlog",
+        "holders": "notifications/holders",
     }
-    return collect_schema(rb, "notification", tables)
+    return collect_schema(rb, "notification", activity)
 
 
 def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
     """2.4: judge whether events are registered, queued and delivered."""
     schema = judge_schema(frames, given, "notification")
-    unread = failures(frames)
-    if schema_only := judge_schema_only(frames, given, schema, "processed", "sent", "backlog"):
-        return schema_only
-    notes = notes_of_failures(unread)
+    if not frames.keys() & {"processed", "sent", "backlog"}:
+        return schema
     processed, sent = rows.one(frames.get("processed"), Registered), rows.one(frames.get("sent"), Activity)
     queue = rows.first(frames.get("backlog"), Notifications)
     due, oldest = (queue.ready, queue.oldest_s) if queue else (None, None)
@@ -322,25 +298,21 @@ def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
     clean_up = retention.judge_clean_up(frames, given)
     activity = say(
         "scope.notification_late" if late else "scope.notification_retries" if fails else "scope.notification_well",
-        processed=say("scope.not_read") if "processed_events" in unread else _format_age(since_processed),
-        sent=_format_age(since_sent),
+        processed=_format_age(since_processed) if "processed" in frames else say("scope.not_read"),
+        sent=_format_age(since_sent) if "sent" in frames else say("scope.not_read"),
         due=due,
         oldest=oldest,
         waiting=queue.waiting_retry if queue else None,
     )
     return judged(
-        say("scope.service", schema=schema.headline, activity=notes[0] if "notifications" in unread else activity),
+        say("scope.service", schema=schema.headline, activity=activity),
         [*values, *clean_up.values],
-        at_least=worst(
-            [schema.status, Status.UNKNOWN if unread else Status.OK, Status.WARNING if fails else Status.OK]
-        ),
-        reason=next((e.reason for e in unread.values()), None),
-        notes=(*schema.notes, *notes, *clean_up.notes),
+        at_least=worst([schema.status, Status.WARNING if fails else Status.OK]),
+        notes=(*schema.notes, *clean_up.notes),
         signals=(
             *schema.signals,
             *(given.evidence("scope.delivery_late") if late else ()),
             *clean_up.signals,
-            *signals_of_failures(unread, given),
         ),
         hops=(
             Hop("subscriber", rate_out=processed.processed_1m),
@@ -508,13 +480,13 @@ def _observe_missing(missing: list[str], streams: list[StreamConfig], consumers:
 
 def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
     """2.3: judge whether the broker is reachable, and its streams and consumers are as expected."""
-    server = rows.first(frames.get("server"), BrokerServer)
+    server = rows.one(frames["server"], BrokerServer)
     streams, consumers = (
         rows.each(frames.get("streams"), StreamConfig),
         rows.each(frames.get("consumers"), ConsumerConfig),
     )
-    if server is None or not streams or not consumers:
-        return no_data("JetStream")
+    if not streams or not consumers:
+        raise UnreadError("streams")
     missing = [s.stream for s in streams if not s.exists] + [c.durable for c in consumers if not c.exists]
     unbound = [c.durable for c in consumers if c.exists and c.push and not c.bound]
     events_unbound = consumers[0].durable in unbound
@@ -525,11 +497,11 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
         return unknown("", Reason.ERROR, another, next_sections=("4.1",))
 
     monitor = failures(frames).get("monitor")
-    unanswered = monitor is not None and monitor.reason is not Reason.NOT_CONFIGURED
     present, nodes = sum(c.exists for c in consumers), rows.one(frames.get("nodes"), quorum.Nodes)
     broken, thin = _find_raft_problems(frames, given, nodes)
     lost = any(g.writes is False and g.name != quorum.META for g in broken)
-    status = Status.WARNING if differences or monitor or thin or nodes.partly else Status.OK
+    undeclared = monitor is not None and monitor.reason is Reason.NOT_CONFIGURED
+    status = Status.WARNING if differences or undeclared or thin or nodes.partly else Status.OK
     well_key = "scope.broker_bound" if differences else "scope.broker_well"
     headline = say(well_key, version=server.version, streams=len(streams), n=present)
     if missing:
@@ -542,8 +514,6 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
     well, restarted_s = not (missing or unbound or broken), _restarted_meanwhile(server, given)
     if well and restarted_s is not None:
         headline, status = say("scope.broker_restarted", ago=restarted_s), Status.WARNING
-    if monitor:
-        headline = say("scope.without_monitor", broker=headline, why=source_error_text(monitor))
     return judged(
         headline,
         [
@@ -551,9 +521,7 @@ def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
             Value("broker.clients", server.clients),
             Value("broker.slow_consumers", server.slow_consumers),
         ],
-        # Without the monitoring port, the other sections see neither bound nor refused clients.
-        at_least=Status.UNKNOWN if unanswered and not missing else status,
-        reason=monitor.reason if unanswered and monitor else None,
+        at_least=status,
         notes=(
             say("scope.broker_as", user=server.user, version=server.version),
             *((say("scope.broker_differs", names="; ".join(differences)),) if differences else ()),
@@ -662,14 +630,10 @@ class TablePrivilege(rows.Row, query="scope/rights"):
 
 def judge_database(frames: Frames, given: JudgeInput) -> Finding:
     """2.5: judge whether the role can read all tables; report its rights, the version and reserved connections."""
-    server = rows.first(frames.get("server"), DatabaseServer)
-    if server is None:
-        return no_data("scope/server")
+    server = rows.one(frames["server"], DatabaseServer)
     rights = rows.each(frames.get("rights"), TablePrivilege)
     unreadable, writable = ([r.table_name for r in rights if not r.may_read], [r for r in rights if r.may_write])
-    connections = rows.first(frames.get("connections"), Connections)
-    if connections is None or "rights" not in frames:
-        return no_data("scope/rights" if connections else "database/connections")
+    connections = rows.one(frames["connections"], Connections)
     used = 100 * connections.used / connections.usable if connections.usable > 0 else None
     if server.superuser:
         reserved = say("scope.reserved_superuser", n=connections.superuser_reserved)
@@ -855,12 +819,36 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
+SCHEMA = ("tables", "indexes")
+BROKER = Check(
+    "2.3", collect_broker, judge_broker, on_error=judge_source_error, needs=("server", "streams", "consumers")
+)
 CHECKS: tuple[Check, ...] = (
-    Check("2.1", collect_entitlement, judge_entitlement, on_error=judge_source_error),
-    Check("2.2", collect_relay, judge_relay, on_error=judge_source_error),
-    Check("2.3", collect_broker, judge_broker, on_error=judge_source_error),
-    Check("2.4", collect_notification, judge_notification, on_error=judge_source_error),
-    Check("2.5", collect_database, judge_database, on_error=judge_database_error),
+    Check(
+        "2.1",
+        collect_entitlement,
+        judge_entitlement,
+        on_error=judge_source_error,
+        needs=SCHEMA,
+        optional=("migrations", "partitions"),
+    ),
+    Check("2.2", collect_relay, judge_relay, on_error=judge_source_error, needs=("outbox",)),
+    BROKER,
+    Check(
+        "2.4",
+        collect_notification,
+        judge_notification,
+        on_error=judge_source_error,
+        needs=SCHEMA,
+        optional=("migrations", "partitions"),
+    ),
+    Check(
+        "2.5",
+        collect_database,
+        judge_database,
+        on_error=judge_database_error,
+        needs=("server", "rights", "connections"),
+    ),
     Check("2.6", collect_optional, judge_optional),
     Check("2.7", collect_clocks, judge_clocks, on_error=judge_source_error),
 )

@@ -11,9 +11,9 @@ import pandas as pd
 
 from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
-from runbook_lib.checks.check import Check, failures, source_error_text
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between, signals_of_failures
+from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
 from runbook_lib.diagnosis.verdict import evidence_from_error
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
@@ -283,11 +283,7 @@ def collect(rb: Context) -> Frames:
                 frames["own_settings"] = row(listens=not off)
             program.ask(rb, "4.1.2", parts, "delivery", late=True)
     with parts.part("events") as frames, rb.snapshot() as db:
-        others = {
-            "nats_dlq": db.try_ask("processed/nats_dlq"),
-            "activity": db.try_ask("notifications/registered"),
-        }
-        frames |= {name: frame for name, frame in others.items() if frame is not None}
+        parts.ask(db, {"nats_dlq": Letters.QUERY, "activity": "notifications/registered"})
         frames["unprocessed"] = db.ask(missing.Unprocessed.QUERY, settled_s=missing.settled_s(rb, before))
     missing.locate(rb, parts, before)
     seen = _read_subscriber(parts.frames(), rb.given())
@@ -385,8 +381,6 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         return _judge_broker_error(failed, rows.one(frames.get("activity"), Registered), given)
     seen = _read_subscriber(frames, given)
     events = failures(frames).get("events")
-    # Without a database the broker decides alone; a database that does not answer makes the step UNKNOWN.
-    unread = {"events": events} if events is not None and events.reason is not Reason.NOT_CONFIGURED else {}
     facts: dict[str, Any] = {
         "lag": seen.lag,
         "oldest": seen.oldest_s,
@@ -404,7 +398,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         "longest": _deliveries_s(given),
         "deleted": seen.deleted,
     }
-    counted = events is None or bool(unread)
+    # Without a database the broker decides alone; a database that does not answer makes the step UNKNOWN.
+    counted = events is None or events.reason is not Reason.NOT_CONFIGURED
     values, notes = (
         _build_values(seen, given, counted=counted),
         [*_build_notes(frames, seen, facts), *_note_manual_steps(seen, given)],
@@ -418,12 +413,11 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         found.headline(**facts),
         values,
         at_least=found.status,
-        reason=next((e.reason for e in (failed, *unread.values()) if e is not None), None),
+        reason=failed and failed.reason,
         notes=tuple(notes),
         signals=(
             *found.signals(given),
             *given.evidence_of(_observe_losses(seen)),
-            *signals_of_failures(unread, given),
         ),
         hops=_build_hops(seen),
         proposals=found.proposals(given),
@@ -488,14 +482,15 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
     groups = quorum.groups(frames, given)
     kept_s = None if consumer is None else consumer.kept_s
     expires = kept_s is not None and kept_s < _deliveries_s(given)
-    missed = missing.judge_missing(frames, given, None if consumer is None else consumer.lag)
+    lag = None if consumer is None else consumer.lag
+    missed = missing.judge_missing(frames, given, lag) if "unprocessed" in frames else None
     # Of events that may have been processed, the stream has deleted what it need not keep.
     limited = consumer if (expires or kept_s is None) and not (missed and missed.doubtful) else None
     return SubscriberReading(
         consumer=consumer,
         activity=activity,
         oldest_s=oldest_s,
-        late=limits["subscriber.lag"].reached(None if consumer is None else consumer.lag) or too_old,
+        late=limits["subscriber.lag"].reached(lag) or too_old,
         missing=missed,
         given_up=None if given_up is None else given_up.n,
         refused=refused,
@@ -568,8 +563,6 @@ def _name_bound_client(frames: Frames) -> str:
 
 def _build_notes(frames: Frames, seen: SubscriberReading, facts: dict[str, Any]) -> list[Text]:
     notes = []
-    for e in failures(frames).values():
-        notes.append(say("subscriber.without", source=e.source, why=source_error_text(e)))
     if seen.refused:
         notes.append(say("subscriber.reason_of_server", **facts))
     if (known := rows.one(frames.get("nodes"), quorum.Nodes)).partly:
@@ -786,4 +779,12 @@ CASES = Cases[SubscriberReading](
     ),
 )
 
-CHECKS: tuple[Check, ...] = (Check("4.1.2", collect, judge),)
+CHECKS: tuple[Check, ...] = (
+    Check(
+        "4.1.2",
+        collect,
+        judge,
+        # What is not known of the consumer is a case of the table.
+        optional=("consumer", "clients", "nats_dlq", "own_settings", "consumer_later", *missing.TRACES, "program"),
+    ),
+)

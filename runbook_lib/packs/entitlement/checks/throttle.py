@@ -125,16 +125,11 @@ def collect(rb: Context, side: ThrottledWorker) -> Frames:
         parts.answers |= action.frames_of(outcome) | {"did": row(since=outcome.did.get("since"))}
     now = rb.present()
     with now.snapshot() as db:
-        frames = {"look": row(at=now.as_of)}
-        if side is DELIVERY:
-            frames |= delivery.collect(rb, db)
-        else:
-            frames["backlog"] = db.ask("outbox/backlog")
-        frames["batches"] = db.ask(f"{topic}/batches")
-        for name, question in (("came", side.came), ("gone", side.gone)):
-            if (counted := db.try_ask(question)) is not None:
-                frames[name] = counted
-    return parts.frames() | frames
+        parts.answers["look"] = row(at=now.as_of)
+        parts.answers |= delivery.collect(rb, db) if side is DELIVERY else {"backlog": db.ask("outbox/backlog")}
+        parts.answers["batches"] = db.ask(f"{topic}/batches")
+        parts.ask(db, {"came": side.came, "gone": side.gone})
+    return parts.frames()
 
 
 def _read_settings(rb: Context, side: ThrottledWorker, environment: dict[str, str] | None) -> pd.DataFrame:
@@ -342,8 +337,6 @@ def _count_per_minute(
 
 def judge(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> Finding:
     """Judge a side: OK with default settings, WARNING with an active change, CRITICAL after a failed change."""
-    if "backlog" not in frames:
-        return judged(say("throttle.unseen"), at_least=Status.UNKNOWN)
     seen = read(frames, given, side)
     held, result = seen.now.enabled is False, seen.outcome.result
     several = side is DELIVERY and seen.replicas is not None and seen.replicas > 1
@@ -651,6 +644,8 @@ def chart(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> charts.Ch
 
 
 CHECKS: tuple[Check, ...] = tuple(
-    Check(step, partial(collect, side=side), partial(judge, side=side), (partial(chart, side=side),))
+    Check(
+        step, partial(collect, side=side), partial(judge, side=side), (partial(chart, side=side),), needs=("backlog",)
+    )
     for step, side in (("5.2.1", DELIVERY), ("5.2.2", RELAY))
 )
