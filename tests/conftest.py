@@ -168,7 +168,7 @@ def ask_for(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
     def make(sql: str, cost: str = "index", answers: str = "present") -> str:
         name = f"test/{len(made)}"
-        made[name] = Query(name, sql, "a test's question", "none", cost, answers, {})
+        made[name] = Query(name, sql, "a test's question", "none", cost, answers)
         return name
 
     return make

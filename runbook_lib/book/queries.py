@@ -6,11 +6,10 @@ The header comment of each file says:
     -- index: the index that it uses, or "catalog", or "scan"
     -- cost: catalog | index | scan      (scan: goes through the cost gate first)
     -- answers: present | window         (present: it can only read the present state)
-    -- column: name unit                 (a line for each column of the result, in order)
-    -- continued in: topic/name          (queries with the same end: the file that has the rest, and its columns)
+    -- continued in: topic/name          (queries with the same end: the file that has the rest)
 
-Units are those of a `Value` (rows, s, 1/min, ratio, bytes), or number, text, id, time (UTC), flag. The
-statements of an action, which has credentials of its own, have no such header: see `statement`.
+The columns that a judge reads are the fields of its kind of row (`runbook_lib/model/rows.py`). The statements of an
+action, which has credentials of its own, have no such header: see `statement`.
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ from pathlib import Path
 from runbook_lib.book import pack
 
 _HEADER = re.compile(r"^-- (question|index|cost|answers): *(.+?) *$", re.MULTILINE)
-_COLUMN = re.compile(r"^-- column: *(\S+) +(\S+) *$", re.MULTILINE)
 _CONTINUED = re.compile(r"^-- continued in: *(\S+) *$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query's SQL and its header; `columns` has the units of the result's columns by name."""
+    """A query's SQL and its header."""
 
     name: str
     sql: str
@@ -37,7 +35,6 @@ class Query:
     index: str
     cost: str
     answers: str
-    columns: dict[str, str]
 
 
 def query(name: str) -> Query:
@@ -50,11 +47,9 @@ def _read_query(name: str, file: Path) -> Query:
     text = file.read_text(encoding="utf-8")
     for rest in _CONTINUED.findall(text):
         text += statement(rest)
-    head, columns = dict(_HEADER.findall(text)), dict(_COLUMN.findall(text))
-    body = "\n".join(line for line in text.splitlines() if not (_HEADER.match(line) or _COLUMN.match(line)))
-    return Query(
-        name, body.strip().rstrip(";"), head["question"], head["index"], head["cost"], head["answers"], columns
-    )
+    head = dict(_HEADER.findall(text))
+    body = "\n".join(line for line in text.splitlines() if not _HEADER.match(line))
+    return Query(name, body.strip().rstrip(";"), head["question"], head["index"], head["cost"], head["answers"])
 
 
 def names() -> list[str]:

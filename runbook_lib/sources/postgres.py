@@ -349,7 +349,7 @@ class Snapshot:
         inner = text.strip().rstrip(";")
         # As a part of ours it is one statement whatever it holds, and the rows beyond the cap are never made.
         wrapped = f"SELECT * FROM (\n{inner}\n) AS own LIMIT :max_rows"  # noqa: S608 - the person may run any SELECT
-        own = Query(OWN, wrapped, question=OWN, index="scan", cost="scan", answers="window", columns={})
+        own = Query(OWN, wrapped, question=OWN, index="scan", cost="scan", answers="window")
         one = self._pick_server(own)
         frame = one._query_with_retry(own, params)
         origins = frame.attrs["origins"]

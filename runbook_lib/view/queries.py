@@ -1,4 +1,4 @@
-"""What a step asks, before it is asked: the SQL or the call, its index and cost class, its columns.
+"""What a step asks, before it is asked: the SQL or the call, its index and cost class.
 
 A pack says it in `queries.toml`: for each step a list of names, such as `orders/backlog` for a query of `sql/`,
 or a source and a call, such as `nats_monitor connz`. Nothing is asked to show it.
@@ -57,9 +57,9 @@ class StepQueries:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row for each query: name, cost, index, columns, sql."""
-        rows = [(q.name, q.cost, q.index, ", ".join(q.columns), q.sql) for q in self.sql]
-        return pd.DataFrame(rows, columns=["name", "cost", "index", "columns", "sql"])
+        """One row for each query: name, cost, index, sql."""
+        rows = [(q.name, q.cost, q.index, q.sql) for q in self.sql]
+        return pd.DataFrame(rows, columns=["name", "cost", "index", "sql"])
 
     def folded(self) -> str:
         """Return the same as Markdown that opens on a click; "" if the step has no query."""
@@ -71,8 +71,7 @@ class StepQueries:
         return f"<details><summary>{title}</summary>\n\n{shown}\n\n</details>" if len(self) else ""
 
     def _describe_query(self, q: Query) -> str:
-        columns = ", ".join(f"`{name}` {unit}" for name, unit in q.columns.items())
-        said = messages.text(say("ui.query", name=q.name, cost=q.cost, index=q.index, columns=columns), self.lang)
+        said = messages.text(say("ui.query", name=q.name, cost=q.cost, index=q.index), self.lang)
         return f"{said}\n\n```\n{psql(q)}\n```"
 
     def _format_calls(self) -> Iterator[str]:

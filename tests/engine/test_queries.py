@@ -56,7 +56,7 @@ def test_each_step_says_what_it_asks() -> None:
 def test_a_query_is_shown_whole_and_ready_for_psql() -> None:
     shown = queries_of("4.1.1")
     (backlog,) = [q for q in shown.sql if q.name == "notifications/backlog"]
-    assert "cost: index" in shown.folded() and "`oldest_due_s` s" in shown.folded()
+    assert f"**notifications/backlog** · cost: index · index: {backlog.index}" in shown.folded()
     assert psql(backlog).endswith(f"{backlog.sql};") and backlog.sql in repr(shown)
     assert list(shown.frame["name"]) == [q.name for q in shown.sql]
     assert r"\set since" in psql(questions.query("outbox/unprocessed"))

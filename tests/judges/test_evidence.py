@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from runbook_lib.book import messages, queries
+from runbook_lib.book import messages
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import program
@@ -210,11 +210,6 @@ def test_nobody_is_said_to_stand_still_who_may_only_pause(pause_s: float, n: int
     series = process(NOW.timestamp() - age) | runs(WORKER, n)
     if n and gap_s < pause_s and pause_s > 2 * facts_of(GIVEN).poll_interval_s:
         assert delivery(series, series, gap_s=gap_s).doing is LoopActivity.NOT_SEEN
-
-
-@pytest.mark.parametrize("kind", [sessions.Sessions, sessions.Transactions])
-def test_a_kind_of_row_has_the_columns_of_its_question(kind: Any) -> None:
-    assert [field.name for field in fields(kind)] == list(queries.query(kind.QUERY).columns)
 
 
 def test_a_step_takes_the_services_word_where_no_runner_is_in_reach() -> None:

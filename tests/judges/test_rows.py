@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.book import pack, queries
+from runbook_lib.book import pack
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Hop, Reason, Status, Threshold, Value, judged, say
 from runbook_lib.model.unread import UnreadError
+from tests.kit.rows import assert_fits, kinds_of_rows
 from tests.kit.steps import make_given, words
 
 TIMES = st.datetimes(timezones=st.just(None)).map(lambda t: pd.Timestamp(t, tz="UTC"))
@@ -31,6 +32,10 @@ class Batch(rows.Row):
     took_s: float | None = None
     at: pd.Timestamp | None = None
     whole: bool = False
+
+
+class Asked(Batch, query="batches"):
+    """The same of a query."""
 
 
 BATCHES = st.builds(
@@ -110,27 +115,28 @@ def test_a_time_without_a_zone_is_utc() -> None:
 
 # The pack's.
 
-PACK = pack.active_runbook().packs[0]
-for file in PACK.folder.rglob("[!_]*.py"):
-    importlib.import_module(".".join((PACK.module, *file.relative_to(PACK.folder).with_suffix("").parts)))
+KINDS = kinds_of_rows(pack.active_runbook().packs[0])
 
 
-def kinds(of: type[rows.Row] = rows.Row) -> Iterator[type[rows.Row]]:
-    for kind in of.__subclasses__():
-        if kind.__module__.startswith(PACK.module):
-            yield kind
-        yield from kinds(kind)
+def test_a_kind_of_row_has_a_default_for_each_field_and_a_name_of_its_own() -> None:
+    assert [kind() for kind in KINDS] and len({kind.__name__ for kind in KINDS}) == len(KINDS) > 100
 
 
-KINDS = {kind.__name__: kind for kind in kinds()}
-
-
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_a_kind_of_row_has_a_default_for_each_field_and_columns_of_its_question(kind: type[rows.Row]) -> None:
-    kind()
-    if hasattr(kind, "QUERY"):
-        assert not {field.name for field in fields(kind)} - {*queries.query(kind.QUERY).columns}
-
-
-def test_each_kind_of_row_has_a_name_of_its_own() -> None:
-    assert len(KINDS) == len(list(kinds()))
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, ""),
+        ({"took_s": [None, None], "other": [1, 2]}, ""),
+        ({"n": None}, "batches has no column for Asked: n"),
+        ({"n": ["1", "2"]}, "batches: n is string, and Asked takes int"),
+        ({"at": ["2025-01-31", None]}, "batches: at is string, and Asked takes Timestamp"),
+        ({"whole": [1, 0]}, "batches: whole is integer, and Asked takes bool"),
+        ({"name": [7, 8]}, "batches: name is integer, and Asked takes str"),
+    ],
+)
+def test_an_answer_that_does_not_fit_its_kind_of_row_is_refused(change: dict[str, Any], problem: str) -> None:
+    columns = {"name": ["a", None], "n": [1.0, None], "took_s": [1, 2], "at": [pd.Timestamp(0, tz="UTC")] * 2}
+    answer = pd.DataFrame({n: v for n, v in (columns | {"whole": [True, None]} | change).items() if v is not None})
+    with pytest.raises(AssertionError, match=problem) if problem else nullcontext():
+        assert_fits("batches", answer, [Batch, Asked])
+    assert_fits("others", answer, [Asked])

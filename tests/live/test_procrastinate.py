@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, TypeVar
@@ -30,10 +30,10 @@ from runbook_lib.book import catalog, messages, pack, queries
 from runbook_lib.checks.check import checks
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Proposal, Reason, Status, Verdict
 from tests.kit import ROOT
 from tests.kit.command import runbook
+from tests.kit.rows import assert_fits, kinds_of_rows
 from tests.kit.schemas import valid
 from tests.kit.steps import charts_of, lock_wait, open_target, verdict_of, words
 from tests.kit.waiting import until
@@ -671,7 +671,7 @@ def test_successes_that_leave_no_trace(system: System) -> None:
 # The questions.
 
 
-def test_the_answers_have_the_columns_that_the_questions_name(system: System) -> None:
+def test_the_answers_have_what_the_kinds_of_rows_declare(system: System) -> None:
     """Of empty tables and of full ones, and as the rows that judges read."""
 
     def every() -> dict[str, pd.DataFrame]:
@@ -680,24 +680,12 @@ def test_the_answers_have_the_columns_that_the_questions_name(system: System) ->
         with rb.snapshot() as snapshot:
             return {name: snapshot.ask(name, **asked) for name in queries.names()}
 
-    kinds = {kind.QUERY: kind for kind in kinds_of_rows()}
+    kinds = kinds_of_rows(pack.active_runbook().packs[0])
     for frames in (every(), every_kind_of_row(system, every)):
         for name, frame in frames.items():
-            assert list(frame.columns) == list(queries.query(name).columns), name
-            if name in kinds:
-                assert set(frame.columns) == {f.name for f in fields(kinds[name])}, name
-                rows.each(frame, kinds[name])
-    assert kinds.keys() == frames.keys()
+            assert_fits(name, frame, kinds)
+    assert {kind.QUERY for kind in kinds if hasattr(kind, "QUERY")} == frames.keys()
     assert all(len(frame) for frame in frames.values())
-
-
-def kinds_of_rows() -> list[Any]:
-    """Every class of the pack that names the question whose rows it is."""
-    (own,) = pack.active_runbook().packs
-    own.get(own.checks)
-    modules = [m for name, m in sys.modules.items() if name.startswith(f"{own.module}.checks.")]
-    found = {v for m in modules for v in vars(m).values() if isinstance(v, type) and hasattr(v, "QUERY")}
-    return list(found)
 
 
 def every_kind_of_row(system: System, ask: Callable[[], T]) -> T:

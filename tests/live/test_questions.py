@@ -1,8 +1,7 @@
-"""Each question against its header: the same columns in order, with values of their units, on no rows and on many."""
+"""Each query on a real server: its answer has what its kinds of rows declare, on no rows and on many."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -11,7 +10,7 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib.book import queries
+from runbook_lib.book import pack, queries
 from runbook_lib.gameday.sandbox import history
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Window
@@ -20,28 +19,11 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.postgres import Postgres
 from runbook_lib.sources.settings import Budget
 from runbook_lib.sources.source import ReadCost
+from tests.kit.rows import assert_fits, kinds_of_rows
 from tests.kit.steps import UNPROCESSED, events, lock_wait, locked
 
 NAMES = queries.names()
 
-
-def number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def count(value: Any) -> bool:
-    return number(value) and value == int(value) and value >= 0
-
-
-#: What a value of a unit is; any may be missing.
-UNITS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("rows", "1/min", "tries", "bytes"), count),
-    **dict.fromkeys(("s", "number", "ratio", "%", "d", "1/s"), number),
-    "time": lambda value: isinstance(value, pd.Timestamp) and value.tzinfo is not None,
-    "flag": lambda value: isinstance(value, bool),
-    "text": lambda value: isinstance(value, str),
-    "id": lambda value: isinstance(value, str) or count(value),
-}
 
 #: What neither wheel nor image brings; tests/test_postgres_surroundings.py asks a server that does.
 BY_EXTENSION = {"database/statements"}
@@ -121,21 +103,13 @@ def fill(db: psycopg.Connection) -> None:
     db.execute("ANALYZE")
 
 
-def check(name: str, frame: pd.DataFrame) -> None:
-    said = queries.query(name).columns
-    assert list(said) == list(frame.columns), name
-    assert {*said.values()} <= {*UNITS}, name
-    for column, unit in said.items():
-        odd = [v for v in frame[column].tolist() if v is not None and v is not pd.NaT and v == v and not UNITS[unit](v)]
-        assert not odd, f"{name}: {column} is no {unit}: {odd[:3]}"
-
-
 @pytest.mark.parametrize("full", [False, True])
-def test_an_answer_is_what_the_header_says(servers: Servers, db: psycopg.Connection, full: bool) -> None:
+def test_an_answer_has_what_its_kinds_of_rows_declare(servers: Servers, db: psycopg.Connection, full: bool) -> None:
     if full:
         fill(db)
     empty, now = set(), pd.Timestamp.now("UTC")
     there = of_what_is_there(db)
+    kinds = kinds_of_rows(pack.active_runbook().packs[0])
     source = Postgres(servers.database_url, "test", Budget(), ReadCost(Masker()))
     keys = "entitlement.idempotency_keys"
     with (
@@ -145,8 +119,9 @@ def test_an_answer_is_what_the_header_says(servers: Servers, db: psycopg.Connect
     ):
         for name in (n for n in NAMES if n not in BY_EXTENSION):
             frame = snapshot.ask(name, **parameters(now) | there)
-            check(name, frame)
+            assert_fits(name, frame, kinds)
             if frame.empty:
                 empty.add(name)
     if full:
         assert empty == UNSEEN
+    assert {kind.QUERY for kind in kinds if hasattr(kind, "QUERY")} <= {*NAMES}

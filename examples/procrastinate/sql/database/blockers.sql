@@ -2,13 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: pid id
--- column: application text
--- column: role text
--- column: state text
--- column: blocks sessions
--- column: transaction_s s
--- column: query text
 WITH waiting AS (
     SELECT DISTINCT pid FROM pg_catalog.pg_locks WHERE NOT granted LIMIT 50
 ), chain AS (

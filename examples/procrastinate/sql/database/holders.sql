@@ -2,12 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: pid id
--- column: application text
--- column: state text
--- column: mode text
--- column: transaction_s s
--- column: query text
 -- Workers step over locked rows, so whoever keeps them leaves them due for ever, without a wait to be seen.
 SELECT
     a.pid,

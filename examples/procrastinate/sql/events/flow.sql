@@ -2,12 +2,6 @@
 -- index: procrastinate_events_pkey
 -- cost: index
 -- answers: present
--- column: tens_ago count
--- column: deferred rows
--- column: begun rows
--- column: succeeded rows
--- column: retried rows
--- column: failed rows
 SELECT
     CAST(floor(extract(epoch FROM now() - at) / 10) AS int) AS tens_ago,
     count(*) FILTER (WHERE type = 'deferred') AS deferred,

@@ -2,13 +2,6 @@
 -- index: procrastinate_events_pkey, procrastinate_events_job_id_fkey_v1, procrastinate_jobs_pkey
 -- cost: index
 -- answers: present
--- column: task text
--- column: begun rows
--- column: succeeded rows
--- column: retried rows
--- column: put_back rows
--- column: failed rows
--- column: last_failed_s s
 WITH newest AS (
     -- No index has the time, and numbers are given in its order; `scheduled` bears a time to come.
     SELECT id, job_id, type, at FROM procrastinate_events ORDER BY id DESC LIMIT :most

@@ -2,9 +2,6 @@
 -- index: procrastinate_events_pkey, procrastinate_events_job_id_fkey_v1
 -- cost: index
 -- answers: present
--- column: n rows
--- column: p50_s s
--- column: p95_s s
 SELECT
     count(*) AS n,
     percentile_cont(0.5) WITHIN GROUP (ORDER BY wait_s) AS p50_s,

@@ -2,15 +2,6 @@
 -- index: procrastinate_jobs_lock_idx_v1, procrastinate_events_job_id_fkey_v1
 -- cost: index
 -- answers: present
--- column: job id
--- column: queue text
--- column: task text
--- column: attempts rows
--- column: abort_requested flag
--- column: worker id
--- column: silent_s s
--- column: running_s s
--- column: behind rows
 WITH locked AS (
     SELECT lock, count(*) AS n
     FROM (

@@ -2,14 +2,6 @@
 -- index: procrastinate_jobs_priority_idx_v1, procrastinate_jobs_lock_idx_v1, procrastinate_events_job_id_fkey_v1
 -- cost: index
 -- answers: present
--- column: job id
--- column: queue text
--- column: task text
--- column: state text
--- column: attempts rows
--- column: behind rows
--- column: oldest_behind_s s
--- column: begins_in_s s
 WITH todo AS MATERIALIZED (
     SELECT id, queue_name, task_name, lock, priority, scheduled_at, attempts, status
     FROM procrastinate_jobs

@@ -2,17 +2,6 @@
 -- index: procrastinate_jobs_priority_idx_v1, procrastinate_events_job_id_fkey_v1, procrastinate_events_pkey
 -- cost: index
 -- answers: present
--- column: queue text
--- column: due rows
--- column: oldest_due_s s
--- column: behind rows
--- column: oldest_behind_s s
--- column: later rows
--- column: tried rows
--- column: doing rows
--- column: served rows
--- column: begun_s s
--- column: taken_by_living flag
 WITH todo AS MATERIALIZED (
     -- In the order in which workers take them, so that a cut leaves out those whose turn comes last.
     SELECT id, queue_name, lock, priority, scheduled_at, attempts

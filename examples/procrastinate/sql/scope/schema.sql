@@ -2,10 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: name text
--- column: kind text
--- column: there flag
--- column: readable flag
 SELECT
     name,
     kind,

@@ -2,12 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: version text
--- column: role text
--- column: database text
--- column: read_only flag
--- column: sees_others flag
--- column: standby flag
 SELECT
     current_setting('server_version') AS version,
     current_user AS role,

@@ -2,9 +2,6 @@
 -- index: procrastinate_workers_pkey, procrastinate_jobs_lock_idx_v1
 -- cost: index
 -- answers: present
--- column: worker id
--- column: silent_s s
--- column: doing rows
 SELECT
     w.id AS worker,
     extract(epoch FROM now() - w.last_heartbeat) AS silent_s,

@@ -2,12 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: standby flag
--- column: sees_others flag
--- column: may_listen sessions
--- column: listens sessions
--- column: used sessions
--- column: usable sessions
 SELECT
     pg_is_in_recovery() AS standby,
     (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)

@@ -2,19 +2,6 @@
 -- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx, processed_events_pkey, notifications_retention_*_idx, notifications_user_idx, notification_dlq_event_idx, notification_dlq_notification_id_uniq, a range of the heap of entitlement_audit
 -- cost: index
 -- answers: window
--- column: origin text
--- column: audit flag
--- column: outbox text
--- column: outbox_wait text
--- column: processed flag
--- column: notification text
--- column: notification_wait text
--- column: letter flag
--- column: doubled flag
--- column: n rows
--- column: oldest time
--- column: ids text
--- column: times text
 WITH head AS (
     SELECT greatest(pg_relation_size('entitlement.entitlement_audit')
         / CAST(current_setting('block_size') AS bigint) - 2000, 0) AS page

@@ -2,13 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: at time
--- column: sees_others flag
--- column: working rows
--- column: locked rows
--- column: waits_for text
--- column: statement text
--- column: committed flag
 -- A COMMIT may be the loop's own. A session that waits for its client, or is idle in a transaction, does nothing here.
 SELECT
     clock_timestamp() AS at,

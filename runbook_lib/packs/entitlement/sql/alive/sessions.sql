@@ -2,16 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: service text
--- column: sessions rows
--- column: working rows
--- column: waiting rows
--- column: since s
--- column: newest s
--- column: poll s
--- column: strangers rows
--- column: sees_others flag
--- column: newest_login s
 WITH others AS (
     SELECT
         application_name = 'PostgreSQL JDBC Driver' AS driver, state, wait_event_type, client_addr, query,

@@ -2,9 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: commits rows
--- column: rollbacks rows
--- column: at time
 SELECT xact_commit AS commits, xact_rollback AS rollbacks, clock_timestamp() AS at
 FROM pg_catalog.pg_stat_database
 WHERE datname = current_database();

@@ -2,9 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: item text
--- column: setting text
--- column: value text
 -- Definitions of a table wait for its lock, so that one that is locked has one row, '(locked)'. A value may be a secret or a person: settings leave the server by the rule of changed/settings, a literal text in a definition only if it is an upper-case word; *** without quotes, or the masking would make a token of it that differs in each incident.
 WITH tables AS MATERIALIZED (
     SELECT c.oid, c.relowner, c.relacl, c.relrowsecurity, c.relforcerowsecurity, concat('table ', n.nspname, '.', c.relname) AS item,

@@ -2,6 +2,4 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: started_at time
--- column: loaded_at time
 SELECT pg_postmaster_start_time() AS started_at, pg_conf_load_time() AS loaded_at;

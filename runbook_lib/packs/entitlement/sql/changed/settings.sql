@@ -2,8 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: whose text
--- column: setting text
 -- Anybody's secret may be a setting, so that the value leaves the server only where PostgreSQL itself knows the name (an extension's has a dot) and no text fits, or one of those listed.
 SELECT
     concat_ws(' in ', 'role ' || r.rolname, 'database ' || d.datname) AS whose,

@@ -2,12 +2,6 @@
 -- index: scan of entitlement_audit, which has no index and is never cleaned; notifications_user_idx
 -- cost: scan
 -- answers: window
--- column: audit_id id
--- column: occurred_at time
--- column: user_id id
--- column: stock_keeping_unit text
--- column: action text
--- column: notification text
 SELECT a.audit_id, a.occurred_at, a.user_id, a.stock_keeping_unit, a.action,
     -- The event's notification shows that there was one.
     (SELECT n.status FROM notification.notifications n

@@ -2,12 +2,6 @@
 -- index: a range of the heap (rows are only ever appended), outbox_published_at_idx, outbox_pick_idx, notifications_user_idx
 -- cost: index
 -- answers: window
--- column: audit_id id
--- column: occurred_at time
--- column: user_id id
--- column: stock_keeping_unit text
--- column: action text
--- column: notification text
 WITH tail AS (
     SELECT audit_id, occurred_at, user_id, stock_keeping_unit, action
     FROM entitlement.entitlement_audit

@@ -2,11 +2,6 @@
 -- index: scan of notification_dlq, notifications_pkey
 -- cost: scan
 -- answers: present
--- column: dlq_id id
--- column: notification_id id
--- column: event_id id
--- column: status text
--- column: created_at time
 SELECT d.dlq_id, d.notification_id, d.event_id, n.status, d.created_at
 FROM notification.notification_dlq d
 JOIN notification.notifications n ON n.notification_id = d.notification_id

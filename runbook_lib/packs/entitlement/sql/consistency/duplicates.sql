@@ -2,10 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: n rows
--- column: first time
--- column: last time
 SELECT event_id, count(*) AS n, min(created_at) AS first, max(created_at) AS last
 FROM (
     SELECT event_id, created_at FROM (

@@ -2,11 +2,6 @@
 -- index: notifications_pending_idx, notification_dlq_notification_id_uniq
 -- cost: index
 -- answers: present
--- column: notification_id id
--- column: event_id id
--- column: status text
--- column: attempt_count number
--- column: created_at time
 SELECT notification_id, event_id, status, attempt_count, created_at
 FROM (
     SELECT notification_id, event_id, status, attempt_count, created_at

@@ -2,10 +2,6 @@
 -- index: processed_events_processed_at_idx, processed_events_pkey, notifications_retention_*_idx
 -- cost: index
 -- answers: window
--- column: kind text
--- column: event_id id
--- column: notification_id id
--- column: at time
 WITH registered AS (
     SELECT event_id, processed_at FROM notification.processed_events
     WHERE processed_at >= CAST(:since AS timestamptz) AND processed_at <= CAST(:as_of AS timestamptz)

@@ -2,12 +2,6 @@
 -- index: notifications_*_idx, outbox_*_idx; leases of all rows, the rest of the window
 -- cost: index
 -- answers: present
--- column: kind text
--- column: id id
--- column: status text
--- column: locked_by text
--- column: locked_at time
--- column: lease_until time
 SELECT * FROM (
     (SELECT 'notification_leased' AS kind, notification_id AS id, status, locked_by, locked_at, lease_until
      FROM notification.notifications

@@ -2,7 +2,6 @@
 -- index: scan
 -- cost: scan
 -- answers: present
--- column: n rows
 SELECT count(*) AS n
 FROM notification.notifications
 WHERE status = 'SENT'

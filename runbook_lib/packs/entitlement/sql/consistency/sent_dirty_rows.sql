@@ -2,13 +2,6 @@
 -- index: notifications_processing_idx, notifications_pending_idx, notifications_retention_sent_failed_idx
 -- cost: index
 -- answers: present
--- column: notification_id id
--- column: event_id id
--- column: locked_by text
--- column: lease_until time
--- column: next_retry_at time
--- column: created_at time
--- column: sent_at time
 WITH leased AS (
     SELECT notification_id, event_id, locked_by, lease_until, next_retry_at, created_at, sent_at
     FROM notification.notifications

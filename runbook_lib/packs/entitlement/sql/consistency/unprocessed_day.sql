@@ -2,10 +2,6 @@
 -- index: scan
 -- cost: scan
 -- answers: window
--- column: event_id id
--- column: event_type text
--- column: created_at time
--- column: published_at time
 SELECT o.event_id, o.event_type, o.created_at, o.published_at
 FROM entitlement.outbox_events o
 LEFT JOIN notification.processed_events p ON p.event_id = o.event_id

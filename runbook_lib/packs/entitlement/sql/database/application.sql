@@ -2,15 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: role text
--- column: there flag
--- column: can_login flag
--- column: expired flag
--- column: connection_limit rows
--- column: sessions rows
--- column: sees_others flag
--- column: read_only text
--- column: lacks text
 SELECT
     wanted.role,
     r.oid IS NOT NULL AS there,

@@ -2,13 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: pid id
--- column: wait_s s
--- column: blocked_by text
--- column: mode text
--- column: object text
--- column: application text
--- column: query text
 SELECT
     l.pid,
     extract(epoch FROM clock_timestamp() - coalesce(l.waitstart, a.query_start)) AS wait_s,

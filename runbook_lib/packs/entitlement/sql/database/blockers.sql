@@ -2,14 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: pid id
--- column: application text
--- column: role text
--- column: state text
--- column: blocks number
--- column: transaction_s s
--- column: in_state_s s
--- column: query text
 WITH waiting AS (
     SELECT DISTINCT l.pid
     FROM pg_catalog.pg_locks l

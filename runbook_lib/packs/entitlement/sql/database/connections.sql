@@ -2,13 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: max_connections number
--- column: superuser_reserved number
--- column: reserved number
--- column: sees_others flag
--- column: keeps_statements flag
--- column: standbys text
--- column: used number
 SELECT
     CAST(current_setting('max_connections') AS int) AS max_connections,
     CAST(current_setting('superuser_reserved_connections') AS int) AS superuser_reserved,

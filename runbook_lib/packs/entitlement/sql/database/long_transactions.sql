@@ -2,14 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: pid id
--- column: application text
--- column: role text
--- column: state text
--- column: transaction_s s
--- column: query_s s
--- column: waits_for text
--- column: query text
 SELECT
     pid,
     coalesce(nullif(application_name, ''), host(client_addr), '-') AS application,

@@ -2,11 +2,6 @@
 -- index: notifications_pending_idx, outbox_pick_idx
 -- cost: index
 -- answers: present
--- column: pid id
--- column: application text
--- column: state text
--- column: transaction_s s
--- column: n rows
 -- A fresh notification has a retry time, a fresh event has none. A row that somebody locks or changes carries the transaction's id; no view of locks has it.
 SELECT
     a.pid,

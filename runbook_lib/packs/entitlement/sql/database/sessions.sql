@@ -2,12 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: application text
--- column: role text
--- column: state text
--- column: n number
--- column: waits_for_lock number
--- column: longest_transaction_s s
 SELECT
     coalesce(nullif(application_name, ''), host(client_addr), '-') AS application,
     usename AS role,

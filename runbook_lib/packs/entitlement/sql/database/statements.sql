@@ -2,12 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: statement text
--- column: calls number
--- column: total_s s
--- column: mean_s s
--- column: longest_s s
--- column: since time
 SELECT
     left(regexp_replace(s.query, '\s+', ' ', 'g'), 200) AS statement,
     sum(s.calls) AS calls,

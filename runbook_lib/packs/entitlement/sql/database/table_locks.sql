@@ -2,15 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: pid id
--- column: application text
--- column: role text
--- column: state text
--- column: tables text
--- column: mode text
--- column: transaction_s s
--- column: in_state_s s
--- column: query text
 -- An autovacuum worker gives such a lock up as soon as somebody waits for it.
 SELECT
     l.pid,

@@ -2,9 +2,6 @@
 -- index: outbox_pick_idx, notifications_pending_idx
 -- cost: index
 -- answers: present
--- column: what text
--- column: attempt_count number
--- column: n rows
 SELECT what, attempt_count, count(*) AS n
 FROM (
     (SELECT 'outbox, unpublished' AS what, attempt_count FROM entitlement.outbox_events

@@ -2,8 +2,6 @@
 -- index: scan of notification_nats_dlq, which is small where things work
 -- cost: scan
 -- answers: window
--- column: stream_seq id
--- column: created_at time
 SELECT stream_seq, created_at
 FROM notification.notification_nats_dlq
 WHERE created_at > CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)

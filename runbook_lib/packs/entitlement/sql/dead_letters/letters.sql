@@ -2,14 +2,6 @@
 -- index: scan of notification_dlq, which has no index on the time
 -- cost: scan
 -- answers: window
--- column: event_id id
--- column: created_at time
--- column: error_message text
--- column: user_id id
--- column: event_type text
--- column: source text
--- column: shape text
--- column: total rows
 WITH letters AS MATERIALIZED (
     SELECT dlq_id, created_at, row_number() OVER (ORDER BY created_at DESC) AS nth, count(*) OVER () AS total
     FROM notification.notification_dlq

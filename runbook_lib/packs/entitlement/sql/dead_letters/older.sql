@@ -2,8 +2,6 @@
 -- index: outbox_pick_idx, scan of the two dead-letter tables, which never shrink
 -- cost: scan
 -- answers: window
--- column: store text
--- column: n rows
 SELECT 'outbox' AS store, count(*) AS n
 FROM (
     SELECT created_at FROM entitlement.outbox_events

@@ -2,14 +2,6 @@
 -- index: outbox_pick_idx, outbox_events_pkey
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: failed_at time
--- column: exact flag
--- column: last_error text
--- column: event_type text
--- column: source text
--- column: shape text
--- column: total rows
 WITH newest AS MATERIALIZED (
     -- When it failed is kept nowhere but in the commit time. Else: at once, or after ten tries, which take about 243 s.
     SELECT event_id, committed_at IS NOT NULL AS exact,

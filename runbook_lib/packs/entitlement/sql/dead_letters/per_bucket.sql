@@ -2,11 +2,6 @@
 -- index: outbox_pick_idx, scan of the two dead-letter tables, which have no index on the time
 -- cost: scan
 -- answers: window
--- column: store text
--- column: ago number
--- column: n rows
--- column: last time
--- column: exact flag
 SELECT store, CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - at) / CAST(:bucket_s AS numeric)) AS integer) AS ago,
     count(*) AS n, max(at) AS last, bool_and(exact) AS exact
 FROM (

@@ -2,8 +2,6 @@
 -- index: notification_nats_dlq_pkey
 -- cost: index
 -- answers: window
--- column: stream_seq id
--- column: created_at time
 SELECT stream_seq, created_at
 FROM notification.notification_nats_dlq
 WHERE stream_seq = ANY (CAST(:seqs AS bigint[])) AND created_at <= CAST(:as_of AS timestamptz)

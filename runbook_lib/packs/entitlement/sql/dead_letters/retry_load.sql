@@ -2,9 +2,6 @@
 -- index: notifications_pending_idx, outbox_pick_idx
 -- cost: index
 -- answers: present
--- column: what text
--- column: tens_ahead number
--- column: n rows
 SELECT what, CAST(floor(extract(epoch FROM next_retry_at - now()) / 10) AS integer) AS tens_ahead, count(*) AS n
 FROM (
     (SELECT 'delivery' AS what, next_retry_at FROM notification.notifications

@@ -2,9 +2,6 @@
 -- index: notifications_pending_idx
 -- cost: index
 -- answers: present
--- column: n rows
--- column: users number
--- column: top_user_n rows
 SELECT count(*) AS n, count(DISTINCT user_id) AS users, max(of_user) AS top_user_n
 FROM (
     SELECT user_id, count(*) OVER (PARTITION BY user_id) AS of_user

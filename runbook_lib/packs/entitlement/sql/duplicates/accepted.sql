@@ -2,8 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: index
 -- answers: present
--- column: events number
--- column: doubled rows
 SELECT
     -- Matches come by a stream and a consumer of their own.
     count(DISTINCT event_id) FILTER (WHERE type <> 'MatchFound') AS events,

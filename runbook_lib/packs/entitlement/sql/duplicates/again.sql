@@ -2,15 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx, notifications_user_idx
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: notification_id id
--- column: user_id id
--- column: type text
--- column: status text
--- column: occurred_at time
--- column: created_at time
--- column: earlier_id id
--- column: earlier_at time
 WITH recent AS MATERIALIZED (
     SELECT * FROM (
         SELECT notification_id, event_id, user_id, type, status, occurred_at, created_at

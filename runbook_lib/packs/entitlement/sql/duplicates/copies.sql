@@ -2,15 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: notification_id id
--- column: user_id id
--- column: type text
--- column: status text
--- column: created_at time
--- column: sent_at time
--- column: attempt_count number
--- column: locked_by text
 WITH recent AS MATERIALIZED (
     SELECT * FROM (
         SELECT notification_id, event_id, user_id, type, status, created_at, sent_at, attempt_count, locked_by

@@ -2,15 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: index_name text
--- column: constraint_name text
--- column: is_primary flag
--- column: is_unique flag
--- column: valid flag
--- column: ready flag
--- column: immediate flag
--- column: partial flag
--- column: columns text
 SELECT
     i.relname AS index_name,
     c.conname AS constraint_name,

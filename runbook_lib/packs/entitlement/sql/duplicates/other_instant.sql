@@ -2,12 +2,6 @@
 -- index: notifications_retention_*_idx, processed_events_processed_at_idx, processed_events_pkey
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: notification_id id
--- column: type text
--- column: created_at time
--- column: processed_at time
--- column: later_s s
 WITH recent AS MATERIALIZED (
     SELECT * FROM (
         SELECT event_id, notification_id, type, created_at FROM notification.notifications

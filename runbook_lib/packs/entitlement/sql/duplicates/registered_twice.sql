@@ -2,10 +2,6 @@
 -- index: processed_events_processed_at_idx
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: n rows
--- column: first time
--- column: last time
 SELECT event_id, count(*) AS n, min(processed_at) AS first, max(processed_at) AS last
 FROM (
     SELECT event_id, processed_at FROM notification.processed_events

@@ -2,11 +2,6 @@
 -- index: a range of the heap (rows are only ever appended)
 -- cost: index
 -- answers: window
--- column: audit_id id
--- column: occurred_at time
--- column: user_id id
--- column: stock_keeping_unit text
--- column: action text
 SELECT audit_id, occurred_at, user_id, stock_keeping_unit, action
 FROM entitlement.entitlement_audit
 WHERE ctid >= CAST((

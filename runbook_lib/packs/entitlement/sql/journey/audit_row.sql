@@ -2,11 +2,6 @@
 -- index: entitlement_audit_pkey
 -- cost: index
 -- answers: window
--- column: audit_id id
--- column: occurred_at time
--- column: user_id id
--- column: stock_keeping_unit text
--- column: action text
 SELECT audit_id, occurred_at, user_id, stock_keeping_unit, action
 FROM entitlement.entitlement_audit
 WHERE audit_id = CAST(:id AS uuid);

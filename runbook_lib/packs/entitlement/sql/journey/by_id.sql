@@ -2,7 +2,6 @@
 -- index: the primary keys, notification_dlq_event_idx, notification_dlq_notification_id_uniq; for an audit row also outbox_published_at_idx, outbox_pick_idx and notifications_user_idx
 -- cost: index
 -- answers: window
--- column: event_id id
 WITH change AS MATERIALIZED (
     SELECT user_id, stock_keeping_unit, occurred_at FROM entitlement.entitlement_audit
     WHERE audit_id = CAST(:id AS uuid)

@@ -2,7 +2,6 @@
 -- index: scan of outbox_events, which keeps a day; notifications_retention_*_idx
 -- cost: scan
 -- answers: window
--- column: event_id id
 SELECT event_id FROM entitlement.outbox_events WHERE payload ->> 'trace_id' = :typed_id
 UNION
 SELECT event_id FROM notification.notifications

@@ -2,8 +2,6 @@
 -- index: outbox_published_at_idx, outbox_pick_idx, notifications_user_idx
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: at time
 SELECT event_id, max(at) AS at FROM (
     SELECT event_id, created_at AS at FROM entitlement.outbox_events
     WHERE status = 'PUBLISHED' AND published_at >= CAST(:since AS timestamptz) - interval '1 minute'

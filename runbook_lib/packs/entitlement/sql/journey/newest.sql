@@ -2,8 +2,5 @@
 -- index: outbox_published_at_idx
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: created_at time
--- column: published_at time
 SELECT event_id, created_at, published_at FROM entitlement.outbox_events
 WHERE status = 'PUBLISHED' ORDER BY published_at DESC LIMIT 20;

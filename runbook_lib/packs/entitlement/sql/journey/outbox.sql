@@ -2,21 +2,6 @@
 -- index: outbox_events_pkey
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: event_type text
--- column: user_id id
--- column: stock_keeping_unit text
--- column: trace_id id
--- column: status text
--- column: attempt_count tries
--- column: next_retry_at time
--- column: created_at time
--- column: published_at time
--- column: locked_by text
--- column: locked_at time
--- column: lease_until time
--- column: last_error text
--- column: lacks rows
 SELECT event_id, event_type, coalesce(payload ->> 'user_id', regexp_replace(aggregate_key, ':[^:]*$', '')) AS user_id,
     coalesce(payload ->> 'stock_keeping_unit', substring(aggregate_key FROM '^.*:(.*)$')) AS stock_keeping_unit,
     payload ->> 'trace_id' AS trace_id, status, attempt_count, next_retry_at, created_at, published_at,

@@ -2,8 +2,6 @@
 -- index: processed_events_pkey
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: processed_at time
 SELECT event_id, processed_at
 FROM notification.processed_events
 WHERE event_id = ANY (CAST(:ids AS uuid[]))

@@ -2,12 +2,6 @@
 -- index: redriven_event_idx
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: store text
--- column: decision text
--- column: state text
--- column: at time
--- column: published_seq number
 SELECT event_id, store, decision, state, at, published_seq
 FROM runbook.redriven
 WHERE store IN ('delivery', 'outbox', 'broker') AND event_id = ANY (CAST(:ids AS uuid[]))

@@ -2,7 +2,6 @@
 -- index: processed_events_pkey
 -- cost: index
 -- answers: present
--- column: event_id id
 SELECT event_id
 FROM notification.processed_events
 WHERE event_id = ANY (CAST(:ids AS uuid[]))

@@ -2,7 +2,6 @@
 -- index: notifications_retention_*_idx, outbox_pick_idx
 -- cost: index
 -- answers: window
--- column: users text
 SELECT string_agg(DISTINCT user_id, E'\n') AS users FROM (
     (SELECT user_id FROM notification.notifications
     WHERE status IN ('SENT', 'FAILED') AND created_at >= CAST(:since AS timestamptz)

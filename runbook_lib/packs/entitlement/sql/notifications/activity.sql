@@ -2,13 +2,6 @@
 -- index: notifications_pending_idx, notifications_processing_idx, notifications_retention_*_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: last_claim time
--- column: last_sent time
--- column: last_try time
--- column: sent_1m 1/min
--- column: arrived_1m 1/min
--- column: workers text
 WITH newest AS (
     -- The worker takes the oldest first, so what was created last among SENT was sent last.
     SELECT sent_at FROM notification.notifications

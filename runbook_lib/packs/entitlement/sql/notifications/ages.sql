@@ -2,8 +2,6 @@
 -- index: notifications_retention_active_idx
 -- cost: index
 -- answers: present
--- column: bucket number
--- column: n rows
 SELECT
     width_bucket(
         extract(epoch FROM now() - created_at), ARRAY[1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600]

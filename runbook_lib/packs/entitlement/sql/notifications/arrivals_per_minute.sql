@@ -2,8 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: scan
 -- answers: window
--- column: minute time
--- column: n rows
 SELECT date_trunc('minute', created_at) AS minute, count(*) AS n
 FROM (
     SELECT created_at FROM notification.notifications

@@ -2,10 +2,6 @@
 -- index: notifications_retention_active_idx
 -- cost: index
 -- answers: present
--- column: attempt_count number
--- column: n rows
--- column: waiting rows
--- column: postponed rows
 -- A new row is due at its `created_at`, whatever clock wrote that.
 SELECT attempt_count, count(*) AS n, count(*) FILTER (WHERE next_retry_at > now()) AS waiting,
     count(*) FILTER (

@@ -2,14 +2,6 @@
 -- index: notifications_pending_idx, notifications_processing_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: due rows
--- column: oldest_due_s s
--- column: waiting_retry rows
--- column: leased rows
--- column: expired rows
--- column: oldest_expired_s s
--- column: overdue_10min rows
 SELECT
     now() AS now,
     pending.due,

@@ -2,9 +2,6 @@
 -- index: notifications_retention_active_idx, notifications_pending_idx; catalog for SENT
 -- cost: index
 -- answers: present
--- column: status text
--- column: n rows
--- column: exact flag
 WITH counted AS (
     SELECT s.status, s.n
     FROM (

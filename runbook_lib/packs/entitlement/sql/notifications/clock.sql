@@ -2,15 +2,6 @@
 -- index: notifications_processing_idx, notifications_pending_idx
 -- cost: index
 -- answers: present
--- column: tracked flag
--- column: held rows
--- column: claim_ahead_s s
--- column: lease_ahead_s s
--- column: born_expired rows
--- column: sent rows
--- column: sent_ahead_s s
--- column: shortest_delay_s s
--- column: shortest_to_mark_s s
 WITH newest AS (
     SELECT sent_at, created_at, xmin, row_number() OVER (ORDER BY created_at DESC) AS nth
     FROM notification.notifications

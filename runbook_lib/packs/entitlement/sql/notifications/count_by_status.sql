@@ -2,8 +2,6 @@
 -- index: scan
 -- cost: scan
 -- answers: present
--- column: status text
--- column: count rows
 SELECT status, count(*)
 FROM notification.notifications
 GROUP BY status

@@ -2,8 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: n rows
 SELECT now() AS now, count(*) AS n
 FROM (
     (SELECT created_at FROM notification.notifications

@@ -2,12 +2,6 @@
 -- index: notifications_processing_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: notification_id id
--- column: locked_by text
--- column: locked_at time
--- column: lease_until time
--- column: attempt_count number
 SELECT now() AS now, notification_id, locked_by, locked_at, lease_until, attempt_count
 FROM notification.notifications
 WHERE status = 'PROCESSING'

@@ -2,17 +2,6 @@
 -- index: notifications_processing_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: locked_by text
--- column: n rows
--- column: expired rows
--- column: without_lease rows
--- column: expired_for_s s
--- column: last_claim time
--- column: since_claim_s s
--- column: shortest_lease_s s
--- column: longest_lease_s s
--- column: furthest_s s
 SELECT
     now() AS now,
     locked_by,

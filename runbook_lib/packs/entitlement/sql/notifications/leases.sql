@@ -2,8 +2,6 @@
 -- index: notifications_processing_idx
 -- cost: index
 -- answers: present
--- column: from_s s
--- column: n rows
 SELECT
     -- 0 and 49 hold what lies further out; NULL holds the rows without a lease.
     -120 + 5 * (width_bucket(extract(epoch FROM lease_until - now()), -120, 120, 48) - 1) AS from_s,

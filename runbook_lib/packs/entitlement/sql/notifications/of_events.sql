@@ -2,8 +2,6 @@
 -- index: outbox_events_pkey, notifications_user_idx, notification_dlq_event_idx
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: notification text
 WITH asked AS MATERIALIZED (
     SELECT event_id, substring(aggregate_key FROM '^(.*):[^:]*$') AS user_id FROM entitlement.outbox_events
     WHERE event_id = ANY (CAST(:event_ids AS uuid[]))

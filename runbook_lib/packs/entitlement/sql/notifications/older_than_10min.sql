@@ -2,7 +2,6 @@
 -- index: notifications_retention_active_idx
 -- cost: scan
 -- answers: present
--- column: count rows
 SELECT count(*)
 FROM notification.notifications
 WHERE status IN ('PENDING', 'PROCESSING')

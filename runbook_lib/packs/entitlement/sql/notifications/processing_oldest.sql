@@ -2,11 +2,6 @@
 -- index: notifications_processing_idx
 -- cost: scan
 -- answers: present
--- column: notification_id id
--- column: event_id id
--- column: locked_by text
--- column: locked_at time
--- column: lease_until time
 SELECT notification_id, event_id, locked_by, locked_at, lease_until
 FROM notification.notifications
 WHERE status = 'PROCESSING'

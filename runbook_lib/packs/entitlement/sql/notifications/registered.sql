@@ -2,9 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: last_processed time
--- column: processed_1m 1/min
 -- Match events come from another stream, and the subscriber registers and queues an event at one time.
 WITH ended AS (
     SELECT created_at, type FROM notification.notifications

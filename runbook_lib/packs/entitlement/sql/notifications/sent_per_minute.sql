@@ -2,8 +2,6 @@
 -- index: notifications_retention_sent_failed_idx
 -- cost: scan
 -- answers: window
--- column: minute time
--- column: n rows
 SELECT date_trunc('minute', sent_at) AS minute, count(*) AS n
 FROM notification.notifications
 WHERE status IN ('SENT', 'FAILED')

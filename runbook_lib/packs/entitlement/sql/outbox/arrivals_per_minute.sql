@@ -2,8 +2,6 @@
 -- index: outbox_pick_idx alone
 -- cost: scan
 -- answers: window
--- column: minute time
--- column: n rows
 SELECT date_trunc('minute', created_at) AS minute, count(*) AS n
 FROM (
     SELECT created_at FROM entitlement.outbox_events

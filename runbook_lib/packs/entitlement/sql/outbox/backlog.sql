@@ -2,21 +2,6 @@
 -- index: outbox_pick_idx, outbox_inflight_lease_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: due rows
--- column: oldest_due_s s
--- column: waiting_retry rows
--- column: leased rows
--- column: expired rows
--- column: oldest_expired_s s
--- column: failed rows
--- column: max_attempt_count number
--- column: tried rows
--- column: last_claim time
--- column: last_published time
--- column: published_1m 1/min
--- column: arrived_1m 1/min
--- column: postponed rows
 SELECT
     now() AS now,
     fresh.n + again.n AS due,

@@ -2,11 +2,6 @@
 -- index: outbox_published_at_idx
 -- cost: index
 -- answers: present
--- column: started time
--- column: n rows
--- column: exact_s s
--- column: cycle_s s
--- column: next_waited_s s
 WITH newest AS (
     SELECT published_at, created_at, attempt_count, xmin
     FROM entitlement.outbox_events

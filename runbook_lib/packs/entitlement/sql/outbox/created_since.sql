@@ -2,8 +2,6 @@
 -- index: outbox_pick_idx, outbox_inflight_lease_idx, outbox_published_at_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: n rows
 SELECT now() AS now, count(*) AS n
 FROM (
     (SELECT created_at FROM entitlement.outbox_events

@@ -2,11 +2,6 @@
 -- index: outbox_published_at_idx
 -- cost: index
 -- answers: window
--- column: n rows
--- column: p50 s
--- column: p95 s
--- column: p99 s
--- column: negative rows
 SELECT
     count(*) AS n,
     percentile_cont(0.50) WITHIN GROUP (ORDER BY delay_s) AS p50,

@@ -2,10 +2,6 @@
 -- index: outbox_published_at_idx
 -- cost: scan
 -- answers: window
--- column: minute time
--- column: n rows
--- column: p50 s
--- column: p95 s
 SELECT
     date_trunc('minute', published_at) AS minute,
     count(*) AS n,

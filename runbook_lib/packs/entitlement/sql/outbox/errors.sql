@@ -2,13 +2,6 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
--- column: status text
--- column: last_error text
--- column: n rows
--- column: attempts number
--- column: oldest time
--- column: newest time
--- column: tried_after time
 -- A retry time is batch start + backoff x 0.5 to 1.5, so the try was not before retry time - backoff x 1.5.
 SELECT status, last_error, count(*) AS n, max(attempt_count) AS attempts, min(created_at) AS oldest,
     max(created_at) AS newest,

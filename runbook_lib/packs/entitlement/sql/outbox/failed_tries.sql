@@ -2,11 +2,6 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
--- column: part text
--- column: failed rows
--- column: failed_now rows
--- column: waiting rows
--- column: due_again rows
 -- A retry time is batch start + backoff x 0.5 to 1.5, so the try was not before retry time - backoff x 1.5.
 SELECT
     part,

@@ -2,9 +2,6 @@
 -- index: outbox_inflight_lease_idx
 -- cost: index
 -- answers: present
--- column: locked_by text
--- column: n rows
--- column: since_claim_s s
 SELECT locked_by, count(*) AS n, extract(epoch FROM now() - max(locked_at)) AS since_claim_s
 FROM entitlement.outbox_events
 WHERE status = 'IN_FLIGHT'

@@ -2,8 +2,6 @@
 -- index: outbox_published_at_idx
 -- cost: scan
 -- answers: window
--- column: minute time
--- column: n rows
 SELECT date_trunc('minute', published_at) AS minute, count(*) AS n
 FROM entitlement.outbox_events
 WHERE status = 'PUBLISHED'

@@ -2,10 +2,6 @@
 -- index: outbox_published_at_idx, processed_events_processed_at_idx, processed_events_pkey
 -- cost: index
 -- answers: window
--- column: event_id id
--- column: event_type text
--- column: created_at time
--- column: published_at time
 WITH published AS MATERIALIZED (
     SELECT event_id, event_type, created_at, published_at
     FROM entitlement.outbox_events

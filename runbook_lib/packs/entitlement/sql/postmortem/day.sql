@@ -2,7 +2,6 @@
 -- index: outbox_published_at_idx
 -- cost: scan
 -- answers: window
--- column: n rows
 SELECT count(*) AS n
 FROM entitlement.outbox_events
 WHERE status = 'PUBLISHED'

@@ -2,10 +2,6 @@
 -- index: scan of the two dead-letter tables, which have no index on the time
 -- cost: scan
 -- answers: window
--- column: bucket number
--- column: delivery rows
--- column: subscriber rows
--- column: first_letter time
 SELECT CAST(floor(extract(epoch FROM created_at - CAST(:since AS timestamptz)) / CAST(:bucket_s AS integer)) AS integer)
         AS bucket,
     count(*) FILTER (WHERE kind = 'delivery') AS delivery, count(*) FILTER (WHERE kind = 'subscriber') AS subscriber,

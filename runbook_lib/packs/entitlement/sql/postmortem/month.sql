@@ -2,7 +2,6 @@
 -- index: notifications_retention_sent_failed_idx
 -- cost: scan
 -- answers: window
--- column: n rows
 SELECT count(*) AS n
 FROM notification.notifications
 WHERE status IN ('SENT', 'FAILED')

@@ -2,11 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx, scan of notification_dlq
 -- cost: scan
 -- answers: window
--- column: bucket number
--- column: sent rows
--- column: failed rows
--- column: n rows
--- column: late rows
 -- Sent and failed count where that happened; `n` and `late` where the event occurred. Bucket -1 is all before.
 WITH found AS MATERIALIZED (
     SELECT n.occurred_at, n.status, coalesce(n.sent_at, d.created_at) AS ended_at

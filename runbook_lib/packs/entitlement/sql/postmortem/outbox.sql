@@ -2,16 +2,6 @@
 -- index: outbox_published_at_idx, outbox_pick_idx
 -- cost: scan
 -- answers: window
--- column: bucket number
--- column: opened rows
--- column: published rows
--- column: old_in rows
--- column: old_out rows
--- column: n rows
--- column: late rows
--- column: old rows
--- column: most_old rows
--- column: aged number
 -- An event is old from `old_s` after its creation until it is published. Bucket -1 is all before. `aged`: at some
 -- moment of the bucket more than `share` of the unpublished were old; `most_old`: so many were at once.
 WITH found AS MATERIALIZED (

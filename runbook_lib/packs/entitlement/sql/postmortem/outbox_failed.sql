@@ -2,9 +2,6 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: window
--- column: total rows
--- column: n rows
--- column: first_failed time
 -- Without commit times: those created in it, or so shortly before that their ten tries may have ended in it.
 SELECT count(*) AS total,
     count(*) FILTER (

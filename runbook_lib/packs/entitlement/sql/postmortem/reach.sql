@@ -2,9 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, outbox_published_at_idx
 -- cost: index
 -- answers: window
--- column: now time
--- column: ended_since time
--- column: published_since time
 SELECT now() AS now,
     (SELECT min(created_at) FROM notification.notifications WHERE status IN ('SENT', 'FAILED')) AS ended_since,
     (SELECT min(published_at) FROM entitlement.outbox_events WHERE status = 'PUBLISHED') AS published_since;

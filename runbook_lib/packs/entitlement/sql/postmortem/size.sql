@@ -2,8 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: window
--- column: ended rows
--- column: published rows
 SELECT max(n) FILTER (WHERE relname = 'notifications_retention_sent_failed_idx') AS ended,
     max(n) FILTER (WHERE relname = 'outbox_published_at_idx') AS published
 FROM (

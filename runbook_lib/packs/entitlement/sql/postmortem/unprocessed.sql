@@ -2,10 +2,6 @@
 -- index: outbox_published_at_idx, outbox_pick_idx, processed_events_processed_at_idx, notifications_retention_*_idx, scan of notification_dlq
 -- cost: scan
 -- answers: window
--- column: bucket number
--- column: n rows
--- column: published rows
--- column: first_late time
 WITH published AS MATERIALIZED (
     SELECT event_id, created_at FROM entitlement.outbox_events
     WHERE status = 'PUBLISHED'

@@ -2,9 +2,6 @@
 -- index: processed_events_processed_at_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: last_processed time
--- column: processed_1m 1/min
 SELECT
     now() AS now,
     (SELECT max(processed_at) FROM notification.processed_events) AS last_processed,

@@ -2,9 +2,6 @@
 -- index: processed_events_processed_at_idx
 -- cost: index
 -- answers: present
--- column: n rows
--- column: ahead_s s
--- column: to_commit_s s
 SELECT
     count(*) AS n,
     extract(epoch FROM max(processed_at) - now()) AS ahead_s,

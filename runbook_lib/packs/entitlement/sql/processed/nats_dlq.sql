@@ -2,7 +2,6 @@
 -- index: scan of notification_nats_dlq, which is small where things work
 -- cost: scan
 -- answers: window
--- column: n rows
 SELECT count(*) AS n
 FROM notification.notification_nats_dlq
 WHERE created_at >= CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz);

@@ -2,10 +2,6 @@
 -- index: processed_events_processed_at_idx
 -- cost: index
 -- answers: present
--- column: age_d d
--- column: inserted rows
--- column: deleted rows
--- column: counted_since time
 SELECT
     extract(epoch FROM now() - (SELECT min(processed_at) FROM notification.processed_events)) / 86400 AS age_d,
     s.n_tup_ins AS inserted,

@@ -2,8 +2,6 @@
 -- index: processed_events_processed_at_idx
 -- cost: scan
 -- answers: window
--- column: minute time
--- column: n rows
 SELECT date_trunc('minute', processed_at) AS minute, count(*) AS n
 FROM notification.processed_events
 WHERE processed_at >= CAST(:since AS timestamptz) AND processed_at <= CAST(:as_of AS timestamptz)

@@ -2,10 +2,6 @@
 -- index: scan of the two dead-letter tables, which have no index on the time
 -- cost: scan
 -- answers: window
--- column: kind text
--- column: tens_ago number
--- column: n rows
--- column: last time
 SELECT kind, CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - created_at) / 10) AS integer) AS tens_ago,
     count(*) AS n, max(created_at) AS last
 FROM (

@@ -2,12 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: scan
 -- answers: window
--- column: tens_ago number
--- column: arrived rows
--- column: gone rows
--- column: arrived_now rows
--- column: gone_now rows
--- column: events_gone_now rows
 WITH flows AS (
     SELECT created_at AS at, 1 AS arrived, 0 AS gone, false AS event FROM notification.notifications
     WHERE status IN ('SENT', 'FAILED')

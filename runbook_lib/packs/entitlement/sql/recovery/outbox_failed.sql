@@ -2,9 +2,6 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
--- column: n rows
--- column: newest time
--- column: last_failed time
 SELECT count(*) AS n, max(created_at) AS newest,
     max(CASE WHEN current_setting('track_commit_timestamp') = 'on' THEN pg_xact_commit_timestamp(xmin) END) AS last_failed
 FROM (

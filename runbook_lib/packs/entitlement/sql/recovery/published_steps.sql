@@ -2,12 +2,6 @@
 -- index: outbox_published_at_idx
 -- cost: index
 -- answers: window
--- column: what text
--- column: tens_ago number
--- column: n rows
--- column: late rows
--- column: tried rows
--- column: last_late time
 SELECT 'published' AS what,
     CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - published_at) / 10) AS integer) AS tens_ago,
     count(*) AS n,

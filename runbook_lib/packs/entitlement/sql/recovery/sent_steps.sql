@@ -2,12 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, scan of notification_dlq
 -- cost: scan
 -- answers: window
--- column: what text
--- column: tens_ago number
--- column: n rows
--- column: late rows
--- column: tried rows
--- column: last_late time
 SELECT what, CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - at) / 10) AS integer) AS tens_ago,
     count(*) AS n,
     count(*) FILTER (WHERE tried OR slow) AS late,

@@ -2,8 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: table_name text
--- column: column_names text
 SELECT c.relname AS table_name, string_agg(a.attname, ' ' ORDER BY a.attnum) AS column_names
 FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

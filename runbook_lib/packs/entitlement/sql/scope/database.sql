@@ -2,7 +2,5 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: name text
--- column: cluster text
 SELECT current_database() AS name, CAST(system_identifier AS text) AS cluster
 FROM pg_catalog.pg_control_system();

@@ -2,8 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: index_name text
--- column: usable flag
 SELECT i.relname AS index_name, x.indisvalid AND x.indisready AND x.indislive AS usable
 FROM pg_catalog.pg_index x
 JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid

@@ -2,8 +2,6 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
--- column: now time
--- column: last_event time
 SELECT
     now() AS now,
     greatest(

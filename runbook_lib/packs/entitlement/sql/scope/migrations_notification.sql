@@ -2,10 +2,6 @@
 -- index: flyway_schema_history_notification_pk
 -- cost: index
 -- answers: present
--- column: version text
--- column: description text
--- column: installed_on text
--- column: success flag
 SELECT version, description, CAST(date_trunc('second', installed_on) AS text) AS installed_on, success  -- of no time zone
 FROM notification.flyway_schema_history_notification
 ORDER BY installed_rank DESC

@@ -2,10 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: table_name text
--- column: partitions number
--- column: ahead_d d
--- column: takes_the_rest flag
 -- A partition without an end, and the default one, take what no other does.
 SELECT
     c.relname AS table_name,

@@ -2,9 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: table_name text
--- column: may_read flag
--- column: may_write flag
 SELECT
     n.nspname || '.' || c.relname AS table_name,
     has_schema_privilege(n.oid, 'USAGE') AND has_any_column_privilege(c.oid, 'SELECT') AS may_read,

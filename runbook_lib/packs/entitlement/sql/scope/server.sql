@@ -2,17 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- column: role text
--- column: database text
--- column: version text
--- column: is_replica flag
--- column: started_at time
--- column: now time
--- column: superuser flag
--- column: monitor flag
--- column: may_use_reserved flag
--- column: read_only text
--- column: track_commit_timestamp text
 SELECT
     session_user AS role,
     current_database() AS database,

@@ -2,10 +2,6 @@
 -- index: outbox_pick_idx, outbox_published_at_idx, processed_events_*, notifications_retention_active_idx, notifications_user_idx, notification_dlq_event_idx
 -- cost: index
 -- answers: present
--- column: place text
--- column: events rows
--- column: users number
--- column: oldest_s s
 WITH published AS MATERIALIZED (
     SELECT event_id, aggregate_key, created_at, published_at FROM entitlement.outbox_events
     WHERE status = 'PUBLISHED' AND published_at >= CAST(:since AS timestamptz)

@@ -2,8 +2,6 @@
 -- index: notifications_retention_sent_failed_idx
 -- cost: scan
 -- answers: window
--- column: n rows
--- column: p95 s
 SELECT count(*) AS n,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY delay_s) AS p95
 FROM (

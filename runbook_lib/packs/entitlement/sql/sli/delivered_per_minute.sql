@@ -2,11 +2,6 @@
 -- index: notifications_retention_sent_failed_idx
 -- cost: scan
 -- answers: window
--- column: minute time
--- column: n rows
--- column: slow rows
--- column: first_slow time
--- column: last_slow time
 SELECT date_trunc('minute', sent_at) AS minute, count(*) AS n,
     count(*) FILTER (WHERE sent_at - occurred_at >= interval '1 second' * CAST(:limit_s AS double precision)) AS slow,
     min(occurred_at) FILTER (WHERE sent_at - occurred_at >= interval '1 second' * CAST(:slow_s AS double precision))

@@ -2,9 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: index
 -- answers: window
--- column: n rows
--- column: done rows
--- column: p95 s
 SELECT count(*) AS n, count(delay_s) AS done, percentile_cont(0.95) WITHIN GROUP (ORDER BY delay_s) AS p95
 FROM (
     -- What was given up has no delay; greatest() takes NULL for 0.

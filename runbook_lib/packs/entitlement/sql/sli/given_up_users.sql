@@ -2,8 +2,6 @@
 -- index: scan of notification_dlq, notifications_pkey
 -- cost: scan
 -- answers: window
--- column: events rows
--- column: users number
 SELECT count(*) AS events, count(DISTINCT n.user_id) AS users
 FROM notification.notification_dlq d
 LEFT JOIN notification.notifications n ON n.notification_id = d.notification_id

@@ -2,7 +2,6 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
--- column: p95 s
 SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY extract(epoch FROM now() - created_at)) AS p95
 FROM (
     SELECT created_at FROM entitlement.outbox_events
