@@ -36,10 +36,8 @@ PLACES = {check.step: check for check in (*waiting.CHECKS, *database.CHECKS, *he
 
 
 class Waits(rows.Row, query="events/waits"):
-    """The waiting time of recently begun jobs."""
+    """The waiting time of recently begun jobs, in seconds: 95 % waited less."""
 
-    n: int = 0
-    p50_s: float | None = None
     p95_s: float | None = None
 
 

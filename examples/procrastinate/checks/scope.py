@@ -24,7 +24,6 @@ class Server(rows.Row, query="scope/server"):
     version: str = ""
     role: str = ""
     database: str = ""
-    read_only: bool = False
     sees_others: bool = False
     standby: bool = False
 

@@ -50,7 +50,7 @@ def frames(
             tried=waiting, arrived_1m=came, published_1m=gone,
         ),
         "batches": pd.DataFrame(
-            {"started": started, "n": 10, "exact_s": 0.2, "cycle_s": 2.0, "next_waited_s": 1.0}
+            {"started": started, "n": 10, "exact_s": 0.2, "cycle_s": 2.0}
         ),
         "came": minutes(came),
         "gone": minutes(gone),

@@ -2,10 +2,7 @@
 -- index: procrastinate_events_pkey, procrastinate_events_job_id_fkey_v1
 -- cost: index
 -- answers: present
-SELECT
-    count(*) AS n,
-    percentile_cont(0.5) WITHIN GROUP (ORDER BY wait_s) AS p50_s,
-    percentile_cont(0.95) WITHIN GROUP (ORDER BY wait_s) AS p95_s
+SELECT percentile_cont(0.95) WITHIN GROUP (ORDER BY wait_s) AS p95_s
 FROM (
     -- Since it was deferred or put back, or, where it was meant for later, since then: the newest event before the start.
     SELECT greatest(extract(epoch FROM e.at - (

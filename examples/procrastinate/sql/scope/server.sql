@@ -6,7 +6,6 @@ SELECT
     current_setting('server_version') AS version,
     current_user AS role,
     current_database() AS database,
-    current_setting('transaction_read_only') = 'on' AS read_only,
     (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
         OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_others,
     pg_is_in_recovery() AS standby;

@@ -116,7 +116,7 @@ WITH head AS (
     FROM states
 )
 SELECT from_ AS origin, audit, outbox, outbox_wait, processed, notification, notification_wait, letter, doubled,
-    count(*) AS n, min(created_at) AS oldest,
+    count(*) AS n,
     string_agg(CAST(coalesce(event_id, audit_id) AS text), ' ' ORDER BY created_at) FILTER (WHERE named) AS ids,
     string_agg(extract(epoch FROM created_at) || ' ' || extract(epoch FROM published_at), ' ' ORDER BY created_at)
         FILTER (WHERE named AND outbox = 'PUBLISHED' AND NOT processed AND notification IS NULL) AS times

@@ -2,7 +2,7 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: index
 -- answers: present
-SELECT now() AS now, count(*) AS n
+SELECT count(*) AS n
 FROM (
     (SELECT created_at FROM notification.notifications
      WHERE status IN ('PENDING', 'PROCESSING') AND created_at > CAST(:moment AS timestamptz)

@@ -3,22 +3,20 @@
 -- cost: index
 -- answers: present
 WITH newest AS (
-    SELECT published_at, created_at, attempt_count, xmin
+    SELECT published_at, xmin
     FROM entitlement.outbox_events
     WHERE status = 'PUBLISHED' AND published_at > now() - interval '1 hour'
     ORDER BY published_at DESC
     LIMIT 2000
 ), marked AS (
-    SELECT published_at, created_at, attempt_count,
+    SELECT published_at,
         -- Rows that share a transaction were not marked by the relay, which marks one by one.
         CASE WHEN current_setting('track_commit_timestamp') = 'on'
             AND count(*) OVER (PARTITION BY CAST(xmin AS text)) = 1
             THEN pg_xact_commit_timestamp(xmin) END AS marked_at
     FROM newest
 ), batch AS (
-    SELECT published_at AS started, count(*) AS n, max(marked_at) AS ended,
-        -- How long its rows had waited for it: longer than a poll means that the batch before was still going on.
-        max(published_at - created_at) FILTER (WHERE attempt_count = 0) AS waited
+    SELECT published_at AS started, count(*) AS n, max(marked_at) AS ended
     FROM marked
     GROUP BY published_at
 )
@@ -26,9 +24,7 @@ SELECT
     started,
     n,
     extract(epoch FROM ended - started) AS exact_s,
-    extract(epoch FROM lead(started) OVER later - started) AS cycle_s,
-    extract(epoch FROM lead(waited) OVER later) AS next_waited_s
+    extract(epoch FROM lead(started) OVER (ORDER BY started) - started) AS cycle_s
 FROM batch
-WINDOW later AS (ORDER BY started)
 ORDER BY started DESC
 LIMIT :max_rows;

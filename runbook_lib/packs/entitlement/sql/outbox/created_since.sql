@@ -2,7 +2,7 @@
 -- index: outbox_pick_idx, outbox_inflight_lease_idx, outbox_published_at_idx
 -- cost: index
 -- answers: present
-SELECT now() AS now, count(*) AS n
+SELECT count(*) AS n
 FROM (
     (SELECT created_at FROM entitlement.outbox_events
      WHERE status = 'PENDING' AND created_at > CAST(:moment AS timestamptz)
