@@ -62,9 +62,9 @@ drills: venv
 	$(RUN)/runbook drill report $(DRILLS) --short --write docs/truth.md
 
 # Record each fault of the sandbox, and moments without one, in tests/recordings, which `make test` judges. Default: the missing ones.
-# CHANGED=1: also the stale ones; ONLY="name ...": these; ACCEPT=1: expect today's verdicts.
+# CHANGED=1: also the stale ones; ONLY="name ...": these; ACCEPT=1: expect today's verdicts; QUERIES=1: only write queries.toml.
 record: venv
-	$(RUN)/python -m tests.tools.make_recordings $(if $(CHANGED),--changed) $(if $(ACCEPT),--accept) $(ONLY)
+	$(RUN)/python -m tests.tools.make_recordings $(if $(CHANGED),--changed) $(if $(ACCEPT),--accept) $(if $(QUERIES),--queries) $(ONLY)
 
 # Change one condition, constant or row of what decides at a time, N times, and say who notices it: the tests, the recordings.
 N ?= 100

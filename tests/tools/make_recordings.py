@@ -5,8 +5,10 @@
     make record ONLY="relay_stopped two_faults"      these, whether they are there or not
     make record ACCEPT=1            expect of every recording what today's code and documents say of it, but where a
                                     person has said what to expect (`runbook record --expect`)
+    make record QUERIES=1           only write the pack's queries.toml, what each step asked in the recordings
 
-A recording that is there is not made again, so that an interrupted run goes on where it was.
+A recording that is there is not made again, so that an interrupted run goes on where it was. A run in which all
+are recorded writes queries.toml, too.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,7 +32,7 @@ from typing import Any
 
 from nats.js import JetStreamContext
 
-from runbook_lib.book import catalog, queries
+from runbook_lib.book import catalog, pack, queries
 from runbook_lib.gameday.drills import play
 from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults
@@ -39,6 +43,7 @@ from runbook_lib.sources import settings
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.run import Run
+from runbook_lib.view.queries import FILE, declared
 from tests.kit import RECORDINGS, states
 
 SECTIONS = ("3", "2", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6")
@@ -244,6 +249,68 @@ def changed_queries(made: recording.Recording) -> list[str]:
     return sorted({n for n, text in sent if n not in known or not text.startswith(queries.query(n).sql.rstrip(";\n"))})
 
 
+# What each step asks ------------------------------------------------------------------------------------------
+
+#: What a step may ask that no recording has: an earlier step of its section asked it, the role is at its limit, a
+#: replica answers for the tables, a throttle may be in force, or it is asked since.
+NOT_RECORDED = {
+    "3.2": {"journey/registered", "notifications/registered"},
+    "4.1.2": {"alive/delivery", "journey/registered", "notifications/registered"},
+    "4.1.4": {"alive/sessions"},
+    "4.3.4": {"workloads environment", "workloads status"},
+    "4.4.2": {"workloads environment", "workloads status"},
+    **{step: {"journey/registered"} for step in ("4.4.3", "5.3.2", "6.5")},
+}
+#: What the recordings were asked, by step, and is asked no more.
+NO_LONGER = {
+    **{step: {"processed/activity"} for step in ("3.2", "4.1.2")},
+    "4.2.3": {"jetstream STREAM.INFO.entitlement-events", "jetstream STREAM.MSG.GET.entitlement-events"},
+}
+_ABOUT_QUERIES = """\
+# What each step asks, the most usual first: a query of sql/ by its name, or a source and the call. `rb.queries` shows
+# it. `make record QUERIES=1` writes this file from the recordings, and keeps a step that no recording has.
+
+"""
+_INDENTED = textwrap.TextWrapper(120, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def asked_queries(names: Iterable[str]) -> dict[str, Counter[str]]:
+    """Return how many of these recordings asked what, by step: neither connections nor queries that are no more."""
+    known, asked = set(queries.names()), defaultdict[str, Counter[str]](Counter)
+    for name in names:
+        runs = recording.read(RECORDINGS / f"{name}{recording.SUFFIX}").runs.values()
+        sent = {(f["step"], q["source"], q["name"]) for run in runs for f in run.stored for q in f["questions"]}
+        for step, source, query in sent:
+            if source != "postgres" or query in known:
+                asked[step][query if source == "postgres" else f"{source} {query}"] += 1
+    return asked
+
+
+def queries_file(asked: Mapping[str, Counter[str]]) -> str:
+    """Return the pack's queries.toml; a step that no recording has keeps what the file says."""
+    by_step = dict(declared(pack.active_runbook().packs[0].folder / FILE))
+    for step, counted in asked.items():
+        names = (counted.keys() | NOT_RECORDED.get(step, set())) - NO_LONGER.get(step, set())
+        by_step[step] = sorted(names, key=lambda name: (-counted[name], name))
+    steps = [step.id for section in catalog.load().sections.values() for step in section.steps]
+    return _ABOUT_QUERIES + "".join(_format_entry(step, by_step[step]) for step in steps if by_step.get(step))
+
+
+def _format_entry(step: str, names: list[str]) -> str:
+    """Return a step's line of the file, or its lines where one is too long; no name is broken at its space."""
+    listed = ", ".join(f'"{name}"'.replace(" ", "\0") for name in names)
+    entry = f'"{step}" = [{listed}]'
+    if len(entry) > _INDENTED.width:
+        entry = f'"{step}" = [\n{_INDENTED.fill(f"{listed},")}\n]'
+    return entry.replace("\0", " ") + "\n"
+
+
+def write_queries(index: Iterable[str]) -> int:
+    """Write the pack's queries.toml."""
+    (pack.active_runbook().packs[0].folder / FILE).write_text(queries_file(asked_queries(index)), encoding="utf-8")
+    return 0
+
+
 # The command --------------------------------------------------------------------------------------------------
 
 
@@ -254,6 +321,7 @@ def main() -> int:
     parser.add_argument("--changed", action="store_true", help="list the stale ones and record them again")
     parser.add_argument("--accept", action="store_true", help="expect what is said today")
     parser.add_argument("--states", action="store_true", help="expect what is said of the states today")
+    parser.add_argument("--queries", action="store_true", help="only write what each step asks")
     parser.add_argument("--at-once", type=int, default=AT_ONCE, help="sandboxes side by side")
     asked = parser.parse_args()
     RECORDINGS.mkdir(exist_ok=True)
@@ -262,6 +330,8 @@ def main() -> int:
         return accept(index, asked.names or list(index)) or accept_states()
     if asked.states:
         return accept_states()
+    if asked.queries:
+        return write_queries(index)
     known = {m.name: m for m in MOMENTS}
     if unknown := sorted(set(asked.names) - known.keys()):
         print(f"no moment is called {', '.join(unknown)}: known are {', '.join(known)}", file=sys.stderr)
@@ -271,7 +341,7 @@ def main() -> int:
         for name, changed in (found := stale(index.keys() & known.keys())).items():
             print(f"stale: {name}: {', '.join(changed)}", flush=True)
         wanted = sorted({*wanted, *found})
-    return record([known[name] for name in wanted], index, asked.at_once)
+    return record([known[name] for name in wanted], index, asked.at_once) or write_queries(index)
 
 
 def record(moments: list[Moment], index: dict[str, dict[str, Any]], at_once: int) -> int:
