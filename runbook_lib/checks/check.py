@@ -47,6 +47,8 @@ class Check:
     `needs` names the frames without which it judges nothing. What else could not be read becomes a note, evidence
     about its source, and UNKNOWN in place of OK; of the parts in `optional`, which only add to the others, a note.
 
+    `shared` collects frames that several steps of a section use, once for all of them (`Context.shared`).
+
     `on_error` turns a source's failure into a finding if the failure is itself the result ("too many clients" is
     CRITICAL for the step about connections); it may return UNKNOWN.
     """
@@ -58,6 +60,7 @@ class Check:
     on_error: OnError | None = None
     needs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    shared: Collect | None = None
 
     def run(self, rb: Context) -> Finding:
         """Collect and judge. Never raises: a failure becomes the finding."""
@@ -87,7 +90,11 @@ class Check:
     def collected(self, rb: Context) -> Frames:
         """Collect the frames; if a source fails as a whole, only the frame of that failure."""
         try:
-            return self.collect(rb)
+            if self.shared is None:
+                return self.collect(rb)
+            every, own = rb.shared(self.step, self.shared), self.collect(rb)
+            missed = [f[NOT_READ] for f in (every, own) if NOT_READ in f]
+            return every | own | ({NOT_READ: pd.concat(missed, ignore_index=True)} if missed else {})
         except SourceError as e:
             e.detail = rb.masker.scrub(e.detail)
             return {NOT_READ: failure_frame({WHOLE: e})}
@@ -149,6 +156,11 @@ class Check:
             signals=unique((*finding.signals, *evidence_from_error(e, given.catalog))),
             unseen=unique((*finding.unseen, Unseen(e.source, e.reason))),
         )
+
+
+def nothing_more(rb: Context) -> Frames:
+    """Collect nothing: what the steps share is enough."""
+    return {}
 
 
 def failure_frame(failed: Mapping[str, SourceError]) -> pd.DataFrame:
