@@ -6,6 +6,7 @@ The header comment of each file says:
     -- index: the index that it uses, or "catalog", or "scan"
     -- cost: catalog | index | scan      (scan: goes through the cost gate first)
     -- answers: present | window         (present: it can only read the present state)
+    -- reuse: 15 s                       (for so long, other steps of a run use the answer; without it, no step does)
     -- continued in: topic/name          (queries with the same end: the file that has the rest)
 
 The columns that a judge reads are the fields of its kind of row (`runbook_lib/model/rows.py`). The statements of an
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from runbook_lib.book import pack
 
-_HEADER = re.compile(r"^-- (question|index|cost|answers): *(.+?) *$", re.MULTILINE)
+_HEADER = re.compile(r"^-- (question|index|cost|answers|reuse): *(.+?) *$", re.MULTILINE)
 _CONTINUED = re.compile(r"^-- continued in: *(\S+) *$", re.MULTILINE)
 
 
@@ -35,6 +36,7 @@ class Query:
     index: str
     cost: str
     answers: str
+    reuse_s: float = 0.0
 
 
 def query(name: str) -> Query:
@@ -49,7 +51,8 @@ def _read_query(name: str, file: Path) -> Query:
         text += statement(rest)
     head = dict(_HEADER.findall(text))
     body = "\n".join(line for line in text.splitlines() if not _HEADER.match(line))
-    return Query(name, body.strip().rstrip(";"), head["question"], head["index"], head["cost"], head["answers"])
+    sql, reuse_s = body.strip().rstrip(";"), float(head.get("reuse", "0").removesuffix("s"))
+    return Query(name, sql, head["question"], head["index"], head["cost"], head["answers"], reuse_s)
 
 
 def names() -> list[str]:

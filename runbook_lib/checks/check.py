@@ -89,6 +89,7 @@ class Check:
 
     def collected(self, rb: Context) -> Frames:
         """Collect the frames; if a source fails as a whole, only the frame of that failure."""
+        rb = rb.of(self.step)
         try:
             if self.shared is None:
                 return self.collect(rb)

@@ -23,6 +23,7 @@ from runbook_lib.checks import samples
 from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal, Text, Window, say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources.answers import Answers
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.logs import Log
 from runbook_lib.sources.nats_monitor import NatsMonitor
@@ -178,6 +179,9 @@ class Context:
     outcomes: dict[str, Any] = field(default_factory=dict)
     progress: Callable[[], AbstractContextManager[Progress]] = lambda: nullcontext(lambda share, text: None)
     asked: dict[Callable[[Context], Frames], SharedFrames] = field(default_factory=dict)
+    answers: Answers = field(default_factory=Answers)
+    brief: bool = False
+    """Whether a step of another section collects: only what is judged, not what its own section shows beside it."""
     recorded: Mapping[str, Finding] | None = None
     """The findings of a recording by step, where one is replayed: no server is asked then."""
 
@@ -250,7 +254,11 @@ class Context:
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Open one short read-only transaction for queries about this window. Raises SourceError."""
-        return self.postgres.snapshot(self.window)
+        return self.postgres.snapshot(self.window, self.answers)
+
+    def of(self, step: str) -> Context:
+        """Return a copy that collects for a step: it takes over what other steps have asked a moment ago."""
+        return replace(self, answers=replace(self.answers, step=step))
 
     def number(self, name: str) -> float:
         """Return a number that decides and is no threshold (numbers.md). Raises KeyError."""

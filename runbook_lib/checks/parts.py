@@ -115,8 +115,12 @@ def warnings(frames: Frames) -> list[str]:
 
 
 def collect_each(rb: Context, checks: Mapping[str, Check]) -> Frames:
-    """Collect the frames of several checks in one step, named "part.frame"; each check may fail alone."""
+    """Collect the frames of several checks in one step, named "part.frame"; each check may fail alone.
+
+    They collect only what their judges need (`Context.brief`).
+    """
     found: Frames = {}
+    rb = replace(rb, brief=True)
     for name, check in checks.items():
         own = check.collected(rb) | {_ASKED: pd.DataFrame({"step": [check.step]})}
         found |= {f"{name}.{frame}": answer for frame, answer in own.items()}

@@ -273,8 +273,12 @@ class SentQuery:
 
 
 def read_cost(queries: Iterable[SentQuery]) -> dict[str, Any]:
-    """Return the sum of the queries' cost: queries, ms, rows, and the largest plan cost that the gate saw."""
-    queries = list(queries)
+    """Return the sum of the queries' cost: queries, ms, rows, and the largest plan cost that the gate saw.
+
+    A query whose answer several steps use counts once.
+    """
+    once: dict[object, SentQuery] = {(q.name, q.started) if q.started else id(q): q for q in queries}
+    queries = list(once.values())
     costs = [q.plan_cost for q in queries if q.plan_cost is not None]
     return {
         "queries": len(queries),

@@ -30,6 +30,7 @@ from runbook_lib.book.queries import Query, query
 from runbook_lib.model import usage
 from runbook_lib.model.finding import PRESENT_S, Reason, Window
 from runbook_lib.model.usage import UsageError
+from runbook_lib.sources.answers import Answers
 from runbook_lib.sources.settings import Budget, TargetFacts, url_problem
 from runbook_lib.sources.source import ClockOffset, Opening, ReadCost, SourceError
 
@@ -146,8 +147,10 @@ class Postgres:
             return {"postgres": ClockOffset(*db.clock_offset(), db.place.behind_s or 0.0)}
 
     @contextmanager
-    def snapshot(self, window: Window | None = None) -> Iterator[Snapshot]:
+    def snapshot(self, window: Window | None = None, answers: Answers | None = None) -> Iterator[Snapshot]:
         """Open one short REPEATABLE READ READ ONLY transaction; its answers are of one moment, about that window.
+
+        Of `answers`, those that another step has received a moment ago are not asked for again.
 
         Raises SourceError; a database that did not answer is not asked again for 15 seconds.
         """
@@ -155,7 +158,7 @@ class Postgres:
             raise self._down[1]
         with ExitStack() as open_ones:
             try:
-                snapshot = Snapshot(self, window, open_ones)
+                snapshot = Snapshot(self, window, open_ones, answers)
                 open_ones.callback(snapshot.end)
                 snapshot.start()
             except SourceError as e:
@@ -278,8 +281,11 @@ class Postgres:
 class Snapshot:
     """Queries of one moment, in one transaction."""
 
-    def __init__(self, source: Postgres, window: Window | None, open_ones: ExitStack) -> None:
+    def __init__(
+        self, source: Postgres, window: Window | None, open_ones: ExitStack, answers: Answers | None = None
+    ) -> None:
         self._source, self._window, self._open_ones = source, window, open_ones
+        self._answers = Answers() if answers is None else answers
         self._budget, self._read_cost = source.budget, source.read_cost
         kept = source.take()
         self._was_kept = kept is not None
@@ -339,7 +345,8 @@ class Snapshot:
         no_data for a query about the present if the run, or the replica, shows a past moment.
         """
         q = query(name)
-        return self._pick_server(q)._query_with_retry(q, params)
+        frame = self._answers.find(q, params, self._window, self._read_cost)
+        return self._pick_server(q)._query_with_retry(q, params) if frame is None else frame
 
     def ask_own(self, text: str, **params: Any) -> pd.DataFrame:
         """Run a person's own SELECT within the same limits and through the cost gate. Raises SourceError.
@@ -372,6 +379,8 @@ class Snapshot:
     def ask_apart(self, name: str, **params: Any) -> pd.DataFrame:
         """Run a query as `ask`; the snapshot stays usable if it fails. Raises SourceError."""
         q = query(name)
+        if (known := self._answers.find(q, params, self._window, self._read_cost)) is not None:
+            return known
         one = self._pick_server(q)
         try:
             frame = one._query_with_retry(q, params, apart=True)
@@ -413,7 +422,9 @@ class Snapshot:
             try:
                 if apart:
                     self._execute_sql("SAVEPOINT question")
-                return self._run_query(q, params)
+                frame = self._run_query(q, params)
+                self._answers.keep(q, params, self._window, frame, self._read_cost)
+                return frame
             except SourceError as e:
                 if e.code != "recovery_conflict":
                     raise
@@ -479,7 +490,7 @@ class Snapshot:
         if self._replica is None and self._source.replica is not None:
             self._replica = self
             with suppress(SourceError):
-                one = self._open_ones.enter_context(self._source.replica.snapshot(self._window))
+                one = self._open_ones.enter_context(self._source.replica.snapshot(self._window, self._answers))
                 if one.place.behind_s is None or one.place.behind_s <= _REPLICA_S:
                     self._replica = one
         return None if self._replica is self else self._replica

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -13,9 +14,10 @@ import pytest
 from runbook_lib.book import pack, queries
 from runbook_lib.gameday.sandbox import history
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Window
+from runbook_lib.model.finding import Window, read_cost
 from runbook_lib.packs.entitlement.checks import given_up
 from runbook_lib.privacy.masking import Masker
+from runbook_lib.sources.answers import Answers
 from runbook_lib.sources.postgres import Postgres
 from runbook_lib.sources.settings import Budget
 from runbook_lib.sources.source import ReadCost
@@ -125,3 +127,29 @@ def test_an_answer_has_what_its_kinds_of_rows_declare(servers: Servers, db: psyc
     if full:
         assert empty == UNSEEN
     assert {kind.QUERY for kind in kinds if hasattr(kind, "QUERY")} <= {*NAMES}
+
+
+def test_what_another_step_has_just_asked_is_not_asked_again(servers: Servers, db: psycopg.Connection) -> None:
+    """But a step's second sample is, as is what an action needs, another window, and what no header lets be reused."""
+    source, known = Postgres(servers.database_url, "test", Budget(), ReadCost(Masker())), Answers()
+    hour, day = (Window.before(pd.Timestamp.now("UTC"), minutes) for minutes in (60, 1440))
+    asked = source.read_cost.queries
+
+    def ask(step: str, name: str = "outbox/backlog", window: Window = hour) -> pd.DataFrame:
+        with source.snapshot(window, replace(known, step=step)) as snapshot:
+            return snapshot.ask(name)
+
+    def sent(name: str = "outbox/backlog") -> int:
+        return int(read_cost(q for q in asked if q.name == name)["queries"])
+
+    first = ask("3.1")
+    first["due"] = 9
+    other = ask("3.2")
+    assert (sent(), other["due"][0], other["now"][0]) == (1, 0, first["now"][0])
+    assert [q.name for q in asked].count("outbox/backlog") == 2, "each step names what it rests on"
+    assert ask("3.2")["now"][0] > first["now"][0] and sent() == 2
+    assert ask("3.4")["now"][0] > first["now"][0] and sent() == 2
+    ask(""), ask(""), ask("6.1", window=day)
+    assert sent() == 5
+    ask("3.1", "outbox/errors"), ask("3.2", "outbox/errors")
+    assert sent("outbox/errors") == 2

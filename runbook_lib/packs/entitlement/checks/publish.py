@@ -190,8 +190,9 @@ def collect(rb: Context) -> Frames:
         frames["delay_now"] = db.ask("outbox/delay", since=rb.as_of - pd.Timedelta(minutes=rb.number("publish.now")))
         if not rb.past:
             frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
-        parts.ask(db, {"delays": "outbox/delay_per_minute"})
-        frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
+        if not rb.brief or rb.past:
+            parts.ask(db, {"delays": "outbox/delay_per_minute"})
+            frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
         outage.ask(rb, db, parts, "published")
     if not rb.past:
         queue = rows.one(frames["backlog"], Outbox)

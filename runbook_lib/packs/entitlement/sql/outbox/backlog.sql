@@ -2,6 +2,7 @@
 -- index: outbox_pick_idx, outbox_inflight_lease_idx
 -- cost: index
 -- answers: present
+-- reuse: 15 s
 SELECT
     now() AS now,
     fresh.n + again.n AS due,

@@ -2,6 +2,7 @@
 -- index: outbox_published_at_idx
 -- cost: index
 -- answers: window
+-- reuse: 15 s
 SELECT
     count(*) AS n,
     percentile_cont(0.50) WITHIN GROUP (ORDER BY delay_s) AS p50,

@@ -2,6 +2,7 @@
 -- index: outbox_published_at_idx, outbox_pick_idx
 -- cost: scan
 -- answers: window
+-- reuse: 15 s
 WITH flows AS (
     SELECT created_at AS at, 1 AS arrived, 0 AS gone FROM entitlement.outbox_events
     WHERE status = 'PUBLISHED' AND published_at > CAST(:since AS timestamptz) - interval '1 minute'

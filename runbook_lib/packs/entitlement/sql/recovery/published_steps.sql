@@ -2,6 +2,7 @@
 -- index: outbox_published_at_idx
 -- cost: index
 -- answers: window
+-- reuse: 15 s
 SELECT 'published' AS what,
     CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - published_at) / 10) AS integer) AS tens_ago,
     count(*) AS n,

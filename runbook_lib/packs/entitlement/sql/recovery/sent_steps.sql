@@ -2,6 +2,7 @@
 -- index: notifications_retention_sent_failed_idx, scan of notification_dlq
 -- cost: scan
 -- answers: window
+-- reuse: 15 s
 SELECT what, CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - at) / 10) AS integer) AS tens_ago,
     count(*) AS n,
     count(*) FILTER (WHERE tried OR slow) AS late,

@@ -2,6 +2,7 @@
 -- index: notifications_retention_sent_failed_idx
 -- cost: scan
 -- answers: window
+-- reuse: 15 s
 SELECT count(*) AS n,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY delay_s) AS p95
 FROM (

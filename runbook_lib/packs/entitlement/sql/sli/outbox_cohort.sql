@@ -2,6 +2,7 @@
 -- index: outbox_published_at_idx, outbox_pick_idx
 -- cost: index
 -- answers: window
+-- reuse: 15 s
 SELECT count(*) AS n, count(delay_s) AS done, percentile_cont(0.95) WITHIN GROUP (ORDER BY delay_s) AS p95
 FROM (
     SELECT greatest(extract(epoch FROM published_at - created_at), 0) AS delay_s
