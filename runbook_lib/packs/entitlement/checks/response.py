@@ -708,10 +708,10 @@ def _filter_failing(found: dict[str, Finding], parts: Iterable[str]) -> list[Fin
 
 
 def _deciding_finding(found: dict[str, Finding], stuck_at: str | None) -> Finding:
-    """Return the finding with the strongest evidence for the hop, else the worst one."""
+    """Return the finding with the most evidence for the hop, else the worst one."""
 
     def weight(f: Finding) -> tuple[float, int]:
-        return max((s.weight for s in f.signals if s.about == stuck_at), default=0.0), f.status.rank
+        return sum(s.weight for s in f.signals if s.about == stuck_at), f.status.rank
 
     counting = [f for f in found.values() if f.counts] or list(found.values())
     return max(counting, key=weight)
