@@ -144,9 +144,9 @@ class Check:
         known = replace(judged, signals=unique((*judged.signals, *about)), ended=None)
         if judged.status is not Status.OK and judged.reason is not Reason.NO_DATA:
             return known
-        reason = next(iter(missed.values())).reason
-        headline = say("unknown.partly", headline=judged.headline, parts=", ".join(missed))
-        return replace(known, status=Status.UNKNOWN, reason=reason, headline=headline)
+        first = next(iter(missed.values()))
+        headline = say("unknown.partly", headline=judged.headline, parts=", ".join(missed), detail=first.detail)
+        return replace(known, status=Status.UNKNOWN, reason=first.reason, headline=headline)
 
     def on_source_error(self, e: SourceError, given: JudgeInput) -> Finding:
         """Return the finding of this step if its source failed."""

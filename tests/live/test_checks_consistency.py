@@ -8,11 +8,13 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib.checks.check import checks
+from runbook_lib.book import messages
+from runbook_lib.checks.check import NOT_READ, checks, failure_frame
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import consistency
+from runbook_lib.sources.source import SourceError
 from tests.kit.frames.consistency import FRAMES, rows
 from tests.kit.steps import (
     UNPROCESSED,
@@ -50,10 +52,11 @@ def test_the_first_row_is_critical(step: str, frame: Frames, mode: str) -> None:
 
 
 def test_what_the_cost_gate_refused_is_said() -> None:
-    partly = consistency.judge_sent({"dirty": rows(0)}, make_given())
-    expect(partly, Status.OK, notes={"consistency.gate_sent"})
-    assert partly.headline.params["read"].key == "consistency.window_only"
-    half = consistency.judge_dead_letters({"failed": rows(0), "scope": row(days=None)}, make_given())
+    costly = SourceError("postgres", Reason.DENIED, "plan cost 9 is over the limit of 1", "cost_gate")
+    refused = {NOT_READ: failure_frame({"everything": costly, "letters": costly})}
+    partly = CHECKS["5.3.1"].finding({"dirty": rows(0)} | refused, make_given())
+    assert "over the limit" in messages.text(partly.notes[0], "en")
+    half = CHECKS["5.3.4"].finding({"failed": rows(0), "scope": row(days=None)} | refused, make_given())
     assert (half.status, half.reason) == (Status.UNKNOWN, Reason.DENIED)
     day = consistency.judge_audit({"changes": rows(0), "scope": row(hours=None)}, make_given())
     assert "consistency.gate_day" in {n.key for n in day.notes}
@@ -151,7 +154,7 @@ def test_the_gate_leaves_the_window(servers: Servers, db: psycopg.Connection, mo
     found = run(servers, "5.3.1", "5.3.2", "5.3.4", "5.3.5")
     assert found["5.3.5"].value("integrity.lost") == 3
     assert found["5.3.2"].value("outbox.unprocessed") == 4
-    expect(found["5.3.1"], Status.OK, notes={"consistency.gate_sent"})
+    expect(found["5.3.1"], Status.OK, notes={"unknown.part"})
     assert (found["5.3.4"].status, found["5.3.4"].reason) == (Status.UNKNOWN, Reason.DENIED)
     asked = [q for q in found["5.3.1"].queries if q.name == "consistency/sent_dirty"]
     assert asked[0].plan_cost and asked[0].error

@@ -21,7 +21,7 @@ from runbook_lib.checks.check import NOT_READ, checks, failure_frame
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, replace
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, replace
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.checks import dead_letters, errors, given_up
@@ -460,7 +460,7 @@ def test_a_burst_in_the_last_bucket_of_a_long_window_may_be_over() -> None:
 def test_what_was_not_read_is_not_denied() -> None:
     lost = SourceError("postgres", Reason.TIMEOUT, "a lock on outbox_events", "lock_not_available")
     frames = {name: frame for name, frame in FRAMES["4.4.1"].items() if name not in ("outbox_failed", "errors")}
-    found = CHECKS["4.4.1"].judge(frames | {NOT_READ: failure_frame({"outbox": lost})}, make_given(window_minutes=60))
+    found = CHECKS["4.4.1"].finding(frames | {NOT_READ: failure_frame({"outbox": lost})}, make_given(window_minutes=60))
     expect(found, Status.UNKNOWN, says="a lock on outbox_events")
 
 
@@ -676,7 +676,8 @@ def test_lost_without_lag_and_letters_apart(servers: Servers, db: psycopg.Connec
 def test_without_the_broker_the_tables_still_answer(servers: Servers, db: psycopg.Connection) -> None:
     give_up(db, PARSE, 40, [])
     away = run(servers, "4.4.1", "4.4.3", without=("nats_url",))
-    expect(away["4.4.1"], Status.CRITICAL, notes={"letters.without"})
+    expect(away["4.4.1"], Status.CRITICAL, notes={"letters.masked"})
+    assert Unseen("jetstream", Reason.NOT_CONFIGURED) in away["4.4.1"].unseen
     db.execute("TRUNCATE entitlement.outbox_events")
     expect(run(servers, "4.4.1", nats_url="nats://127.0.0.1:1")["4.4.1"], Status.UNKNOWN, reason=Reason.UNREACHABLE)
     assert run(servers, "4.4.1", without=("nats_url",))["4.4.1"].status is Status.OK

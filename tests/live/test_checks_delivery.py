@@ -1058,7 +1058,7 @@ OF_THE_SUBSCRIBER = [
     case("without the monitoring port the step still answers",
          without(consumer(bound=False, num_pending=3), "clients", "closed")
          | {NOT_READ: failures(("clients", "nats_monitor", *NO_BROKER[1:]))},
-         status=Status.CRITICAL, weights={"subscriber": "> 0.5 < 0.9"}, notes={"subscriber.without"}),
+         status=Status.CRITICAL, weights={"subscriber": "> 0.5 < 0.9"}),
     case("what waits and could not be looked at has no age", without(consumer(num_pending=60), "oldest"),
          status=Status.UNKNOWN, values={"subscriber.oldest_unprocessed": None}),
     *(

@@ -15,12 +15,13 @@ import psycopg
 import pytest
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.checks.check import checks
+from runbook_lib.checks.check import NOT_READ, checks, failure_frame
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Reason, Status, replace
 from runbook_lib.packs.entitlement.checks import duplicates
+from runbook_lib.sources.source import SourceError
 from tests.kit.frames.duplicates import FRAMES, NO_CONSTRAINT, PLAIN, accepted, index, look, queued
 from tests.kit.steps import (
     UNPROCESSED,
@@ -134,10 +135,12 @@ def test_a_copy_whose_first_lies_within_the_window_counts_once() -> None:
 
 def test_a_part_that_was_not_answered_is_not_green() -> None:
     frames = {name: f for name, f in FRAMES["4.2.2"].items() if name != "halves"}
-    found = duplicates.judge_order(frames, make_given())
-    assert (found.status, found.reason) == (Status.UNKNOWN, Reason.NO_DATA)
-    assert "halves" in messages.text(found.notes[0], "en")
-    assert duplicates.judge_order(frames | doubled(ago(30)), make_given()).status is Status.CRITICAL
+    lost = SourceError("postgres", Reason.TIMEOUT, "a lock", "lock_not_available")
+    frames |= {NOT_READ: failure_frame({"halves": lost})}
+    found = CHECKS["4.2.2"].finding(frames, make_given())
+    expect(found, Status.UNKNOWN, reason=Reason.TIMEOUT, says="halves")
+    assert "duplicates.in_order" not in {s.observation for s in found.signals}
+    assert CHECKS["4.2.2"].finding(frames | doubled(ago(30)), make_given()).status is Status.CRITICAL
 
 
 @pytest.mark.parametrize(

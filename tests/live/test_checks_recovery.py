@@ -383,7 +383,7 @@ def test_the_moment_the_relay_gave_up_is_exact_where_commit_times_are_kept(
 
 def test_an_outbox_that_was_not_read_is_not_called_well() -> None:
     lost = SourceError("postgres", Reason.TIMEOUT, "a lock on outbox_events", "lock_not_available")
-    found = CHECKS["6.3"].judge({"letters": letters(), NOT_READ: failure_frame({"outbox": lost})}, make_given())
+    found = CHECKS["6.3"].finding({"letters": letters(), NOT_READ: failure_frame({"outbox": lost})}, make_given())
     expect(found, Status.UNKNOWN, says="a lock on outbox_events")
 
 

@@ -73,7 +73,7 @@ def frames(places: Sequence[str], lag: int | None, published: Sequence[float] | 
 
 def judged(found: Frames) -> tuple[Finding, Finding]:
     """What both steps say of the same."""
-    a, b = subscriber.judge(found, make_given()), consistency.judge_lost(found, make_given())
+    a, b = subscriber.CHECKS[0].finding(found, make_given()), consistency.LOST.finding(found, make_given())
     words(a), words(b)
     return a, b
 
@@ -237,7 +237,7 @@ def test_without_the_notifications_nothing_is_called_lost() -> None:
     failed = failure_frame({"notified": SourceError("postgres", Reason.TIMEOUT, "a lock", "lock_not_available")})
     at_subscriber, in_consistency = judged(frames(["gone"] * N, 0) | {NOT_READ: failed})
     assert at_subscriber.value("outbox.unprocessed") is in_consistency.value("integrity.lost") is None
-    expect(in_consistency, Status.UNKNOWN, notes={"consistency.no_notifications"})
+    expect(in_consistency, Status.UNKNOWN, notes={"unknown.part"})
     assert not [s for f in (at_subscriber, in_consistency) for s in f.signals if s.about == "FM-NATS-03"]
 
 

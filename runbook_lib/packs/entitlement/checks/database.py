@@ -10,7 +10,7 @@ import pandas as pd
 
 from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
-from runbook_lib.checks.check import Check, unknown_from_error
+from runbook_lib.checks.check import Check, failures, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
@@ -250,6 +250,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     if application and application.at_limit and pools_are_full(frames, given):
         application = replace(application, connection_limit=None)  # the limit allows what the services need
     write_blocker = application.write_blocker if application else ""
+    unread = failures(frames).get("row_locks")
     blamed = any(s.about == "database" and s.weight > 0 for f in given.earlier for s in f.signals)
     may_end = (waits or table_held) and not (own_work or unconfirmed) and not (table_held and is_service)
     in_front = None if blocker is holder else _find_waiting_blocker(blocked)
@@ -304,6 +305,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             Value("transactions.longest", longest, "s"),
         ],
         at_least=Status.CRITICAL if write_blocker else Status.OK,
+        reason=unread and unread.reason,
         notes=tuple(notes),
         signals=tuple(
             _weigh_waits(

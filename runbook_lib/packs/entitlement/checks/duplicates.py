@@ -583,5 +583,11 @@ def _absorbed_notes(frames: Frames, given: JudgeInput, facts: dict[str, Any], ra
 CHECKS: tuple[Check, ...] = (
     Check("4.2.1", collect_key, judge_key, needs=("key",)),
     Check("4.2.2", collect_order, judge_order, (chart_order,), needs=("duplicates",), optional=("arrivals", "oldest")),
-    Check("4.2.3", collect_absorbed, judge_absorbed, needs=("accepted", "accepted_later", "held", "held_later")),
+    Check(
+        "4.2.3",
+        collect_absorbed,
+        judge_absorbed,
+        needs=("accepted", "accepted_later", "held", "held_later"),
+        optional=("log",),
+    ),
 )

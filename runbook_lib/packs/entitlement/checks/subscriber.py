@@ -785,6 +785,15 @@ CHECKS: tuple[Check, ...] = (
         collect,
         judge,
         # What is not known of the consumer is a case of the table.
-        optional=("consumer", "clients", "nats_dlq", "own_settings", "consumer_later", *missing.TRACES, "program"),
+        optional=(
+            "consumer",
+            "clients",
+            "nats_dlq",
+            "activity",
+            "own_settings",
+            "consumer_later",
+            *missing.TRACES,
+            "program",
+        ),
     ),
 )
