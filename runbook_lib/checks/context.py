@@ -257,7 +257,10 @@ class Context:
         return self.postgres.snapshot(self.window, self.answers)
 
     def of(self, step: str) -> Context:
-        """Return a copy that collects for a step: it takes over what other steps have asked a moment ago."""
+        """Return a copy that collects for a step: it takes over what other steps have asked a moment ago.
+
+        Without a step ("") it takes over nothing, for a second sample of the same.
+        """
         return replace(self, answers=replace(self.answers, step=step))
 
     def number(self, name: str) -> float:

@@ -188,7 +188,7 @@ def collect_again(rb: Context, first: Frames, always: bool = False) -> Frames:
     pause_s = max(apart_s - passed_s, (least + 2) * each_s if must_watch else 0.0)
     frames = sessions.watch_worker(rb, min(pause_s, apart_s), watched)
     samples.keep("worker", rb.now(), frames)
-    with rb.snapshot() as db:
+    with rb.of("").snapshot() as db:
         later = {name: db.ask(query) for name, query in DELIVERY.items()}
     keep_delivery(later)
     return frames | earlier | {f"{name}_later": frame for name, frame in later.items()}

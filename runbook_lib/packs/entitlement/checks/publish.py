@@ -211,7 +211,7 @@ def collect(rb: Context) -> Frames:
             pause_s = None if program.seen_running(parts.answers, rb.given(), "relay") else program.cycle_s(rb)
         if pause_s is not None:
             time.sleep(max(pause_s, 0.0))
-            with rb.snapshot() as db:
+            with rb.of("").snapshot() as db:
                 frames["backlog_later"] = db.ask("outbox/backlog")
         with parts.part("broker") as answers:
             stream = rb.jetstream.stream(facts_of(rb).streams.events)

@@ -2,7 +2,6 @@
 -- index: notifications_pending_idx, notifications_processing_idx, notifications_retention_*_idx
 -- cost: index
 -- answers: present
--- reuse: 15 s
 WITH newest AS (
     -- The worker takes the oldest first, so what was created last among SENT was sent last.
     SELECT sent_at FROM notification.notifications
