@@ -6,4 +6,4 @@ from pathlib import Path
 
 from runbook_lib.book.pack import Pack
 
-PACK = Pack("procrastinate", Path(__file__).parent, facts="facts:Facts", required=("postgres",))
+PACK = Pack("procrastinate", Path(__file__).parent, languages=("en",), facts="facts:Facts", required=("postgres",))

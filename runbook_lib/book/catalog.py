@@ -57,7 +57,7 @@ class CatalogError(UsageError):
 
 
 class Bilingual:
-    """A text of a document in English and in Japanese."""
+    """A text of a document in English and in Japanese; of a pack with one language, the same text twice."""
 
     en: str
     ja: str
@@ -559,7 +559,7 @@ def _read_phrase(row: _Record, modes: Collection[str]) -> Phrase:
         raise row.error(f"level '{row['Level']}' is not among {', '.join(LEVELS)}")
     return Phrase(
         row["Log phrase"], row.words("Workload"), row["Level"],
-        row.words("Failure mode", modes, "in failure-modes.md"), row["Meaning"], row["意味"],
+        row.words("Failure mode", modes, "in failure-modes.md"), *row.bilingual("Meaning", "意味"),
     )  # fmt: skip
 
 
@@ -572,7 +572,7 @@ def _read_failure_modes(
 ) -> dict[str, FailureMode]:
     modes: dict[str, FailureMode] = {}
     read: list[_Record] = []
-    form = (3, r"(FM-[A-Z]+-\d\d) +(.+?) +· +(.+)", "FM-DB-01 Title · 題")
+    form = (3, r"FM-[A-Z]+-\d\d", "FM-DB-01")
     for (id_, en, ja), facts, _ in (found for d in documents for found in d.headings(*form)):
         if id_ in modes:
             raise facts.error(f"{id_} is there already")
@@ -591,16 +591,15 @@ def _read_failure_modes(
 
 def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
     sections: dict[str, Section] = {}
-    form = (2, r"(\d(?:\.\d)?) +(.+?) +· +(.+)", "4.1 Title · 題")
     for document in documents:
-        for (number, en, ja), facts, body in document.headings(*form):
+        for (number, en, ja), facts, body in document.headings(2, r"\d(?:\.\d)?", "4.1"):
             if number in sections:
                 raise facts.error(f"section {number} is there already")
             steps = []
             for row in body.rows("Step"):
                 if not row["Step"].startswith(number + "."):
                     raise row.error(f"step '{row['Step']}' is not of section {number}")
-                steps.append(Step(row["Step"], row["What is asked"], row["確認すること"]))
+                steps.append(Step(row["Step"], *row.bilingual("What is asked", "確認すること")))
             notebook = None if facts["Notebook"] == "-" else document.pack.notebook(facts["Notebook"])
             sections[number] = Section(number, en, ja, notebook, facts["Reads"], facts["Takes"], tuple(steps))
     return dict(sorted(sections.items(), key=lambda s: [int(n) for n in s[0].split(".")]))
@@ -609,15 +608,20 @@ def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
 class _Record(dict[str, str]):
     """A table's row by its columns, or a heading's bullets by their names, with its file and line."""
 
-    def __init__(self, path: Path, line: int, kind: str, values: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, pack: Pack, path: Path, line: int, kind: str, values: Iterable[tuple[str, str]]) -> None:
         super().__init__(values)
-        self.path, self.line, self.kind = path, line, kind
+        self.pack, self.path, self.line, self.kind = pack, path, line, kind
 
     def error(self, problem: str) -> CatalogError:
         return CatalogError(self.path, self.line, problem)
 
     def __missing__(self, name: str) -> NoReturn:
         raise self.error(f"{self.kind.format(name)} is missing here")
+
+    def bilingual(self, en: str, ja: str) -> tuple[str, str]:
+        """Return the cells of the English and of the Japanese column, as far as the pack declares the languages."""
+        columns = {"en": en, "ja": ja}
+        return self[columns[self.pack.language("en")]], self[columns[self.pack.language("ja")]]
 
     def words(self, column: str, known: Collection[str] | None = None, where: str = "") -> tuple[str, ...]:
         """Split a cell at its commas; '-' is (). Raises CatalogError for a word that is not in `known`."""
@@ -675,20 +679,23 @@ class _Document:
     def parse(pack: Pack, path: Path, text: str) -> _Document:
         return _Document(pack, path, 1, text.split("\n"), SyntaxTreeNode(_MARKDOWN.parse(text)).children)
 
-    def headings(self, level: int, pattern: str, like: str) -> Iterator[tuple[Sequence[str], _Record, _Document]]:
-        """Yield each such heading: its parts, its bullets `- Name: text`, and the text up to the next heading."""
-        starts = [
-            i for i, b in enumerate(self.blocks) if _heading_level(b) == level and re.fullmatch(pattern, _block_text(b))
-        ]
+    def headings(self, level: int, id_: str, like: str) -> Iterator[tuple[Sequence[str], _Record, _Document]]:
+        """Yield each heading that begins with such an id: the id and its titles in English and Japanese, its bullets
+        `- Name: text`, and the text up to the next heading.
+        """
+        both = len(self.pack.languages) > 1
+        pattern = re.compile(rf"({id_}) +(.+?) +· +(.+)" if both else rf"({id_}) +((.+))")
+        heads = ((i, _block_text(b)) for i, b in enumerate(self.blocks) if _heading_level(b) == level)
+        starts = [(i, m) for i, text in heads if (m := pattern.fullmatch(text))]
         if not starts and self.path.stem in _NEEDED.values() and not self.pack.extends:
-            raise CatalogError(self.path, self.line, f"no heading like '{like}'")
-        for i in starts:
+            raise CatalogError(self.path, self.line, f"no heading like '{like} Title{' · 題' if both else ''}'")
+        for i, head in starts:
             under = list(takewhile(lambda b: _heading_level(b) > level, self.blocks[i + 1 :]))
             items = (item.children[:1] for b in under if b.type == "bullet_list" for item in b.children)
             named = (" ".join(_block_text(first).split()).partition(": ")[::2] for item in items for first in item)
             part = replace(self, line=(self.blocks[i].map or (0,))[0] + 1, blocks=under)
-            facts = _Record(self.path, part.line, "the bullet '- {}: ...'", named)
-            yield re.findall(pattern, _block_text(self.blocks[i]))[0], facts, part
+            facts = _Record(self.pack, self.path, part.line, "the bullet '- {}: ...'", named)
+            yield head.groups(), facts, part
 
     def rows(self, first: str) -> Iterator[_Record]:
         """Yield the rows of the tables whose first column is `first`.
@@ -705,7 +712,7 @@ class _Document:
             for line, cells in enumerate(rows, start=begin + 3):
                 if len(cells) != len(header):
                     raise CatalogError(self.path, line, f"{len(cells)} cells under {len(header)} columns")
-                yield _Record(self.path, line, "the column '{}'", zip(header, cells, strict=True))
+                yield _Record(self.pack, self.path, line, "the column '{}'", zip(header, cells, strict=True))
 
 
 def _split_cells(line: str) -> list[str]:

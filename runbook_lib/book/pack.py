@@ -6,7 +6,7 @@ A pack is a folder that Python can import, with a `PACK` in its `__init__.py`:
     *.md        observations.md, numbers.md: the same, of tables alone; a small pack has these tables in docs/
     notebooks/  one .ipynb per section
     sql/        one .sql file per query (see `queries`)
-    messages/   en.toml and ja.toml (see `messages`)
+    messages/   one .toml per language (see `messages`)
     patterns.toml  what texts of other programs mean, if a judge reads any (see `patterns`)
     checks      a module whose CHECKS answer the steps (see `checks.check`)
 
@@ -32,6 +32,8 @@ from runbook_lib.model.usage import UsageError, config_file, config_folder, did_
 
 V = TypeVar("V")
 GROUP = "runbook.packs"
+#: The languages of the engine's texts.
+LANGUAGES = ("en", "ja")
 #: The groups of commands in `runbook --help`.
 GROUPS = ("investigate", "act", "archive", "practise", "extend")
 #: The packages that show that a command's extra is installed.
@@ -55,6 +57,8 @@ class Pack:
     """Where the documents are, if not in `folder`/docs."""
     notebooks: Path | None = None
     """Where the notebooks are, if not in `folder`/notebooks."""
+    languages: tuple[str, ...] = LANGUAGES
+    """The languages of its documents and texts; the first one is shown in place of a language that is not here."""
     checks: str = "checks:CHECKS"
     """Every check (a tuple of `checks.check.Check`)."""
     actions: str = ""
@@ -92,6 +96,10 @@ class Pack:
     def notebook(self, name: str) -> Path:
         """Return the path of one of its notebooks."""
         return (self.notebooks or self.folder / "notebooks") / name
+
+    def language(self, wished: str) -> str:
+        """Return the language of its texts for who wishes one: that one, or its first."""
+        return wished if wished in self.languages else self.languages[0]
 
     def get(self, reference: str) -> Any:
         """Import the object that "module:name" names within this pack.
@@ -404,4 +412,6 @@ def _pack_of_module(module: Any, where: str) -> Pack:
     pack = getattr(module, "PACK", None)
     if not isinstance(pack, Pack):
         raise UsageError(f"packs: {where} has no PACK")
+    if not pack.languages or not {*pack.languages} <= {*LANGUAGES}:
+        raise UsageError(f"packs: {where}: languages must be among {', '.join(LANGUAGES)}")
     return replace(pack, module=module.__name__)

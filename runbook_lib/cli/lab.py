@@ -50,6 +50,6 @@ def sections() -> None:
     """List every section: number, notebook, title, steps."""
     for section in catalog.load().sections.values():
         notebook = section.notebook.name if section.notebook else "(by hand)"
-        click.echo(f"{section.number:<4} {notebook:<28} {section.en} · {section.ja}")
+        click.echo(f"{section.number:<4} {notebook:<28} {' · '.join(dict.fromkeys((section.en, section.ja)))}")
         for step in section.steps:
             click.echo(f"       {step.id:<6} {step.en}")

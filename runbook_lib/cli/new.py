@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
+import nbformat
 
-from runbook_lib.book import catalog, pack
+from runbook_lib.book import catalog, messages, pack
 from runbook_lib.cli.common import CommandGroup
 from runbook_lib.model.usage import UsageError, config_file
+from runbook_lib.view import prose
 
 _SKELETON = Path(__file__).parent / "skeleton"
 
@@ -30,7 +34,7 @@ def new() -> None:
 @click.option("--title", default="A section of our own", show_default=True)
 @click.option("--title-ja", default="独自の節", show_default=True)
 def section(number: str, folder: Path, title: str, title_ja: str) -> int:
-    """Write a section that runs, with its test: notebook, document, question, check, words in two languages."""
+    """Write a section that runs, with its test: notebook, document, question, check, texts in the pack's languages."""
     for path in write_section(number, folder, title, title_ja, catalog.load()):
         click.echo(path)
     asked = f'packs = ["{folder}"]'
@@ -58,18 +62,26 @@ def write_section(number: str, folder: Path, title: str, title_ja: str, book: ca
     there = (folder / "__init__.py").is_file()
     if folder.exists() and not there and any(folder.iterdir()):
         raise UsageError(f"{folder} is not empty and not a pack")
+    system = pack.active_runbook().packs[0]
+    languages = pack.load_folder(folder).languages if there else system.languages
     topic = f"section_{number.replace('.', '_')}"
     notebook = f"{number.replace('.', '_').zfill(len(number) + 1)}_own.ipynb"
     words = {
         "number": number, "title": title, "title_ja": title_ja, "topic": topic, "notebook": notebook,
-        "name": folder.resolve().name, "system": pack.active_runbook().packs[0].name,
+        "name": folder.resolve().name, "system": system.name,
+        "heading": " · ".join({"en": title, "ja": title_ja}[lang] for lang in sorted(languages)),
     }  # fmt: skip
     in_json = {name: json.dumps(word, ensure_ascii=False)[1:-1] for name, word in words.items()}
-    text = partial(_render_skeleton, words=words)
+    text = partial(_render_skeleton, words=words | {"languages": languages})
+    cells = _render_skeleton("notebook.ipynb", in_json)
+    if len(languages) == 1:
+        with messages.using(languages[0]):
+            prose.translate(nb := nbformat.reads(cells, as_version=4))
+        cells = f"{nbformat.writes(nb)}\n"
     files = {
         folder / "checks" / f"{topic}.py": text("check.py"),
         folder / "sql" / topic / "sessions.sql": text("question.sql"),
-        folder / "notebooks" / notebook: _render_skeleton("notebook.ipynb", in_json),
+        folder / "notebooks" / notebook: cells,
         folder / "tests" / f"test_{topic}.py": text("test.py"),
     }
     if taken := [path for path in files if path.exists()]:
@@ -80,8 +92,7 @@ def write_section(number: str, folder: Path, title: str, title_ja: str, book: ca
         folder / "docs" / "runbook.md": text("runbook.md"),
         folder / "docs" / "slo.md": text("slo.md"),
         folder / "queries.toml": text("queries.toml"),
-        folder / "messages" / "en.toml": text("en.toml"),
-        folder / "messages" / "ja.toml": text("ja.toml"),
+        **{folder / "messages" / f"{lang}.toml": text(f"{lang}.toml") for lang in languages},
     }
     for path, content in added.items():
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -92,7 +103,7 @@ def write_section(number: str, folder: Path, title: str, title_ja: str, book: ca
     return sorted(files)
 
 
-def _render_skeleton(name: str, words: dict[str, str]) -> str:
+def _render_skeleton(name: str, words: Mapping[str, Any]) -> str:
     import jinja2
 
     source = (_SKELETON / f"{name}.j2").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from runbook_lib.view.queries import FILE, declared
 
 
 def judge(folder: Path, step: str, **frames: pd.DataFrame) -> Finding:
-    """Return the finding of a step's judge for these frames, now; check that its texts exist in both languages."""
+    """Return the finding of a step's judge for these frames, now; check that its texts exist in every language."""
     with pack.use_pack(folder):
         given = JudgeInput(catalog.load(), pd.Timestamp.now("UTC"), 60, facts_of({}))
         found = checks()[step].finding(frames, given)
@@ -99,11 +99,11 @@ def _mode_problems(book: Catalog) -> Iterator[str]:
 def _message_problems(own: Pack) -> Iterator[str]:
     keys = {
         lang: set(messages.flat(tomllib.loads(file.read_text(encoding="utf-8"))))
-        for lang in messages.LANGUAGES
+        for lang in own.languages
         if (file := own.folder / "messages" / f"{lang}.toml").is_file()
     }
     every = set[str]().union(*keys.values())
-    for lang in messages.LANGUAGES:
+    for lang in own.languages:
         yield from (f"messages/{lang}.toml has no {key}" for key in sorted(every - keys.get(lang, set())))
 
 

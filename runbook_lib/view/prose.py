@@ -1,6 +1,6 @@
 """The text cells of a notebook: in one language, with what each step asks.
 
-A committed notebook shows English. The Japanese text of a cell is in its metadata, `runbook.ja`, as a list of lines.
+A committed notebook shows its pack's first language. Another is in a cell's metadata, `runbook.ja`, as a list of lines.
 Link definitions (`[FM-DB-01]: ...`) are in the English text alone and hold for both.
 """
 

@@ -117,6 +117,8 @@ def root(tmp_path: Path) -> Path:
         ("runbook.md", "| 4.1.1 |", "| 4.7.1 |", "", "step '4.7.1' is not of section 4.1"),
         ("runbook.md", "| 4.1.2 |", "| 4.7.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),
         ("runbook.md", "Step | What is asked |", "Step | What |", "| 2.1 |", "the column 'What is asked' is missing"),
+        ("runbook.md", "| 確認すること |", "| 質問 |", "| 2.1 |", "the column '確認すること' is missing"),
+        ("observations.md", "| 意味 |", "| 題 |", "", "the column '意味' is missing"),
         ("runbook.md", "|---|---|---|\n| 2.1 |", "|---|\n| 2.1 |", "## 2 ", "no table whose first column is 'Step'"),
         ("runbook.md", "- Takes: about 5 s", "-", "## 2 ", "'- Takes: ...' is missing"),
     ],

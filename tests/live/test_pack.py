@@ -7,22 +7,24 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 
 import click
 import nbformat
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
 import runbook_lib
 from runbook_lib.actions import action
-from runbook_lib.book import catalog, pack
+from runbook_lib.book import catalog, messages, pack
 from runbook_lib.cli.main import cli
 from runbook_lib.cli.new import write_section
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.lab import copies
-from runbook_lib.model.finding import Status
+from runbook_lib.model.finding import Status, say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook import testing
 from runbook_lib.sources import settings
@@ -144,6 +146,34 @@ def test_a_new_section_runs_like_those_of_the_system(here: Path, embedded: Serve
     assert "No session waits for a lock" in said["runs"][0]["findings"][0]["headline"]
     assert "Our own" in (here / "outputs" / "INC-1" / "index.html").read_text(encoding="utf-8")
     assert runbook("verify", "INC-1", "--checkpoint", said["seal"], env=env, cwd=here).returncode == 0
+
+
+@pytest.mark.parametrize(("language", "heading", "column"), [("en", "Our own", "What"), ("ja", "独自の節", "確認")])
+def test_a_new_pack_of_a_system_in_one_language_has_that_one_alone(
+    here: Path, monkeypatch: pytest.MonkeyPatch, language: str, heading: str, column: str
+) -> None:
+    """Its texts are shown in it whatever language is asked for; those of the engine are not."""
+    book, system = catalog.load(), replace(pack.active_runbook().packs[0], languages=(language,))
+    with monkeypatch.context() as one_language:
+        one_language.setattr(pack, "active_runbook", lambda: pack.Runbook((system,)))
+        written = {p.name: p for p in write_section("8.1", here / "own", "Our own", "独自の節", book)}
+    assert {"en.toml", "ja.toml"} & written.keys() == {f"{language}.toml"}
+    text, cells = (written[name].read_text(encoding="utf-8") for name in ("runbook.md", "08_1_own.ipynb"))
+    assert text.startswith(f"## 8.1 {heading}\n") and f"\n| Step | {column}" in text and "\n|---|---|\n" in text
+    assert f"# 8.1 {heading}" in cells and '"runbook"' not in cells
+    assert testing.problems(here / "own") == []
+    found = testing.judge(here / "own", "8.1.1", sessions=pd.DataFrame([{"connected": 9, "waiting": 0}]))
+    with pack.use_pack(here / "own"):
+        section = catalog.load().sections["8.1"]
+        assert section.en == section.ja == section.words() == heading
+        assert len({messages.text(found.headline, lang) for lang in messages.LANGUAGES}) == 1
+        assert len({messages.text(say("ui.next_sections"), lang) for lang in messages.LANGUAGES}) == 2
+
+
+def test_a_language_that_the_engine_does_not_have_is_refused(own: Path) -> None:
+    rewrite(own / "__init__.py", "extends=", "languages=('de',), extends=")
+    with pytest.raises(UsageError, match="languages must be among en, ja"):
+        pack.load_folder(own)
 
 
 def test_a_new_section_is_in_the_lab_with_its_own_documents(own: Path) -> None:

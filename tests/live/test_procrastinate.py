@@ -230,7 +230,7 @@ class Said:
 
 
 def ask(system: System, *sections: str, **facts: Any) -> Said:
-    """What the steps of these sections say together (4.1 and 4.2 unless named), every text in both languages."""
+    """What the steps of these sections say together (4.1 and 4.2 unless named), every text in every language."""
     target = {"database_url": system.reader_url, "workloads": {"runner": "supervisorctl"}, **FACTS, **facts}
     findings: dict[str, Finding] = {}
     for number in sections or ("4.1", "4.2"):
@@ -250,7 +250,7 @@ def ask(system: System, *sections: str, **facts: Any) -> Said:
 
 
 def worded(found: Finding) -> None:
-    """Every text of a finding exists in both languages and takes its parameters."""
+    """Every text of a finding exists in every language and takes its parameters."""
     words(found)
     for lang in messages.LANGUAGES:
         for text in (found.headline, *found.notes):
@@ -828,6 +828,18 @@ def test_from_an_alert_to_recovery_by_the_command(system: System, env: dict[str,
 def proposed(shown: CompletedProcess[str]) -> str:
     """The command on the first screen."""
     return next(line for line in shown.stdout.splitlines() if "supervisor.supervisorctl" in line or "psql" in line)
+
+
+def test_asked_in_another_language_the_pack_answers_in_its_own(
+    system: System, env: dict[str, str], tmp_path: Path
+) -> None:
+    """Its texts are English alone; those of the engine are in the language that was asked for."""
+    done = runbook("run", "2", "--target", "shop", "--incident", "INC-1", "--lang", "ja", env=env, cwd=tmp_path)
+    assert done.returncode == Status.WARNING.value, done.stdout + done.stderr
+    for shown in ("2 Reachability", "No worker is registered; nothing waits yet", "判定の根拠"):
+        assert shown in done.stdout
+    page = (tmp_path / "outputs" / "INC-1" / "index.html").read_text(encoding="utf-8")
+    assert "Reachability" in page and "到達性" not in page
 
 
 @pytest.mark.slow

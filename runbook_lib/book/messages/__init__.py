@@ -1,5 +1,7 @@
 """The texts for people, one catalogue per language: `en.toml` and `ja.toml`, same keys.
 
+A pack that declares one language has one file; its texts are shown in it whatever the current language is.
+
 A key is `topic.name`, or a prefix and a name such as an enum's value: `say(f"reason.{e.reason}")`. A text is a
 `str.format` template over the parameters that a check gives it, and beyond that
 
@@ -25,7 +27,7 @@ from typing import Any
 from runbook_lib.book import pack
 from runbook_lib.model.finding import Text
 
-LANGUAGES = ("en", "ja")
+LANGUAGES = pack.LANGUAGES
 #: The key of a text that is read back from a record: its words, by language, are its parameters.
 VERBATIM = "verbatim"
 _language: ContextVar[str | None] = ContextVar("language", default=None)
@@ -66,8 +68,8 @@ def catalogue(lang: str | None = None) -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _catalogue(lang: str, runbook: pack.Runbook) -> dict[str, str]:
     texts: dict[str, str] = {}
-    for folder in (Path(__file__).parent, *(p.folder / "messages" for p in runbook.packs)):
-        file = folder / f"{lang}.toml"
+    packs = (p.folder / "messages" / f"{p.language(lang)}.toml" for p in runbook.packs)
+    for file in (Path(__file__).with_name(f"{lang}.toml"), *packs):
         texts |= flat(tomllib.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     return texts
 
