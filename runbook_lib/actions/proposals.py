@@ -1,4 +1,4 @@
-"""The minimal safe recoveries of a runbook (sections 3 and 5), as commands for the target's runner.
+"""The minimal safe recoveries of a runbook, as commands for the target's runner.
 
 The texts of each (title, preconditions, effect, risk, undo, verify) are messages `proposal.<name>.*`. `of` is the run's
 context or its judge's input: it has the target's workloads and the documents.
@@ -7,16 +7,14 @@ context or its judge's input: it has the target's workloads and the documents.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
-from runbook_lib.book.catalog import SettingValue
+from runbook_lib.book.catalog import Role, SettingValue
 from runbook_lib.checks.context import Context, JudgeInput
 from runbook_lib.model.finding import Proposal
 from runbook_lib.sources.workloads import Commands, runner_class
 
 Of = Context | JudgeInput
-
-#: The section that reads the logs, by number.
-LOGS = "4.5"
 
 
 def commands(of: Of) -> Commands:
@@ -25,36 +23,36 @@ def commands(of: Of) -> Commands:
 
 
 def restart(of: Of, which: str) -> Proposal:
-    """Restart one workload, by the name that the settings give it (5.1)."""
+    """Restart one workload, by the name that the settings give it."""
     name = of.facts.workloads.program(which)
-    return Proposal(f"restart_{which}", commands(of).restart(name), "5.1", {"name": name})
+    return _propose(of, f"restart_{which}", commands(of).restart(name), "restart", {"name": name})
 
 
 def start(of: Of, which: str) -> Proposal:
-    """Start one workload that was stopped (5.1)."""
+    """Start one workload that was stopped."""
     name = of.facts.workloads.program(which)
-    return Proposal(f"start_{which}", commands(of).scale(name, 1), "5.1", {"name": name})
+    return _propose(of, f"start_{which}", commands(of).scale(name, 1), "restart", {"name": name})
 
 
 def settings(proposal: str, of: Of, values: Mapping[str, SettingValue | None]) -> Proposal:
-    """Change settings of docs/operations.md (None resets to the default); `proposal` names the texts (5.2)."""
+    """Change settings of docs/operations.md (None resets to the default); `proposal` names the texts."""
     changed = [(of.catalog.settings[name], value) for name, value in values.items()]
     name = of.facts.workloads.program(changed[0][0].workload)
     spelt = {s.variable: None if value is None else s.spelt(value) for s, value in changed}
     defaults = {s.variable: s.spelt(s.standard) for s, _ in changed}
     words, command = commands(of).set_environment(name, spelt, defaults)
-    return Proposal(proposal, command, "5.2", {"name": name, "settings": " ".join(words)})
+    return _propose(of, proposal, command, "throttle", {"name": name, "settings": " ".join(words)})
 
 
 def undo_settings(of: Of, names: Iterable[str]) -> Proposal:
-    """Reset settings of one workload to their defaults (5.2)."""
+    """Reset settings of one workload to their defaults."""
     return settings("undo_settings", of, dict.fromkeys(names))
 
 
 def pods(of: Of, which: str) -> Proposal:
-    """Count the running instances of a workload (4.2)."""
+    """Count the running instances of a workload."""
     name = of.facts.workloads.program(which)
-    return Proposal("pods", commands(of).pods(name), "4.3", {"name": name})
+    return _propose(of, "pods", commands(of).pods(name), None, {"name": name})
 
 
 def look(name: str, command: str, section: str, **params: object) -> Proposal:
@@ -65,41 +63,46 @@ def look(name: str, command: str, section: str, **params: object) -> Proposal:
 def logs(of: Of, which: str) -> Proposal:
     """Read a workload's recent log."""
     name = of.facts.workloads.program(which)
-    return Proposal("logs", commands(of).logs(name), LOGS, {"name": name})
+    return _propose(of, "logs", commands(of).logs(name), "logs", {"name": name})
 
 
 def end_blocker(of: Of, pid: int, application: str, *, idle: bool) -> Proposal:
-    """End the one session that blocks others; only with its owner's approval (5.2)."""
+    """End the one session that blocks others; only with its owner's approval."""
     # A session that sits idle in its transaction has no statement to cancel.
     sql = f"SELECT pg_{'terminate' if idle else 'cancel'}_backend({pid})"
-    return Proposal("end_blocker", psql(of, sql), "5.2", {"pid": pid, "application": application})
+    return _propose(of, "end_blocker", psql(of, sql), "throttle", {"pid": pid, "application": application})
 
 
 def cancel_waiting(of: Of, pid: int, application: str) -> Proposal:
-    """Cancel the statement that waits for a strong lock and blocks all others meanwhile (5.2)."""
+    """Cancel the statement that waits for a strong lock and blocks all others meanwhile."""
     sql = f"SELECT pg_cancel_backend({pid})"
-    return Proposal("cancel_waiting", psql(of, sql), "5.2", {"pid": pid, "application": application})
+    return _propose(of, "cancel_waiting", psql(of, sql), "throttle", {"pid": pid, "application": application})
 
 
 def end_sessions(of: Of, application: str) -> Proposal:
-    """End the idle sessions of the application with most connections; only with its owner's approval (5.2)."""
+    """End the idle sessions of the application with most connections; only with its owner's approval."""
     name = application.replace("'", "''")
     sql = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "  # noqa: S608 - shown, not run; quoted
         f"WHERE application_name = '{name}' AND state = 'idle'"
     )
-    return Proposal("end_sessions", psql(of, sql), "5.2", {"application": application})
+    return _propose(of, "end_sessions", psql(of, sql), "throttle", {"application": application})
 
 
 def list_sessions(of: Of) -> Proposal:
-    """List the connections as the superuser, for whom PostgreSQL reserves some (4.1)."""
+    """List the connections as the superuser, for whom PostgreSQL reserves some."""
     sql = (
         "SELECT application_name, client_addr, state, count(*) FROM pg_stat_activity "
         "GROUP BY 1, 2, 3 ORDER BY 4 DESC LIMIT 20"
     )
-    return Proposal("list_sessions", psql(of, sql), "4.1")
+    return _propose(of, "list_sessions", psql(of, sql), None, {})
 
 
 def psql(of: Of, sql: str) -> str:
     """Return the psql command for a statement, with the credentials of the user who runs it."""
     return commands(of).psql(sql)
+
+
+def _propose(of: Of, name: str, command: str, role: Role | None, params: dict[str, Any]) -> Proposal:
+    """Return a proposal in the section with that role; without one, in that of the step that proposes it."""
+    return Proposal(name, command, of.catalog.section_with(role) if role else "", params)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block.table import escapedSplit
@@ -40,8 +40,11 @@ _NEEDED = {"Step": "runbook", "Threshold": "slo", "Hop": "failure-modes"}
 _EARLIER_COLUMNS = {"Speaks for": "Supports", "Speaks against": "Contradicts"}
 #: The name of a document and the first column of a table that 0.5.0 had in another document.
 MOVED_TABLES = {"numbers": ("slo", "Number"), "observations": ("failure-modes", "Observation")}
-#: Sections that the engine itself points to, by number.
-REACHABILITY, FIRST_RESPONSE, RECOVERY = "2", "3", "6"
+#: What the engine needs a section for. At most one section has a role; a command that needs one says so.
+Role = Literal["reach", "triage", "flow", "logs", "restart", "throttle", "recover", "postmortem"]
+ROLES: tuple[Role, ...] = get_args(Role)
+#: The sections with these roles in a system's document where none has one, such as those that 0.5.0 stored.
+_EARLIER_ROLES = dict(zip(("2", "3", "4.1", "4.5", "5.1", "5.2", "6", "7"), ROLES, strict=True))
 #: The log levels that are known here.
 LEVELS = ("INFO", "WARN", "ERROR")
 
@@ -78,7 +81,7 @@ class Step(Bilingual):
 
 @dataclass(frozen=True)
 class Section(Bilingual):
-    """One section of docs/runbook.md; `notebook` is None where it is done by hand."""
+    """One section of docs/runbook.md; `notebook` is None where it is done by hand, `roles` are among `ROLES`."""
 
     number: str
     en: str
@@ -87,6 +90,7 @@ class Section(Bilingual):
     reads: str
     takes: str
     steps: tuple[Step, ...]
+    roles: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -353,6 +357,16 @@ class Catalog:
         """Return the sections that have a notebook."""
         return {n: s for n, s in self.sections.items() if s.notebook}
 
+    def section_with(self, role: Role) -> str:
+        """Return the number of the section with a role; "" if there is none."""
+        return next((number for number, section in self.sections.items() if role in section.roles), "")
+
+    def required_section(self, role: Role) -> str:
+        """Return the number of the section with a role. Raises UsageError if there is none."""
+        if not (number := self.section_with(role)):
+            raise UsageError(f"no section of docs/runbook.md has the role '{role}': add the bullet '- Role: {role}'")
+        return number
+
     def evidence(self, observation: str) -> tuple[Signal, ...]:
         """Return the evidence of an observation: what it supports or contradicts, with weights. Raises KeyError."""
         return self.observations[observation]
@@ -412,6 +426,11 @@ def load() -> Catalog:
     Raises CatalogError when one is missing, malformed or refers to what does not exist.
     """
     return _load(pack.active_runbook())
+
+
+def section_with(role: Role) -> str:
+    """Return the number of the active runbook's section with a role; "" if there is none. Raises CatalogError."""
+    return load().section_with(role)
 
 
 @lru_cache(maxsize=8)
@@ -591,8 +610,11 @@ def _read_failure_modes(
 
 def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
     sections: dict[str, Section] = {}
+    given: dict[str, str] = {}
     for document in documents:
-        for (number, en, ja), facts, body in document.headings(2, r"\d(?:\.\d)?", "4.1"):
+        headings = list(document.headings(2, r"\d(?:\.\d)?", "4.1"))
+        has_roles = document.pack.extends or any("Role" in facts for _, facts, _ in headings)
+        for (number, en, ja), facts, body in headings:
             if number in sections:
                 raise facts.error(f"section {number} is there already")
             steps = []
@@ -601,7 +623,12 @@ def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
                     raise row.error(f"step '{row['Step']}' is not of section {number}")
                 steps.append(Step(row["Step"], *row.bilingual("What is asked", "確認すること")))
             notebook = None if facts["Notebook"] == "-" else document.pack.notebook(facts["Notebook"])
-            sections[number] = Section(number, en, ja, notebook, facts["Reads"], facts["Takes"], tuple(steps))
+            facts.setdefault("Role", "-" if has_roles else _EARLIER_ROLES.get(number, "-"))
+            roles = facts.words("Role", ROLES, f"among {', '.join(ROLES)}")
+            for role in roles:
+                if given.setdefault(role, number) != number:
+                    raise facts.error(f"section {given[role]} has the role '{role}' already")
+            sections[number] = Section(number, en, ja, notebook, facts["Reads"], facts["Takes"], tuple(steps), roles)
     return dict(sorted(sections.items(), key=lambda s: [int(n) for n in s[0].split(".")]))
 
 
@@ -680,9 +707,7 @@ class _Document:
         return _Document(pack, path, 1, text.split("\n"), SyntaxTreeNode(_MARKDOWN.parse(text)).children)
 
     def headings(self, level: int, id_: str, like: str) -> Iterator[tuple[Sequence[str], _Record, _Document]]:
-        """Yield each heading that begins with such an id: the id and its titles in English and Japanese, its bullets
-        `- Name: text`, and the text up to the next heading.
-        """
+        """Yield each such heading (id, English and Japanese title), its bullets `- Name: text`, and its text."""
         both = len(self.pack.languages) > 1
         pattern = re.compile(rf"({id_}) +(.+?) +· +(.+)" if both else rf"({id_}) +((.+))")
         heads = ((i, _block_text(b)) for i, b in enumerate(self.blocks) if _heading_level(b) == level)

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib.book import messages, pack
-from runbook_lib.book.catalog import REACHABILITY
+from runbook_lib.book.catalog import Catalog
 from runbook_lib.checks.context import Context, JudgeInput
 from runbook_lib.diagnosis.verdict import evidence_from_error, unique
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Unseen, say, unknown
+from runbook_lib.model.finding import Finding, Frames, Proposal, Reason, Status, Text, Unseen, say, unknown
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.sources.source import SourceError
 
@@ -127,13 +127,19 @@ class Check:
                 judged = self.judge(frames, given)
             judged = self._partly(judged, failed, given)
         except SourceError as e:
-            judged = self.on_source_error(e, given)
+            judged = self._of_error(e, given)
         except UnreadError as e:
             judged = self._partly(unknown("", Reason.NO_DATA, say("unknown.unread", detail=str(e))), failed, given)
         notes = (n for n in notes_of_failures(_declared(failed)) if n not in judged.notes)
         unseen = unique((*judged.unseen, *(Unseen(e.source, e.reason) for e in failed.values())))
-        headline = with_deciding_value(judged)
-        return replace(judged, step=self.step, headline=headline, notes=(*judged.notes, *notes), unseen=unseen)
+        return replace(
+            judged,
+            step=self.step,
+            headline=with_deciding_value(judged),
+            notes=(*judged.notes, *notes),
+            proposals=self._place_proposals(judged),
+            unseen=unseen,
+        )
 
     def _partly(self, judged: Finding, failed: Mapping[str, SourceError], given: JudgeInput) -> Finding:
         """Return what a judge said without these parts: no longer OK or over, with the evidence of their failures."""
@@ -148,15 +154,18 @@ class Check:
         headline = say("unknown.partly", headline=judged.headline, parts=", ".join(missed), detail=first.detail)
         return replace(known, status=Status.UNKNOWN, reason=first.reason, headline=headline)
 
-    def on_source_error(self, e: SourceError, given: JudgeInput) -> Finding:
+    def _of_error(self, e: SourceError, given: JudgeInput) -> Finding:
         """Return the finding of this step if its source failed."""
-        finding = self.on_error(e, given) if self.on_error else unknown_from_error(e)
+        finding = self.on_error(e, given) if self.on_error else unknown_from_error(e, given.catalog)
         return replace(
             finding,
-            step=self.step,
             signals=unique((*finding.signals, *evidence_from_error(e, given.catalog))),
             unseen=unique((*finding.unseen, Unseen(e.source, e.reason))),
         )
+
+    def _place_proposals(self, finding: Finding) -> tuple[Proposal, ...]:
+        """Return its proposals; one of no other section is of this step's."""
+        return tuple(replace(p, section=p.section or self.step.rpartition(".")[0]) for p in finding.proposals)
 
 
 def nothing_more(rb: Context) -> Frames:
@@ -202,14 +211,14 @@ def source_error_text(e: SourceError) -> Text:
     return say(f"unknown.{e.reason}", source=e.source, detail=e.detail)
 
 
-def unknown_from_error(e: SourceError) -> Finding:
+def unknown_from_error(e: SourceError, book: Catalog) -> Finding:
     """Return the UNKNOWN finding of a source's failure.
 
-    It points to section 2 if the source is unreachable or refuses.
+    It points to the section about reachability, if there is one, if the source is unreachable or refuses.
     """
     away = e.reason in (Reason.UNREACHABLE, Reason.DENIED) or e.code == "no_connection"
-    pointed = (REACHABILITY,) if away and e.code != "cost_gate" else ()
-    return unknown("", e.reason, source_error_text(e), next_sections=pointed)
+    pointed = [book.section_with("reach")] if away and e.code != "cost_gate" else []
+    return unknown("", e.reason, source_error_text(e), next_sections=tuple(filter(None, pointed)))
 
 
 def with_deciding_value(f: Finding) -> Text:

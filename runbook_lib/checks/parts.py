@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.book.messages import VERBATIM
-from runbook_lib.checks.check import NOT_READ, Check, failure_frame, failures
+from runbook_lib.checks.check import NOT_READ, WHOLE, Check, failure_frame, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Text, replace, say, unknown
@@ -134,7 +134,7 @@ def judge_each(frames: Frames, given: JudgeInput, checks: Mapping[str, Check]) -
     for name, check in checks.items():
         prefix = f"{name}."
         if name in earlier_form:
-            finding = check.on_source_error(earlier_form[name], given)
+            finding = check.finding({NOT_READ: failure_frame({WHOLE: earlier_form[name]})}, given)
         elif prefix + _ASKED in frames:
             own = {k.removeprefix(prefix): f for k, f in frames.items() if k.startswith(prefix)}
             del own[_ASKED]

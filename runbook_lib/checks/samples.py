@@ -69,7 +69,7 @@ def queries_before(section: str) -> list[SentQuery]:
 
 
 def keep_sections(sections: Iterable[str]) -> None:
-    """Keep the sections to which the first numbers point, before section 3 does."""
+    """Keep the sections to which the first numbers point, before the triage does."""
     if folder := os.environ.get(FOLDER):
         _write_json(Path(folder, SECTIONS), list(sections))
 

@@ -52,32 +52,33 @@ def diff(incident: str, before: str | None, after: str | None, output: str, page
 @common.output_option()
 @common.lang_option()
 def baseline(target: str, output: str) -> int:
-    """Store the configuration of a target, if section 3 is OK: later runs name what differs from it.
+    """Store the configuration of a target, if the triage section is OK: later runs name what differs from it.
 
-    Run it from a scheduler. Exit code: that of section 3.
+    Run it from a scheduler. Exit code: that of the section.
     """
-    from runbook_lib.book.catalog import FIRST_RESPONSE
+    from runbook_lib.book import catalog
     from runbook_lib.dossier import baseline, compare
     from runbook_lib.model.finding import Status, say
     from runbook_lib.model.usage import UsageError
     from runbook_lib.store.archive import OutputError
 
-    rb = compare.run_section(FIRST_RESPONSE, target=target, incident_id=f"baseline-{target}")
+    section = catalog.load().required_section("triage")
+    rb = compare.run_section(section, target=target, incident_id=f"baseline-{target}")
     run = compare.live(rb)
     if run.status is Status.OK:
         if run.configuration is None or run.configuration.empty:
-            raise UsageError(f"section {FIRST_RESPONSE} of {target} read no configuration: nothing was stored")
+            raise UsageError(f"section {section} of {target} read no configuration: nothing was stored")
         try:
             baseline.keep(output, target, run.configuration, rb.context.as_of)
         except OSError as e:
             raise OutputError.of(f"the configuration could not be stored in {output}: {e.strerror or e}", e) from None
     key = "compare.kept" if run.status is Status.OK else "compare.not_kept"
-    common.echo_text(say(key, section=FIRST_RESPONSE, target=target, status=run.status.name))
+    common.echo_text(say(key, section=section, target=target, status=run.status.name))
     return int(run.status.value)
 
 
 @click.command()
-@click.argument("section", default="4.1")
+@click.argument("section", default="")
 @common.TARGET
 @click.option(
     "--every", "every_s", type=common.NumberRange(min=2, max=3600), default=10, show_default=True, metavar="SECONDS"
@@ -88,9 +89,10 @@ def watch(section: str, target: str, every_s: float) -> int:
 
     Exit code: that of the last sample.
     """
-    from runbook_lib.book import messages
+    from runbook_lib.book import catalog, messages
     from runbook_lib.dossier import compare
 
+    section = section or catalog.load().required_section("flow")
     interrupts.raise_on_signal()
     code: int | None = None
     try:

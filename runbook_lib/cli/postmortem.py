@@ -1,4 +1,4 @@
-"""`runbook postmortem`: the draft of section 7, and what it lacks."""
+"""`runbook postmortem`: the draft of a postmortem, and what it lacks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runbook_lib.sources import settings
 @click.command(name="postmortem")
 @click.argument("incident")
 @click.option("--target", help="the system, a target of runbook.toml  [default: that of the incident]")
-@click.option("-p", "pairs", type=common.words, multiple=True, metavar="NAME=VALUE", help="a parameter of notebook 7")
+@click.option("-p", "pairs", type=common.words, multiple=True, metavar="NAME=VALUE", help="a parameter of its notebook")
 @common.output_option()
 @common.DEADLINE
 @common.lang_option("language of the draft")
@@ -27,7 +27,7 @@ from runbook_lib.sources import settings
 )
 @common.AS_JSON
 def postmortem_(incident: str, check: bool, tracker: str | None, output: str, as_json: bool, **options: Any) -> int:
-    """Draft an incident's postmortem (section 7), preserving what people wrote into it; check or print it."""
+    """Draft an incident's postmortem, preserving what people wrote into it; check or print it."""
     if tracker and (check or as_json):
         raise click.UsageError("--as prints text: leave out --check and --json")
     archive = common.existing_archive(incident, output)
@@ -82,7 +82,6 @@ def _check_postmortem(archive: Any, as_json: bool) -> int:
 def _draft_postmortem(
     archive: Any, as_json: bool, *, target: str | None, pairs: tuple[str, ...], deadline_s: float
 ) -> int:
-    from runbook_lib.dossier import mandatory
     from runbook_lib.runs import forks
 
     forks.context()
@@ -98,7 +97,7 @@ def _draft_postmortem(
     values = common.parse_parameters(pairs) | {"target": target, "incident_id": archive.incident}
     values["lang"] = messages.language()
     display = ProgressDisplay()
-    request = batch.request(mandatory.SECTION, values, config, book, archive.output, until)
+    request = batch.request(book.required_section("postmortem"), values, config, book, archive.output, until)
     results = batch.run_sections([request], investigation.tell_progress(display.hear, book))
     display.end()
     result, verdict = results[0], batch.combine_verdict(results, book)

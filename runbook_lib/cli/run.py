@@ -24,7 +24,7 @@ from runbook_lib.sources import settings
 if TYPE_CHECKING:
     from runbook_lib.model.order import Order
 
-#: Seconds until section 6 is run again where no finding says when a look is worth while.
+#: Seconds until the recovery is looked at again where no finding says when a look is worth while.
 LOOK_AGAIN_S = 15.0
 #: Seconds between two times that the page of many systems is written while they run.
 PAGE_S = 10.0
@@ -65,15 +65,19 @@ def _parse_wait(ctx: click.Context, param: click.Parameter, value: str | None) -
     "wait_s",
     callback=_parse_wait,
     metavar="TIME",
-    help="section 6: repeat until it is OK, for at most this time, such as 3m",
+    help="the section about recovery: repeat until it is OK, for at most this time, such as 3m",
 )
 @_run_options
 def run(sections: tuple[str, ...], wait_s: float | None, form: str, **options: Any) -> int:
     """Run sections of the runbook headless and store their artifacts."""
-    if wait_s is not None and (sections != ("6",) or options["as_of"]):
-        raise UsageError("--wait needs section 6 alone and no --as-of: runbook run 6 --wait 3m")
+    if wait_s is not None:
+        from runbook_lib.book import catalog
+
+        recovery = catalog.load().required_section("recover")
+        if sections != (recovery,) or options["as_of"]:
+            raise UsageError(f"--wait needs section {recovery} alone and no --as-of: runbook run {recovery} --wait 3m")
     _start_fork_server()
-    order = _build_order(list(dict.fromkeys(sections)), follow=False, **options)
+    order = _build_order(list(dict.fromkeys(sections)), **options)
     return _carry_out_orders([order], form, wait_s or 0.0)
 
 
@@ -100,7 +104,7 @@ def triage(
     form: str,
     **options: Any,
 ) -> int:
-    """Run section 3, the sections that it points to, then what may decide; with --alert, the routes of runbook.toml."""
+    """Run the triage, the sections it points to, then what may decide; with --alert, the routes of runbook.toml."""
     given = {n for n in ("target", "incident") if context.get_parameter_source(n) is not ParameterSource.DEFAULT}
     if targets is None:
         if executor != "local" or scheduler or workers:
@@ -108,7 +112,7 @@ def triage(
         _start_fork_server()
         if alert:
             return _triage_alert(alert, given, form, **options)
-        return _carry_out_orders([_build_order(["3"], follow=True, **options)], form)
+        return _carry_out_orders([_build_order([], **options)], form)
     if alert:
         raise UsageError("--alert and --targets cannot be combined: the alert names its system")
     if "target" in given:
@@ -133,7 +137,7 @@ def _triage_many(
     orders = [
         # By its job, what a worker that died has left is not done again.
         replace(
-            _build_order(["3"], follow=True, incident=f"{incident}-{name}", output=output, **options),
+            _build_order([], incident=f"{incident}-{name}", output=output, **options),
             target=name,
             job=uuid.uuid4().hex,
         )
@@ -219,7 +223,7 @@ def _triage_alert(file: BinaryIO, given: set[str], form: str, **options: Any) ->
     except ModuleNotFoundError as e:
         raise UsageError(f"a CloudEvent needs the package {e.name}: pip install 'runbook-notebooks[serve]'") from None
     config, named = settings.load(), {n: options[n] if n in given else "" for n in ("target", "incident")}
-    like = _build_order(["3"], follow=True, **options)
+    like = _build_order([], **options)
     orders = routes.orders(alerts, config, like, target=named["target"], named=named["incident"])
     for order, own in orders:
         archive = Archive(order.output, order.incident)
@@ -238,11 +242,13 @@ def _start_fork_server() -> None:
 
 
 def _build_order(numbers: list[str], *, pairs: tuple[str, ...], as_of: str | None, **fields: Any) -> Order:
-    """Return an order for the sections; `fields` are the options that are fields of `Order`."""
+    """Return an order for the sections, or for the triage; `fields` are the options that are fields of `Order`."""
+    from runbook_lib.book import catalog
     from runbook_lib.model.order import Order
 
     return Order(
-        tuple(numbers),
+        tuple(numbers or [catalog.load().required_section("triage")]),
+        follow=not numbers,
         lang=messages.language(),
         parameters=common.parse_parameters(pairs) | ({"as_of": as_of} if as_of else {}),
         **fields,

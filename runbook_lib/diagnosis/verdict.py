@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from runbook_lib.book import pack
-from runbook_lib.book.catalog import FIRST_RESPONSE, REACHABILITY, RECOVERY, Catalog, FailureMode, Witness
+from runbook_lib.book.catalog import Catalog, FailureMode, Witness
 from runbook_lib.diagnosis.stats import combine
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
@@ -89,8 +89,8 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         pointed = _suggest_section(findings, ranked, book)
     again = [v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)]
     ended = None if stuck_at or undecided or again else _find_outage_end(findings, status)
-    if ended and RECOVERY in book.sections:
-        pointed = (RECOVERY, *pointed)
+    if ended and (recovery := book.section_with("recover")):
+        pointed = (recovery, *pointed)
     return Verdict(
         status=status,
         stuck_at=stuck_at,
@@ -393,7 +393,8 @@ def _suggest_section(findings: Iterable[Finding], ranked: Sequence[RankedMode], 
     """Return the section to read next if no finding names one: CRITICAL never stands without a next section."""
     ran = {f.step.rpartition(".")[0] for f in findings}
     modes = (n for m in ranked for n in book.failure_modes[m.id].sections)
-    further = (n for n in (*modes, FIRST_RESPONSE, REACHABILITY) if n in book.sections and n not in ran)
+    general = (book.section_with(role) for role in ("triage", "reach"))
+    further = (n for n in (*modes, *general) if n in book.sections and n not in ran)
     return tuple(islice(further, 1))
 
 

@@ -233,7 +233,7 @@ def _action_status(a: ActionLine) -> str:
 
 def tells_of_all(verdict: VerdictLine) -> bool:
     """Return whether a verdict is about the whole flow; one that found something always counts."""
-    looked = {catalog.FIRST_RESPONSE, catalog.RECOVERY} & {*verdict.sections}
+    looked = {catalog.section_with("triage"), catalog.section_with("recover")} & {*verdict.sections}
     return bool(looked) or verdict.status is not Status.OK
 
 
@@ -246,6 +246,6 @@ def _mark_course(verdicts: Sequence[VerdictLine]) -> Iterator[Mark]:
         if over := v.verdict.ended:
             yield Mark(over.since, _text("timeline.over"), "WARNING")
         if bad and v.status is Status.OK:
-            confirmed = catalog.RECOVERY in v.sections
+            confirmed = catalog.section_with("recover") in v.sections
             yield Mark(v.looked_at, _text("timeline.confirmed" if confirmed else "timeline.well"), "OK")
         bad = v.status is not Status.OK

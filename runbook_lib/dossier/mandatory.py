@@ -1,6 +1,6 @@
 """The mandatory items of a postmortem: parse and check the record in its draft's YAML blocks.
 
-There are four items, as in section 7 of docs/runbook.md, with one fenced block each.
+There are four items, as the section of the postmortem in docs/runbook.md has them, with one fenced block each.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from runbook_lib.model.finding import Text, say
 if TYPE_CHECKING:
     from runbook_lib.book.catalog import Catalog
 
-SECTION = "7"
 MARKDOWN = "postmortem.md"
 MEASURE = ("kind", "measure", "owner", "due", "whole")
 
@@ -92,7 +91,7 @@ class Measure(BaseModel):
 
 
 class IncidentRecord(BaseModel):
-    """The four mandatory items, in the order of section 7; one objective and one measure are enough.
+    """The four mandatory items, in the order of the section's steps; one objective and one measure are enough.
 
     Validation needs the catalog as pydantic's context, for the objectives and the failure modes.
     """

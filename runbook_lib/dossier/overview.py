@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import moment
-from runbook_lib.dossier import course, mandatory, postmortem, report
+from runbook_lib.dossier import course, postmortem, report
 from runbook_lib.dossier.artifact import stamp
 from runbook_lib.model.finding import Finding, Status, Verdict, replace
 from runbook_lib.store import record
@@ -137,8 +137,9 @@ def page(archive: Archive, copies: Mapping[str, str] | None = None) -> str:
 
 def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
     logs = read_logs(archive)
-    # A section 7 run looks back: it says nothing about the present state.
-    told = [e for e in logs.manifest if isinstance(e, RunLine) or e.sections != (mandatory.SECTION,)]
+    # A run of the postmortem looks back: it says nothing about the present state.
+    own = catalog.section_with("postmortem")
+    told = [e for e in logs.manifest if isinstance(e, RunLine) or e.sections != (own,)]
     logs = replace(logs, manifest=told)
     nows = _list_present(logs)
     now = next(iter(nows), None)
@@ -163,7 +164,7 @@ def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
         # A step of one target only has its place on the page.
         linked=linked,
         steps={now.name: _steps_of_hops(f for run, f in shown if run.name in linked)} if now else {},
-        following=now.verdict.next_sections if now else [catalog.FIRST_RESPONSE],
+        following=now.verdict.next_sections if now else [*filter(None, [catalog.section_with("triage")])],
         located=report.located(logs.verdicts),
         proposals={v.name: render.proposal_texts(v.verdict.proposals) for v in nows},
         verdicts=logs.verdicts,

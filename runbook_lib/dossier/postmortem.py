@@ -1,4 +1,4 @@
-"""The draft of a postmortem: generated from a run of section 7, completed by a person.
+"""The draft of a postmortem: generated from a run of its section, completed by a person.
 
 The draft is Markdown. Text between `<!-- person:NAME -->` and `<!-- /person -->` is written by a person and preserved
 when the draft is generated again, also in another language. Everything else is generated; if a generated part was
@@ -24,7 +24,7 @@ from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.dossier.mandatory import MARKDOWN, SECTION, ObjectiveImpact
+from runbook_lib.dossier.mandatory import MARKDOWN, IncidentRecord, ObjectiveImpact
 from runbook_lib.model.finding import Finding, Text, hop_text, say
 from runbook_lib.store import record
 from runbook_lib.store.archive import PARTIAL, Archive
@@ -137,7 +137,7 @@ class WrittenDraft:
 def write(
     archive: Archive, findings: Iterable[Finding], *, target: str, artifact: str | None, chart: str | None, made: str
 ) -> WrittenDraft:
-    """Write the draft from a run of section 7 and preserve a person's texts. Raises OSError.
+    """Write the draft from a run of its section and preserve a person's texts. Raises OSError.
 
     `artifact` is that run's name, `chart` its picture (PNG in base64).
     """
@@ -157,8 +157,9 @@ def write(
 
 
 def refresh_page(archive: Archive, draft: str) -> None:
-    """Write the page of a draft that a person has edited, with the newest chart of section 7. Raises OSError."""
-    made = next((run.name for run in reversed(read_logs(archive).runs) if run.section == SECTION), None)
+    """Write the page of a draft that a person has edited, with the newest chart of its section. Raises OSError."""
+    section = catalog.section_with("postmortem")
+    made = next((run.name for run in reversed(read_logs(archive).runs) if run.section == section), None)
     chart = _find_chart(archive.read(f"{made}.ipynb")) if made else None
     archive.write(PAGE, page(draft, archive.incident, chart).encode())
 
@@ -176,7 +177,7 @@ def target_of(archive: Archive) -> str:
 
 
 def write_from_run(archive: Archive, run: Run, target: str) -> WrittenDraft:
-    """Write the draft from a headless run of section 7. Raises OSError."""
+    """Write the draft from a headless run of its section. Raises OSError."""
     artifact = chart = None
     if run.ipynb and run.ipynb.startswith(archive.place) and not run.ipynb.endswith(PARTIAL):
         artifact = run.ipynb.rpartition("/")[2].removesuffix(".ipynb")
@@ -190,8 +191,8 @@ def _find_chart(notebook: bytes) -> str | None:
 
 
 def draft(findings: Iterable[Finding], *, incident: str, target: str, artifact: str | None, made: str) -> str:
-    """Return the generated draft without a person's texts."""
-    steps = {f.step: f for f in findings}
+    """Return the generated draft without a person's texts; the section's first steps are the items of the record."""
+    steps = dict(zip(IncidentRecord.model_fields, findings, strict=False))
 
     def t(key: str, **params: Any) -> Md:
         shown = {k: v if v is None or isinstance(v, int | float | Text) else md(v) for k, v in params.items()}
@@ -205,10 +206,11 @@ def draft(findings: Iterable[Finding], *, incident: str, target: str, artifact: 
         "t": t,
         "person": person,
         "data": lambda item: person(f"data-{item}", _yaml_block(item, answers[item], t(f"postmortem.hint.{item}"))),
-        "headline": lambda step: md(messages.text(steps[step].headline)) if step in steps else t("postmortem.not_run"),
-        "notes": lambda step: [md(messages.text(n)) for n in steps[step].notes] if step in steps else [],
-        "rows": lambda step, frame: _frame_rows(steps.get(step), frame),
-        "value": lambda step, name: steps[step].value(name) if step in steps else None,
+        "headline": lambda item: md(messages.text(steps[item].headline)) if item in steps else t("postmortem.not_run"),
+        "notes": lambda item: [md(messages.text(n)) for n in steps[item].notes] if item in steps else [],
+        "rows": lambda item, frame: _frame_rows(steps.get(item), frame),
+        "value": lambda item, name: steps[item].value(name) if item in steps else None,
+        "step": lambda item: steps[item].step,
         "link": lambda name, words=None: _artifact_link(name, words),
         "duration": duration,
         "when": lambda at: md(render.when(at)) if at is not None and at == at else Md("–"),
@@ -247,8 +249,8 @@ def _frame_rows(finding: Finding | None, frame: str) -> list[dict[str, Any]]:
 def _prefill_record(steps: Mapping[str, Finding]) -> dict[str, Any]:
     """Return the record as far as a run can fill it in; open values are '' or {}."""
 
-    def value(step: str, name: str) -> Any:
-        return steps[step].value(name) if step in steps else None
+    def value(item: str, name: str) -> Any:
+        return steps[item].value(name) if item in steps else None
 
     def words(key: str, **params: Any) -> str:
         return messages.text(say(key, **params))
@@ -257,22 +259,22 @@ def _prefill_record(steps: Mapping[str, Finding]) -> dict[str, Any]:
         return "" if number is None else int(number) if number == int(number) else round(float(number), 1)
 
     impact: dict[str, dict[str, float | str]] = {slo: {} for slo in catalog.load().slos}
-    for r in _frame_rows(steps.get("7.1"), "impact"):
+    for r in _frame_rows(steps.get("impact"), "impact"):
         if r["minutes"] is not None or r["bad"] is not None:
             impact[r["slo"]] = {name: short(r[name]) for name in ObjectiveImpact.model_fields if r[name] is not None}
-    times = {f"{name}_seconds": short(value("7.3", name)) for name in ("ttd", "ttr")}
+    times = {f"{name}_seconds": short(value("timeline", name)) for name in ("ttd", "ttr")}
     entries = [
         {"time": render.when(r["time"]), "what": words(f"postmortem.kind.{r['what']}")}
-        for r in _frame_rows(steps.get("7.3"), "times")
+        for r in _frame_rows(steps.get("timeline"), "times")
         if r["time"] is not None
     ]
     measures = [
         (r["kind"], words("postmortem.suggested", id=r["id"], text=r["text"]))
-        for r in _frame_rows(steps.get("7.4"), "suggested")
+        for r in _frame_rows(steps.get("measures"), "suggested")
     ]
     return {
         "impact": impact,
-        "origin": value("7.2", "origin") or "",
+        "origin": value("origin", "origin") or "",
         "timeline": times | {"entries": entries},
         "measures": [
             {"kind": kind, "measure": measure, "owner": "", "due": ""}

@@ -143,8 +143,8 @@ def summarise(incident: str, logs: Logs, draft: str = "") -> IncidentSummary:
     """Summarise an incident from its logs (one line at least) and its postmortem."""
     logged = [*(a.time for a in logs.actions), *(n.time for n in logs.notes)]
     begun = min([e.started for e in logs.manifest] + logged)
-    # A section 7 run looks back: it says nothing about the state at its time.
-    looks = [e for e in logs.manifest if e.sections != (mandatory.SECTION,)]
+    # A run of the postmortem looks back: it says nothing about the state at its time.
+    looks = [e for e in logs.manifest if e.sections != (catalog.section_with("postmortem"),)]
     runs = [e for e in looks if isinstance(e, RunLine)]
     present = [e for e in looks if not logs.looks_back(e)] or looks
     # Only a command's verdict has failure modes; a run from a browser has no such verdict.
@@ -213,10 +213,10 @@ def _recorded_seconds(timeline: Any, name: str) -> float | None:
 
 
 def _observed_recovery_s(runs: Iterable[RunLine], detected_at: str | None) -> float | None:
-    """Return seconds from the detection to the first OK run of section 6 after the last bad run; None if unknown."""
+    """Return seconds from the detection to the first OK recovery check after the last bad run; None if unknown."""
     good: pd.Timestamp | None = None
     for run in sorted(runs, key=lambda run: run.looked_at):
-        recovery = run.section == catalog.RECOVERY
+        recovery = run.section == catalog.section_with("recover")
         if recovery and run.status is Status.OK:
             good = good or run.looked_at
         elif recovery or run.status is Status.CRITICAL:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from runbook_lib.book import messages
+from runbook_lib.book import catalog, messages
 from runbook_lib.cli import interrupts
 from runbook_lib.cli.common import lang_option
 from runbook_lib.model.finding import say
@@ -94,7 +94,7 @@ class Forward:
 @click.argument("target", default="default")
 @lang_option()
 def connect(target: str) -> None:
-    """Forward the cluster ports that section 2 needs (kubectl port-forward), until Ctrl-C."""
+    """Forward the cluster ports that the sources need (kubectl port-forward), until Ctrl-C."""
     config = settings.load()
     known, workloads = _find_target(config, target)
     if workloads.runner != "kubectl" or not workloads.forwards:
@@ -114,7 +114,8 @@ def connect(target: str) -> None:
         if target == "default":  # the environment gives only this target its addresses
             for line in _export_lines(running, known, workloads):
                 click.echo(line)
-        click.echo(messages.text(say("connect.open", command=f"runbook run 2 --target {target}")), err=True)
+        look = f"run {reach}" if (reach := catalog.section_with("reach")) else "triage"
+        click.echo(messages.text(say("connect.open", command=f"runbook {look} --target {target}")), err=True)
         while not (dead := [f for f in running if f.ended and f.needed]):
             time.sleep(0.3)
     died = say("connect.died", resource=dead[0].resource, detail=dead[0].problem())

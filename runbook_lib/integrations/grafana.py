@@ -15,7 +15,6 @@ import pandas as pd
 
 from runbook_lib.book import catalog, messages
 from runbook_lib.checks.context import Context
-from runbook_lib.dossier import mandatory
 from runbook_lib.model.finding import Status, Verdict, Window, action_title, say
 from runbook_lib.model.outcome import Outcome
 from runbook_lib.model.usage import UsageError
@@ -86,7 +85,7 @@ def annotate_verdict(
 ) -> None:
     """Annotate what is new in the manifest line `kept`; nothing for a run that looks back (`as_of`)."""
     back = any(r.header.get("parameters", {}).get("as_of") for r in results)
-    if kept is None or back or kept["sections"] == [mandatory.SECTION]:
+    if kept is None or back or kept["sections"] == [catalog.section_with("postmortem")]:
         return
     with suppress(UsageError, OSError):
         target = settings.load().target(said["target"])
@@ -100,7 +99,7 @@ def annotate_verdict(
 def new_annotations(name: str, verdicts: Sequence[VerdictLine]) -> list[Annotation]:
     """Return what is new in a verdict of a target: an onset, a changed verdict, or a recovery."""
     kept = next(v for v in verdicts if v.name == name)
-    before = [v for v in verdicts[: verdicts.index(kept)] if v.sections != (mandatory.SECTION,)]
+    before = [v for v in verdicts[: verdicts.index(kept)] if v.sections != (catalog.section_with("postmortem"),)]
     since: list[VerdictLine] = []
     for line in before:
         since = [] if _shows_recovery(line) else [*since, line]
@@ -123,7 +122,7 @@ def _signature(verdict: Verdict) -> str:
 
 
 def _shows_recovery(line: VerdictLine) -> bool:
-    return line.status is Status.OK and catalog.RECOVERY in line.sections
+    return line.status is Status.OK and catalog.section_with("recover") in line.sections
 
 
 def _post_annotations(target: Target, name: str, incident: str, annotations: Sequence[Annotation]) -> str:

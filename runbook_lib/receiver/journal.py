@@ -23,7 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from runbook_lib.book.catalog import RECOVERY
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import routes
 from runbook_lib.receiver.alert import Alert, digest
@@ -87,7 +86,7 @@ class Job:
     rerun: int
     """0 for a job of an alert, 1 for its second run, which is made if the first was too early to decide, and so on."""
     recurred: bool
-    """Whether this is the first run of a further outage, after section 6 had checked the recovery."""
+    """Whether this is the first run of a further outage, after the recovery had been checked."""
     state: str
     attempts: int
     made: float
@@ -569,7 +568,8 @@ class Journal:
         targets = self._execute(
             "SELECT target FROM work WHERE incident = ? AND kind = 'firing' GROUP BY target ORDER BY min(id)", incident
         ).fetchall()
-        return [self._add_job(incident, "resolved", RECOVERY, row["target"], {}, ended[-1], now) for row in targets]
+        section = routes.recovery_section()
+        return [self._add_job(incident, "resolved", section, row["target"], {}, ended[-1], now) for row in targets]
 
     def _drop_recovery(self, incident: str, now: float) -> None:
         """End the waiting recovery checks when an alert fires; delete those that were never started."""

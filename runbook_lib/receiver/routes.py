@@ -1,4 +1,4 @@
-"""Map an alert to sections: by the routes of runbook.toml, else section 3 and the sections that it points to."""
+"""Map an alert to sections: by the routes of runbook.toml, else the triage and the sections that it points to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from runbook_lib.book import messages
-from runbook_lib.book.catalog import FIRST_RESPONSE, RECOVERY, Catalog
+from runbook_lib.book.catalog import Catalog, section_with
 from runbook_lib.model.finding import say
 from runbook_lib.model.order import Order
 from runbook_lib.model.usage import UsageError
@@ -30,6 +30,7 @@ def check(config: Settings, book: Catalog) -> None:
             raise UsageError(f"routes, number {n} ({route.alertname or route.labels}): {e}") from None
     try:
         config.target(_default_target(config))
+        book.required_section("triage")
     except UsageError as e:
         raise UsageError(f"alerts that match no route: {e}") from None
 
@@ -39,7 +40,7 @@ def route_of(alert: Alert, config: Settings) -> Route:
 
     If the named one is not configured, it is the target `default`; without one it stays, and its job is given up.
     """
-    route = next((r for r in config.routes if _route_matches(r, alert)), Route(sections=[FIRST_RESPONSE]))
+    route = next((r for r in config.routes if _route_matches(r, alert)), Route(sections=[section_with("triage")]))
     target = route.target or alert.target or _default_target(config)
     if not route.target and _is_unknown(target, config) and not _is_unknown("default", config):
         target = "default"
@@ -71,9 +72,14 @@ def incident_id(alerts: Sequence[Alert], target: str) -> str:
     return f"{name}-{first.starts_at:%Y%m%dT%H%M%S}-{digest(first.group + target)[:8]}"
 
 
+def recovery_section() -> str:
+    """Return the section that looks at a recovery when the alerts have ended: the triage, if there is none for it."""
+    return section_with("recover") or section_with("triage")
+
+
 def detection_parameters(alert: Alert, sections: Sequence[str]) -> dict[str, Any]:
-    """Return section 3's parameters about the detection; {} if other sections run, which do not accept them."""
-    alone = list(sections) == [FIRST_RESPONSE]
+    """Return the triage's parameters about the detection; {} if other sections run, which do not accept them."""
+    alone = list(sections) == [section_with("triage")]
     began = min(alert.starts_at, pd.Timestamp.now("UTC"))  # from another machine's clock, which may be ahead
     return {"detected_by": "alert", "detected_at": began.isoformat()} if alone else {}
 
@@ -88,7 +94,7 @@ def orders(
     found: dict[tuple[str, str, tuple[str, ...]], list[Alert]] = {}
     for own_target, own in split_by_incident([a for a in alerts if a.firing] or alerts, config):
         for alert in own:
-            sections = tuple(route_of(alert, config).sections) if alert.firing else (RECOVERY,)
+            sections = tuple(route_of(alert, config).sections) if alert.firing else (recovery_section(),)
             key = (named or incident_id(own, own_target), target or own_target, sections)
             found.setdefault(key, []).append(replace(alert, note="") if target else alert)
     return [

@@ -17,7 +17,7 @@ from runbook_lib.book.catalog import Catalog
 from runbook_lib.checks import samples
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, read_answers, sections_to_follow
-from runbook_lib.dossier import mandatory, overview, postmortem, seal
+from runbook_lib.dossier import overview, postmortem, seal
 from runbook_lib.model.finding import Finding, Status, Verdict, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch
@@ -61,7 +61,7 @@ def summary(order: Order, config: Settings, book: Catalog, progress: Steps, tell
     if not lost:
         try:
             kept = overview.keep(archive, results, said, order.job)
-            if looked_back := next((r for r in results if r.section == mandatory.SECTION), None):
+            if looked_back := next((r for r in results if r.section == book.section_with("postmortem")), None):
                 draft = postmortem.write_from_run(archive, looked_back, order.target).markdown
             overview.write_index(archive)
         except OSError as e:

@@ -20,11 +20,11 @@ import pandas as pd
 from markupsafe import Markup
 
 from runbook_lib.book import messages
-from runbook_lib.book.catalog import FIRST_RESPONSE, Catalog
+from runbook_lib.book.catalog import Catalog
 from runbook_lib.book.parameters import moment, whoami
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
-from runbook_lib.dossier import course, mandatory, policy, rejudge, seal
+from runbook_lib.dossier import course, policy, rejudge, seal
 from runbook_lib.model.finding import HOP_NUMBERS, Finding, Text, Verdict, say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import hide_names
@@ -48,8 +48,8 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
     found = list(rejudge.runs(archive, book))
     concluded = [kept for kept in found if not isinstance(kept, Text)]
     last = {kept.run.section: kept for kept in concluded}
-    # Section 7 is about responders.
-    ordered = [last[n] for n in book.sections if n in last and n != mandatory.SECTION]
+    about_responders = book.section_with("postmortem")
+    ordered = [last[n] for n in book.sections if n in last and n != about_responders]
     if not ordered:
         raise UsageError(f"{archive.place} holds no concluded run that is as it was sealed")
     newest = max(ordered, key=lambda kept: str(kept.line.ended))
@@ -68,7 +68,7 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
         say("capsule.left.pages"),
         *(say("capsule.left.log", name=name, n=n) for name, n in logs.items() if n),
         *([say("capsule.left.earlier", n=n)] if (n := len(concluded) - len(last)) else []),
-        *([say("capsule.left.responders", section=mandatory.SECTION)] if mandatory.SECTION in last else []),
+        *([say("capsule.left.responders", section=about_responders)] if about_responders in last else []),
     ]
     shown, hidden = hide_names(
         {
@@ -135,8 +135,8 @@ def _find_words(value: Any) -> Iterator[str]:
 class Replayed:
     """What a recording comes to: its findings and its verdict by section, and the verdict of a triage.
 
-    The triage is section 3, the recorded sections that it points to, then those that may decide; without a recorded
-    section 3 all sections.
+    The triage is its own section, the recorded sections that it points to, then those that may decide; without a
+    recorded run of its own all sections.
     """
 
     findings: dict[str, tuple[Finding, ...]]
@@ -162,7 +162,8 @@ def triage(judged: Mapping[str, tuple[tuple[Finding, ...], Verdict]], book: Cata
     """Conclude from judged sections what a triage would."""
     findings = {section: found for section, (found, _) in judged.items()}
     verdicts = {section: verdict for section, (_, verdict) in judged.items()}
-    if FIRST_RESPONSE not in findings:
+    first = book.section_with("triage")
+    if first not in findings:
         verdict = diagnosis.conclude((f for found in findings.values() for f in found), book)
         return Replayed(findings, verdicts, list(findings), verdict)
 
@@ -173,8 +174,8 @@ def triage(judged: Mapping[str, tuple[tuple[Finding, ...], Verdict]], book: Cata
         ran.append(section)
         return findings[section]
 
-    ran = [FIRST_RESPONSE]
-    ran += follow(verdicts[FIRST_RESPONSE].next_sections)
+    ran = [first]
+    ran += follow(verdicts[first].next_sections)
     verdict = ask_until_decided(
         lambda: (f for n in ran for f in findings[n]),
         lambda verdict: follow(diagnosis.sections_of(verdict.settled_by)),

@@ -423,7 +423,7 @@ class Budget(_Strict):
 
 
 class Route(_Strict):
-    """The sections that an alert runs: those of the first matching route, else section 3 and those it points to."""
+    """The sections that an alert runs: those of the first matching route, else the triage and those it points to."""
 
     alertname: str = ""
     labels: dict[str, str] = {}

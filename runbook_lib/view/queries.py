@@ -20,7 +20,7 @@ from runbook_lib.book.queries import Query
 from runbook_lib.model.finding import say
 
 FILE = "queries.toml"
-#: A folded block with more characters has names only: step 3.2 asks what three sections ask.
+#: A folded block with more characters has names only: a step may ask what three sections ask.
 FOLDED_MOST = 20_000
 PARAMETER = re.compile(r"(?<![:\w]):([A-Za-z_]\w*)")
 #: What psql puts in place of the parameters that every query may have: the defaults of a run.

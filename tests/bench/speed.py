@@ -28,7 +28,6 @@ from pathlib import Path
 import psutil
 
 from runbook_lib.book import catalog
-from runbook_lib.dossier.mandatory import SECTION as POSTMORTEM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Status
@@ -103,7 +102,7 @@ class Case:
 
 def ten() -> tuple[str, ...]:
     """The sections that look at a system: all but the postmortem, which looks back at their artifacts."""
-    return tuple(n for n in catalog.load().runnable() if n != POSTMORTEM)
+    return tuple(n for n in catalog.load().runnable() if n != catalog.section_with("postmortem"))
 
 
 def measure(standing: Servers, delivered: Servers, scratch: Path, rounds: int = 3) -> list[Case]:

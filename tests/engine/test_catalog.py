@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runbook_lib.book import catalog, patterns
-from runbook_lib.book.catalog import CatalogError
+from runbook_lib.book.catalog import ROLES, CatalogError
 from runbook_lib.book.pack import Pack
 from runbook_lib.checks.check import checks
 from runbook_lib.model.usage import UsageError
@@ -121,6 +123,8 @@ def root(tmp_path: Path) -> Path:
         ("observations.md", "| 意味 |", "| 題 |", "", "the column '意味' is missing"),
         ("runbook.md", "|---|---|---|\n| 2.1 |", "|---|\n| 2.1 |", "## 2 ", "no table whose first column is 'Step'"),
         ("runbook.md", "- Takes: about 5 s", "-", "## 2 ", "'- Takes: ...' is missing"),
+        ("runbook.md", "- Role: reach", "- Role: reech", "## 2 ", "role 'reech' is not among reach, triage, "),
+        ("runbook.md", "- Role: triage", "- Role: logs, reach", "## 3 ", "section 2 has the role 'reach' already"),
     ],
 )
 def test_a_malformed_document_names_file_and_line(
@@ -144,6 +148,33 @@ def test_what_stands_in_a_fence_is_no_heading_and_no_bullet(root: Path) -> None:
     read, plain = catalog.read([Pack("copy", root)]).sections["4.1"], catalog.load().sections["4.1"]
     assert read.steps == plain.steps != ()
     assert read.takes == plain.takes
+
+
+def test_documents_without_a_role_have_those_of_the_numbers_of_their_time(root: Path) -> None:
+    """As in the policies that 0.5.0 stored; where one section has a role, a number gives none."""
+    path = root / "docs" / "runbook.md"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(re.sub("- Role: .*\n", "", text), encoding="utf-8")
+    earlier, today = catalog.read([Pack("copy", root)]), catalog.load()
+    assert [earlier.section_with(role) for role in ROLES] == [today.section_with(role) for role in ROLES]
+    assert {*earlier.sections} >= {earlier.required_section(role) for role in ROLES}
+    (root / "own" / "docs").mkdir(parents=True)
+    bullets = (
+        "- Role: {}\n- Notebook: -\n- Reads: -\n- Takes: -\n\n| Step | What is asked | 確認すること |\n|---|---|---|\n"
+    )
+    own = Pack("own", root / "own", extends="copy")
+    for role, said in (("logs", r"section 4\.5 has the role 'logs' already"), ("-", None)):
+        (root / "own" / "docs" / "runbook.md").write_text(
+            f"## 8 Own · 独自\n\n{bullets.format(role)}", encoding="utf-8"
+        )
+        with pytest.raises(CatalogError, match=said) if said else nullcontext():
+            both = catalog.read([Pack("copy", root), own])
+    assert [both.section_with(role) for role in ROLES] == [today.section_with(role) for role in ROLES]
+    path.write_text(re.sub("- Role: (?!reach).*\n", "", text), encoding="utf-8")
+    book = catalog.read([Pack("copy", root)])
+    assert {role: book.section_with(role) for role in ROLES} == dict.fromkeys(ROLES, "") | {"reach": "2"}
+    with pytest.raises(UsageError, match=r"no section of docs/runbook\.md has the role 'recover': add the bullet"):
+        book.required_section("recover")
 
 
 def test_a_missing_document(root: Path) -> None:

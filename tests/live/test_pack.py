@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,17 +20,21 @@ import pytest
 from click.testing import CliRunner
 
 import runbook_lib
-from runbook_lib.actions import action
+from runbook_lib.actions import action, proposals
 from runbook_lib.book import catalog, messages, pack
+from runbook_lib.checks.check import Check
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.cli.main import cli
 from runbook_lib.cli.new import write_section
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.lab import copies
-from runbook_lib.model.finding import Status, say
+from runbook_lib.model.finding import Status, judged, say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook import testing
+from runbook_lib.receiver import routes
 from runbook_lib.sources import settings
 from runbook_lib.store.archive import Archive
+from tests.kit import ROOT
 from tests.kit.command import alone, runbook
 
 ENGINE = Path(runbook_lib.__file__).parent
@@ -61,6 +67,25 @@ def test_the_engine_knows_no_system() -> None:
     )
     named = [str(p) for p in files if re.search("entitlement|notification", p.read_text("utf-8"), re.IGNORECASE)]
     assert named == []
+
+
+def test_the_engine_knows_no_section_by_its_number() -> None:
+    """But for those of 0.5.0, whose documents have no roles."""
+    files = [p for p in ENGINE.rglob("*") if p.is_file() and not {"packs", "gameday"} & set(p.parts)]
+    known: dict[str, set[str]] = {}
+    for file in (p for p in files if p.suffix == ".py"):
+        constants = (n.value for n in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(n, ast.Constant))
+        if numbers := {c for c in constants if isinstance(c, str) and re.fullmatch(r"[2-9](\.\d){0,2}", c)}:
+            known[file.name] = numbers
+    assert known == {
+        "catalog.py": {*catalog._EARLIER_ROLES},
+        "alert.py": {"4"},  # the version of a webhook
+        "redaction.py": {"2", "3"},  # parts of a pattern
+    }
+    texts = {p: p.read_text("utf-8") for p in files if p.suffix in (".toml", ".j2")}
+    assert {
+        p.name for p, text in texts.items() if re.search(r"\b[2-7]\.[1-6]\b|[Ss]ection [2-7]|\d [章節]", text)
+    } == set()
 
 
 def test_the_system_s_own_pack_is_found_like_any_other(here: Path) -> None:
@@ -174,6 +199,63 @@ def test_a_language_that_the_engine_does_not_have_is_refused(own: Path) -> None:
     rewrite(own / "__init__.py", "extends=", "languages=('de',), extends=")
     with pytest.raises(UsageError, match="languages must be among en, ja"):
         pack.load_folder(own)
+
+
+@pytest.fixture
+def bare(here: Path) -> Path:
+    """The example, where no section has a role that a command needs."""
+    shutil.copytree(ROOT / "examples" / "procrastinate", here / "queue")
+    document = here / "queue" / "docs" / "runbook.md"
+    text = re.sub("- Role: .*\n", "", document.read_text(encoding="utf-8"))
+    document.write_text(text.replace("\n- Notebook: 04_2", "\n- Role: logs\n- Notebook: 04_2"), encoding="utf-8")
+    (here / "runbook.toml").write_text(
+        'packs = ["queue"]\n[targets.default]\ndatabase_url = "postgresql://u@127.0.0.1:1/x"\n'
+    )
+    return here
+
+
+def test_a_command_whose_section_the_runbook_does_not_have_says_so(bare: Path) -> None:
+    """The others do without: no section is named next, and the dossier has its page."""
+    done = runbook("run", "2", "--incident", "INC-1", "--json", env=os.environ, cwd=bare)
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["verdict"]["next_sections"]) == (Status.UNKNOWN.value, []), done.stderr
+    assert (bare / "outputs" / "INC-1" / "index.html").is_file()
+    for role, *words in (
+        ("triage", "triage"),
+        ("triage", "baseline"),
+        ("triage", "serve", "--port", "0"),
+        ("recover", "run", "6", "--wait", "1m"),
+        ("flow", "watch"),
+        ("postmortem", "postmortem", "INC-1"),
+    ):
+        done = runbook(*words, env=os.environ, cwd=bare)
+        assert done.returncode == 64 and f"no section of docs/runbook.md has the role '{role}'" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_proposal_is_of_the_section_with_its_role_else_of_the_step_that_proposes_it(here: Path) -> None:
+    def sections(given: JudgeInput, which: str) -> list[str]:
+        proposed = (proposals.restart(given, which), proposals.logs(given, which), proposals.pods(given, which))
+        blocker = proposals.end_blocker(given, 7, "x", idle=True)
+        found = judged(say("ui.next_sections"), proposals=(*proposed, blocker))
+        check = Check("8.1.1", lambda rb: {}, lambda *_: found)
+        return [p.section for p in check.finding({}, given).proposals]
+
+    def given() -> JudgeInput:
+        return JudgeInput(catalog.load(), pd.Timestamp(0, tz="UTC"), 60, settings.facts_of({}))
+
+    assert sections(given(), "notification") == ["5.1", "4.5", "8.1", "5.2"]
+    with pack.use_pack(ROOT / "examples" / "procrastinate"):
+        assert sections(given(), "worker") == ["4.1", "4.1", "8.1", "8.1"]
+
+
+def test_a_recovery_is_looked_at_by_the_triage_where_no_section_is_for_it(here: Path) -> None:
+    book = catalog.load()
+    assert routes.recovery_section() == "6"
+    triage = replace(book, sections={n: s for n, s in book.sections.items() if n != "6"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "load", lambda: triage)
+        assert routes.recovery_section() == "3"
 
 
 def test_a_new_section_is_in_the_lab_with_its_own_documents(own: Path) -> None:

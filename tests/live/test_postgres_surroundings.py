@@ -23,7 +23,6 @@ from psycopg.rows import dict_row
 from runbook_lib.book import catalog, messages
 from runbook_lib.book.queries import query
 from runbook_lib.diagnosis.verdict import conclude
-from runbook_lib.dossier.mandatory import SECTION as POSTMORTEM
 from runbook_lib.gameday.sandbox import servers as embedded_servers
 from runbook_lib.gameday.sandbox.broker import is_listening
 from runbook_lib.gameday.sandbox.servers import Servers, _unprivileged
@@ -708,7 +707,9 @@ STATES: dict[str, list[dict[str, Any]]] = {
 
 def verdicts(servers: Servers) -> dict[str, dict[str, Status]]:
     """What every section that looks at the system says of each state."""
-    sections = [[step.id for step in s.steps] for s in catalog.load().runnable().values() if s.number != POSTMORTEM]
+    sections = [
+        [step.id for step in s.steps] for s in catalog.load().runnable().values() if "postmortem" not in s.roles
+    ]
     found: dict[str, dict[str, Status]] = {}
     with psycopg.connect(servers.admin_url, autocommit=True) as admin:
         for name, rows in STATES.items():

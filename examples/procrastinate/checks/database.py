@@ -14,7 +14,6 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Status, Value, judged, say
 from runbook_lib.sources.source import SourceError
 
-from . import remedies
 from .sample import Holder, Sessions
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     offered = []
     if waits and first.pid:
         idle = first.state.startswith("idle")
-        offered.append(remedies.end_blocker(given, first.pid, first.application, idle=idle))
+        offered.append(proposals.end_blocker(given, first.pid, first.application, idle=idle))
     if used.status is Status.CRITICAL:
         offered.append(proposals.list_sessions(given))
     return judged(
@@ -119,7 +118,7 @@ HEADLINES = dict.fromkeys(("database.waits_warning", "database.waits_critical"),
 def on_error(e: SourceError, given: JudgeInput) -> Finding:
     """Return CRITICAL if the server has no connection left: this error is itself the result of the step."""
     if e.code != "too_many_clients":
-        return unknown_from_error(e)
+        return unknown_from_error(e, given.catalog)
     return judged(
         say("database.no_connection", detail=e.detail),
         at_least=Status.CRITICAL,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
@@ -81,7 +82,7 @@ def _propose_for_orphans(seen: Sample, orphans: int, given: JudgeInput) -> tuple
             look_first = () if seen.whereabouts is Whereabouts.GONE else (remedies.process(given),)
             return (*look_first, *start, remedies.retry(given, seen.orphans))
         case Whereabouts.CONNECTED:
-            return (remedies.logs(given), remedies.process(given))
+            return (proposals.logs(given, "worker"), remedies.process(given))
         case Whereabouts.UNSEEN:
             return (remedies.process(given),)
         case _:
@@ -119,7 +120,7 @@ def judge_running(frames: Frames, given: JudgeInput) -> Finding:
         [value, Value("jobs.longest", longest.running_s, "s"), Value("jobs.running_now", running, "rows")],
         signals=_evidence_of_long_job(seen, given) if long else (),
         hops=(Hop("task", alive=say("alive.long", s=longest.running_s)),) if long else (),
-        proposals=(remedies.logs(given), remedies.abort(given, longest)) if long else (),
+        proposals=(proposals.logs(given, "worker"), remedies.abort(given, longest)) if long else (),
         show=("doing",) if long else (),
     )
 

@@ -6,28 +6,13 @@ from collections.abc import Iterable
 
 from runbook_lib.actions import proposals
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.model.finding import Proposal, replace
+from runbook_lib.model.finding import Proposal
 
 from ..facts import facts
 from .sample import Job
 
 #: So many jobs one command names.
 AT_ONCE = 50
-
-
-def restart(given: JudgeInput) -> Proposal:
-    """Start the worker again; one that was stopped is started by it under a supervisor (4.1)."""
-    return replace(proposals.restart(given, "worker"), section="4.1")
-
-
-def logs(given: JudgeInput) -> Proposal:
-    """Read the worker's log: the database keeps no error."""
-    return replace(proposals.logs(given, "worker"), section="4.1")
-
-
-def end_blocker(given: JudgeInput, pid: int, application: str, *, idle: bool) -> Proposal:
-    """End the session that blocks others, with its owner's consent (4.1)."""
-    return replace(proposals.end_blocker(given, pid, application, idle=idle), section="4.1")
 
 
 def listens_to(given: JudgeInput, queue: str) -> Proposal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
@@ -129,7 +130,7 @@ def _propose_for_passed_over(
         case "queue.held":
             first = row_holders(seen, given)[0]
             idle = first.state.startswith("idle")
-            return (remedies.end_blocker(given, first.pid, first.application, idle=idle),)
+            return (proposals.end_blocker(given, first.pid, first.application, idle=idle),)
         case _:
             return ()
 
@@ -250,9 +251,9 @@ def _remedies(observation: str, seen: Sample, given: JudgeInput) -> tuple[Propos
             look_first = observation == "workers.likely_gone" and seen.orphans
             return (*([remedies.process(given)] if look_first else []), *start(seen, given))
         case "workers.unregistered":
-            return (remedies.logs(given),)
+            return (proposals.logs(given, "worker"),)
         case "workers.connected":
-            return (remedies.logs(given), remedies.process(given))
+            return (proposals.logs(given, "worker"), remedies.process(given))
         case "workers.unseen":
             return (remedies.process(given),)
         case _:
@@ -264,7 +265,7 @@ def start(seen: Sample, given: JudgeInput) -> tuple[Proposal, ...]:
     if sample.connections_full(seen, given):
         return ()  # it would find no connection; 4.1.4 says who has them
     # A running process without a heartbeat is starting, or fails to start: its log says which.
-    return (remedies.logs(given) if seen.instances else remedies.restart(given),)
+    return (proposals.logs(given, "worker") if seen.instances else proposals.restart(given, "worker"),)
 
 
 # 4.1.3 Does a task fail? ------------------------------------------------------------------------------------
@@ -346,7 +347,7 @@ def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
                 alive=say("alive.fails") if observation in ("task.fails", "task.fails_often") else None,
             ),
         ),
-        proposals=(remedies.logs(given),) if failures and not over else (),
+        proposals=(proposals.logs(given, "worker"),) if failures and not over else (),
         show=("tasks",) if tasks else (),
     )
 

@@ -1,6 +1,4 @@
-"""The texts for people, one catalogue per language: `en.toml` and `ja.toml`, same keys.
-
-A pack that declares one language has one file; its texts are shown in it whatever the current language is.
+"""The texts for people, one catalogue per language: `en.toml` and `ja.toml`, same keys; of a pack in its languages.
 
 A key is `topic.name`, or a prefix and a name such as an enum's value: `say(f"reason.{e.reason}")`. A text is a
 `str.format` template over the parameters that a check gives it, and beyond that

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from runbook_lib.book import catalog
 from runbook_lib.cli.main import cli
 from runbook_lib.gameday.drills.judge import Truth, judge
 from runbook_lib.gameday.sandbox import faults
@@ -64,11 +65,11 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         if restart:
             tell("\nThe runbook proposes a restart. A person approves it:")
             word = ["-p", "approved_by=demo", "-p", f"reason=proposed by the triage of {incident}"]
-            runbook("run", "5.1", "-p", f"workload={restart}", "-p", "execute=true", *word)
+            runbook("run", catalog.section_with("restart"), "-p", f"workload={restart}", "-p", "execute=true", *word)
         else:
             tell("\nThe runbook proposes no restart.\n$ runbook sandbox heal")
             sandbox.heal()
-        recovered = runbook("run", "6", "-p", "window_minutes=15", "--wait", "2m")
+        recovered = runbook("run", catalog.section_with("recover"), "-p", "window_minutes=15", "--wait", "2m")
         tell(f"\n$ runbook postmortem {incident} --target sandbox")
         drafted = run("postmortem", incident, "--target", "sandbox")
     finally:

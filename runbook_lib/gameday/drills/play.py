@@ -327,10 +327,10 @@ def environment(sandbox: Sandbox) -> Mapping[str, str]:
 
 
 def _find_headline(document: Mapping[str, Any]) -> str:
-    """Return the sentence that gives the reason: step 3.2, or the first finding with the worst status."""
+    """Return the sentence that gives the reason: the step's that names a place, or the first with the worst status."""
     findings = [f for run in document["runs"] for f in run["findings"]]
     worst = [f for f in findings if f["status"] == document["status"]]
-    placed = [f for f in worst if f["step"] == "3.2"]
+    placed = [f for f in worst if "stuck_at" in f["values"]]
     return str(next(iter((*placed, *worst, *findings)), {"headline": ""})["headline"])
 
 

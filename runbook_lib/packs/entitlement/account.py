@@ -277,5 +277,5 @@ def account(rb: Session) -> Account:
             raise SourceError("postgres", Reason.NO_DATA, detail)
         balance, finding = judge(collect(context), context.given())
     except SourceError as e:
-        balance, finding = Balance(), unknown_from_error(e)
+        balance, finding = Balance(), unknown_from_error(e, context.catalog)
     return Account(balance, finding, minutes, run=rb.opened)

@@ -335,7 +335,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
 def on_error(e: SourceError, given: JudgeInput) -> Finding:
     """Judge a refusal for lack of a free connection as CRITICAL; any other error is UNKNOWN."""
     if e.code != "too_many_clients":
-        return unknown_from_error(e)
+        return unknown_from_error(e, given.catalog)
     return judged(
         say("database.no_connection", detail=e.detail),
         at_least=Status.CRITICAL,

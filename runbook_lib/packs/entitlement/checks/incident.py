@@ -10,7 +10,6 @@ import pandas as pd
 
 from runbook_lib.book.parameters import moment
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.dossier import mandatory
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.sources.source import SourceError
@@ -21,7 +20,7 @@ from runbook_lib.store.run import Run, read_run
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
-OWN = mandatory.SECTION
+OWN = "7"
 
 
 class IncidentRun(rows.Row):

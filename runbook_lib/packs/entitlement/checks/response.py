@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from runbook_lib.actions import proposals
-from runbook_lib.book.catalog import RECOVERY
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
@@ -732,7 +730,7 @@ def _is_above(found: Finding, name: str, than: float) -> bool:
 def _choose_sections(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, ...]:
     """Return the sections to read next."""
     if verdict.ended:
-        return (RECOVERY,)
+        return ("6",)
     sections: list[str] = []
     silent = [f for f in found.values() if "2" in f.next_sections]
     held_up, broken = _filter_failing(found, HOP_CHECKS), _filter_failing(found, INVARIANTS)
@@ -749,8 +747,8 @@ def _choose_sections(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, 
     missing = ("unprocessed", "not_registered", "lost_or_deleted")
     if any(_is_above(found["4.1.2"], f"outbox.{name}", 0) for name in missing):
         sections.append("5.3")
-    if any(p.section == proposals.LOGS for p in verdict.proposals[:1]):  # the run reads the log itself
-        sections.append(proposals.LOGS)
+    if any(p.section == "4.5" for p in verdict.proposals[:1]):  # the run reads the log itself
+        sections.append("4.5")
     sections += [f.step.rpartition(".")[0] for f in broken]
     if silent or verdict.stuck_at == "jetstream":
         sections.append("2")
@@ -800,7 +798,7 @@ def judge_recovery(frames: Frames, given: JudgeInput) -> Finding:
         )
     if place.status is Status.OK or place.ended:
         key = "response.do_confirm" if place.ended else "response.do_nothing"
-        return judged(say(key, section=RECOVERY), [Value("proposals", 0)])
+        return judged(say(key, section="6"), [Value("proposals", 0)])
     stuck_at = place.value("stuck_at")
     section = READ_ON.get(str(stuck_at), next(iter(place.next_sections), "4.1"))
     place_named = _format_hops(str(stuck_at)) if stuck_at else None
@@ -853,7 +851,7 @@ def judge_criteria(frames: Frames, given: JudgeInput) -> Finding:
         at_least=worst(f.status for f in found.values()),
         reason=next((f.reason for f in found.values() if f.reason), None),
         notes=tuple(notes),
-        next_sections=(proposals.LOGS,) if reads_log else (),
+        next_sections=("4.5",) if reads_log else (),
     )
 
 

@@ -702,7 +702,7 @@ def judge_source_error(e: SourceError, given: JudgeInput) -> Finding:
             proposals=checks,
             next_sections=("4.1",),
         )
-    return unknown_from_error(e)
+    return unknown_from_error(e, given.catalog)
 
 
 # Optional sources ------------------------------------------------------------------------------------------
@@ -741,7 +741,7 @@ def judge_optional(frames: Frames, given: JudgeInput) -> Finding:
     undeclared = [n for n, e in failed.items() if e.reason is Reason.NOT_CONFIGURED]
     unanswered = [e for n, e in failed.items() if n not in undeclared]
     if unanswered:
-        return replace(unknown_from_error(unanswered[0]), frames=frames)
+        return replace(unknown_from_error(unanswered[0], given.catalog), frames=frames)
     declared = [n for n in ("redis", "prometheus") if n in frames]
     if not declared:
         return unknown("", Reason.NOT_CONFIGURED, say("scope.optional_none"))
