@@ -128,6 +128,7 @@ _MEANINGS = {
         "runner": "kubectl or supervisorctl",
         "namespace": "kubectl: the namespace",
         "context": "kubectl: the context; default: the current one",
+        "psql": "the command that opens psql, for proposals; default: in `statefulset/postgres`, or on this machine",
         "database": "psql: the database, and the owner of the same name",
         "supervisorctl": "the program and its arguments",
         "containers": "kubectl: a workload's container, if its name is not the workload's",

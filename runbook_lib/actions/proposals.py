@@ -6,6 +6,7 @@ context or its judge's input: it has the target's workloads and the documents.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,11 +56,6 @@ def pods(of: Of, which: str) -> Proposal:
     return _propose(of, "pods", commands(of).pods(name), None, {"name": name})
 
 
-def look(name: str, command: str, section: str, **params: object) -> Proposal:
-    """Propose a step that only reads, or that only a person may decide on."""
-    return Proposal(name, command, section, params)
-
-
 def logs(of: Of, which: str) -> Proposal:
     """Read a workload's recent log."""
     name = of.facts.workloads.program(which)
@@ -100,7 +96,7 @@ def list_sessions(of: Of) -> Proposal:
 
 def psql(of: Of, sql: str) -> str:
     """Return the psql command for a statement, with the credentials of the user who runs it."""
-    return commands(of).psql(sql)
+    return shlex.join([*of.facts.workloads.psql_words, "-c", sql])
 
 
 def _propose(of: Of, name: str, command: str, role: Role | None, params: dict[str, Any]) -> Proposal:

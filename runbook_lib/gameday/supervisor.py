@@ -63,10 +63,6 @@ class SupervisorctlCommands(Commands):
         """Run it as it is: a program has no machine of its own."""
         return shlex.join(command)
 
-    def psql(self, sql: str) -> str:
-        """Run it with the machine's psql."""
-        return shlex.join(["psql", "-d", self._settings.database, "-c", sql])
-
     def _supervisorctl(self, *words: str) -> str:
         return shlex.join([*self._settings.supervisorctl, *words])
 

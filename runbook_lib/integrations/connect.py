@@ -46,9 +46,8 @@ class Forward:
 
     def start(self, workloads: WorkloadSettings) -> None:
         """Start kubectl. Raises ClickException if it cannot be started."""
-        context = ["--context", workloads.context] if workloads.context else []
         pairs = [f"{here}:{there}" for _, here, there in self.ports]
-        command = ["kubectl", *context, "-n", workloads.namespace, "port-forward", "--address", "127.0.0.1"]
+        command = [*workloads.kubectl, "port-forward", "--address", "127.0.0.1"]
         try:
             self._process = subprocess.Popen(
                 [*command, self.resource, *pairs],

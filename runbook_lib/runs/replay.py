@@ -97,8 +97,11 @@ def _strip_header(header: Mapping[str, Any]) -> dict[str, Any]:
 def _known_names(archive: Archive, runs: Iterable[Run], config: Settings) -> dict[str, list[str]]:
     """Return the names of hosts and people that the target, this machine and the dossier's logs tell, by kind.
 
-    A context of kubectl counts as a host: it often holds the name of one, of a customer or of an account.
+    A context of kubectl, or a word of the command that opens psql, counts as a host: it often holds the name of one, of
+    a customer or of an account.
     """
+    given = [_workloads(r.header.get("given", {})) for r in runs]
+    places = [str(workloads.get(key) or "") for workloads in given for key in ("context", "psql")]
     lines = [line for log in (ACTION_LOG, NOTES) for line in archive.lines(log)]
     people = [line.get(name) for line in lines for name in ("who", "approved_by")]
     urls = list[str]()
@@ -109,7 +112,7 @@ def _known_names(archive: Archive, runs: Iterable[Run], config: Settings) -> dic
         "host": [
             socket.gethostname(),
             *filter(None, (urlsplit(url).hostname for url in urls)),
-            *filter(None, (_workloads(r.header.get("given", {})).get("context") for r in runs)),
+            *(word for place in places for word in place.split() if not word.startswith("-")),
         ],
         "person": [whoami(), *(r.header.get("by", "") for r in runs), *map(str, filter(None, people))],
     }

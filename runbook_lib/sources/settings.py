@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -45,6 +46,7 @@ from runbook_lib.model.usage import (
     first_problem,
     sandbox_folder,
 )
+from runbook_lib.privacy import redaction
 
 #: Settings that may hold several URLs, separated by commas or as a list.
 MULTI_URLS = ("nats_url", "nats_monitor_url", "action_nats_url")
@@ -123,7 +125,8 @@ class WorkloadSettings(_Strict):
     runner: Literal["kubectl", "supervisorctl"] = "kubectl"
     namespace: str = "default"
     context: str = ""
-    #: psql: the database, and its owner of the same name.
+    #: The command that opens psql on the system's database; "" is the default of its pack, with `database`.
+    psql: str = ""
     database: str = "postgres"
     supervisorctl: list[str] = ["supervisorctl"]
     #: kubectl: what `runbook connect` forwards an address to, such as {"nats_url": "deploy/nats:4222"}.
@@ -141,6 +144,24 @@ class WorkloadSettings(_Strict):
         if any(_PASSWORD_ARGUMENT.match(word) for word in words[1:]):
             raise ValueError("holds a password: write it into the file that `supervisorctl -c FILE` names")
         return words
+
+    @field_validator("psql")
+    @classmethod
+    def _check_psql(cls, command: str) -> str:
+        if redaction.redact_secrets(command) != command:
+            raise ValueError("holds a password: write it into a file that psql reads, such as ~/.pgpass")
+        shlex.split(command)  # raises ValueError
+        return command
+
+    @property
+    def kubectl(self) -> list[str]:
+        """The words of kubectl in the target's cluster and namespace."""
+        return ["kubectl", *(["--context", self.context] if self.context else []), "-n", self.namespace]
+
+    @property
+    def psql_words(self) -> list[str]:
+        """The words of psql on the system's database; a pack whose database runs elsewhere has its own default."""
+        return shlex.split(self.psql) or ["psql", "-d", self.database]
 
     @property
     def programs(self) -> dict[str, str]:

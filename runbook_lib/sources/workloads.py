@@ -113,10 +113,6 @@ class Commands(ABC):
     def inside(self, name: str, *command: str) -> str:
         """Run a command in a workload's instance."""
 
-    @abstractmethod
-    def psql(self, sql: str) -> str:
-        """Run a statement on the system's database, with the credentials of the user who runs it."""
-
 
 class KubectlCommands(Commands):
     """kubectl, in the target's cluster and namespace."""
@@ -152,17 +148,11 @@ class KubectlCommands(Commands):
         """Run it in the workload's own container."""
         return self._kubectl("exec", f"deploy/{name}", "-c", self._container(name), "--", *command)
 
-    def psql(self, sql: str) -> str:
-        """Run it in PostgreSQL's pod."""
-        role = ["psql", "-U", self._settings.database, "-d", self._settings.database, "-c", sql]
-        return self._kubectl("exec", "statefulset/postgres", "-c", "postgres", "--", *role)
-
     def _container(self, name: str) -> str:
         return self._settings.containers.get(name, name)
 
     def _kubectl(self, *words: str) -> str:
-        context = ["--context", self._settings.context] if self._settings.context else []
-        return shlex.join(["kubectl", *context, "-n", self._settings.namespace, *words])
+        return shlex.join([*self._settings.kubectl, *words])
 
 
 class Runner(ABC):

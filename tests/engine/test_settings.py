@@ -31,6 +31,9 @@ OF_A_TARGET = [
     ('payments_url = "http://h"', "payments_url"),
     ('workloads = { supervisorctl = ["s", "-u", "a", "-p", "s3cret-x"] }', "supervisorctl: holds a password"),
     ('workloads = { supervisorctl = ["s", "-s", "http://a:s3cret-x@h:9001"] }', "supervisorctl: holds a password"),
+    ('workloads = { psql = "psql postgresql://u:s3cret-x@h/d" }', "workloads.psql: holds a password: write it into"),
+    ('workloads = { psql = "env PGPASSWORD=s3cret-x psql" }', "workloads.psql: holds a password: write it into"),
+    ('workloads = { psql = "psql \'host=h" }', "workloads.psql: No closing quotation"),
     # The broker's users
     ('nats_url = "nats://s3cret-x@127.0.0.1:4222"', "targets.x.nats_url has a password"),  # a user alone is a token
     ('nats_password = "s3cret-x"\nnats_user = "me"', "nats_password_env"),

@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from runbook_lib.actions import proposals
+from runbook_lib.book import pack
 from runbook_lib.gameday import supervisor
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.gameday.supervisor import SupervisorctlRunner
@@ -28,8 +29,10 @@ from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWorkloads
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import workloads
+from runbook_lib.sources.settings import facts_of
 from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.sources.workloads import KubectlRunner, runner_of
+from tests.kit import ROOT
 from tests.kit.cluster import NAMESPACE, Cluster
 from tests.kit.sources import fails_with
 from tests.kit.steps import make_given
@@ -233,6 +236,23 @@ def test_proposed_commands_name_the_target_s_container_and_show_few_variables() 
     assert "-c entitlement" in proposals.logs(of, "entitlement").command
     listed = remedies.check_nats_credentials(of).command
     assert listed.endswith("--list | grep -E '^#|NATS_'")
+
+
+def test_a_proposal_runs_psql_where_the_settings_say_else_where_the_pack_does() -> None:
+    def command(**settings: Any) -> str:
+        return proposals.psql(make_given(facts=facts_of({"workloads": settings})), "SELECT 'a'")
+
+    in_pod = "exec statefulset/postgres -c postgres -- psql -U miniserversystem -d miniserversystem"
+    select = """-c 'SELECT '"'"'a'"'"''"""
+    assert command() == f"kubectl -n miniserversystem {in_pod} {select}"
+    assert command(context="double", namespace="n").startswith("kubectl --context double -n n exec statefulset/")
+    assert command(runner="supervisorctl") == f"psql -d miniserversystem {select}"
+    own = "kubectl -n db exec -it deploy/pg -- psql 'host=a b' -d app"
+    assert {command(psql=own, runner=runner) for runner in ("kubectl", "supervisorctl")} == {f"{own} {select}"}
+    with pack.use_pack(ROOT / "examples" / "procrastinate"):
+        assert command() == f"psql -d postgres {select}"
+        assert command(database="shop", runner="supervisorctl") == f"psql -d shop {select}"
+        assert command(psql=own) == f"{own} {select}"
 
 
 def test_refusals_and_silence_have_their_reasons(

@@ -189,7 +189,7 @@ def test_hidden_names_change_no_verdict(name: str) -> None:
 #: What a dossier may name, and how its texts write it.
 HOSTS = (
     *("db-7.corp.example", "10.20.30.40", "fe80::7:beef", "nats-3", "ip-10-9-8-7", "mailgate.quill.net", "primary"),
-    *("db.kürbis.example", "quillprod", "arn:aws:eks:eu-west-1:914773350118:cluster/quill"),
+    *("db.kürbis.example", "quillprod", "pg-quill", "arn:aws:eks:eu-west-1:914773350118:cluster/quill"),
 )
 PODS = ("notification-7f9c8d5b4-x2x4q", "entitlement-6b5d7f8c94-zzt9w", "quillpod")
 PEOPLE = ("Zoe Quillfeather", "山田珊瑚", "quilla", "zoe@quill.example", "zoë@kürbis.example", "珊瑚@例え.テスト")
@@ -220,7 +220,8 @@ def planted(tmp_path: Path) -> Archive:
             if ended := data.get(record.VERDICT_MIME):
                 ended["header"] |= {"by": "quilla", "dashboard": "https://mailgate.quill.net/d/1"}
                 ended["header"]["parameters"]["reason"] = "for Zoe Quillfeather"
-                ended["header"]["given"]["workloads"]["context"] = "quillprod"
+                psql = "kubectl --context quillprod exec deploy/bouncer -- psql -h pg-quill -d shop"
+                ended["header"]["given"]["workloads"] |= {"context": "quillprod", "psql": psql}
         files[f"{entry['name']}.ipynb"] = json.dumps(nb).encode()
         archive.append({k: v for k, v in entry.items() if k not in ("previous", "sha256")}, files)
     archive.add_line(

@@ -18,13 +18,13 @@ AT_ONCE = 50
 def listens_to(given: JudgeInput, queue: str) -> Proposal:
     """See in the worker's log which queues it was started for (4.1)."""
     command = proposals.logs(given, "worker").command
-    return proposals.look("listens_to", command, "4.1", queue=queue, worker=facts(given).workloads.worker)
+    return Proposal("listens_to", command, "4.1", {"queue": queue, "worker": facts(given).workloads.worker})
 
 
 def process(given: JudgeInput) -> Proposal:
     """See whether the worker's process is there: what settles it where the database can not (4.2)."""
     command = proposals.pods(given, "worker").command
-    return proposals.look("worker_process", command, "4.2", worker=facts(given).workloads.worker)
+    return Proposal("worker_process", command, "4.2", {"worker": facts(given).workloads.worker})
 
 
 def retry(given: JudgeInput, orphans: Iterable[Job]) -> Proposal:
@@ -40,17 +40,19 @@ def retry(given: JudgeInput, orphans: Iterable[Job]) -> Proposal:
         "AND j.status = $$doing$$ AND (w.id IS NULL OR w.last_heartbeat < now() - "  # a shell has the other quotes
         f"make_interval(secs => {facts(given).stalled_after_s:g}))"
     )
-    return proposals.look("retry_orphans", proposals.psql(given, sql), "4.2", n=len(ids), jobs=", ".join(map(str, ids)))
+    return Proposal(
+        "retry_orphans", proposals.psql(given, sql), "4.2", {"n": len(ids), "jobs": ", ".join(map(str, ids))}
+    )
 
 
 def abort(given: JudgeInput, job: Job) -> Proposal:
     """Ask one job to end, by procrastinate's own function; with its owner's consent only (4.2)."""
     sql = f"SELECT procrastinate_cancel_job_v1({job.job}, true, false)"
-    return proposals.look("abort_job", proposals.psql(given, sql), "4.2", job=job.job, task=job.task)
+    return Proposal("abort_job", proposals.psql(given, sql), "4.2", {"job": job.job, "task": job.task})
 
 
 def see_job(given: JudgeInput, job: int) -> Proposal:
     """See the job that stands in front of others (4.2)."""
     columns = "id, queue_name, task_name, status, attempts, scheduled_at, worker_id"
     sql = f"SELECT {columns} FROM procrastinate_jobs WHERE id = {job}"  # noqa: S608 - shown, not run; a number
-    return proposals.look("see_job", proposals.psql(given, sql), "4.2", job=job)
+    return Proposal("see_job", proposals.psql(given, sql), "4.2", {"job": job})

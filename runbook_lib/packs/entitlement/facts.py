@@ -54,6 +54,14 @@ class EntitlementWorkloads(settings.WorkloadSettings):
         description="what `runbook connect` opens",
     )
 
+    @property
+    def psql_words(self) -> list[str]:
+        """The words of psql; under kubectl in PostgreSQL's pod, as the owner of the database."""
+        if self.psql or self.runner != "kubectl":
+            return super().psql_words
+        role = ["psql", "-U", self.database, "-d", self.database]
+        return [*self.kubectl, "exec", "statefulset/postgres", "-c", "postgres", "--", *role]
+
 
 class EntitlementFacts(settings.TargetFacts):
     """The facts of a target: names, and the settings of its workers."""
