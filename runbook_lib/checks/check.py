@@ -6,10 +6,12 @@ frames.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -47,14 +49,15 @@ class Check:
     `needs` names the frames without which it judges nothing. What else could not be read becomes a note, evidence
     about its source, and UNKNOWN in place of OK; of the parts in `optional`, which only add to the others, a note.
 
-    `shared` collects frames that several steps of a section use, once for all of them (`Context.shared`).
+    `shared` collects frames that several steps of a section use, once for all of them (`Context.shared`); `collect` is
+    None where they are all that a step reads.
 
     `on_error` turns a source's failure into a finding if the failure is itself the result ("too many clients" is
     CRITICAL for the step about connections); it may return UNKNOWN.
     """
 
     step: str
-    collect: Collect
+    collect: Collect | None
     judge: Judge
     charts: tuple[DescribeChart, ...] = ()
     on_error: OnError | None = None
@@ -91,9 +94,8 @@ class Check:
         """Collect the frames; if a source fails as a whole, only the frame of that failure."""
         rb = rb.of(self.step)
         try:
-            if self.shared is None:
-                return self.collect(rb)
-            every, own = rb.shared(self.step, self.shared), self.collect(rb)
+            every = rb.shared(self.step, self.shared) if self.shared else {}
+            own = self.collect(rb) if self.collect else {}
             missed = [f[NOT_READ] for f in (every, own) if NOT_READ in f]
             return every | own | ({NOT_READ: pd.concat(missed, ignore_index=True)} if missed else {})
         except SourceError as e:
@@ -141,6 +143,17 @@ class Check:
             unseen=unseen,
         )
 
+    @property
+    def reads(self) -> str:
+        """What it reads, in the words of the function that collects it."""
+        return inspect.getdoc(self.collect or self.shared) or ""
+
+    def described_charts(self, frames: Frames, given: JudgeInput) -> Iterator[Callable[[], Chart | None]]:
+        """Yield for each chart how it is described; None comes of it where there is nothing to draw."""
+        read = {*self.needs} <= frames.keys()
+        for describe in self.charts:
+            yield partial(describe, frames, given) if read else lambda: None
+
     def _partly(self, judged: Finding, failed: Mapping[str, SourceError], given: JudgeInput) -> Finding:
         """Return what a judge said without these parts: no longer OK or over, with the evidence of their failures."""
         missed = {part: e for part, e in _declared(failed).items() if part not in self.optional}
@@ -166,11 +179,6 @@ class Check:
     def _place_proposals(self, finding: Finding) -> tuple[Proposal, ...]:
         """Return its proposals; one of no other section is of this step's."""
         return tuple(replace(p, section=p.section or self.step.rpartition(".")[0]) for p in finding.proposals)
-
-
-def nothing_more(rb: Context) -> Frames:
-    """Collect nothing: what the steps share is enough."""
-    return {}
 
 
 def failure_frame(failed: Mapping[str, SourceError]) -> pd.DataFrame:

@@ -6,7 +6,6 @@ The same cells give the same verdict in JupyterLab, under papermill and in a dri
 
 from __future__ import annotations
 
-import inspect
 import os
 import re
 import time
@@ -112,7 +111,7 @@ class Session:
         self._warn_of_age()
         self._cards[step] = display(self._card(step), display_id=True)
         self._update_dependents(step)
-        return StepResult(lambda: self._card(step), inspect.getdoc(self._find_check(step).collect) or "")
+        return StepResult(lambda: self._card(step), self._find_check(step).reads)
 
     @_in_its_language
     def chart(self, step: str) -> None:
@@ -122,10 +121,10 @@ class Session:
         if step not in self.findings:
             self._run_step(step)
         finding = self.findings[step]
-        for describe in self._find_check(step).charts:
+        for describe in self._find_check(step).described_charts(finding.frames, self.context.given(step)):
             mark = render.run_mark(self.opened)
             try:
-                chart = describe(finding.frames, self.context.given(step))
+                chart = describe()
                 shown = chart.display() if chart else []
             except Exception as e:
                 if os.environ.get("RUNBOOK_DEBUG"):

@@ -55,7 +55,7 @@ def make_given(**changes: Any) -> JudgeInput:
 
 def charts_of(step: str, frames: Frames, given: JudgeInput) -> list[charts.Chart]:
     """Return the charts of a step that has data for them; each can be drawn, and has words in every language."""
-    described = [chart for describe in checks()[step].charts if (chart := describe(frames, given))]
+    described = [chart for describe in checks()[step].described_charts(frames, given) if (chart := describe())]
     for chart, lang in product(described, messages.LANGUAGES):
         assert charts.draw(chart) and messages.text(chart.alt, lang)
     return described

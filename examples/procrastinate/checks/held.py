@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Signal, Status, Value, judged, say
@@ -13,7 +12,6 @@ from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal
 from ..facts import facts
 from . import remedies, sample, waiting
 from .sample import Job, Sample, Whereabouts
-from .waiting import NO_SAMPLE
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -31,16 +29,9 @@ ORPHANED = {
 # 4.2.1 Whose are they? --------------------------------------------------------------------------------------
 
 
-def collect_orphans(rb: Context) -> Frames:
-    """Collect 4.2.1: the shared sample."""
-    return sample.shared_frames(rb, "4.2.1")
-
-
 def judge_orphans(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 4.2.1: jobs of dead workers, which no worker takes over; jobs of workers that may live are left alone."""
     seen = sample.read_sample(frames, given)
-    if seen is None:
-        return NO_SAMPLE
     doing = sum(q.doing for q in seen.queues)
     orphans = doing - sum(q.served for q in seen.queues)
     gone = seen.whereabouts in (Whereabouts.GONE, Whereabouts.LIKELY_GONE)
@@ -92,16 +83,9 @@ def _propose_for_orphans(seen: Sample, orphans: int, given: JudgeInput) -> tuple
 # 4.2.2 For how long? ----------------------------------------------------------------------------------------
 
 
-def collect_running(rb: Context) -> Frames:
-    """Collect 4.2.2: the shared sample."""
-    return sample.shared_frames(rb, "4.2.2")
-
-
 def judge_running(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 4.2.2: jobs that run too long on a healthy worker, whose cause is in the task."""
     seen = sample.read_sample(frames, given)
-    if seen is None:
-        return NO_SAMPLE
     longest = _longest(seen)
     running = sum(q.served for q in seen.queues)
     share = None if longest.running_s is None else longest.running_s / facts(given).longest_job_s
@@ -159,17 +143,14 @@ class Head(rows.Row, query="jobs/heads"):
 
 
 def collect_locks(rb: Context) -> Frames:
-    """Collect 4.2.3: the first job of each lock, and the shared sample."""
+    """Collect 4.2.3: the first job of each lock."""
     with rb.snapshot() as db:
-        heads = db.ask("jobs/heads", most=sample.row_limit(rb))
-    return {"heads": heads} | sample.shared_frames(rb, "4.2.3")
+        return {"heads": db.ask("jobs/heads", most=sample.row_limit(rb))}
 
 
 def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 4.2.3: jobs with the same lock run one after the other, so the first one blocks the rest."""
     seen = sample.read_sample(frames, given)
-    if seen is None or "heads" not in frames:
-        return NO_SAMPLE
     heads = rows.each(frames["heads"], Head)
     behind = sum(h.behind for h in heads)
     oldest = max((h.oldest_behind_s for h in heads if h.oldest_behind_s is not None), default=None)
@@ -210,8 +191,9 @@ def _find_cause(head: Head, seen: Sample, given: JudgeInput) -> str:
     return "lock.behind_due"
 
 
-CHECKS: tuple[Check, ...] = (
-    Check("4.2.1", collect_orphans, judge_orphans),
-    Check("4.2.2", collect_running, judge_running),
-    Check("4.2.3", collect_locks, judge_locks),
+ORPHANS = sample.check("4.2.1", judge_orphans)
+CHECKS = (
+    ORPHANS,
+    sample.check("4.2.2", judge_running),
+    sample.check("4.2.3", judge_locks, collect_locks, needs=("heads",)),
 )

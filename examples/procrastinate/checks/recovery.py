@@ -4,28 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.diagnosis import stats
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Status, Value, judged, replace, say
 
 from . import held, sample, waiting
-from .waiting import NO_SAMPLE
 
 if TYPE_CHECKING:
-    from runbook_lib.checks.context import Context
-
-
-def collect_backlog(rb: Context) -> Frames:
-    """Collect 6.1: the shared sample."""
-    return sample.shared_frames(rb, "6.1")
+    pass
 
 
 def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 6.1: the oldest waiting job is young, or more jobs begin than arrive."""
     seen = sample.read_sample(frames, given)
-    if seen is None:
-        return NO_SAMPLE
     oldest = given.limits["queue.oldest_due"]
     waits = sum(q.due + q.behind for q in seen.queues)
     flow = stats.flow_test(seen.per_minute("deferred"), seen.per_minute("begun"), 1.0, seen.due)
@@ -65,9 +56,9 @@ def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-CHECKS: tuple[Check, ...] = (
-    Check("6.1", collect_backlog, judge_backlog, (waiting.chart_flow,)),
-    Check("6.2", waiting.collect_errors, waiting.judge_errors),
-    Check("6.3", held.collect_orphans, held.judge_orphans),
-    Check("6.4", waiting.collect_workers, waiting.judge_workers),
+CHECKS = (
+    sample.check("6.1", judge_backlog, charts=(waiting.chart_flow,)),
+    replace(waiting.ERRORS, step="6.2"),
+    replace(held.ORPHANS, step="6.3"),
+    replace(waiting.WORKERS, step="6.4"),
 )

@@ -26,7 +26,7 @@ from runbook_lib.model.finding import (
 
 from ..facts import facts
 from . import database, held, sample, waiting
-from .waiting import NO_SAMPLE, Task
+from .waiting import Task
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -45,20 +45,17 @@ class Waits(rows.Row, query="events/waits"):
 
 
 def collect_impact(rb: Context) -> Frames:
-    """Collect 3.1: waiting times and ends of the last minutes, and the shared sample."""
+    """Collect 3.1: waiting times and ends of the last minutes."""
     with rb.snapshot() as db:
-        frames = {
+        return {
             "waits": db.ask("events/waits", within_s=rb.number("lately")),
             "tasks": db.ask("events/tasks", most=sample.row_limit(rb), within_s=rb.number("lately")),
         }
-    return frames | sample.shared_frames(rb, "3.1")
 
 
 def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 3.1: the objectives missed now, and how many jobs wait since when."""
     seen = sample.read_sample(frames, given)
-    if seen is None:
-        return NO_SAMPLE
     waits, tasks = rows.one(frames.get("waits"), Waits), rows.each(frames.get("tasks"), Task)
     ended, failures = sum(t.succeeded + t.failed for t in tasks), sum(t.failed for t in tasks)
     # What still waits is in no percentile of what was begun.
@@ -179,7 +176,7 @@ def judge_step(frames: Frames, given: JudgeInput) -> Finding:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("3.1", collect_impact, judge_impact, (waiting.chart_flow,)),
+    sample.check("3.1", judge_impact, collect_impact, charts=(waiting.chart_flow,)),
     Check("3.2", collect_place, judge_place),
     Check("3.3", collect_step, judge_step),
 )

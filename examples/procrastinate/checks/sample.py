@@ -11,10 +11,11 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib.checks.check import Check, Collect, Judge
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
@@ -224,7 +225,7 @@ class Sample:
         return max(left, self.settings.poll_interval_s) if self.whereabouts is Whereabouts.ENDING else None
 
 
-def collect(rb: Context) -> Frames:
+def collect_sample(rb: Context) -> Frames:
     """Collect the sample in one snapshot; if a worker is missing, also its processes. Raises SourceError."""
     overdue = facts(rb).stalled_after_s
     with rb.snapshot() as db:
@@ -251,15 +252,14 @@ def row_limit(rb: Context) -> int:
     return int(rb.number("looked_at"))
 
 
-def shared_frames(rb: Context, step: str) -> Frames:
-    """Return the frames of the sample, shared by the steps of a section."""
-    return dict(rb.shared(step, collect))
+def check(step: str, judge: Judge, collect: Collect | None = None, **more: Any) -> Check:
+    """Return a check whose judge reads the sample; the runner's word only adds to it."""
+    needs = ("queues", "workers", "doing", "sessions", *more.pop("needs", ()))
+    return Check(step, collect, judge, shared=collect_sample, needs=needs, optional=("workloads",), **more)
 
 
-def read_sample(frames: Frames, given: JudgeInput) -> Sample | None:
-    """Return the sample of these frames; None if it was not collected."""
-    if not {"queues", "workers", "doing", "sessions"} <= set(frames):
-        return None
+def read_sample(frames: Frames, given: JudgeInput) -> Sample:
+    """Return the sample of these frames."""
     return Sample(
         queues=rows.each(frames["queues"], Queue),
         workers=rows.each(frames["workers"], Worker),

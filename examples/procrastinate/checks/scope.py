@@ -53,9 +53,7 @@ def collect_server(rb: Context) -> Frames:
 
 def judge_server(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 2.1: without the right to see other sessions, a dead worker looks like one that listens."""
-    server = rows.one(frames.get("server"), Server)
-    if not server.version:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="server"))
+    server = rows.one(frames["server"], Server)
     blind = not server.sees_others
     return judged(
         say("reach.blind" if blind else "reach.server", version=server.version, role=server.role, db=server.database),
@@ -73,9 +71,7 @@ def collect_schema(rb: Context) -> Frames:
 
 def judge_schema(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 2.2: the tables, and the functions that proposals call."""
-    parts = rows.each(frames.get("schema"), Part)
-    if not parts:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="schema"))
+    parts = rows.each(frames["schema"], Part)
     missing = [p.name for p in parts if not p.there]
     denied = [p.name for p in parts if p.readable is False]
     if denied and not missing:
@@ -87,11 +83,6 @@ def judge_schema(frames: Frames, given: JudgeInput) -> Finding:
         signals=given.evidence("schema.missing") if missing else (),
         show=("schema",) if missing else (),
     )
-
-
-def collect_workers(rb: Context) -> Frames:
-    """Collect 2.3: the shared sample."""
-    return sample.shared_frames(rb, "2.3")
 
 
 def collect_clocks(rb: Context) -> Frames:
@@ -111,9 +102,9 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
     return judged(say("reach.clock_apart" if apart else "reach.clock", s=offset), [value], show=("clocks",))
 
 
-CHECKS: tuple[Check, ...] = (
-    Check("2.1", collect_server, judge_server),
-    Check("2.2", collect_schema, judge_schema),
-    Check("2.3", collect_workers, judge_workers),
+CHECKS = (
+    Check("2.1", collect_server, judge_server, needs=("server",)),
+    Check("2.2", collect_schema, judge_schema, needs=("schema",)),
+    sample.check("2.3", judge_workers),
     Check("2.4", collect_clocks, judge_clocks),
 )

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
@@ -15,7 +14,6 @@ from runbook_lib.model.finding import (
     Frames,
     Hop,
     Proposal,
-    Reason,
     Signal,
     Status,
     Text,
@@ -23,7 +21,6 @@ from runbook_lib.model.finding import (
     judged,
     replace,
     say,
-    unknown,
 )
 from runbook_lib.view import charts
 
@@ -34,22 +31,12 @@ from .sample import Queue, Sample, Whereabouts
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
-NO_SAMPLE = unknown("", Reason.NO_DATA, say("unknown.no_data", detail="procrastinate_jobs"))
-
-
 # 4.1.1 What waits? ------------------------------------------------------------------------------------------
-
-
-def collect_queues(rb: Context) -> Frames:
-    """Collect 4.1.1: the shared sample."""
-    return sample.shared_frames(rb, "4.1.1")
 
 
 def judge_queues(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 4.1.1: old due jobs; a queue is skipped if jobs of other queues are taken meanwhile."""
     seen = sample.read_sample(frames, given)
-    if seen is None:
-        return NO_SAMPLE
     oldest = given.limits.value("queue.oldest_due", seen.oldest_due_s)
     late = oldest.status is not Status.OK
     passed = passed_over(seen, given)
@@ -162,16 +149,9 @@ def _notes(seen: Sample, given: JudgeInput) -> tuple[Text, ...]:
 # 4.1.2 Who is at work? --------------------------------------------------------------------------------------
 
 
-def collect_workers(rb: Context) -> Frames:
-    """Collect 4.1.2: the shared sample."""
-    return sample.shared_frames(rb, "4.1.2")
-
-
 def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 4.1.2: a worker that shut down has no row, a killed one leaves its row, a silent one may do either."""
     seen = sample.read_sample(frames, given)
-    if seen is None:
-        return NO_SAMPLE
     limits = given.limits
     late = limits["queue.oldest_due"].status(seen.oldest_due_s) is not Status.OK
     observation = _worker_observation(seen, late, given)
@@ -295,17 +275,14 @@ class Task(rows.Row, query="events/tasks"):
 
 
 def collect_errors(rb: Context) -> Frames:
-    """Collect 4.1.3: the tries of the last five minutes by task, and the shared sample."""
+    """Collect 4.1.3: the tries of the last five minutes by task."""
     with rb.snapshot() as db:
-        tasks = db.ask("events/tasks", most=sample.row_limit(rb), within_s=rb.number("lately"))
-    return {"tasks": tasks} | sample.shared_frames(rb, "4.1.3")
+        return {"tasks": db.ask("events/tasks", most=sample.row_limit(rb), within_s=rb.number("lately"))}
 
 
 def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
     """Judge 4.1.3: a task that fails at every try is stuck at the task, even if the workers are healthy."""
     seen = sample.read_sample(frames, given)
-    if seen is None or "tasks" not in frames:
-        return NO_SAMPLE
     tasks = rows.each(frames["tasks"], Task)
     limits = given.limits
     failures, ended = sum(t.failures for t in tasks), sum(t.failures + t.succeeded for t in tasks)
@@ -381,7 +358,7 @@ def _is_well(ended: int, given: JudgeInput) -> tuple[Signal, ...]:
 def chart_flow(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     """Return the chart of the jobs deferred, begun and ended in the last minutes, in steps of ten seconds."""
     seen = sample.read_sample(frames, given)
-    if seen is None or not seen.flow:
+    if not seen.flow:
         return None
     last = int(given.number("lately") // 10)
     by_age = {t.tens_ago: t for t in seen.flow}
@@ -403,8 +380,7 @@ def chart_flow(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
-CHECKS: tuple[Check, ...] = (
-    Check("4.1.1", collect_queues, judge_queues, (chart_flow,)),
-    Check("4.1.2", collect_workers, judge_workers),
-    Check("4.1.3", collect_errors, judge_errors),
-)
+QUEUES = sample.check("4.1.1", judge_queues, charts=(chart_flow,))
+WORKERS = sample.check("4.1.2", judge_workers)
+ERRORS = sample.check("4.1.3", judge_errors, collect_errors, needs=("tasks",))
+CHECKS = (QUEUES, WORKERS, ERRORS)
