@@ -473,7 +473,7 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
         there = [(p, name) for p in packs for name in names if name in given.get(p.name, {})]
         return [_Document.parse(p, path(p, name), given[p.name][name]) for p, name in there]
 
-    for each, name in ((p, name) for p in packs if not p.extends for name in _NEEDED.values()):
+    for each, name in ((p, name) for p in packs for name in _NEEDED.values() if p.must_have(name)):
         if name not in given.get(each.name, {}):
             raise CatalogError(path(each, name), 1, "cannot be read (No such file or directory)")
     runbook, operations = documents("runbook"), documents("operations")
@@ -532,6 +532,8 @@ def _read_table(documents: Iterable[_Document], first: str, read: Callable[[_Rec
     found: dict[str, V] = {}
     for row in (row for document in documents for row in document.rows(first)):
         if row[first] in found:
+            if row.room:
+                continue
             raise row.error(f"'{row[first]}' is there already")
         found[row[first]] = read(row)
     return found
@@ -594,6 +596,8 @@ def _read_failure_modes(
     form = (3, r"FM-[A-Z]+-\d\d", "FM-DB-01")
     for (id_, en, ja), facts, _ in (found for d in documents for found in d.headings(*form)):
         if id_ in modes:
+            if facts.room:
+                continue
             raise facts.error(f"{id_} is there already")
         modes[id_] = FailureMode(
             id_, en, ja, facts.words("Hop", places, f"among {', '.join(places)}"), facts["Symptom"],
@@ -638,6 +642,8 @@ class _Record(dict[str, str]):
     def __init__(self, pack: Pack, path: Path, line: int, kind: str, values: Iterable[tuple[str, str]]) -> None:
         super().__init__(values)
         self.pack, self.path, self.line, self.kind = pack, path, line, kind
+        #: Of a room's document: the system's own row of that name replaces it, and it may name what a system left out.
+        self.room = pack.room
 
     def error(self, problem: str) -> CatalogError:
         return CatalogError(self.path, self.line, problem)
@@ -653,6 +659,8 @@ class _Record(dict[str, str]):
     def words(self, column: str, known: Collection[str] | None = None, where: str = "") -> tuple[str, ...]:
         """Split a cell at its commas; '-' is (). Raises CatalogError for a word that is not in `known`."""
         words = () if self[column] == "-" else tuple(w.strip() for w in self[column].split(",") if w.strip())
+        if self.room and known is not None:
+            return tuple(w for w in words if w in known)
         for word in words:
             if known is not None and word not in known:
                 raise self.error(f"{column.lower().removesuffix('s')} '{word}' is not {where}")
@@ -712,7 +720,7 @@ class _Document:
         pattern = re.compile(rf"({id_}) +(.+?) +· +(.+)" if both else rf"({id_}) +((.+))")
         heads = ((i, _block_text(b)) for i, b in enumerate(self.blocks) if _heading_level(b) == level)
         starts = [(i, m) for i, text in heads if (m := pattern.fullmatch(text))]
-        if not starts and self.path.stem in _NEEDED.values() and not self.pack.extends:
+        if not starts and self.path.stem in _NEEDED.values() and self.pack.must_have(self.path.stem):
             raise CatalogError(self.path, self.line, f"no heading like '{like} Title{' · 題' if both else ''}'")
         for i, head in starts:
             under = list(takewhile(lambda b: _heading_level(b) > level, self.blocks[i + 1 :]))
@@ -729,7 +737,7 @@ class _Document:
         """
         spans = (b.map for b in self.blocks if b.type == "table" and b.map)
         tables = [(begin, end) for begin, end in spans if _split_cells(self.lines[begin])[0] == first]
-        if not tables and _NEEDED.get(first) == self.path.stem and not self.pack.extends:
+        if not tables and _NEEDED.get(first) == self.path.stem and self.pack.must_have(self.path.stem):
             raise CatalogError(self.path, self.line, f"no table whose first column is '{first}'")
         for begin, end in tables:
             names, _, *rows = map(_split_cells, self.lines[begin:end])

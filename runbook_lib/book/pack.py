@@ -53,6 +53,11 @@ class Pack:
     name: str
     folder: Path
     extends: str = ""
+    uses: tuple[str, ...] = ()
+    """The rooms, by module (runbook_lib.packs.queues), whose documents, texts, facts and queries it takes over.
+    What it defines itself under the same name replaces theirs."""
+    room: bool = False
+    """Whether it is a room: standard steps for the packs that use it, and no runbook of its own."""
     docs: Path | None = None
     """Where the documents are, if not in `folder`/docs."""
     notebooks: Path | None = None
@@ -87,6 +92,10 @@ class Pack:
     """The sources that a complete verdict needs, if a target declares them."""
     module: str = ""
     """Its name as a module; set when the pack is found."""
+
+    def must_have(self, document: str) -> bool:
+        """Return whether this document must be there: a system's own, where no room has it."""
+        return not self.extends and (document == "runbook" or not self.uses)
 
     def document(self, name: str) -> Path:
         """Return the path of one of its documents, such as "slo", in `docs` or in `folder`; the file may be missing."""
@@ -209,7 +218,7 @@ _ENGINE = Pack(
 
 @dataclass(frozen=True, eq=False)
 class Runbook:
-    """The active runbook: the system's pack first, then those that extend it."""
+    """The active runbook: the system's pack first, then the rooms that it uses, then those that extend it."""
 
     packs: tuple[Pack, ...]
     _imported: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -340,10 +349,12 @@ def _build_runbook(asked: list[Pack], installed: Mapping[str, Pack]) -> Runbook:
     systems = [p for p in every if not p.extends]
     if not systems:
         raise UsageError(f"no pack is installed (entry point '{GROUP}'), and runbook.toml names none")
-    packs = (systems[0], *(p for p in every if p.extends == systems[0].name))
+    system = systems[0]
+    rooms = (replace(load_room(module), extends=system.name) for module in system.uses)
+    packs = (system, *rooms, *(p for p in every if p.extends == system.name))
     for pack in asked:
         if pack.extends and pack not in packs:
-            raise UsageError(f"packs: '{pack.name}' extends '{pack.extends}', and '{systems[0].name}' is active")
+            raise UsageError(f"packs: '{pack.name}' extends '{pack.extends}', and '{system.name}' is active")
     return Runbook(packs)
 
 
@@ -402,6 +413,17 @@ def load_folder(folder: Path) -> Pack:
     except Exception as e:
         raise _import_error(init, e) from None
     return _pack_of_module(module, f"{init}")
+
+
+def load_room(module: str) -> Pack:
+    """Import a room and return it. Raises UsageError."""
+    try:
+        room = _pack_of_module(importlib.import_module(module), module)
+    except ImportError as e:
+        raise _import_error(module, e) from None
+    if not room.room:
+        raise UsageError(f"packs: {module} is no room: name a pack that others add to with `extends`")
+    return room
 
 
 def _import_error(what: object, e: Exception) -> UsageError:

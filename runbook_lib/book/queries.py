@@ -9,6 +9,9 @@ The header comment of each file says:
     -- reuse: 15 s                       (for so long, other steps of a run use the answer; without it, no step does)
     -- continued in: topic/name          (queries with the same end: the file that has the rest)
 
+A query of a room may have `{placeholders}` for a table and its columns. It is asked by no name: the room fills it
+(`runbook_lib/packs/queues/queue.py`), and `Check.queries` has the result.
+
 The columns that a judge reads are the fields of its kind of row (`runbook_lib/model/rows.py`). The statements of an
 action, which has credentials of its own, have no such header: see `statement`.
 """
@@ -23,6 +26,8 @@ from pathlib import Path
 from runbook_lib.book import pack
 
 _HEADER = re.compile(r"^-- (question|index|cost|answers|reuse): *(.+?) *$", re.MULTILINE)
+#: A name that a room fills in, such as {table}.
+PLACEHOLDER = re.compile(r"\{[a-z]+\}")
 _CONTINUED = re.compile(r"^-- continued in: *(\S+) *$", re.MULTILINE)
 
 
@@ -41,11 +46,12 @@ class Query:
 
 def query(name: str) -> Query:
     """Return the query of that name. Raises KeyError for an unknown name or an incomplete header."""
-    return _read_query(name, pack.active_runbook().find("sql", f"{name}.sql"))
+    return read(name, pack.active_runbook().find("sql", f"{name}.sql"))
 
 
 @cache
-def _read_query(name: str, file: Path) -> Query:
+def read(name: str, file: Path) -> Query:
+    """Return the query in a file. Raises KeyError for an incomplete header."""
     text = file.read_text(encoding="utf-8")
     for rest in _CONTINUED.findall(text):
         text += statement(rest)
@@ -62,7 +68,7 @@ def names() -> list[str]:
         str(file.relative_to(folder).with_suffix(""))
         for folder in folders
         for file in folder.rglob("*.sql")
-        if _HEADER.search(file.read_text(encoding="utf-8"))
+        if _HEADER.search(text := file.read_text(encoding="utf-8")) and not PLACEHOLDER.search(text)
     )
 
 

@@ -18,6 +18,7 @@ import pandas as pd
 
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import Catalog
+from runbook_lib.book.queries import Query
 from runbook_lib.checks.context import Context, JudgeInput
 from runbook_lib.diagnosis.verdict import evidence_from_error, unique
 from runbook_lib.model.finding import Finding, Frames, Proposal, Reason, Status, Text, Unseen, say, unknown
@@ -52,6 +53,8 @@ class Check:
     `shared` collects frames that several steps of a section use, once for all of them (`Context.shared`); `collect` is
     None where they are all that a step reads.
 
+    `queries` are those that `queries.toml` cannot name: of a room, filled with a system's table.
+
     `on_error` turns a source's failure into a finding if the failure is itself the result ("too many clients" is
     CRITICAL for the step about connections); it may return UNKNOWN.
     """
@@ -64,6 +67,7 @@ class Check:
     needs: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     shared: Collect | None = None
+    queries: tuple[Query, ...] = ()
 
     def run(self, rb: Context) -> Finding:
         """Collect and judge. Never raises: a failure becomes the finding."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.book.messages import VERBATIM
+from runbook_lib.book.queries import Query
 from runbook_lib.checks.check import NOT_READ, WHOLE, Check, failure_frame, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
@@ -41,10 +42,10 @@ class FrameCollector:
         except SourceError as e:
             self.failures[name] = e
 
-    def ask(self, db: Snapshot, queries: Mapping[str, str], **params: Any) -> None:
+    def ask(self, db: Snapshot, queries: Mapping[str, str | Query], **params: Any) -> None:
         """Run queries in a snapshot, each as a part of its own; the snapshot stays usable if one fails.
 
-        `queries` maps the name of each frame, which is its part's, to the name of its query.
+        `queries` maps the name of each frame, which is its part's, to its query or the name of it.
         """
         for name, query in queries.items():
             with self.part(name) as answers:

@@ -47,10 +47,12 @@ def problems(folder: Path) -> list[str]:
             *_step_problems(own, book),
             *_notebook_problems(own, book),
             *_mode_problems(book),
-            *_message_problems(own),
-            *_query_problems(own),
             *_declaration_problems(own, book),
-            *_name_problems(own, book),
+            *(
+                problem
+                for each in (own, *(p for p in runbook.packs if p.room))
+                for problem in (*_message_problems(each), *_query_problems(each), *_name_problems(each, book))
+            ),
         ]
 
 

@@ -52,4 +52,4 @@ class Answers:
 
 
 def _key(q: Query, params: dict[str, object], window: Window | None) -> tuple[object, ...]:
-    return (q.name, repr(sorted(params.items())), window)
+    return (q.name, q.sql, repr(sorted(params.items())), window)

@@ -337,14 +337,14 @@ class Snapshot:
         self._was_kept, self._failure = False, None
         self._connection = self._source.connect()
 
-    def ask(self, name: str, **params: Any) -> pd.DataFrame:
-        """Run a query of the packs' sql folders and return its result, at most `max_rows` rows.
+    def ask(self, name: str | Query, **params: Any) -> pd.DataFrame:
+        """Run a query, or that of a name in the packs' sql folders; return its result, at most `max_rows` rows.
 
         `:as_of`, `:since` and `:max_rows` are bound for every query. `frame.attrs["capped"]` is true if there were more
         rows. On a replica the present is the moment that it shows. Raises SourceError: timeout, denied, error, or
         no_data for a query about the present if the run, or the replica, shows a past moment.
         """
-        q = query(name)
+        q = _find_query(name)
         frame = self._answers.find(q, params, self._window, self._read_cost)
         return self._pick_server(q)._query_with_retry(q, params) if frame is None else frame
 
@@ -367,18 +367,18 @@ class Snapshot:
         frame.attrs["columns"] = [known.get(o) for o in origins]
         return frame
 
-    def try_ask(self, name: str, **params: Any) -> pd.DataFrame | None:
+    def try_ask(self, name: str | Query, **params: Any) -> pd.DataFrame | None:
         """Run a query as `ask`; return None if it is not allowed or fails. The snapshot stays usable."""
         try:
             return self.ask_apart(name, **params)
         except SourceError:
-            if self._pick_server(query(name))._failure:
+            if self._pick_server(_find_query(name))._failure:
                 raise
             return None
 
-    def ask_apart(self, name: str, **params: Any) -> pd.DataFrame:
+    def ask_apart(self, name: str | Query, **params: Any) -> pd.DataFrame:
         """Run a query as `ask`; the snapshot stays usable if it fails. Raises SourceError."""
-        q = query(name)
+        q = _find_query(name)
         if (known := self._answers.find(q, params, self._window, self._read_cost)) is not None:
             return known
         one = self._pick_server(q)
@@ -521,6 +521,10 @@ class Snapshot:
             if self._connection.closed:
                 self._failure = e
             raise
+
+
+def _find_query(name: str | Query) -> Query:
+    return name if isinstance(name, Query) else query(name)
 
 
 def _end_transaction(connection: psycopg.Connection[Any]) -> None:

@@ -84,8 +84,10 @@ class StepQueries:
 
 def queries_of(step: str) -> StepQueries:
     """Return what the packs say that a step asks; nothing for a step that judges what other steps have found."""
-    names = [name for p in pack.active_runbook().packs for name in declared(p.folder / FILE).get(step, ())]
-    sql = tuple(queries.query(name) for name in names if " " not in name)
+    runbook = pack.active_runbook()
+    names = [name for p in runbook.packs for name in declared(p.folder / FILE).get(step, ())]
+    filled = (q for checks in runbook.every("checks") for check in checks if check.step == step for q in check.queries)
+    sql = (*filled, *(queries.query(name) for name in names if " " not in name))
     calls = tuple((name.partition(" ")[0], name.partition(" ")[2]) for name in names if " " in name)
     return StepQueries(step, sql, calls)
 

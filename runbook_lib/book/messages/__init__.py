@@ -66,7 +66,10 @@ def catalogue(lang: str | None = None) -> dict[str, str]:
 @lru_cache(maxsize=8)
 def _catalogue(lang: str, runbook: pack.Runbook) -> dict[str, str]:
     texts: dict[str, str] = {}
-    packs = (p.folder / "messages" / f"{p.language(lang)}.toml" for p in runbook.packs)
+    # A system's own text replaces that of a room.
+    packs = (
+        p.folder / "messages" / f"{p.language(lang)}.toml" for p in sorted(runbook.packs, key=lambda p: not p.room)
+    )
     for file in (Path(__file__).with_name(f"{lang}.toml"), *packs):
         texts |= flat(tomllib.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     return texts
