@@ -1,0 +1,20 @@
+"""A room of standard steps for a system with a queue of rows in PostgreSQL and workers that take them.
+
+A pack names its table and columns once (`queue.Queue`), and says `uses=("runbook_lib.packs.queues",)`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runbook_lib.book.pack import Pack
+
+PACK = Pack(
+    "queues",
+    Path(__file__).parent,
+    room=True,
+    checks="",
+    facts="facts:Facts",
+    hooks={"queue_tables": "proposing:read_tables", "queue_of": "proposing:propose"},
+    required=("postgres",),
+)

@@ -1,0 +1,101 @@
+"""The room's checks for one queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+
+from runbook_lib.checks.check import Check
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.checks.triage import place_check, step_check
+from runbook_lib.model.finding import Finding, Frames
+from runbook_lib.view.charts import Chart
+
+from ..queue import Queue
+from . import database, lookback, reach, sample, triage, work
+from .sample import TOO_COSTLY, Collector
+
+#: The steps that this room has, with their usual ids.
+STEPS = {
+    "server": "2.1",
+    "table": "2.2",
+    "clocks": "2.3",
+    "impact": "3.1",
+    "place": "3.2",
+    "smallest": "3.3",
+    "criteria": "3.4",
+    "backlog": "4.1.1",
+    "takers": "4.1.2",
+    "errors": "4.1.3",
+    "database": "4.1.4",
+    "over": "6.1",
+    "errors_now": "6.2",
+    "takers_now": "6.3",
+    "history": "7.1",
+}
+#: The steps that tell where it is stuck.
+PLACES = ("backlog", "takers", "errors", "database")
+
+QueueJudge = Callable[[Queue, Frames, JudgeInput], Finding]
+QueueChart = Callable[[Queue, Frames, JudgeInput], "Chart | None"]
+
+
+def checks_of(
+    queue: Queue,
+    steps: Mapping[str, str | None] | None = None,
+    own: tuple[Check, ...] = (),
+    places: tuple[Check, ...] = (),
+) -> tuple[Check, ...]:
+    """Return the checks of a queue.
+
+    `steps` gives a step of `STEPS` another id, or None to leave it out. A check of `own` replaces the room's with the
+    same id. `places` are further checks that tell where it is stuck.
+    """
+    ids = STEPS | dict(steps or {})
+    made = _make(queue, {name: step or "" for name, step in ids.items()})
+    replaced = {check.step: check for check in own}
+    found = {name: replaced.get(check.step, check) for name, check in made.items() if ids[name]}
+    asked = {c.step: c for c in (*(found[name] for name in PLACES if name in found), *places)}
+    if ids["place"] and ids["place"] not in replaced:
+        found["place"] = place_check(ids["place"], asked)
+    left = tuple(check for check in own if check not in found.values())
+    return (*found.values(), *left)
+
+
+def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
+    costly = tuple(f"{TOO_COSTLY}{part}" for part in ("flow", "owners", "errors", "history"))
+
+    def step(name: str, judge: QueueJudge, needs: str, uses: str = "", chart: QueueChart | None = None) -> Check:
+        asked = (*needs.split(), *uses.split())
+        return Check(
+            ids[name],
+            Collector(queue, asked),
+            partial(judge, queue),
+            (partial(chart, queue),) if chart else (),
+            partial(sample.on_error, queue),
+            needs=tuple(needs.split()),
+            optional=costly,
+            queries=tuple(map(queue.query, asked)),
+        )
+
+    return {
+        "server": step("server", reach.judge_server, "server"),
+        "table": step("table", reach.judge_table, "table"),
+        "clocks": Check(ids["clocks"], reach.collect_clocks, partial(reach.judge_clocks, queue)),
+        "impact": step("impact", triage.judge_impact, "backlog", "flow", chart=work.chart_flow),
+        "place": place_check(ids["place"], {}),
+        "smallest": step_check(ids["smallest"], ids["place"]),
+        "criteria": step("criteria", triage.judge_criteria, "backlog errors"),
+        "backlog": step("backlog", work.judge_backlog, "backlog", "flow", chart=work.chart_flow),
+        "takers": step("takers", work.judge_takers, "backlog", "flow owners"),
+        "errors": step("errors", work.judge_errors, "backlog errors", "flow"),
+        "database": replace(step("database", database.judge, database.PARTS), on_error=database.on_error),
+        "over": step("over", work.judge_recovery, "backlog", "flow", chart=work.chart_flow),
+        "errors_now": step("errors_now", work.judge_errors, "backlog errors", "flow"),
+        "takers_now": step("takers_now", work.judge_takers, "backlog", "flow owners"),
+        "history": step("history", lookback.judge_history, "history", chart=lookback.chart_history),
+    }
+
+
+__all__ = ["PLACES", "STEPS", "checks_of"]

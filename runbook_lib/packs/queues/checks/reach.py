@@ -1,0 +1,109 @@
+"""Section 2: whether the server answers, and whether the table is as the pack describes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.model import rows
+from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
+
+from .. import remedies
+from ..queue import STATES, TIMES, Queue
+
+if TYPE_CHECKING:
+    from runbook_lib.checks.context import Context
+
+_TIMESTAMP = "timestamp without time zone"
+_TIME_TYPES = (_TIMESTAMP, "timestamp with time zone")
+
+
+class Server(rows.Row, query="queues/server"):
+    """Our login on the server, and the server's version."""
+
+    version: str = ""
+    role: str = ""
+    database: str = ""
+    sees_others: bool = False
+    standby: bool = False
+
+
+class Column(rows.Row, query="queues/table"):
+    """A column that the pack names, as the table has it; `labels` are those of an enum, one in a line."""
+
+    name: str = ""
+    has_table: bool = False
+    is_there: bool = False
+    is_readable: bool = False
+    may_write: bool = False
+    type: str = ""
+    labels: str = ""
+
+
+class Clock(rows.Row):
+    """A server's clock against this machine's."""
+
+    offset_s: float | None = None
+
+
+def judge_server(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 2.1: without the right to see other sessions, nobody who blocks is named."""
+    server = rows.one(frames["server"], Server)
+    blind = not server.sees_others
+    return judged(
+        say("reach.blind" if blind else "reach.server", version=server.version, role=server.role, db=server.database),
+        [Value("server.version", server.version), Value("server.role", server.role)],
+        at_least=Status.WARNING if blind or server.standby else Status.OK,
+        notes=(say("reach.standby"),) if server.standby else (),
+    )
+
+
+def judge_table(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 2.2: what the table lacks, or what has another type, no step can tell."""
+    columns = {c.name: c for c in rows.each(frames["table"], Column)}
+    first = next(iter(columns.values()), Column())
+    times = {c: columns[c] for name, c in queue.columns.items() if name in TIMES and c in columns}
+    missing = [name for name, c in columns.items() if not c.is_there] if first.has_table else [queue.table]
+    odd = [f"{name} ({c.type})" for name, c in times.items() if c.type not in _TIME_TYPES]
+    labels = columns.get(queue.state, first).labels.split("\n")
+    odd += [f"{queue.state} '{s}'" for g in STATES for s in getattr(queue, g) if labels[0] and str(s) not in labels]
+    problems = {"missing": missing, "denied": [n for n, c in columns.items() if not c.is_readable], "odd": odd}
+    for problem, names in problems.items():
+        if names:
+            reason = Reason.DENIED if problem == "denied" else Reason.NO_DATA
+            said = say(f"reach.{problem}", names=", ".join(names), table=queue.table)
+            return unknown("", reason, said, proposals=(remedies.see(given, queue, "see_table"),), show=("table",))
+    local = [name for name, c in times.items() if c.type == _TIMESTAMP]
+    return judged(
+        say("reach.table", table=queue.table, n=len(columns)),
+        [Value("table.columns", len(columns), "columns")],
+        notes=_notes(queue, local, may_write=first.may_write),
+    )
+
+
+def _notes(queue: Queue, local: list[str], *, may_write: bool) -> tuple[Text, ...]:
+    absent = [n for n in (*TIMES, "owner", "attempts", "error") if n not in queue.columns]
+    absent += [group for group in STATES if not getattr(queue, group)]
+    return (
+        *([say("reach.may_write")] if may_write else []),
+        *([say("reach.local_times", names=", ".join(local))] if local else []),
+        *([say("reach.absent", names=", ".join(absent))] if absent else []),
+    )
+
+
+def collect_clocks(rb: Context) -> Frames:
+    """Collect 2.3: the clock offsets measured when the section was opened."""
+    clocks = [(name, c.offset_s) for name, c in rb.clocks.items()]
+    return {"clocks": pd.DataFrame(clocks, columns=["server", "offset_s"])}
+
+
+def judge_clocks(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 2.3: ages are by the database's clock; a person compares them with this machine's."""
+    offsets = [abs(c.offset_s) for c in rows.each(frames["clocks"], Clock) if c.offset_s is not None]
+    if not offsets:
+        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="clock"))
+    value = given.limits.value("clock.offset", max(offsets))
+    apart = value.status is not Status.OK
+    return judged(say("reach.clock_apart" if apart else "reach.clock", s=max(offsets)), [value], show=("clocks",))

@@ -1,0 +1,283 @@
+"""Steps 4.1.1 to 4.1.3 and 6.1: what waits, who takes it, and whether it fails."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from runbook_lib.actions import proposals
+from runbook_lib.checks.cases import Case, Cases, Conditions
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Status, Value, judged, replace, say
+from runbook_lib.view import charts
+
+from .. import remedies
+from ..facts import facts
+from ..queue import COUNTED, Queue
+from .sample import Flow, Sample, read_sample
+
+# 4.1.1 and 6.1 What waits? ----------------------------------------------------------------------------------
+
+
+def judge_backlog(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.1.1: a row that may be taken and waits for too long."""
+    seen = read_sample(frames, given, queue)
+    case = "late" if seen.late else "moves" if seen.open.due else "empty"
+    case = "undated" if seen.oldest_s is None else case
+    return judged(
+        say(f"backlog.{case}", **seen.shown),
+        [
+            given.limits.value("queue.oldest", seen.oldest_s),
+            given.limits.value("queue.tried", seen.open.tried),
+            Value("queue.due", seen.open.due, "rows"),
+            Value("queue.later", seen.open.later, "rows"),
+            Value("queue.working", seen.open.working, "rows"),
+        ],
+        signals=given.evidence("backlog.moves") if case == "moves" and seen.ended else (),
+        hops=(Hop("app", rate_out=seen.arrived), _queue_hop(seen, late=seen.late)),
+        show=("backlog",),
+    )
+
+
+def judge_recovery(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 6.1: the rows that wait are young, or more rows end than arrive."""
+    seen = read_sample(frames, given, queue)
+    value, falls = given.limits.value("queue.oldest", seen.oldest_s), seen.flow_test.verdict == "draining"
+    small, eta = value.status is Status.OK, seen.flow_test.eta_min
+    values = [
+        replace(value, threshold=None) if falls else value,  # what falls is on its way, however old its oldest is
+        Value("queue.due", seen.open.due, "rows"),
+        Value("flow.arrived", seen.arrived, "per_min"),
+        Value("flow.ended", seen.ended, "per_min"),
+    ]
+    if not small:
+        values.append(Value(f"queue.{LOOK_AGAIN}", max(min(60 * (eta or 1.0), 60.0), 5.0), "s"))
+    case = "undated" if seen.oldest_s is None else "young" if small else "falls" if falls else "waits"
+    return judged(
+        say(f"over.{case}", eta=eta, **seen.shown),
+        values,
+        at_least=Status.OK if small else Status.WARNING,
+        hops=(_queue_hop(seen, late=seen.late and not falls),),
+        show=("backlog",),
+    )
+
+
+def _queue_hop(seen: Sample, *, late: bool) -> Hop:
+    return Hop("queue", seen.arrived, seen.ended, waiting=seen.open.due, oldest_s=seen.oldest_s, late=late)
+
+
+def chart_flow(queue: Queue, frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the rows that arrived, succeeded and failed lately, in steps of ten seconds."""
+    by_age = {ten.tens_ago: ten for ten in read_sample(frames, given, queue).flow or []}
+    tens = [by_age.get(n, Flow()) for n in reversed(range(int(given.number("lately") // 10)))]
+    counted = {what: [getattr(ten, what) for ten in tens] for what in COUNTED if queue.tells(what)}
+    return describe_flow(counted, 10, "s", given.number("lately") / 60)
+
+
+def describe_flow(counted: Mapping[str, list[int]], wide: int, unit: str, minutes: float) -> charts.Chart | None:
+    """Return the chart of counts in buckets so many units wide, the last one ending now; None without any."""
+    if not any(map(any, counted.values())):
+        return None
+    most = max(map(len, counted.values()))
+    totals: dict[str, int | None] = dict.fromkeys(COUNTED) | {what: sum(n) for what, n in counted.items()}
+    return charts.Chart(
+        "Rows that arrived, succeeded and failed",
+        f"rows / {wide} {unit}",
+        charts.flows(range(-wide * most, 1, wide), counted),
+        alt=say("flow.alt", minutes=minutes, **totals),
+        caption=(say("flow.caption"),),
+        xlabel=f"{unit} before the moment of the run",
+    )
+
+
+# 4.1.2 Who takes rows? --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Takers:
+    """What tells whether rows are taken and end.
+
+    If they `stopped`, nothing has been taken or has ended for a while; if `silent`, the table does not tell.
+    """
+
+    seen: Sample
+    late: bool
+    working: bool
+    held: bool
+    stopped: bool
+    silent: bool
+    likely_held: bool
+    undated: bool
+    drains: bool
+    fails: bool
+    ends: bool
+
+
+def _restart(given: JudgeInput, takers: Takers) -> tuple[Proposal, ...]:
+    return (proposals.restart(given, "worker"),)
+
+
+def _look_and_restart(given: JudgeInput, takers: Takers) -> tuple[Proposal, ...]:
+    return (proposals.logs(given, "worker"), proposals.restart(given, "worker"))
+
+
+def _see_held(given: JudgeInput, takers: Takers) -> tuple[Proposal, ...]:
+    return (remedies.see(given, takers.seen.queue, "see_held"), proposals.logs(given, "worker"))
+
+
+def _level(takers: Takers) -> Status:
+    """Return how bad it is that rows are late."""
+    return takers.seen.given.limits["queue.oldest"].status(takers.seen.oldest_s)
+
+
+S = Conditions(Takers)
+TAKERS = Cases[Takers](
+    Case("takers.none", S.late & ~S.working & S.stopped, _level, "takers.none", _restart),
+    Case("takers.none_seen", S.late & ~S.working & S.silent, Status.WARNING, "takers.none_seen", _look_and_restart),
+    Case("takers.hang", S.late & S.held & S.stopped, _level, "takers.hang", _look_and_restart),
+    Case("takers.left", S.held, Status.WARNING, "takers.left", _see_held),
+    Case("takers.stopped", S.late & S.working & S.stopped, Status.WARNING, "takers.stopped", _see_held),
+    Case("takers.likely_left", S.likely_held, Status.WARNING, "takers.likely_left", _see_held),
+    Case("takers.undated", S.undated, Status.UNKNOWN),
+    Case("takers.catch_up", S.late & S.drains),
+    Case("takers.fail", S.late & S.fails, Status.WARNING),
+    Case("takers.slow", S.late & S.ends, Status.WARNING, "takers.slow"),
+    Case("takers.late", S.late, Status.WARNING),
+    Case("takers.at_work", S.working | S.ends, evidence="takers.at_work"),
+    Case("takers.idle"),
+)
+
+
+def judge_takers(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.1.2: rows that nobody takes, and rows that are held for longer than they may be."""
+    seen = read_sample(frames, given, queue)
+    quiet, overdue, limit = seen.quiet_s, seen.overdue_s, given.limits["queue.overdue"]
+    takers = Takers(
+        seen=seen,
+        late=seen.late,
+        working=seen.open.working > 0,
+        held=limit.reached(overdue),
+        stopped=quiet is not None and quiet >= given.number("quiet"),
+        silent=quiet is None,
+        likely_held=overdue is None and limit.reached(seen.likely_overdue_s),
+        undated=overdue is None,
+        drains=seen.flow_test.verdict == "draining",
+        fails=seen.lately("succeeded") == 0 and bool(seen.lately("failed")),
+        ends=bool(seen.ended),
+    )
+    decided = TAKERS.of(takers)
+    return judged(
+        decided.headline(
+            overdue=seen.likely_overdue_s if overdue is None else overdue,
+            longest=facts(given).longest_s,
+            quiet=None if quiet == math.inf else quiet,
+            owners=", ".join(o.worker for o in seen.owners[:3] if o.worker) or None,
+            **seen.shown,
+        ),
+        [
+            *([] if overdue is None else [given.limits.value("queue.overdue", overdue)]),
+            Value("queue.held", seen.open.held, "rows"),
+            Value("queue.working", seen.open.working, "rows"),
+            Value("queue.owners", len(seen.owners) if queue.owner and "owners" in frames else None, "workers"),
+            Value("queue.expired", sum(o.expired for o in seen.owners) if queue.lease else None, "rows"),
+        ],
+        at_least=decided.status,
+        notes=() if queue.owner else (say("takers.no_owner"),),
+        signals=decided.signals(given),
+        hops=(Hop("worker", rate_out=seen.ended, waiting=seen.open.working, late=takers.held),),
+        proposals=decided.proposals(given),
+        show=("owners",) if seen.owners and queue.owner else (),
+        decision=decided.decision,
+    )
+
+
+# 4.1.3 Does it fail? ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Failures:
+    """What tells whether rows fail now; a `poison` row was tried many times and waits for another try."""
+
+    tells: bool
+    some: bool
+    dated: bool
+    over: bool
+    every: bool
+    often: bool
+    one_error: bool
+    poison: bool
+
+
+F = Conditions(Failures)
+FAILURES = Cases[Failures](
+    Case("errors.silent", ~F.tells, Status.UNKNOWN),
+    Case("errors.none", ~F.some),
+    Case("errors.undated", ~F.dated, Status.UNKNOWN),
+    Case("errors.before", F.over),
+    Case("errors.every", F.every, Status.CRITICAL, "errors.every"),
+    Case("errors.one", F.often & F.one_error, Status.WARNING, "errors.one"),
+    Case("errors.poison", F.poison, Status.WARNING, "errors.poison"),
+    Case("errors.often", F.often, Status.WARNING, "errors.often"),
+    Case("errors.few", evidence="errors.few"),
+)
+
+
+def judge_errors(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+    """Judge 4.1.3: how many tries fail of those that end, and with how many errors."""
+    seen, limits = read_sample(frames, given, queue), given.limits
+    failed, undated, tried = (sum(getattr(f, n) for f in seen.failing) for n in ("failed", "undated", "tried"))
+    failures, succeeded = failed + tried, seen.lately("succeeded")
+    last = min((f.last_s for f in seen.failing if f.last_s is not None), default=None)
+    tries = max((f.tries for f in seen.failing if f.tried and f.tries is not None), default=0)
+    share = None if succeeded is None else 100 * failures / max(failures + succeeded, 1)
+    many = limits["errors.failed"].reached(failures)
+    quiet = limits["errors.quiet"].status(last) is Status.OK or not (failed or undated)
+    kinds = count_kinds(seen)
+    text, most = kinds.most_common(1)[0] if kinds else (None, 0)
+    decided = FAILURES.of(
+        Failures(
+            tells=bool(queue.failed or queue.attempts),
+            some=bool(failures + undated),
+            dated=bool(failures or queue.finished or queue.started),
+            over=quiet and not tried and not seen.late,
+            every=many and limits["errors.share"].reached(share, Status.CRITICAL),
+            often=many and (share is None or limits["errors.share"].reached(share)),
+            one_error=100 * most >= given.number("one_error") * max(failures, 1),
+            poison=tries >= given.number("poison_tries"),
+        )
+    )
+    now = bool(failures) and decided.status is not Status.OK
+    ended = None if succeeded is None else failures + succeeded
+    counts = {"n": failures, "failed": failed, "tried": tried, "undated": undated, "ended": ended, "tries": tries}
+    return judged(
+        decided.headline(minutes=given.number("lately") / 60, last=last, text=text, of=most, **counts),
+        [
+            Value("errors.failed_now", failed, "rows"),
+            Value("errors.tried", tried, "rows"),
+            Value("errors.last", last, "s"),
+            Value("errors.kinds", len(kinds) if queue.error else None, "errors"),
+            *([limits.value("errors.share", share)] if now and share is not None else []),
+        ],
+        at_least=decided.status,
+        signals=decided.signals(given),
+        hops=(Hop("worker", alive=say("alive.fails")),) if decided.name == "errors.every" else (),
+        proposals=(proposals.logs(given, "worker"), remedies.see(given, queue, "see_failing")) if now else (),
+        show=("errors",) if seen.failing else (),
+        decision=decided.decision,
+    )
+
+
+#: What differs between two texts of one error: ids, numbers, quoted words.
+_VARIES = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|0x[0-9a-f]+|'[^']*'|\"[^\"]*\"|\d+", re.IGNORECASE)
+
+
+def count_kinds(seen: Sample) -> Counter[str]:
+    """Return how many rows fail with each kind of error: its text without ids, numbers and quoted words."""
+    found: Counter[str] = Counter()
+    for each in seen.failing:
+        kind = _VARIES.sub("#", " ".join(each.text.split()))
+        found[kind[:120]] += each.failed + each.tried if kind else 0
+    return +found
