@@ -1,9 +1,11 @@
-"""`runbook new`: the template of a new section, in a pack that extends the system's."""
+"""`runbook new`: the template of a section in a pack that extends the system's, and of a pack for another system."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -97,15 +99,108 @@ def write_section(number: str, folder: Path, title: str, title_ja: str, book: ca
     for path, content in added.items():
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         files[path] = f"{before}\n{content}" if before else content
-    for path, content in files.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
-    return sorted(files)
+    return sorted(_write(path, content) for path, content in files.items())
+
+
+#: The room whose steps a new system gets, by its module: packs are no import of this layer.
+_ROOM = "runbook_lib.packs.queues"
+_ROLES = {
+    "table": "the table, such as public.jobs",
+    "id": "its key",
+    "state": "the column with the state of a row",
+    "waiting": "the states in which a row waits, with commas",
+    "working": "the states in which a worker has it",
+    "done": "the states in which it has succeeded",
+    "failed": "the states in which it has failed",
+    "created": "when a row was added",
+    "due": "from when on it may be taken",
+    "started": "when a worker took it",
+    "lease": "until when the worker has it",
+    "finished": "when it ended",
+    "owner": "which worker has it",
+    "attempts": "how often it was tried",
+    "error": "its last error",
+}
+
+
+def _role_options(command: Any) -> Any:
+    for role, what in reversed(_ROLES.items()):
+        command = click.option(f"--{role}", metavar="NAME", help=what)(command)
+    return command
+
+
+@new.command(epilog="A column that the table lacks is '-'.")
+@click.argument("name")
+@_role_options
+def system(name: str, **given: str | None) -> int:
+    """Write a pack for a queue in the database of RUNBOOK_DATABASE_URL. Only its catalog is read."""
+    folder = Path(name)
+    if not folder.name.isidentifier():
+        raise UsageError(f"'{folder.name}' cannot be imported: use letters, digits and '_' for the folder")
+    if folder.exists():
+        raise UsageError(f"{folder} already exists")
+    url = os.environ.get("RUNBOOK_DATABASE_URL")
+    if not url:
+        raise UsageError("RUNBOOK_DATABASE_URL is not set: name the database, such as postgresql://user@host:5432/db")
+    room = pack.load_room(_ROOM)
+    tables = room.get(room.hooks["queue_tables"])(url)
+    found = _ask_for_missing(room.get(room.hooks["queue_of"]), tables, {k: v for k, v in given.items() if v})
+    for path in write_system(folder, found.roles):
+        click.echo(path)
+    click.echo("\nTaken:")
+    for role, value in found.roles.items():
+        click.echo(f"  {role:<10}{value if isinstance(value, str) else ', '.join(value)}")
+    click.echo("Left out: " + ", ".join(f"{left} ({why})" for left, why in found.left.items()))
+    click.echo(f"\nRun it: cd {folder}; runbook run 3 --target {folder.name}")
+    return 0
+
+
+def _ask_for_missing(propose: Any, tables: Any, given: dict[str, str]) -> Any:
+    """Return what is proposed; on a terminal ask for what is not decided. Raises UsageError."""
+    while True:
+        try:
+            return propose(tables, given)
+        except UsageError as e:
+            if not (option := getattr(e, "option", "")) or not sys.stdin.isatty():
+                raise
+            given[option] = click.prompt(str(e))
+
+
+def write_system(folder: Path, roles: dict[str, str | tuple[str, ...]]) -> list[Path]:
+    """Write a pack for a queue into a new folder; return its files."""
+    ordered = {role: _literal(roles[role]) for role in _ROLES if role in roles}
+    words = {"name": folder.name, "table": roles["table"], "roles": ordered}
+    named = {"pack.py": "__init__.py", "checks.py": "checks.py", "runbook.md": "docs/runbook.md"}
+    named |= {"runbook.toml": "runbook.toml", "README.md": "README.md"}
+    files = {folder / to: _render_skeleton(f"system/{name}", words) for name, to in named.items()}
+    written = [_write(path, content) for path, content in files.items()]
+    with pack.use_pack(folder) as runbook:
+        charts = {c.step for checks in runbook.every("checks") for c in checks if c.charts}
+        for section in catalog.load().sections.values():
+            assert section.notebook is not None  # noqa: S101 - of the skeleton
+            content = _render_skeleton("system/notebook.ipynb", words | {"section": section, "charts": charts})
+            plain = json.dumps(json.loads(content), indent=1, ensure_ascii=False)
+            written.append(_write(folder / "notebooks" / section.notebook.name, f"{plain}\n"))
+    return sorted(written)
+
+
+def _literal(value: str | tuple[str, ...]) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    return f"({', '.join(map(_literal, value))},)"
+
+
+def _write(path: Path, content: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content, encoding="utf-8")
+    return path
 
 
 def _render_skeleton(name: str, words: Mapping[str, Any]) -> str:
     import jinja2
 
     source = (_SKELETON / f"{name}.j2").read_text(encoding="utf-8")
-    template = jinja2.Template(source, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
+    template = jinja2.Template(
+        source, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     return str(template.render(words))
