@@ -112,6 +112,7 @@ _ROLES = {
     "working": "the states in which a worker has it",
     "done": "the states in which it has succeeded",
     "failed": "the states in which it has failed",
+    "aside": "the states in which nobody is to take it",
     "created": "when a row was added",
     "due": "from when on it may be taken",
     "started": "when a worker took it",

@@ -253,6 +253,15 @@ def test_a_column_that_was_renamed(database: Database, parcels: Path) -> None:
     assert ask(database, "2").findings["2.2"].headline.params["names"] == "closed"
 
 
+def test_a_state_without_a_meaning_is_no_success(database: Database, parcels: Path) -> None:
+    """Nobody counts its rows: of a table with numbers for states, the statistics know of it."""
+    database.flows()
+    database.parcels(9, 20, phase=50)
+    database.run("ANALYZE shipping.parcels")
+    found = ask(database, "2").findings["2.2"]
+    assert found.status is Status.WARNING and found.headline.params["states"] == "50"
+
+
 def test_what_a_table_cannot_tell_is_not_ok(database: Database, env: dict[str, str], tmp_path: Path) -> None:
     """No time, no failed state: late rows and failures are unknown, and so are rows in work."""
     bare = {"table": "shipping.parcels", "state": "phase", "waiting": "10", "working": "20"}
@@ -284,7 +293,7 @@ def test_a_start_that_no_column_has(database: Database, env: dict[str, str], tmp
 
 MAIL = Queue(
     table="public.Mails", id="id", state="status", waiting=("Queued",), working=("Sending",), done=("Sent",),
-    failed=("failed",), created="created_at", due="run_at", lease="locked_until", owner="locked_by",
+    failed=("failed",), aside=("Paused",), created="created_at", due="run_at", lease="locked_until", owner="locked_by",
     attempts="attempts", error="last_error", finished="finished_at",
 )  # fmt: skip
 
@@ -295,7 +304,7 @@ def mails(env: dict[str, str], database: Database, tmp_path: Path) -> Iterator[P
     database.run("ALTER TYPE mail_state RENAME VALUE 'Bounced' TO 'failed'")
     made = new_system(env, tmp_path / "mails", table="public.Mails")
     assert made.returncode == 0, made.stderr
-    assert "Paused' (no meaning)" in made.stdout and "started (no column)" in made.stdout
+    assert "aside     Paused" in made.stdout and "started (no column)" in made.stdout
     with pack.use_pack(tmp_path / "mails"):
         yield tmp_path / "mails"
 
@@ -323,7 +332,14 @@ def test_a_time_in_the_future_is_not_late(database: Database, mails: Path) -> No
 
 def test_each_query_of_the_room_has_the_columns_of_its_rows(database: Database, mails: Path) -> None:
     rb = open_target("2", {"database_url": database.url})
-    values = {"within_s": 300, "longest_s": 300, "overdue_s": 60, "table": MAIL.regclass, "columns": ["id"]}
+    values = {
+        "within_s": 300,
+        "longest_s": 300,
+        "overdue_s": 60,
+        "table": MAIL.regclass,
+        "columns": ["id"],
+        "state": "status",
+    }
     with rb.snapshot() as db:
         for file in (ROOM.folder / "sql" / "queues").glob("*.sql"):
             answer = db.ask(MAIL.query(file.stem), **values)

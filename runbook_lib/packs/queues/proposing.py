@@ -158,7 +158,7 @@ def _sort_states(column: Column, given: Mapping[str, str], found: Proposed) -> N
             found.roles[group] = values
         elif group in ("waiting", "working") and group not in given:
             raise Missing(group, column.values, f"which values of {column.column} mean '{group}' is not known")
-        else:
+        elif group != "aside":
             found.left[group] = "no state"
     meant = {v for group in STATES for v in found.roles.get(group, ())}
     found.left |= {f"{column.column} '{v}'": "no meaning" for v in column.values if v not in meant}

@@ -24,7 +24,7 @@ _NO_TIME = "CAST(NULL AS timestamptz)"
 #: The columns that hold a time.
 TIMES = ("created", "due", "started", "lease", "finished")
 #: The groups of states.
-STATES = ("waiting", "working", "done", "failed")
+STATES = ("waiting", "working", "done", "failed", "aside")
 #: What is counted of a flow.
 COUNTED = ("arrived", "succeeded", "failed")
 
@@ -34,8 +34,9 @@ class Queue:
     """A table and its columns, and the states of a row by what they mean.
 
     `created` is when a row was added, `due` from when on it may be taken, `started` when a worker took it, `lease`
-    until when the worker has it, `finished` when it ended. `attempts` counts its tries. What is None, the table lacks:
-    a step leaves out what it would say of it, or is UNKNOWN. Raises ValueError.
+    until when the worker has it, `finished` when it ended. Rows `aside` are nobody's to take. `attempts` counts a
+    row's tries. What is None, the table lacks: a step leaves out what it would say of it, or is UNKNOWN. Raises
+    ValueError.
     """
 
     table: str
@@ -45,6 +46,7 @@ class Queue:
     working: tuple[str | int, ...] = ()
     done: tuple[str | int, ...] = ()
     failed: tuple[str | int, ...] = ()
+    aside: tuple[str | int, ...] = ()
     created: str | None = None
     due: str | None = None
     started: str | None = None

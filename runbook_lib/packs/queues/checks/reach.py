@@ -40,6 +40,7 @@ class Column(rows.Row, query="queues/table"):
     may_write: bool = False
     type: str = ""
     labels: str = ""
+    common: str = ""
 
 
 class Clock(rows.Row):
@@ -67,8 +68,10 @@ def judge_table(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     times = {c: columns[c] for name, c in queue.columns.items() if name in TIMES and c in columns}
     missing = [name for name, c in columns.items() if not c.is_there] if first.has_table else [queue.table]
     odd = [f"{name} ({c.type})" for name, c in times.items() if c.type not in _TIME_TYPES]
-    labels = columns.get(queue.state, first).labels.split("\n")
-    odd += [f"{queue.state} '{s}'" for g in STATES for s in getattr(queue, g) if labels[0] and str(s) not in labels]
+    state = columns.get(queue.state, first)
+    labels, named = state.labels.split("\n"), [str(s) for g in STATES for s in getattr(queue, g)]
+    odd += [f"{queue.state} '{s}'" for s in named if labels[0] and s not in labels]
+    unnamed = sorted({*labels, *state.common.split("\n")} - {"", *named})
     problems = {"missing": missing, "denied": [n for n, c in columns.items() if not c.is_readable], "odd": odd}
     for problem, names in problems.items():
         if names:
@@ -77,15 +80,18 @@ def judge_table(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
             return unknown("", reason, said, proposals=(remedies.see(given, queue, "see_table"),), show=("table",))
     local = [name for name, c in times.items() if c.type == _TIMESTAMP]
     return judged(
-        say("reach.table", table=queue.table, n=len(columns)),
+        say("reach.unnamed", states=", ".join(unnamed), table=queue.table)
+        if unnamed
+        else say("reach.table", table=queue.table, n=len(columns)),
         [Value("table.columns", len(columns), "columns")],
+        at_least=Status.WARNING if unnamed else Status.OK,
         notes=_notes(queue, local, may_write=first.may_write),
     )
 
 
 def _notes(queue: Queue, local: list[str], *, may_write: bool) -> tuple[Text, ...]:
     absent = [n for n in (*TIMES, "owner", "attempts", "error") if n not in queue.columns]
-    absent += [group for group in STATES if not getattr(queue, group)]
+    absent += [group for group in STATES if not getattr(queue, group) and group != "aside"]
     return (
         *([say("reach.may_write")] if may_write else []),
         *([say("reach.local_times", names=", ".join(local))] if local else []),

@@ -80,7 +80,11 @@ class Collector:
     def __call__(self, rb: Context) -> Frames:
         """Collect the frames. Raises SourceError."""
         parts = FrameCollector()
-        values: dict[str, Any] = {"table": self.queue.regclass, "columns": sorted({*self.queue.columns.values()})}
+        values: dict[str, Any] = {
+            "table": self.queue.regclass,
+            "columns": sorted({*self.queue.columns.values()}),
+            "state": self.queue.state,
+        }
         if isinstance(rb.facts, Facts):
             overdue_s = rb.catalog.limits["queue.overdue"].warning
             values |= {"within_s": rb.number("lately"), "longest_s": rb.facts.longest_s, "overdue_s": overdue_s}

@@ -202,6 +202,7 @@ class Failures:
     """What tells whether rows fail now; a `poison` row was tried many times and waits for another try."""
 
     tells: bool
+    named: bool
     some: bool
     dated: bool
     over: bool
@@ -214,6 +215,7 @@ class Failures:
 F = Conditions(Failures)
 FAILURES = Cases[Failures](
     Case("errors.silent", ~F.tells, Status.UNKNOWN),
+    Case("errors.none_tried", ~F.some & ~F.named),
     Case("errors.none", ~F.some),
     Case("errors.undated", ~F.dated, Status.UNKNOWN),
     Case("errors.before", F.over),
@@ -240,6 +242,7 @@ def judge_errors(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     decided = FAILURES.of(
         Failures(
             tells=bool(queue.failed or queue.attempts),
+            named=bool(queue.failed),
             some=bool(failures + undated),
             dated=bool(failures or queue.finished or queue.started),
             over=quiet and not tried and not seen.late,
