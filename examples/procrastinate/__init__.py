@@ -6,4 +6,11 @@ from pathlib import Path
 
 from runbook_lib.book.pack import Pack
 
-PACK = Pack("procrastinate", Path(__file__).parent, languages=("en",), facts="facts:Facts", required=("postgres",))
+PACK = Pack(
+    "procrastinate",
+    Path(__file__).parent,
+    uses=("runbook_lib.packs.queues",),
+    languages=("en",),
+    facts="facts:Facts",
+    required=("postgres",),
+)

@@ -7,14 +7,9 @@ from typing import Literal
 from pydantic import Field
 
 from runbook_lib.checks.context import Context, JudgeInput
+from runbook_lib.packs.queues.facts import Workloads
 from runbook_lib.sources import settings
 from runbook_lib.sources.settings import DAY_S
-
-
-class Workloads(settings.WorkloadSettings):
-    """The name of the one workload."""
-
-    worker: str = "worker"
 
 
 class Facts(settings.TargetFacts):

@@ -480,7 +480,9 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
     # A pack may have the tables of numbers and observations in documents of their own.
     slo, failures = documents("slo", "numbers"), documents("failure-modes", "observations")
     places = _read_table(failures, "Hop", _read_place)
-    slos = _read_table(slo, "SLO", _read_slo)
+    # Objectives are a system's own promise: where it has any, those of a room are none.
+    promised = any(True for d in slo if not d.pack.extends for _ in d.rows("SLO"))
+    slos = _read_table((d for d in slo if not (promised and d.pack.room)), "SLO", _read_slo)
     limits = Limits(_read_table(slo, "Threshold", _read_threshold))
     sections = _read_runbook(runbook)
     steps = {step.id for section in sections.values() for step in section.steps}

@@ -152,7 +152,7 @@ def system(name: str, **given: str | None) -> int:
     for role, value in found.roles.items():
         click.echo(f"  {role:<10}{value if isinstance(value, str) else ', '.join(value)}")
     click.echo("Left out: " + ", ".join(f"{left} ({why})" for left, why in found.left.items()))
-    click.echo(f"\nRun it: cd {folder}; runbook run 3 --target {folder.name}")
+    click.echo(f"\nRun it: cd {folder}; runbook triage --target {folder.name}")
     return 0
 
 
@@ -169,17 +169,18 @@ def _ask_for_missing(propose: Any, tables: Any, given: dict[str, str]) -> Any:
 
 def write_system(folder: Path, roles: dict[str, str | tuple[str, ...]]) -> list[Path]:
     """Write a pack for a queue into a new folder; return its files."""
+    render = partial(_render_skeleton, folder=pack.load_room(_ROOM).folder / "skeleton")
     ordered = {role: _literal(roles[role]) for role in _ROLES if role in roles}
     words = {"name": folder.name, "table": roles["table"], "roles": ordered}
     named = {"pack.py": "__init__.py", "checks.py": "checks.py", "runbook.md": "docs/runbook.md"}
     named |= {"runbook.toml": "runbook.toml", "README.md": "README.md"}
-    files = {folder / to: _render_skeleton(f"system/{name}", words) for name, to in named.items()}
+    files = {folder / to: render(name, words) for name, to in named.items()}
     written = [_write(path, content) for path, content in files.items()]
     with pack.use_pack(folder) as runbook:
         charts = {c.step for checks in runbook.every("checks") for c in checks if c.charts}
         for section in catalog.load().sections.values():
             assert section.notebook is not None  # noqa: S101 - of the skeleton
-            content = _render_skeleton("system/notebook.ipynb", words | {"section": section, "charts": charts})
+            content = render("notebook.ipynb", words | {"section": section, "charts": charts})
             plain = json.dumps(json.loads(content), indent=1, ensure_ascii=False)
             written.append(_write(folder / "notebooks" / section.notebook.name, f"{plain}\n"))
     return sorted(written)
@@ -197,11 +198,9 @@ def _write(path: Path, content: str) -> Path:
     return path
 
 
-def _render_skeleton(name: str, words: Mapping[str, Any]) -> str:
+def _render_skeleton(name: str, words: Mapping[str, Any], folder: Path = _SKELETON) -> str:
     import jinja2
 
-    source = (_SKELETON / f"{name}.j2").read_text(encoding="utf-8")
-    template = jinja2.Template(
-        source, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    source = (folder / f"{name}.j2").read_text(encoding="utf-8")
+    template = jinja2.Template(source, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)
     return str(template.render(words))

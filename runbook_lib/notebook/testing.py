@@ -46,7 +46,7 @@ def problems(folder: Path) -> list[str]:
         return [
             *_step_problems(own, book),
             *_notebook_problems(own, book),
-            *_mode_problems(book),
+            *_mode_problems(own, book),
             *_declaration_problems(own, book),
             *(
                 problem
@@ -87,11 +87,14 @@ def _notebook_problems(own: Pack, book: Catalog) -> Iterator[str]:
             yield f"{name} has the steps {steps}, and docs/runbook.md {[s.id for s in section.steps]}"
 
 
-def _mode_problems(book: Catalog) -> Iterator[str]:
+def _mode_problems(own: Pack, book: Catalog) -> Iterator[str]:
     """Yield the failure modes that no observation supports, and the remedies that are no proposal."""
     supported = {s.about for signals in book.observations.values() for s in signals if s.weight > 0}
+    # A mode of a room has none where the system's own rows say what supports its own mode.
+    file = own.document("failure-modes")
+    written = file.read_text(encoding="utf-8") if file.is_file() else ""
     for mode in book.failure_modes.values():
-        if mode.id not in supported:
+        if mode.id not in supported and f"### {mode.id} " in written:
             yield f"no observation supports {mode.id}"
         for name in mode.remedies:
             if proposal_text(Proposal(name, "", ""), "title").key not in messages.catalogue("en"):

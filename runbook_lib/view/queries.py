@@ -87,7 +87,8 @@ def queries_of(step: str) -> StepQueries:
     runbook = pack.active_runbook()
     names = [name for p in runbook.packs for name in declared(p.folder / FILE).get(step, ())]
     filled = (q for checks in runbook.every("checks") for check in checks if check.step == step for q in check.queries)
-    sql = (*filled, *(queries.query(name) for name in names if " " not in name))
+    every = (*filled, *(queries.query(name) for name in names if " " not in name))
+    sql = tuple({q.name: q for q in every}.values())
     calls = tuple((name.partition(" ")[0], name.partition(" ")[2]) for name in names if " " in name)
     return StepQueries(step, sql, calls)
 

@@ -678,7 +678,8 @@ def test_the_answers_have_what_the_kinds_of_rows_declare(system: System) -> None
         rb = open_target("4.1", {"database_url": system.reader_url, **FACTS})
         asked = {"most": 100, "within_s": 300, "stalled_after_s": STALLED_S, "application": ""}
         with rb.snapshot() as snapshot:
-            return {name: snapshot.ask(name, **asked) for name in queries.names()}
+            names = (n for n in queries.names() if not n.startswith("queues/"))  # of the room: test_queues.py
+            return {name: snapshot.ask(name, **asked) for name in names}
 
     kinds = kinds_of_rows(pack.active_runbook().packs[0])
     for frames in (every(), every_kind_of_row(system, every)):

@@ -25,6 +25,7 @@ from runbook_lib.model.finding import Finding, Reason, Status, Verdict
 from runbook_lib.notebook import testing
 from runbook_lib.packs.queues.queue import Queue, room_query
 from runbook_lib.view.queries import queries_of
+from tests.kit import ROOT
 from tests.kit.command import runbook
 from tests.kit.rows import assert_fits, kinds_of_rows
 from tests.kit.steps import charts_of, open_target, verdict_of, words
@@ -391,9 +392,15 @@ def test_a_row_of_the_system_replaces_that_of_the_room(database: Database, parce
     with pack.use_pack(parcels):
         limits = catalog.load().limits
         assert (limits["queue.oldest"].warning, limits["locks.wait"].warning) == (1000, 5)
+        assert [*catalog.load().slos] == ["QUE-A", "QUE-B", "QUE-C"]
         assert words(ask(database).findings["4.1.1"]) == "Nothing to send"
         database.parcels(5, 400)
         ask(database).expect(Status.OK, None, None)
+
+
+def test_objectives_of_a_system_replace_those_of_the_room() -> None:
+    with pack.use_pack(ROOT / "examples" / "procrastinate"):
+        assert [*catalog.load().slos] == ["JOB-A", "JOB-B", "JOB-C"]
 
 
 def test_a_new_system_by_the_command(database: Database, env: dict[str, str], parcels: Path) -> None:

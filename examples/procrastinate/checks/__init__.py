@@ -1,15 +1,20 @@
-"""The checks, a module per topic; `sample` has the sample that most of them share."""
+"""The checks, a module per topic; `sample` has the sample that most of them share.
+
+The room for queues has the server, the clocks, the database, and where it is stuck. What else it has, this pack answers
+better: procrastinate stores events and heartbeats.
+"""
 
 from __future__ import annotations
 
-from . import database, held, recovery, response, scope, waiting
+from runbook_lib.packs.queues.checks import checks_of
 
-CHECKS = (
-    *scope.CHECKS,
-    *response.CHECKS,
-    *waiting.CHECKS,
-    *database.CHECKS,
-    *held.CHECKS,
-    *recovery.CHECKS,
+from . import held, impact, recovery, scope, waiting
+from .sample import JOBS
+
+CHECKS = checks_of(
+    JOBS,
+    steps={"clocks": "2.4", "criteria": None, "history": None},
+    own=(*scope.CHECKS, impact.IMPACT, *waiting.CHECKS, *held.CHECKS, *recovery.CHECKS),
+    places=held.CHECKS,
 )
 """Every check; each step of docs/runbook.md is answered by exactly one."""

@@ -20,11 +20,26 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Status
+from runbook_lib.packs.queues.checks.database import Holder
+from runbook_lib.packs.queues.queue import Queue as Table
 
 from ..facts import Facts, facts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
+
+#: The table of jobs. When a job was begun or ended is in the table of events.
+JOBS = Table(
+    "procrastinate_jobs",
+    id="id",
+    state="status",
+    waiting=("todo",),
+    working=("doing",),
+    done=("succeeded",),
+    failed=("failed",),
+    due="scheduled_at",
+    attempts="attempts",
+)
 
 
 class Queue(rows.Row, query="jobs/queues"):
@@ -78,17 +93,6 @@ class Sessions(rows.Row, query="workers/sessions"):
     listens: int = 0
     used: int = 0
     usable: int = 0
-
-
-class Holder(rows.Row, query="database/holders"):
-    """A session that locks rows, or all, of the jobs' table; workers skip locked rows."""
-
-    pid: int = 0
-    application: str = ""
-    state: str = ""
-    mode: str = ""
-    transaction_s: float | None = None
-    query: str = ""
 
 
 class TenSeconds(rows.Row, query="events/flow"):
@@ -234,7 +238,7 @@ def collect_sample(rb: Context) -> Frames:
             "workers": db.ask("workers/heartbeats"),
             "doing": db.ask("jobs/doing", most=row_limit(rb)),
             "sessions": db.ask("workers/sessions", application=facts(rb).application),
-            "holders": db.ask("database/holders"),
+            "holders": db.ask(JOBS.query("holders"), table=JOBS.regclass),
             "flow": db.ask("events/flow", most=row_limit(rb), within_s=rb.number("lately")),
         }
     parts = FrameCollector(frames)

@@ -22,6 +22,8 @@ from runbook_lib.model.finding import (
     replace,
     say,
 )
+from runbook_lib.packs.queues.checks.database import Holder
+from runbook_lib.packs.queues.checks.work import describe_flow
 from runbook_lib.view import charts
 
 from ..facts import facts
@@ -122,7 +124,7 @@ def _propose_for_passed_over(
             return ()
 
 
-def row_holders(seen: Sample, given: JudgeInput) -> list[sample.Holder]:
+def row_holders(seen: Sample, given: JudgeInput) -> list[Holder]:
     """Return the sessions that have locked rows of the jobs' table for too long."""
     limit = given.limits["transactions.held"]
     return [h for h in seen.holders if limit.reached(h.transaction_s)]
@@ -357,27 +359,14 @@ def _is_well(ended: int, given: JudgeInput) -> tuple[Signal, ...]:
 
 def chart_flow(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     """Return the chart of the jobs deferred, begun and ended in the last minutes, in steps of ten seconds."""
-    seen = sample.read_sample(frames, given)
-    if not seen.flow:
-        return None
-    last = int(given.number("lately") // 10)
-    by_age = {t.tens_ago: t for t in seen.flow}
-    tens = [by_age.get(n, sample.TenSeconds()) for n in reversed(range(last))]
-    counted = {
-        "deferred": [t.deferred for t in tens],
-        "begun": [t.begun for t in tens],
-        "succeeded": [t.succeeded for t in tens],
-        "failed tries": [t.retried + t.failed for t in tens],
-    }
-    totals = {name.split()[0]: sum(counts) for name, counts in counted.items()}
-    return charts.Chart(
-        "Deferred, begun, succeeded, failed tries",
-        "jobs / 10 s",
-        charts.flows(range(-10 * last, 1, 10), counted),
-        alt=say("waits.alt_flow", minutes=given.number("lately") / 60, **totals),
-        caption=(say("waits.flow_caption"),),
-        xlabel="seconds before the sample",
-    )
+    by_age = {t.tens_ago: t for t in sample.read_sample(frames, given).flow}
+    tens = [by_age.get(n, sample.TenSeconds()) for n in reversed(range(int(given.number("lately") // 10)))]
+    counted = {what: [getattr(t, what) for t in tens] for what in ("deferred", "begun", "succeeded")}
+    counted["failed"] = [t.retried + t.failed for t in tens]
+    found = describe_flow(counted, "10 s", given.number("lately") / 60)
+    totals = {what: sum(counts) for what, counts in counted.items()}
+    alt = say("waits.alt_flow", minutes=given.number("lately") / 60, **totals)
+    return found and replace(found, alt=alt, caption=(say("waits.flow_caption"),))
 
 
 QUEUES = sample.check("4.1.1", judge_queues, charts=(chart_flow,))

@@ -52,4 +52,4 @@ def judge_history(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
 
 def chart_history(queue: Queue, frames: Frames, given: JudgeInput) -> Chart | None:
     """Return the chart of the rows that arrived, succeeded and failed in each minute of the window."""
-    return describe_flow(_minutes(queue, frames, given), 1, "min", given.window_minutes)
+    return describe_flow(_minutes(queue, frames, given), "1 min", given.window_minutes)

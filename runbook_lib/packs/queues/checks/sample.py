@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from runbook_lib.checks.check import unknown_from_error
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
-from runbook_lib.diagnosis import stats
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, say, unknown
 from runbook_lib.sources.source import SourceError
@@ -163,12 +162,6 @@ class Sample:
         seen, oldest = self.open, self.oldest_s if self.open.due else None
         numbers = {"due": seen.due, "later": seen.later, "working": seen.working, "held": seen.held, "oldest": oldest}
         return numbers | {"arrived": self.arrived, "ended": self.ended}
-
-    @cached_property
-    def flow_test(self) -> stats.FlowTest:
-        """Whether the backlog falls, from the last minute."""
-        arrived, ended = (math.nan if n is None else n for n in (self.arrived, self.ended))
-        return stats.flow_test(arrived, ended, 1.0, self.open.due)
 
 
 def read_sample(frames: Frames, given: JudgeInput, queue: Queue) -> Sample:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.context import JudgeInput
+from runbook_lib.diagnosis import stats
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Status, Value, judged, replace, say
 from runbook_lib.view import charts
 
@@ -25,19 +26,20 @@ from .sample import Flow, Sample, read_sample
 def judge_backlog(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     """Judge 4.1.1: a row that may be taken and waits for too long."""
     seen = read_sample(frames, given, queue)
-    case = "late" if seen.late else "moves" if seen.open.due else "empty"
-    case = "undated" if seen.oldest_s is None else case
+    due, oldest_s, late = seen.open.due, seen.oldest_s, seen.late
+    case = "undated" if oldest_s is None else "late" if late else "moves" if due else "empty"
+    waiting = Hop("queue", seen.arrived, seen.ended, waiting=due, oldest_s=oldest_s, late=late)
     return judged(
         say(f"backlog.{case}", **seen.shown),
         [
-            given.limits.value("queue.oldest", seen.oldest_s),
+            given.limits.value("queue.oldest", oldest_s),
             given.limits.value("queue.tried", seen.open.tried),
-            Value("queue.due", seen.open.due, "rows"),
+            Value("queue.due", due, "rows"),
             Value("queue.later", seen.open.later, "rows"),
             Value("queue.working", seen.open.working, "rows"),
         ],
         signals=given.evidence("backlog.moves") if case == "moves" and seen.ended else (),
-        hops=(Hop("app", rate_out=seen.arrived), _queue_hop(seen, late=seen.late)),
+        hops=(Hop("app", rate_out=seen.arrived), waiting),
         show=("backlog",),
     )
 
@@ -45,28 +47,42 @@ def judge_backlog(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
 def judge_recovery(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     """Judge 6.1: the rows that wait are young, or more rows end than arrive."""
     seen = read_sample(frames, given, queue)
-    value, falls = given.limits.value("queue.oldest", seen.oldest_s), seen.flow_test.verdict == "draining"
-    small, eta = value.status is Status.OK, seen.flow_test.eta_min
+    return replace(recovery(given, seen.open.due, seen.oldest_s, seen.arrived, seen.ended), show=("backlog",))
+
+
+def recovery(
+    given: JudgeInput,
+    due: int,
+    oldest_s: float | None,
+    arrived: float | None,
+    ended: float | None,
+    limit: str = "queue.oldest",
+) -> Finding:
+    """Judge whether a backlog is over: by the age of its oldest row, and by what arrived and left in a minute."""
+    flow = _flow_test(arrived, ended, due)
+    value, falls = given.limits.value(limit, oldest_s), flow.verdict == "draining"
+    small = value.status is Status.OK
     values = [
         replace(value, threshold=None) if falls else value,  # what falls is on its way, however old its oldest is
-        Value("queue.due", seen.open.due, "rows"),
-        Value("flow.arrived", seen.arrived, "per_min"),
-        Value("flow.ended", seen.ended, "per_min"),
+        Value("queue.due", due, "rows"),
+        Value("flow.arrived", arrived, "per_min"),
+        Value("flow.ended", ended, "per_min"),
     ]
     if not small:
-        values.append(Value(f"queue.{LOOK_AGAIN}", max(min(60 * (eta or 1.0), 60.0), 5.0), "s"))
-    case = "undated" if seen.oldest_s is None else "young" if small else "falls" if falls else "waits"
+        values.append(Value(f"queue.{LOOK_AGAIN}", max(min(60 * (flow.eta_min or 1.0), 60.0), 5.0), "s"))
+    case = "undated" if oldest_s is None else "young" if small else "falls" if falls else "waits"
+    late = given.limits[limit].reached(oldest_s) and not falls
     return judged(
-        say(f"over.{case}", eta=eta, **seen.shown),
+        say(f"over.{case}", due=due, oldest=oldest_s if due else None, eta=flow.eta_min),
         values,
         at_least=Status.OK if small else Status.WARNING,
-        hops=(_queue_hop(seen, late=seen.late and not falls),),
-        show=("backlog",),
+        hops=(Hop("queue", arrived, ended, waiting=due, oldest_s=oldest_s, late=late),),
     )
 
 
-def _queue_hop(seen: Sample, *, late: bool) -> Hop:
-    return Hop("queue", seen.arrived, seen.ended, waiting=seen.open.due, oldest_s=seen.oldest_s, late=late)
+def _flow_test(arrived: float | None, ended: float | None, due: int) -> stats.FlowTest:
+    known = [math.nan if n is None else n for n in (arrived, ended)]
+    return stats.flow_test(known[0], known[1], 1.0, due)
 
 
 def chart_flow(queue: Queue, frames: Frames, given: JudgeInput) -> charts.Chart | None:
@@ -74,19 +90,20 @@ def chart_flow(queue: Queue, frames: Frames, given: JudgeInput) -> charts.Chart 
     by_age = {ten.tens_ago: ten for ten in read_sample(frames, given, queue).flow or []}
     tens = [by_age.get(n, Flow()) for n in reversed(range(int(given.number("lately") // 10)))]
     counted = {what: [getattr(ten, what) for ten in tens] for what in COUNTED if queue.tells(what)}
-    return describe_flow(counted, 10, "s", given.number("lately") / 60)
+    return describe_flow(counted, "10 s", given.number("lately") / 60)
 
 
-def describe_flow(counted: Mapping[str, list[int]], wide: int, unit: str, minutes: float) -> charts.Chart | None:
-    """Return the chart of counts in buckets so many units wide, the last one ending now; None without any."""
+def describe_flow(counted: Mapping[str, list[int]], bucket: str, minutes: float) -> charts.Chart | None:
+    """Return the chart of counts in buckets of "10 s" or "1 min", the last one ending now; None without any."""
     if not any(map(any, counted.values())):
         return None
-    most = max(map(len, counted.values()))
+    wide, unit = bucket.split()
+    edges = range(-int(wide) * max(map(len, counted.values())), 1, int(wide))
     totals: dict[str, int | None] = dict.fromkeys(COUNTED) | {what: sum(n) for what, n in counted.items()}
     return charts.Chart(
-        "Rows that arrived, succeeded and failed",
-        f"rows / {wide} {unit}",
-        charts.flows(range(-wide * most, 1, wide), counted),
+        f"Rows: {', '.join(counted)}",
+        f"rows / {bucket}",
+        charts.flows(edges, counted),
         alt=say("flow.alt", minutes=minutes, **totals),
         caption=(say("flow.caption"),),
         xlabel=f"{unit} before the moment of the run",
@@ -164,7 +181,7 @@ def judge_takers(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
         silent=quiet is None,
         likely_held=overdue is None and limit.reached(seen.likely_overdue_s),
         undated=overdue is None,
-        drains=seen.flow_test.verdict == "draining",
+        drains=_flow_test(seen.arrived, seen.ended, seen.open.due).verdict == "draining",
         fails=seen.lately("succeeded") == 0 and bool(seen.lately("failed")),
         ends=bool(seen.ended),
     )
