@@ -11,7 +11,8 @@ A pack is a folder that Python can import, with a `PACK` in its `__init__.py`:
     checks      a module whose CHECKS answer the steps (see `checks.check`)
 
 Packs are found by the entry point group `runbook.packs`, and by `packs = ["folder or name"]` in runbook.toml. One of
-them is the system's; packs that extend it by name add sections, and contain only what they add.
+them is the system's; packs that extend it by name add sections, and contain only what they add. A room has standard
+steps with their documents, texts and queries, for systems that use it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from runbook_lib.view.queries import queries_of
 from tests.kit import ROOT
 from tests.kit.command import runbook
 from tests.kit.rows import assert_fits, kinds_of_rows
-from tests.kit.steps import charts_of, open_target, verdict_of, words
+from tests.kit.steps import charts_of, failures, open_target, verdict_of, words
 
 #: States as numbers, no lease, no owner.
 PARCELS = """
@@ -462,6 +462,16 @@ def test_connections_that_run_out(parcels: Path) -> None:
     found = testing.judge(parcels, "4.1.4", blocked=none, blockers=none, holders=none, connections=few)
     assert (found.status, found.proposals[0].name) == (Status.CRITICAL, "list_sessions")
     assert next((s.about, s.observation) for s in found.signals) == ("database", "database.full")
+
+
+def test_what_is_too_costly_for_a_table_is_a_note(parcels: Path) -> None:
+    """It is so at each run: the rest is judged. What cannot be read now is no OK."""
+    rows = pd.DataFrame([{"due": 0, "working": 0}])
+    gated = failures(("too costly: flow", "postgres", "denied", "plan cost 90,000 is over the limit", "cost_gate"))
+    found = testing.judge(parcels, "4.1.1", backlog=rows, not_read=gated)
+    assert found.status is Status.OK and len(found.notes) == 1
+    failed = failures(("flow", "postgres", "timeout", "canceling statement", "statement_timeout"))
+    assert testing.judge(parcels, "4.1.1", backlog=rows, not_read=failed).status is Status.UNKNOWN
 
 
 def test_a_folder_that_is_there_is_left_alone(env: dict[str, str], tmp_path: Path) -> None:
