@@ -82,7 +82,7 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
     return {
         "server": step("server", reach.judge_server, "server"),
         "table": step("table", reach.judge_table, "table"),
-        "clocks": Check(ids["clocks"], reach.collect_clocks, partial(reach.judge_clocks, queue)),
+        "clocks": Check(ids["clocks"], reach.collect_clocks, partial(reach.judge_clocks, queue), needs=("clocks",)),
         "impact": step("impact", triage.judge_impact, "backlog", "flow", chart=work.chart_flow),
         "place": place_check(ids["place"], {}),
         "smallest": step_check(ids["smallest"], ids["place"]),
