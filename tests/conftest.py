@@ -135,10 +135,12 @@ def db(servers: Servers) -> Iterator[psycopg.Connection]:
 
 @pytest.fixture
 def broker(servers: Servers) -> str:
-    """Empty streams and fresh durables; the value is the URL of the applications' broker user."""
+    """Empty streams, fresh durables and nobody refused; the value is the URL of the applications' broker user."""
     from nats.js.errors import NotFoundError
 
     from runbook_lib.gameday.sandbox import broker as applications
+    from tests.kit.brokers import refused_within
+    from tests.kit.waiting import until
 
     async def delete(js: JetStreamContext) -> None:
         for stream in {stream for stream, _ in applications.CONSUMERS.values()}:
@@ -147,6 +149,8 @@ def broker(servers: Servers) -> str:
 
     applications.visit(servers.app_nats_url, delete)
     servers.ensure_streams()
+    # Judges count the logins that an earlier test had refused for so long.
+    until(lambda: not refused_within(servers.nats_monitor_url, 11), "the refused logins to be over")
     return servers.app_nats_url
 
 

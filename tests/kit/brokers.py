@@ -15,8 +15,10 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import nkeys
+import pandas as pd
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -26,6 +28,14 @@ from runbook_lib.gameday.sandbox.broker import is_listening
 from runbook_lib.gameday.sandbox.servers import nats_binary
 from runbook_lib.gameday.sandbox.state import free_ports
 from tests.kit.waiting import until
+
+
+def refused_within(monitor_url: str, seconds: float) -> bool:
+    """Whether the server has refused a login within so many seconds."""
+    with urlopen(f"{monitor_url}/connz?state=closed&sort=stop") as answer:
+        seen = json.load(answer)
+    since = pd.Timestamp(seen["now"]) - pd.Timedelta(seconds=seconds)
+    return any("Auth" in c["reason"] and pd.Timestamp(c["stop"]) > since for c in seen["connections"])
 
 
 @dataclass

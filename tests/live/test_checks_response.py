@@ -461,7 +461,8 @@ def test_what_is_broken_while_all_flows_is_not_called_well(
 
 def test_idle_and_healthy_are_ok(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     with bound(broker):
-        assert set(statuses(run(servers, *STEPS)).values()) == {Status.OK}
+        idle = run(servers, *STEPS)
+        assert set(statuses(idle).values()) == {Status.OK}, {s: words(f) for s, f in idle.items()}
         traffic(db, 180)
         found = run(servers, *STEPS)
     assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
