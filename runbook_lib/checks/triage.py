@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -45,7 +45,7 @@ def judge_place(found: Mapping[str, Finding], given: JudgeInput) -> Finding:
     """Judge the hop that the evidence of these findings supports; they are by step."""
     verdict = diagnosis.conclude(found.values(), given.catalog)
     place = verdict.stuck_at
-    loudest = max(found.values(), key=lambda f: (_weight(f, place), f.status.rank))
+    loudest = deciding_finding(found.values(), place)
     key = "place.stuck" if place else "place.undecided" if verdict.undecided else "place.well"
     if key == "place.well" and loudest.status is not Status.OK:
         key = "place.unseen" if loudest.status is Status.UNKNOWN else "place.unclear"
@@ -63,8 +63,11 @@ def judge_place(found: Mapping[str, Finding], given: JudgeInput) -> Finding:
     )
 
 
-def _weight(f: Finding, place: str | None) -> float:
-    return max((s.weight for s in f.signals if s.about == place), default=0.0)
+def deciding_finding(found: Iterable[Finding], place: str | None) -> Finding:
+    """Return the finding with the most evidence for the place, else the worst one that counts."""
+    found = list(found)
+    counting = [f for f in found if f.counts] or found
+    return max(counting, key=lambda f: (sum(s.weight for s in f.signals if s.about == place), f.status.rank))
 
 
 def _next(found: Mapping[str, Finding], reach: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from runbook_lib.sources.source import ReadCost
 
 
 @dataclass
-class Answer:
+class KeptAnswer:
     """An answer, how it was asked for, and the steps that have received it."""
 
     frame: pd.DataFrame
@@ -30,7 +30,7 @@ class Answer:
 class Answers:
     """The answers of a run, as one `step` sees them; "" for who needs the present, such as an action."""
 
-    kept: dict[tuple[object, ...], Answer] = field(default_factory=dict)
+    kept: dict[tuple[object, ...], KeptAnswer] = field(default_factory=dict)
     step: str = ""
 
     def find(self, q: Query, params: dict[str, object], window: Window | None, cost: ReadCost) -> pd.DataFrame | None:
@@ -48,7 +48,7 @@ class Answers:
         """Keep the answer to the query that was sent last, for other steps."""
         if self.step and q.reuse_s:
             until = time.monotonic() + q.reuse_s
-            self.kept[_key(q, params, window)] = Answer(frame.copy(), cost.queries[-1], until, {self.step})
+            self.kept[_key(q, params, window)] = KeptAnswer(frame.copy(), cost.queries[-1], until, {self.step})
 
 
 def _key(q: Query, params: dict[str, object], window: Window | None) -> tuple[object, ...]:

@@ -20,7 +20,7 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Status
-from runbook_lib.packs.queues.checks.database import Holder
+from runbook_lib.packs.queues.checks.database import HoldingSession
 from runbook_lib.packs.queues.queue import Queue as Table
 
 from ..facts import Facts, facts
@@ -137,7 +137,7 @@ class Sample:
     workers: list[Worker]
     doing: list[Job]
     sessions: Sessions
-    holders: list[Holder]
+    holders: list[HoldingSession]
     flow: list[TenSeconds]
     instances: list[Instance] | None
     settings: Facts
@@ -269,7 +269,7 @@ def read_sample(frames: Frames, given: JudgeInput) -> Sample:
         workers=rows.each(frames["workers"], Worker),
         doing=rows.each(frames["doing"], Job),
         sessions=rows.one(frames["sessions"], Sessions),
-        holders=rows.each(frames.get("holders"), Holder),
+        holders=rows.each(frames.get("holders"), HoldingSession),
         flow=rows.each(frames.get("flow"), TenSeconds),
         instances=rows.each(frames["instances"], Instance) if "instances" in frames else None,
         settings=facts(given),

@@ -22,7 +22,7 @@ from runbook_lib.model.finding import (
     replace,
     say,
 )
-from runbook_lib.packs.queues.checks.database import Holder
+from runbook_lib.packs.queues.checks.database import HoldingSession
 from runbook_lib.packs.queues.checks.work import describe_flow
 from runbook_lib.view import charts
 
@@ -124,7 +124,7 @@ def _propose_for_passed_over(
             return ()
 
 
-def row_holders(seen: Sample, given: JudgeInput) -> list[Holder]:
+def row_holders(seen: Sample, given: JudgeInput) -> list[HoldingSession]:
     """Return the sessions that have locked rows of the jobs' table for too long."""
     limit = given.limits["transactions.held"]
     return [h for h in seen.holders if limit.reached(h.transaction_s)]

@@ -8,7 +8,7 @@ from runbook_lib.model.finding import Frames
 from runbook_lib.model.rows import Row, one
 
 
-class Queue(Row):
+class QueueCounts(Row):
     """The backlog of a table now: numbers of rows, and seconds since the oldest became due or its lease expired."""
 
     now: pd.Timestamp | None = None
@@ -30,7 +30,7 @@ class Queue(Row):
         return max(self.oldest_due_s, self.oldest_expired_s)
 
 
-class Notifications(Queue, query="notifications/backlog"):
+class Notifications(QueueCounts, query="notifications/backlog"):
     """The delivery worker's queue."""
 
     overdue_10min: float = 0.0
@@ -64,7 +64,7 @@ class Attempts(Row, query="notifications/attempts"):
     postponed: int = 0
 
 
-class Outbox(Queue, query="outbox/backlog"):
+class Outbox(QueueCounts, query="outbox/backlog"):
     """The relay's queue, and the relay's last actions; `postponed` rows were never tried and wait for a retry time."""
 
     failed: float = 0.0

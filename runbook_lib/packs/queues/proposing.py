@@ -28,7 +28,7 @@ _TEXTS = ("text", "character varying", "character", "name")
 _ADDRESS = "RUNBOOK_DATABASE_URL"
 
 
-class Column(rows.Row, query="queues/tables"):
+class CatalogColumn(rows.Row, query="queues/tables"):
     """A column of a table that has a time; `labels`, `common` have a value in each line."""
 
     schema: str = ""
@@ -49,7 +49,7 @@ class Column(rows.Row, query="queues/tables"):
         return tuple(dict.fromkeys(checked)) or tuple(sorted(filter(None, self.common.split("\n"))))
 
 
-Table = dict[str, Column]
+Table = dict[str, CatalogColumn]
 
 
 class Missing(UsageError):
@@ -74,7 +74,7 @@ def read_tables(url: str) -> dict[str, Table]:
     source = Postgres(url, "runbook/new", Budget(max_rows=5000), ReadCost(Masker.of([url], "new")))
     try:
         with source.snapshot() as db:
-            columns = rows.each(db.ask(room_query("tables")), Column)
+            columns = rows.each(db.ask(room_query("tables")), CatalogColumn)
     except SourceError as e:
         raise UsageError(f"{_ADDRESS}: {e.detail}") from None
     finally:
@@ -141,13 +141,13 @@ def _find(table: Table, role: str) -> str | None:
     return next((n for n in NAMES[role] if n in table and _fits(table[n], role)), None)
 
 
-def _fits(column: Column, role: str) -> bool:
+def _fits(column: CatalogColumn, role: str) -> bool:
     if role in TIMES:
         return column.type.startswith("timestamp")
     return role != "attempts" or column.type in _NUMBERS
 
 
-def _sort_states(column: Column, given: Mapping[str, str], found: Proposed) -> None:
+def _sort_states(column: CatalogColumn, given: Mapping[str, str], found: Proposed) -> None:
     named = {v.strip() for g in STATES for v in given.get(g, "").split(",")}
     for group in STATES:
         if group in given:

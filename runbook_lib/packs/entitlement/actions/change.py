@@ -30,7 +30,7 @@ from runbook_lib.packs.entitlement.actions.restart import (
 )
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Attempts, Count, Holder, Outbox, Queue
+from runbook_lib.packs.entitlement.rows import Attempts, Count, Holder, Outbox, QueueCounts
 from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ class Watch:
     def judge(self, first: Frames, latest: Frames, spent_s: float) -> tuple[bool, bool, Text]:
         """Return whether the result is final, whether the claims follow the values, and a text."""
         batch, pause, enabled = (next((v for k, v in self.now.items() if k.endswith(f".{x}")), None) for x in KINDS)
-        claims, queue = claims_since(latest, self.since), rows.one(latest.get("backlog"), Queue)
+        claims, queue = claims_since(latest, self.since), rows.one(latest.get("backlog"), QueueCounts)
         held, came = self._count_held(latest, queue), rows.one(latest.get("created"), Count).n
         # A worker without a claim for this long is switched off, or idle if no row is due.
         still = self.numbers["change.still"]
@@ -223,9 +223,9 @@ class Watch:
             return False, False, say("change.too_fast", **facts)
         return len(newest) > 2 * self.pods, True, say("change.keeps_to_it", **facts)
 
-    def _count_held(self, sample: Frames, queue: Queue) -> float:
+    def _count_held(self, sample: Frames, queue: QueueCounts) -> float:
         if queue.now is None:
-            raise UnreadError("Queue.now")
+            raise UnreadError("QueueCounts.now")
         age = (queue.now - self.since).total_seconds()
         holders = rows.each(sample.get("holders"), Holder)
         return sum(h.n for h in holders if h.since_claim_s is not None and h.since_claim_s < age)

@@ -28,7 +28,7 @@ from runbook_lib.packs.entitlement.rows import (
     HeldRow,
     Notifications,
     Outbox,
-    Queue,
+    QueueCounts,
 )
 from runbook_lib.sources.source import SourceError
 
@@ -136,11 +136,11 @@ class Restart:
             return not (queue.leased or queue.waiting_retry), True, say("action.restart.idle", name=self.program)
         return False, False, say("action.restart.not_at_work", name=self.program, due=queue.due)
 
-    def _read_queue(self, db: Snapshot) -> Queue:
+    def _read_queue(self, db: Snapshot) -> QueueCounts:
         kind = _QUEUES[self.which]
         return rows.one(db.ask(kind.QUERY), kind)
 
-    def _last_at_work(self, db: Snapshot, queue: Queue) -> pd.Timestamp | None:
+    def _last_at_work(self, db: Snapshot, queue: QueueCounts) -> pd.Timestamp | None:
         if isinstance(queue, Outbox):
             seen = [queue.last_published, queue.last_claim]
         else:

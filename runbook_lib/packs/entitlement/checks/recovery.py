@@ -162,7 +162,7 @@ def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
 
 
 def _judge_queue(
-    name: str, now: kinds.Queue | None, flows: pd.DataFrame | None, given: JudgeInput, age_limit: str
+    name: str, now: kinds.QueueCounts | None, flows: pd.DataFrame | None, given: JudgeInput, age_limit: str
 ) -> QueueState:
     if now is None or not _has_columns(flows, "arrived", "gone"):
         return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(f"recovery.{name}")), ())
@@ -221,7 +221,7 @@ def _deciding_counts(flows: pd.DataFrame | None, due: float, given: JudgeInput) 
 
 
 def _queue_hop(
-    hop: str, now: kinds.Queue | None, flows: pd.DataFrame | None, queue: QueueState, given: JudgeInput
+    hop: str, now: kinds.QueueCounts | None, flows: pd.DataFrame | None, queue: QueueState, given: JudgeInput
 ) -> Hop:
     if now is None or not _has_columns(flows, "arrived", "gone"):
         return Hop(hop)
@@ -299,7 +299,7 @@ def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
 def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
     """Return the error rate of one part ("delivery" or "publish"), from the frames of `collect_errors`."""
     queue, flows = TRIED[part]
-    waiting = rows.first(frames.get(queue), kinds.Queue)
+    waiting = rows.first(frames.get(queue), kinds.QueueCounts)
     if kinds.TRY_FRAMES[part] not in frames or waiting is None or not _has_columns(frames.get(flows), "gone"):
         return QueueState(Status.UNKNOWN, say("recovery.errors_unread", part=say(f"recovery.{part}")), ())
     tries = kinds.Tries.of(part, frames)

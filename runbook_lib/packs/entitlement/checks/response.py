@@ -16,6 +16,7 @@ from runbook_lib.checks.parts import (
     judge_each,
     seconds_between,
 )
+from runbook_lib.checks.triage import deciding_finding
 from runbook_lib.diagnosis import history, stats
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model import rows
@@ -656,7 +657,7 @@ def judge_place(frames: Frames, given: JudgeInput) -> Finding:
     # Events that wait by 3.1 count, even if no part of this step is late.
     waits = [replace(f, status=Status.OK, values=()) for f in given.earlier if f.step == "3.1"]
     verdict = diagnosis.conclude([*waits, *found.values()], given.catalog)
-    first = _deciding_finding(found, verdict.stuck_at)
+    first = deciding_finding(found.values(), verdict.stuck_at)
     unseen = dict.fromkeys(u.source for f in found.values() for u in f.unseen)
     facts = {
         "place": _format_hops(*([verdict.stuck_at] if verdict.stuck_at else verdict.undecided)),
@@ -703,16 +704,6 @@ def judge_place(frames: Frames, given: JudgeInput) -> Finding:
 
 def _filter_failing(found: dict[str, Finding], parts: Iterable[str]) -> list[Finding]:
     return [found[part] for part in parts if found[part].status in (Status.WARNING, Status.CRITICAL)]
-
-
-def _deciding_finding(found: dict[str, Finding], stuck_at: str | None) -> Finding:
-    """Return the finding with the most evidence for the hop, else the worst one."""
-
-    def weight(f: Finding) -> tuple[float, int]:
-        return sum(s.weight for s in f.signals if s.about == stuck_at), f.status.rank
-
-    counting = [f for f in found.values() if f.counts] or list(found.values())
-    return max(counting, key=weight)
 
 
 def _format_hops(*hops: str) -> Text | None:

@@ -23,7 +23,7 @@ from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.actions.restart import check_durable
 from runbook_lib.packs.entitlement.checks import delivery
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Notifications, Outbox, Queue
+from runbook_lib.packs.entitlement.rows import Notifications, Outbox, QueueCounts
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class ThrottledWorker:
 
     name: str
     hop: str
-    queue: type[Queue]
+    queue: type[QueueCounts]
     held: str
     came: str
     gone: str

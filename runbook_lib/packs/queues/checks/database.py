@@ -20,13 +20,13 @@ _BAD = (Status.WARNING, Status.CRITICAL)
 _EXCLUSIVE = "AccessExclusiveLock"
 
 
-class Blocked(rows.Row, query="queues/blocked"):
+class WaitingSession(rows.Row, query="queues/blocked"):
     """A session that waits for a lock."""
 
     wait_s: float | None = None
 
 
-class Blocker(rows.Row, query="queues/blockers"):
+class BlockingSession(rows.Row, query="queues/blockers"):
     """A session that blocks others and waits for no lock itself."""
 
     pid: int = 0
@@ -34,7 +34,7 @@ class Blocker(rows.Row, query="queues/blockers"):
     state: str = ""
 
 
-class Holder(rows.Row, query="queues/holders"):
+class HoldingSession(rows.Row, query="queues/holders"):
     """A session whose open transaction has locks of the table."""
 
     pid: int = 0
@@ -44,7 +44,7 @@ class Holder(rows.Row, query="queues/holders"):
     transaction_s: float | None = None
 
 
-class Connections(rows.Row, query="queues/connections"):
+class ConnectionUse(rows.Row, query="queues/connections"):
     """The connections that are taken, of those that an ordinary role can get."""
 
     sees_others: bool = False
@@ -61,15 +61,15 @@ def _longest(seconds: Iterable[float | None]) -> float | None:
 
 def judge(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     """Judge 4.1.4: long lock waits, a lock of the whole table, rows locked for too long, or no free connection."""
-    blocked, holders = rows.each(frames["blocked"], Blocked), rows.each(frames["holders"], Holder)
-    seen, limits = rows.one(frames["connections"], Connections), given.limits
+    blocked, holders = rows.each(frames["blocked"], WaitingSession), rows.each(frames["holders"], HoldingSession)
+    seen, limits = rows.one(frames["connections"], ConnectionUse), given.limits
     alone = [h for h in holders if h.mode == _EXCLUSIVE]
     # Who waits cancels and tries again where it has a lock_timeout, so a lock of the whole table counts by itself.
     wait = limits.value("locks.wait", _longest([*(b.wait_s for b in blocked), *(h.transaction_s for h in alone)]))
     held = limits.value("transactions.held", _longest(h.transaction_s for h in holders))
     used = limits.value("connections.used", 100 * seen.used / seen.usable if seen.usable else None)
-    keeper = next((h for h in holders if h.transaction_s == held.value), Holder())
-    ways: list[Blocker | Holder] = [*rows.each(frames["blockers"], Blocker), *alone]
+    keeper = next((h for h in holders if h.transaction_s == held.value), HoldingSession())
+    ways: list[BlockingSession | HoldingSession] = [*rows.each(frames["blockers"], BlockingSession), *alone]
     first = next(iter(ways), None)
     waits = wait.status in _BAD
     observation = (

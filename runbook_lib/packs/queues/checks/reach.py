@@ -20,7 +20,7 @@ _TIMESTAMP = "timestamp without time zone"
 _TIME_TYPES = (_TIMESTAMP, "timestamp with time zone")
 
 
-class Server(rows.Row, query="queues/server"):
+class ServerReached(rows.Row, query="queues/server"):
     """Our login on the server, and the server's version."""
 
     version: str = ""
@@ -30,7 +30,7 @@ class Server(rows.Row, query="queues/server"):
     standby: bool = False
 
 
-class Column(rows.Row, query="queues/table"):
+class ColumnThere(rows.Row, query="queues/table"):
     """A column that the pack names, as the table has it; `labels` are those of an enum, one in a line."""
 
     name: str = ""
@@ -51,7 +51,7 @@ class Clock(rows.Row):
 
 def judge_server(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     """Judge 2.1: without the right to see other sessions, nobody who blocks is named."""
-    server = rows.one(frames["server"], Server)
+    server = rows.one(frames["server"], ServerReached)
     blind = not server.sees_others
     return judged(
         say("reach.blind" if blind else "reach.server", version=server.version, role=server.role, db=server.database),
@@ -63,8 +63,8 @@ def judge_server(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
 
 def judge_table(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     """Judge 2.2: what the table lacks, or what has another type, no step can tell."""
-    columns = {c.name: c for c in rows.each(frames["table"], Column)}
-    first = next(iter(columns.values()), Column())
+    columns = {c.name: c for c in rows.each(frames["table"], ColumnThere)}
+    first = next(iter(columns.values()), ColumnThere())
     times = {c: columns[c] for name, c in queue.columns.items() if name in TIMES and c in columns}
     missing = [name for name, c in columns.items() if not c.is_there] if first.has_table else [queue.table]
     odd = [f"{name} ({c.type})" for name, c in times.items() if c.type not in _TIME_TYPES]

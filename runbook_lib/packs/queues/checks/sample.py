@@ -42,7 +42,7 @@ class Open(rows.Row, query="queues/backlog"):
     claimed_s: float | None = None
 
 
-class Flow(rows.Row, query="queues/flow"):
+class FlowStep(rows.Row, query="queues/flow"):
     """What happened in ten seconds; `tens_ago` 0 are the last ten."""
 
     tens_ago: int = 0
@@ -95,12 +95,12 @@ class Collector:
 
 
 @dataclass(frozen=True)
-class Sample:
+class QueueSample:
     """All values of one moment. What the table cannot tell, or was not read, is None."""
 
     queue: Queue
     open: Open
-    flow: list[Flow] | None
+    flow: list[FlowStep] | None
     owners: list[Owner]
     failing: list[Failing]
     given: JudgeInput
@@ -164,12 +164,12 @@ class Sample:
         return numbers | {"arrived": self.arrived, "ended": self.ended}
 
 
-def read_sample(frames: Frames, given: JudgeInput, queue: Queue) -> Sample:
+def read_sample(frames: Frames, given: JudgeInput, queue: Queue) -> QueueSample:
     """Return the sample of these frames."""
-    return Sample(
+    return QueueSample(
         queue,
         rows.one(frames.get("backlog"), Open),
-        rows.each(frames["flow"], Flow) if "flow" in frames else None,
+        rows.each(frames["flow"], FlowStep) if "flow" in frames else None,
         rows.each(frames.get("owners"), Owner),
         rows.each(frames.get("errors"), Failing),
         given,

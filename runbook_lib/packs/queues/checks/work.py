@@ -18,7 +18,7 @@ from runbook_lib.view import charts
 from .. import remedies
 from ..facts import facts
 from ..queue import COUNTED, Queue
-from .sample import Flow, Sample, read_sample
+from .sample import FlowStep, QueueSample, read_sample
 
 # 4.1.1 and 6.1 What waits? ----------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ def _flow_test(arrived: float | None, ended: float | None, due: int) -> stats.Fl
 def chart_flow(queue: Queue, frames: Frames, given: JudgeInput) -> charts.Chart | None:
     """Return the chart of the rows that arrived, succeeded and failed lately, in steps of ten seconds."""
     by_age = {ten.tens_ago: ten for ten in read_sample(frames, given, queue).flow or []}
-    tens = [by_age.get(n, Flow()) for n in reversed(range(int(given.number("lately") // 10)))]
+    tens = [by_age.get(n, FlowStep()) for n in reversed(range(int(given.number("lately") // 10)))]
     counted = {what: [getattr(ten, what) for ten in tens] for what in COUNTED if queue.tells(what)}
     return describe_flow(counted, "10 s", given.number("lately") / 60)
 
@@ -120,7 +120,7 @@ class Takers:
     If they `stopped`, nothing has been taken or has ended for a while; if `silent`, the table does not tell.
     """
 
-    seen: Sample
+    seen: QueueSample
     late: bool
     working: bool
     held: bool
@@ -294,7 +294,7 @@ def judge_errors(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
 _VARIES = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|0x[0-9a-f]+|'[^']*'|\"[^\"]*\"|\d+", re.IGNORECASE)
 
 
-def count_kinds(seen: Sample) -> Counter[str]:
+def count_kinds(seen: QueueSample) -> Counter[str]:
     """Return how many rows fail with each kind of error: its text without ids, numbers and quoted words."""
     found: Counter[str] = Counter()
     for each in seen.failing:
