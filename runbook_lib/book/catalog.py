@@ -71,26 +71,40 @@ class Bilingual:
 
 
 @dataclass(frozen=True)
+class Words(Bilingual):
+    """A text of a bullet or a cell: `English · 日本語`; "" where a document has none."""
+
+    en: str = ""
+    ja: str = ""
+
+
+@dataclass(frozen=True)
 class Step(Bilingual):
-    """One step of a section, with its question in both languages."""
+    """One step of a section, with its question in both languages, and how to read the answer."""
 
     id: str
     en: str
     ja: str
+    hint: Words = Words()
 
 
 @dataclass(frozen=True)
 class Section(Bilingual):
-    """One section of docs/runbook.md; `notebook` is None where it is done by hand, `roles` are among `ROLES`."""
+    """One section of docs/runbook.md; `notebook` is None where it is done by hand, `roles` are among `ROLES`.
+
+    `parameters` are those of its notebook beside the common ones, some with a value of their own: `window_minutes=15`.
+    """
 
     number: str
     en: str
     ja: str
     notebook: Path | None
-    reads: str
+    reads: Words
     takes: str
     steps: tuple[Step, ...]
     roles: tuple[str, ...] = ()
+    when: Words = Words()
+    parameters: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -619,6 +633,7 @@ def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
     given: dict[str, str] = {}
     for document in documents:
         headings = list(document.headings(2, r"\d(?:\.\d)?", "4.1"))
+        when = {row["Go to"]: row.text("What you see") for row in document.rows("What you see")}
         has_roles = document.pack.extends or any("Role" in facts for _, facts, _ in headings)
         for (number, en, ja), facts, body in headings:
             if number in sections:
@@ -627,14 +642,22 @@ def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
             for row in body.rows("Step"):
                 if not row["Step"].startswith(number + "."):
                     raise row.error(f"step '{row['Step']}' is not of section {number}")
-                steps.append(Step(row["Step"], *row.bilingual("What is asked", "確認すること")))
+                asked = row.bilingual("What is asked", "確認すること")
+                steps.append(Step(row["Step"], *asked, facts.text(row["Step"])))
+            for name in facts.keys() - {step.id for step in steps}:
+                if re.fullmatch(r"\d(\.\d)+", name):
+                    raise facts.error(f"step '{name}' is not of section {number}")
             notebook = None if facts["Notebook"] == "-" else document.pack.notebook(facts["Notebook"])
             facts.setdefault("Role", "-" if has_roles else _EARLIER_ROLES.get(number, "-"))
             roles = facts.words("Role", ROLES, f"among {', '.join(ROLES)}")
             for role in roles:
                 if given.setdefault(role, number) != number:
                     raise facts.error(f"section {given[role]} has the role '{role}' already")
-            sections[number] = Section(number, en, ja, notebook, facts["Reads"], facts["Takes"], tuple(steps), roles)
+            facts.setdefault("Parameters", "-")
+            sections[number] = Section(
+                number, en, ja, notebook, facts.text("Reads"), facts["Takes"], tuple(steps), roles,
+                when.get(number, Words()), facts.words("Parameters"),
+            )  # fmt: skip
     return dict(sorted(sections.items(), key=lambda s: [int(n) for n in s[0].split(".")]))
 
 
@@ -657,6 +680,12 @@ class _Record(dict[str, str]):
         """Return the cells of the English and of the Japanese column, as far as the pack declares the languages."""
         columns = {"en": en, "ja": ja}
         return self[columns[self.pack.language("en")]], self[columns[self.pack.language("ja")]]
+
+    def text(self, name: str) -> Words:
+        """Return a text in both languages; of a pack with one language, the same text twice."""
+        text = self.get(name, "")
+        en, _, ja = text.partition(" · ") if len(self.pack.languages) > 1 else (text, "", "")
+        return Words(en, ja or en)
 
     def words(self, column: str, known: Collection[str] | None = None, where: str = "") -> tuple[str, ...]:
         """Split a cell at its commas; '-' is (). Raises CatalogError for a word that is not in `known`."""

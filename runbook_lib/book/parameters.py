@@ -37,19 +37,21 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    incident_id: str = "adhoc"
-    target: str = "default"
-    window_minutes: int = Field(60, ge=1, le=7 * 24 * 60)
-    as_of: str | None = None
-    lang: Literal["ja", "en"] = "en"
-    detected_by: Literal["user_report", "alert", "slo"] | None = None
-    detected_at: str | None = None
+    incident_id: str = Field("adhoc", description="the dossier that this run belongs to")
+    target: str = Field("default", description="a target of runbook.toml")
+    window_minutes: int = Field(60, ge=1, le=7 * 24 * 60, description="how far rates, delays and charts look back")
+    as_of: str | None = Field(None, description='None: now; or a moment, such as "2025-01-31T03:00:00Z"')
+    lang: Literal["ja", "en"] = Field("en", description='"en" or "ja"')
+    detected_by: Literal["user_report", "alert", "slo"] | None = Field(
+        None, description='"user_report", "alert" or "slo"'
+    )
+    detected_at: str | None = Field(None, description='when it was noticed, such as "2025-01-31T03:00:00Z"')
 
     # What an action is asked to do, and on whose word; without `execute` it is only looked at.
-    execute: bool = False
-    approved_by: str | None = Field(None, min_length=2, max_length=80)
-    reason: str | None = Field(None, min_length=5, max_length=400)
-    wait_s: float = Field(60, ge=5, le=900, description="how long the effect of an action is waited for")
+    execute: bool = Field(False, description="True: run the action; False: a dry run")
+    approved_by: str | None = Field(None, min_length=2, max_length=80, description="who approved it")
+    reason: str | None = Field(None, min_length=5, max_length=400, description="why, for the postmortem")
+    wait_s: float = Field(60, ge=5, le=900, description="how long to wait for the effect, in seconds")
 
     @field_validator("incident_id")
     @classmethod

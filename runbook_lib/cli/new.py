@@ -1,4 +1,4 @@
-"""`runbook new`: the template of a section in a pack that extends the system's, and of a pack for another system."""
+"""`runbook new`: the template of a section or of a pack for another system, and the notebooks of a pack."""
 
 from __future__ import annotations
 
@@ -12,19 +12,44 @@ from pathlib import Path
 from typing import Any
 
 import click
-import nbformat
 
-from runbook_lib.book import catalog, messages, pack
+from runbook_lib.book import catalog, pack
 from runbook_lib.cli.common import CommandGroup
 from runbook_lib.model.usage import UsageError, config_file
-from runbook_lib.view import prose
 
 _SKELETON = Path(__file__).parent / "skeleton"
 
 
 @click.group(cls=CommandGroup)
 def new() -> None:
-    """Create a section or pack from a template."""
+    """Create a section or pack from a template; write notebooks."""
+
+
+@new.command()
+@click.option("--pack", "folder", type=click.Path(file_okay=False, path_type=Path), default="own", show_default=True)
+@click.option("--check", is_flag=True, help="write nothing: name the notebooks that differ; exit code 1 if any does")
+@click.option("--force", is_flag=True, help="replace generated cells that somebody changed, too")
+def notebooks(folder: Path, check: bool, force: bool) -> int:
+    """Write a pack's notebooks from docs/runbook.md. Cells that somebody added stay."""
+    with pack.use_pack(folder):
+        differing = write_notebooks(folder, force=force or check, dry=check)
+    for path in differing:
+        click.echo(path)
+    return int(check and bool(differing))
+
+
+def write_notebooks(folder: Path, *, force: bool = False, dry: bool = False) -> list[Path]:
+    """Write the notebooks of an active pack that differ from docs/runbook.md, unless `dry`; return their paths."""
+    from runbook_lib.notebook import writer
+
+    own = next(p for p in pack.active_runbook().packs if p.folder == folder.resolve())
+    differing = []
+    for nb in writer.notebooks(own, catalog.load(), force=force):
+        if nb.kept:
+            click.echo(f"{nb.path}: changed by hand, so kept: {', '.join(nb.kept)}; --force replaces them", err=True)
+        if nb.after != nb.before:
+            differing.append(nb.path if dry else _write(nb.path, nb.after))
+    return differing
 
 
 @new.command()
@@ -73,20 +98,13 @@ def write_section(number: str, folder: Path, title: str, title_ja: str, book: ca
         "name": folder.resolve().name, "system": system.name,
         "heading": " · ".join({"en": title, "ja": title_ja}[lang] for lang in sorted(languages)),
     }  # fmt: skip
-    in_json = {name: json.dumps(word, ensure_ascii=False)[1:-1] for name, word in words.items()}
     text = partial(_render_skeleton, words=words | {"languages": languages})
-    cells = _render_skeleton("notebook.ipynb", in_json)
-    if len(languages) == 1:
-        with messages.using(languages[0]):
-            prose.translate(nb := nbformat.reads(cells, as_version=4))
-        cells = f"{nbformat.writes(nb)}\n"
     files = {
         folder / "checks" / f"{topic}.py": text("check.py"),
         folder / "sql" / topic / "sessions.sql": text("question.sql"),
-        folder / "notebooks" / notebook: cells,
         folder / "tests" / f"test_{topic}.py": text("test.py"),
     }
-    if taken := [path for path in files if path.exists()]:
+    if taken := [path for path in (*files, folder / "notebooks" / notebook) if path.exists()]:
         raise UsageError(f"{taken[0]} already exists")
     if not there:
         files |= {folder / "__init__.py": text("pack.py"), folder / "checks" / "__init__.py": text("checks.py")}
@@ -99,7 +117,9 @@ def write_section(number: str, folder: Path, title: str, title_ja: str, book: ca
     for path, content in added.items():
         before = path.read_text(encoding="utf-8") if path.is_file() else ""
         files[path] = f"{before}\n{content}" if before else content
-    return sorted(_write(path, content) for path, content in files.items())
+    written = [_write(path, content) for path, content in files.items()]
+    with pack.use_pack(folder):
+        return sorted([*written, *write_notebooks(folder)])
 
 
 #: The room whose steps a new system gets, by its module: packs are no import of this layer.
@@ -176,14 +196,8 @@ def write_system(folder: Path, roles: dict[str, str | tuple[str, ...]]) -> list[
     named |= {"runbook.toml": "runbook.toml", "README.md": "README.md"}
     files = {folder / to: render(name, words) for name, to in named.items()}
     written = [_write(path, content) for path, content in files.items()]
-    with pack.use_pack(folder) as runbook:
-        charts = {c.step for checks in runbook.every("checks") for c in checks if c.charts}
-        for section in catalog.load().sections.values():
-            assert section.notebook is not None  # noqa: S101 - of the skeleton
-            content = render("notebook.ipynb", words | {"section": section, "charts": charts})
-            plain = json.dumps(json.loads(content), indent=1, ensure_ascii=False)
-            written.append(_write(folder / "notebooks" / section.notebook.name, f"{plain}\n"))
-    return sorted(written)
+    with pack.use_pack(folder):
+        return sorted([*written, *write_notebooks(folder)])
 
 
 def _literal(value: str | tuple[str, ...]) -> str:

@@ -95,12 +95,19 @@ def queries_of(step: str) -> StepQueries:
 
 def psql(q: Query) -> str:
     """Return a query as psql takes it; what has no default is named in a comment."""
-    code = re.sub(r"--.*", "", q.sql)
-    names = list(dict.fromkeys(PARAMETER.findall(code)))
-    lines = [f"-- {q.name}: {q.question}", *(rf"\set {name} '{_SET[name]}'" for name in names if name in _SET)]
-    if own := [f":{name}" for name in names if name not in _SET]:
+    lines = [f"-- {q.name}: {q.question}", *(rf"\set {name} '{_SET[name]}'" for name in _parameters(q) if name in _SET)]
+    if own := [f":{name}" for name in own_parameters(q)]:
         lines.append(f"-- set first: {', '.join(own)}")
     return "\n".join([*lines, f"{q.sql};"])
+
+
+def own_parameters(q: Query) -> list[str]:
+    """Return the parameters of a query that a run does not set."""
+    return [name for name in _parameters(q) if name not in _SET]
+
+
+def _parameters(q: Query) -> list[str]:
+    return list(dict.fromkeys(PARAMETER.findall(re.sub(r"--.*", "", q.sql))))
 
 
 @cache

@@ -118,6 +118,7 @@ def root(tmp_path: Path) -> Path:
         ("observations.md", "| relay 0.9, FM-OB-01", "| relais 0.9, FM-OB-01", "", "'relais 0.9' is not a hop"),
         ("runbook.md", "| 4.1.1 |", "| 4.7.1 |", "", "step '4.7.1' is not of section 4.1"),
         ("runbook.md", "| 4.1.2 |", "| 4.7.1 |", "| 4.7.1 |", "step '4.7.1' is not of section 4.1"),
+        ("runbook.md", "- 4.1.2: ", "- 4.1.9: ", "## 4.1 ", "step '4.1.9' is not of section 4.1"),
         ("runbook.md", "Step | What is asked |", "Step | What |", "| 2.1 |", "the column 'What is asked' is missing"),
         ("runbook.md", "| 確認すること |", "| 質問 |", "| 2.1 |", "the column '確認すること' is missing"),
         ("observations.md", "| 意味 |", "| 題 |", "", "the column '意味' is missing"),

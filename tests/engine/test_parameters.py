@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.book import catalog
-from runbook_lib.book.parameters import declared_names, free_texts, moment, parameters_class, validate
+from runbook_lib.book.parameters import declared_names, free_texts, moment, validate
 from runbook_lib.cli.common import parse_parameters
 from runbook_lib.dossier import compare
 from runbook_lib.model.usage import UsageError
@@ -104,14 +103,6 @@ def test_a_time_without_an_offset_is_shown_in_both_zones(monkeypatch: pytest.Mon
 def test_a_clock_that_is_a_little_ahead_is_no_future() -> None:
     ahead = (pd.Timestamp.now("UTC") + pd.Timedelta(seconds=90)).isoformat()
     assert validate({"as_of": ahead, "detected_at": ahead}).as_of == ahead
-
-
-@pytest.mark.parametrize("section", catalog.load().runnable().values(), ids=lambda s: s.number)
-def test_a_notebook_declares_only_what_is_validated(section: catalog.Section) -> None:
-    assert section.notebook
-    names = declared_names(section.notebook)
-    common = {"incident_id", "target", "window_minutes", "as_of", "lang"}
-    assert common <= set(names) <= set(parameters_class().model_fields)
 
 
 def test_declared_reads_what_inspection_by_regex_drops(tmp_path: Path) -> None:

@@ -36,20 +36,13 @@ def test_both_readmes_lead_to_the_same_documents() -> None:
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda s: s.number)
 def test_links_of_a_notebook(section: Section) -> None:
+    """To each other notebook, to its section and to the failure modes that it tells apart."""
     assert section.notebook
-    text = prose(section.notebook)
     assert problems(section.notebook) == []
-    assert "../docs/runbook.md#" in text, "no link to its own section"
-    assert "../docs/failure-modes.md#" in text or section.number in ("2", "6", "7"), "no link to a failure mode"
-
-
-def test_section_3_and_the_symptoms_link_to_each_other() -> None:
-    symptoms = {s.notebook.name for n, s in BOOK.runnable().items() if n.startswith("4.") and s.notebook}
-    first = BOOK.sections["3"].notebook
-    assert first
-    assert symptoms <= set(LINK.findall(prose(first)))
-    for name in symptoms:
-        assert first.name in LINK.findall(prose(first.with_name(name)))
+    links = set(LINK.findall(text := prose(section.notebook)))
+    assert links == {s.notebook.name for s in SECTIONS if s.notebook and s != section}
+    assert "../docs/runbook.md#" in text
+    assert ("../docs/failure-modes.md#" in text) is (section.number not in ("6", "7"))
 
 
 @pytest.mark.parametrize("path", [*DOCUMENTS, *(s.notebook for s in SECTIONS if s.notebook)], ids=lambda p: p.name)

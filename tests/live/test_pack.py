@@ -21,7 +21,7 @@ from click.testing import CliRunner
 
 import runbook_lib
 from runbook_lib.actions import action, proposals
-from runbook_lib.book import catalog, messages, pack
+from runbook_lib.book import catalog, messages, pack, queries
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.cli.main import cli
@@ -59,6 +59,7 @@ def rewrite(path: Path, old: str, new: str) -> None:
     text = path.read_text(encoding="utf-8")
     assert old in text
     path.write_text(text.replace(old, new), encoding="utf-8")
+    queries.read.cache_clear()
 
 
 def test_the_engine_knows_no_system() -> None:
@@ -180,12 +181,12 @@ def test_a_new_pack_of_a_system_in_one_language_has_that_one_alone(
     """Its texts are shown in it whatever language is asked for; those of the engine are not."""
     book, system = catalog.load(), replace(pack.active_runbook().packs[0], languages=(language,))
     with monkeypatch.context() as one_language:
-        one_language.setattr(pack, "active_runbook", lambda: pack.Runbook((system,)))
+        one_language.setattr(pack, "_pack_under_test", [pack.Runbook((system,))])
         written = {p.name: p for p in write_section("8.1", here / "own", "Our own", "独自の節", book)}
     assert {"en.toml", "ja.toml"} & written.keys() == {f"{language}.toml"}
     text, cells = (written[name].read_text(encoding="utf-8") for name in ("runbook.md", "08_1_own.ipynb"))
     assert text.startswith(f"## 8.1 {heading}\n") and f"\n| Step | {column}" in text and "\n|---|---|\n" in text
-    assert f"# 8.1 {heading}" in cells and '"runbook"' not in cells
+    assert f"# 8.1 {heading}" in cells and '"ja": [' not in cells
     assert testing.problems(here / "own") == []
     found = testing.judge(here / "own", "8.1.1", sessions=pd.DataFrame([{"connected": 9, "waiting": 0}]))
     with pack.use_pack(here / "own"):
@@ -268,6 +269,44 @@ def test_a_new_section_is_in_the_lab_with_its_own_documents(own: Path) -> None:
     assert "](docs/own/runbook.md)" in copy and "INC-1" in copy
     assert (folder / "docs" / "own" / "runbook.md").is_file()
     assert "## 4.1" in (folder / "docs" / "runbook.md").read_text(encoding="utf-8")
+
+
+def test_notebooks_follow_the_document_and_keep_what_a_person_wrote(own: Path) -> None:
+    document, notebook = own / "docs" / "runbook.md", own / "notebooks" / "08_1_own.ipynb"
+
+    def write(*options: str, differs: int = 0) -> str:
+        done = runbook("new", "notebooks", *options, env=os.environ, cwd=own.parent)
+        assert (done.returncode, done.stdout.count("08_1_own.ipynb")) == (
+            int(options == ("--check",)) * differs,
+            differs,
+        )
+        return done.stderr
+
+    def cells() -> dict[str, str]:
+        return {c.id: c.source for c in nbformat.read(notebook, as_version=4).cells}
+
+    def put(name: str, source: str, behind: str) -> None:
+        nb = nbformat.read(notebook, as_version=4)
+        at = [c.id for c in nb.cells].index(behind) + 1
+        nb.cells[at - (name == behind) : at] = [nbformat.v4.new_code_cell(source, id=name)]
+        nbformat.write(nb, notebook)
+
+    write("--check")
+    put("mine", "rb.why()", "step-8-1-1")
+    write("--check")
+    rewrite(document, "Does a session wait", "Does any session wait")
+    write("--check", differs=1)
+    assert write(differs=1) == "" and "Does any session" in cells()["text-8-1-1"]
+    put("conclude", "rb.conclude()  # mine", "conclude")
+    put("text-8-1-9", "of a step that is gone", "mine")
+    rewrite(document, "- Takes: about 1 s", "- Takes: about 9 s")
+    assert "changed by hand, so kept: intro, text-8-1-9, conclude" in write(differs=1)
+    assert (cells()["conclude"], "text-8-1-9" in cells()) == ("rb.conclude()  # mine", True)
+    write("--force", differs=1)
+    assert "9 s" in cells()["intro"] and cells()["conclude"] == "rb.conclude()" and "text-8-1-9" not in cells()
+    assert [*cells()][4:6] == ["step-8-1-1", "mine"]
+    notebook.write_text("notes")
+    assert "08_1_own.ipynb is not a notebook" in runbook("new", "notebooks", env=os.environ, cwd=own.parent).stderr
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ LANGUAGES = pack.LANGUAGES
 VERBATIM = "verbatim"
 _language: ContextVar[str | None] = ContextVar("language", default=None)
 _of_process = LANGUAGES[0]
-_PART = re.compile(r"\[\[(.*?)(?:\|(.*?))?\]\]")
+_PART = re.compile(r"\[\[(.*?)(?:\|(.*?))?\]\]", re.DOTALL)
 
 
 def language() -> str:

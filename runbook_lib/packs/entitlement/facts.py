@@ -89,12 +89,18 @@ class EntitlementParameters(parameters.Parameters):
     """Parameters of sections 4.2, 5.1 and 5.2, and the event that section 3 traces."""
 
     # The notebook stores this value, so a user id is not accepted.
-    event: str | None = Field(None, pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$|^[0-9a-fA-F]{32}$")
-    workload: Literal["notification", "entitlement"] = "notification"
-    delivery_batch_size: int | None = None
-    delivery_poll_interval_s: float | None = None
-    delivery_enabled: bool | None = None
-    relay_batch_size: int | None = None
+    event: str | None = Field(
+        None,
+        pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$|^[0-9a-fA-F]{32}$",
+        description="the id of an event to trace, or of its notification, trace or audit row",
+    )
+    workload: Literal["notification", "entitlement"] = Field(
+        "notification", description='the one to restart: "notification" or "entitlement"'
+    )
+    delivery_batch_size: int | None = Field(None, description="rows per claim, 1 to 200; None: as it is")
+    delivery_poll_interval_s: float | None = Field(None, description="pause between two batches, 0.2 to 30 s")
+    delivery_enabled: bool | None = Field(None, description="False: hold delivery; True: deliver again")
+    relay_batch_size: int | None = Field(None, description="the same three of the outbox relay")
     relay_poll_interval_s: float | None = None
     relay_enabled: bool | None = None
 
