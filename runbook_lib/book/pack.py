@@ -107,6 +107,10 @@ class Pack:
         """Return the path of one of its notebooks."""
         return (self.notebooks or self.folder / "notebooks") / name
 
+    def has_notebook(self, path: Path) -> bool:
+        """Return whether a notebook's path is that of one of its own."""
+        return self.notebook(path.name) == path
+
     def language(self, wished: str) -> str:
         """Return the language of its texts for who wishes one: that one, or its first."""
         return wished if wished in self.languages else self.languages[0]

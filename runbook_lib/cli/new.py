@@ -44,11 +44,11 @@ def write_notebooks(folder: Path, *, force: bool = False, dry: bool = False) -> 
 
     own = next(p for p in pack.active_runbook().packs if p.folder == folder.resolve())
     differing = []
-    for nb in writer.notebooks(own, catalog.load(), force=force):
-        if nb.kept:
-            click.echo(f"{nb.path}: changed by hand, so kept: {', '.join(nb.kept)}; --force replaces them", err=True)
-        if nb.after != nb.before:
-            differing.append(nb.path if dry else _write(nb.path, nb.after))
+    for path, text, kept in writer.notebooks(own, catalog.load(), force=force):
+        if kept:
+            click.echo(f"{path}: changed by hand, so kept: {', '.join(kept)}; --force replaces them", err=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            differing.append(path if dry else _write(path, text))
     return differing
 
 

@@ -58,7 +58,7 @@ def prepare_copies(archive: Archive, target: str, book: Catalog, sections: Conta
         assert section.notebook is not None  # noqa: S101 - runnable sections have one
         if sections is not None and section.number not in sections:
             continue
-        own = next(p for p in pack.active_runbook().packs if p.notebook(section.notebook.name) == section.notebook)
+        own = next(p for p in pack.active_runbook().packs if p.has_notebook(section.notebook))
         docs = f"docs/{own.name}" if own.extends else "docs"
         copy = folder / section.notebook.name
         values = {"incident_id": archive.incident, "target": target}

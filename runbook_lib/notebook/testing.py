@@ -65,7 +65,7 @@ def _step_problems(own: Pack, book: Catalog) -> Iterator[str]:
 
 def _notebook_problems(own: Pack, book: Catalog) -> Iterator[str]:
     for section in book.runnable().values():
-        if section.notebook is None or section.notebook.parent != own.notebook("x").parent:
+        if section.notebook is None or not own.has_notebook(section.notebook):
             continue
         name = section.notebook.name
         if not section.notebook.is_file():

@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
@@ -39,41 +38,27 @@ _METADATA = {
 }
 
 
-@dataclass(frozen=True)
-class Written:
-    """A notebook's text as it is ("" without a file) and as it should be; `kept` are cells as a person changed them."""
+def notebooks(own: Pack, book: Catalog, *, force: bool = False) -> Iterator[tuple[Path, str, list[str]]]:
+    """Yield path and text of each notebook of a pack, and the ids of generated cells kept as a person changed them.
 
-    path: Path
-    before: str
-    after: str
-    kept: list[str]
-
-
-def notebooks(own: Pack, book: Catalog, *, force: bool = False) -> Iterator[Written]:
-    """Yield each notebook of a pack of the active runbook; with `force`, no change of a generated cell is kept.
-
-    Raises UsageError for a file that is not a notebook, and for a section's parameter that does not exist.
+    With `force` none does. Raises UsageError for a file that is no notebook, and for a parameter that does not exist.
     """
-    paths = {
-        n: s.notebook for n, s in book.sections.items() if s.notebook and own.notebook(s.notebook.name) == s.notebook
-    }
+    paths = {n: s.notebook for n, s in book.sections.items() if s.notebook and own.has_notebook(s.notebook)}
     for number, path in paths.items():
         section = book.sections[number]
-        intro = _intro(section, own, book, paths)
-        nb = v4.new_notebook(cells=[intro, *_cells(section, own)], metadata=_METADATA)
+        cells = [_intro(section, own, book, paths), *_cells(section, own)]
+        nb = v4.new_notebook(cells=cells, metadata=_METADATA)
         nb.metadata["runbook"] = {"generated": _digest(nb)}
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        kept = _merge(_parse(path, before), nb, force) if before else []
-        yield Written(path, before, f"{nbformat.writes(nb)}\n", kept)
+        kept = _merge(_read(path), nb, force) if path.is_file() else []
+        yield path, f"{nbformat.writes(nb)}\n", kept
 
 
-def _parse(path: Path, text: str) -> NotebookNode:
+def _read(path: Path) -> NotebookNode:
     try:
-        nb = nbformat.reads(text, as_version=4)
+        nb = nbformat.read(path, as_version=4)
     except ValueError:
         raise UsageError(f"{path} is not a notebook: move it away, or restore it") from None
-    upgraded: NotebookNode = v4.upgrade(nb, from_minor=nb.nbformat_minor)  # cells of earlier versions have no ids
-    return upgraded
+    return NotebookNode(v4.upgrade(nb, from_minor=nb.nbformat_minor))  # cells of earlier versions have no ids
 
 
 def _merge(old: NotebookNode, new: NotebookNode, force: bool) -> list[str]:
@@ -140,7 +125,7 @@ def _cells(section: Section, own: Pack) -> Iterator[NotebookNode]:
         said = say("notebook.question", step=step.id, question=_both(step), hint=_both(step.hint))
         yield _markdown(f"text-{name}", own, said)
         yield _code(f"step-{name}", f'rb.step("{step.id}")')
-        if checks()[step.id].charts:
+        if getattr(checks().get(step.id), "charts", ()):  # a step that is being written may have no check yet
             yield _code(f"chart-{name}", f'rb.chart("{step.id}")')
     yield _markdown("response", own, say("notebook.response"))
     yield _code("first-response", "rb.first_response()")
@@ -153,8 +138,7 @@ def _cells(section: Section, own: Pack) -> Iterator[NotebookNode]:
 
 
 def _code(name: str, source: str, *tags: str) -> NotebookNode:
-    cell: NotebookNode = v4.new_code_cell(source, id=name, metadata={"tags": [*tags]} if tags else {})
-    return cell
+    return NotebookNode(v4.new_code_cell(source, id=name, metadata={"tags": [*tags]} if tags else {}))
 
 
 def _markdown(name: str, own: Pack, said: Text, definitions: str = "") -> NotebookNode:
@@ -162,8 +146,7 @@ def _markdown(name: str, own: Pack, said: Text, definitions: str = "") -> Notebo
     visible, *others = (messages.text(said, lang).strip() for lang in own.languages)
     lines = {lang: text.split("\n") for lang, text in zip(own.languages[1:], others, strict=True)}
     source = f"{visible}\n{definitions}".strip()
-    cell: NotebookNode = v4.new_markdown_cell(source, id=name, metadata={"runbook": lines} if lines else {})
-    return cell
+    return NotebookNode(v4.new_markdown_cell(source, id=name, metadata={"runbook": lines} if lines else {}))
 
 
 def _both(words: Bilingual) -> Text:
