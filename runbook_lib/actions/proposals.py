@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from runbook_lib.book import pack
 from runbook_lib.book.catalog import Role, SettingValue
 from runbook_lib.checks.context import Context, JudgeInput
 from runbook_lib.model.finding import Proposal
@@ -26,13 +27,15 @@ def commands(of: Of) -> Commands:
 def restart(of: Of, which: str) -> Proposal:
     """Restart one workload, by the name that the settings give it."""
     name = of.facts.workloads.program(which)
-    return _propose(of, f"restart_{which}", commands(of).restart(name), "restart", {"name": name})
+    by_runbook = guarded(of, "restart", which)
+    return _propose(of, f"restart_{which}", commands(of).restart(name), "restart", {"name": name}, by_runbook)
 
 
 def start(of: Of, which: str) -> Proposal:
     """Start one workload that was stopped."""
     name = of.facts.workloads.program(which)
-    return _propose(of, f"start_{which}", commands(of).scale(name, 1), "restart", {"name": name})
+    by_runbook = guarded(of, "scale", which, "1")
+    return _propose(of, f"start_{which}", commands(of).scale(name, 1), "restart", {"name": name}, by_runbook)
 
 
 def settings(proposal: str, of: Of, values: Mapping[str, SettingValue | None]) -> Proposal:
@@ -42,7 +45,14 @@ def settings(proposal: str, of: Of, values: Mapping[str, SettingValue | None]) -
     spelt = {s.variable: None if value is None else s.spelt(value) for s, value in changed}
     defaults = {s.variable: s.spelt(s.standard) for s, _ in changed}
     words, command = commands(of).set_environment(name, spelt, defaults)
-    return _propose(of, proposal, command, "throttle", {"name": name, "settings": " ".join(words)})
+    by_runbook = guarded(of, "set", *setting_words(of, values))
+    return _propose(of, proposal, command, "throttle", {"name": name, "settings": " ".join(words)}, by_runbook)
+
+
+def setting_words(of: Of, values: Mapping[str, SettingValue | None]) -> list[str]:
+    """Return settings as `runbook act set` takes them: NAME=VALUE, NAME=default for None."""
+    known = of.catalog.settings
+    return [f"{name}={'default' if v is None else known[name].spelt(v)}" for name, v in values.items()]
 
 
 def undo_settings(of: Of, names: Iterable[str]) -> Proposal:
@@ -99,6 +109,16 @@ def psql(of: Of, sql: str) -> str:
     return shlex.join([*of.facts.workloads.psql_words, "-c", sql])
 
 
-def _propose(of: Of, name: str, command: str, role: Role | None, params: dict[str, Any]) -> Proposal:
+def guarded(of: Of, action: str, *words: str) -> str:
+    """Return the command that runs an action with its checks, a dry run as it stands; "" if the system has none."""
+    if not any(action in brought for brought in pack.active_runbook().every("actions")):
+        return ""
+    run = of if isinstance(of, JudgeInput) else of.given()
+    return shlex.join(["runbook", "act", action, *words, "--target", run.target, "--incident", run.incident])
+
+
+def _propose(
+    of: Of, name: str, command: str, role: Role | None, params: dict[str, Any], by_runbook: str = ""
+) -> Proposal:
     """Return a proposal in the section with that role; without one, in that of the step that proposes it."""
-    return Proposal(name, command, of.catalog.section_with(role) if role else "", params)
+    return Proposal(name, command, of.catalog.section_with(role) if role else "", params, by_runbook)

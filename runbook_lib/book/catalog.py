@@ -231,13 +231,17 @@ class Setting:
         return ""
 
     def read(self, text: str) -> bool | float | str | None:
-        """Parse a typed value: a number, true or false, None for `default`; any other text is returned as it is."""
+        """Parse a typed value: a number, true or false, None for `default`; any other text is returned as it is.
+
+        Seconds may be written as 2, 2s or 500ms.
+        """
         if text in ("default", "true", "false"):
             return {"default": None, "true": True, "false": False}[text]
         try:
-            return float(text.removesuffix("s") if self.unit == "s" else text)
+            return float(text)  # as a duration, the applications would take it for milliseconds
         except ValueError:
-            return text
+            seconds = duration(text) if self.unit == "s" else None
+            return text if seconds is None else seconds
 
     def spelt(self, value: SettingValue) -> str:
         """Format the value as the application's variable takes it."""

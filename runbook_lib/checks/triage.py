@@ -85,7 +85,7 @@ def step_check(step: str, place: str) -> Check:
 
     def collect(rb: Context) -> Frames:
         found = earlier(rb.given(step))
-        offered = [{"command": p.command, "section": p.section} for p in found.proposals] if found else []
+        offered = [{"command": p.offered, "section": p.section} for p in found.proposals] if found else []
         return {"proposed": pd.DataFrame(offered, columns=["command", "section"])}
 
     def judge(frames: Frames, given: JudgeInput) -> Finding:

@@ -233,12 +233,22 @@ class Unseen:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A safe next action, never run by a notebook. `name` is the message key of its texts."""
+    """A safe next action, never run by a notebook. `name` is the message key of its texts.
+
+    `command` changes the system as it stands. `guarded` is the `runbook act` command for the same, which checks its
+    preconditions, is logged, and is a dry run as it stands; "" if the system has no such action.
+    """
 
     name: str
     command: str
     section: str
     params: Mapping[str, Any] = field(default_factory=dict)
+    guarded: str = ""
+
+    @property
+    def offered(self) -> str:
+        """The command to show first."""
+        return self.guarded or self.command
 
 
 @dataclass(frozen=True)

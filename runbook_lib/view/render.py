@@ -292,9 +292,9 @@ def request_lines(incident: str, line: Mapping[str, Any]) -> list[str]:
 
 
 def proposal_texts(proposals: Iterable[Proposal]) -> list[dict[str, str]]:
-    """Return proposals in words: title, command, section, preconditions, effect, risk, undo, verify."""
+    """Return proposals in words: title, command (and the raw one, by_hand), section, and `PROPOSAL_PARTS`."""
     return [
-        {"command": p.command, "section": p.section}
+        {"command": p.offered, "by_hand": p.command if p.guarded else "", "section": p.section}
         | {name: messages.text(proposal_text(p, name)) for name in PROPOSAL_PARTS}
         for p in proposals
     ]
@@ -334,21 +334,21 @@ def location(verdict: Verdict) -> str:
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
-    """Return the verdict as text: status and hop, the strip, the next section, the one safe command."""
+    """Return the verdict as text: status and hop, the strip, the cause, the next section, the one safe command."""
     sure = messages.text(say("ui.confidence", level=say(f"confidence.{verdict.confidence}")))
     lines = [f"{MARKS[verdict.status.name]} {verdict.status.name}  {location(verdict)}  ({sure})", ""]
     lines += [*strip_lines(verdict), ""]
-    if any(m.score for m in verdict.failure_modes):
-        top = ", ".join(f"{m.id} {m.score:.2f}" for m in verdict.failure_modes[:3] if m.score)
-        lines.append(f"{messages.text(say('ui.why_and_why_not'))}: {top}")
+    lines += [f"{m.score:.2f} {m.id} {mode_title(m.id)}" for m in verdict.failure_modes[:2] if m.score >= BROKEN]
     lines += question_lines(verdict)
     if verdict.next_sections:
-        lines.append(f"{messages.text(say('ui.next_sections'))}: {', '.join(verdict.next_sections)}")
+        named = ", ".join(f"{number} {section_title(number)}".strip() for number in verdict.next_sections)
+        lines.append(f"{messages.text(say('ui.next_sections'))}: {named}")
     if verdict.proposals:
         first = proposal_texts(verdict.proposals[:1])[0]
         lines += [
             f"{messages.text(say('ui.safe_action'))}: {first['title']}",
             f"    {first['command']}",
+            f"{messages.text(say('ui.risk'))}: {first['risk']}",
         ]
     return lines
 

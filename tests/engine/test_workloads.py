@@ -238,6 +238,25 @@ def test_proposed_commands_name_the_target_s_container_and_show_few_variables() 
     assert listed.endswith("--list | grep -E '^#|NATS_'")
 
 
+def test_a_change_is_offered_as_the_action_that_checks_it_first() -> None:
+    of = make_given(target="eu", incident="I 1", facts=EntitlementFacts(workloads=EntitlementWorkloads()))
+    offered = [
+        (proposals.restart(of, "notification"), "restart notification"),
+        (proposals.start(of, "entitlement"), "scale entitlement 1"),
+        (proposals.settings("x", of, {"relay.enabled": False, "relay.poll_interval": 0.5}),
+            "set relay.enabled=false relay.poll_interval=500ms"),
+        (proposals.undo_settings(of, ["delivery.batch_size"]), "set delivery.batch_size=default"),
+        (remedies.scale(of, 0), "scale notification 0"),
+    ]  # fmt: skip
+    for proposal, words in offered:
+        assert proposal.offered == f"runbook act {words} --target eu --incident 'I 1'"
+        assert proposal.command.startswith("kubectl ")
+    pause = of.catalog.settings["relay.poll_interval"]
+    assert pause.read("500ms") == 0.5 and pause.read("2s") == pause.read("2") == 2.0
+    read = proposals.logs(of, "notification")
+    assert read.offered == read.command
+
+
 def test_a_proposal_runs_psql_where_the_settings_say_else_where_the_pack_does() -> None:
     def command(**settings: Any) -> str:
         return proposals.psql(make_given(facts=facts_of({"workloads": settings})), "SELECT 'a'")

@@ -536,7 +536,7 @@ def test_the_command_is_refused_and_says_when(rb: Context, tmp_path: Path) -> No
     (tmp_path / "runbook.toml").write_text(
         f'[targets.x]\ndatabase_url_env = "RUNBOOK_DATABASE_URL"\nfreeze = ["{around(datetime.now(UTC))}"]\n'
     )
-    word = ["--execute", "--approved-by", "Aoki", "--reason", "the worker hangs"]
+    word = ["--execute", "--approved-by", "Aoki", "--reason", "the worker hangs", "--incident", "I"]
     for more, says in (([], "target x is frozen until"), (["--break-glass"], "does not allow --break-glass")):
         env = os.environ | {"RUNBOOK_CONFIG": str(tmp_path / "runbook.toml")}
         done = runbook("act", "restart", "notification", "--target", "x", *word, *more, env=env)

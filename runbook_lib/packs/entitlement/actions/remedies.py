@@ -17,7 +17,8 @@ from runbook_lib.packs.entitlement.facts import facts_of
 def scale(of: Of, replicas: int) -> Proposal:
     """Stop notification (0), or start it again (1): subscriber and worker together (4.2)."""
     name = facts_of(of).workloads.notification
-    return Proposal("scale", commands(of).scale(name, replicas), "4.2", {"name": name})
+    by_runbook = proposals.guarded(of, "scale", "notification", str(replicas))
+    return Proposal("scale", commands(of).scale(name, replicas), "4.2", {"name": name}, by_runbook)
 
 
 def make_stream(of: Of) -> tuple[Proposal, ...]:

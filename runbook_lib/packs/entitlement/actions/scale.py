@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Authorization
 from runbook_lib.checks.context import Context, Progress
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.outcome import Precondition
-from runbook_lib.model.usage import UsageError, did_you_mean
+from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import (
     Restart,
@@ -28,38 +29,44 @@ from runbook_lib.sources.source import SourceError
 
 
 class Scale:
-    """Set the replicas of notification to 0 or 1; a second one cannot bind to the same durable consumer."""
+    """Stop notification (0), or start notification or entitlement (1).
+
+    A second notification cannot bind to the same durable consumer. Entitlement is not stopped: its API would be down.
+    """
 
     name = "scale"
 
     def __init__(self, rb: Context, *, workload: str, replicas: int) -> None:
-        if workload != "notification":
-            hint = did_you_mean(workload, ["notification"])
-            raise UsageError(
-                f"'{workload}' cannot be scaled: {hint} Without entitlement the API is down; each replica has a relay"
-            )
-        if replicas not in (0, 1):
-            raise UsageError(f"notification can have 0 replicas or 1, not {replicas}: a second one aborts at its start")
-        self.replicas, self.rb = replicas, rb
-        self.program = rb.facts.workloads.program("notification")
         self._restart = Restart(rb, workload=workload)
+        if replicas not in (0, 1):
+            raise UsageError(f"{workload} can have 0 replicas or 1, not {replicas}: each has a loop of its own")
+        if workload != "notification" and not replicas:
+            raise UsageError(f"'{workload}' cannot be stopped: without it the API is down")
+        self.replicas, self.rb = replicas, rb
+        self.which, self.program = workload, rb.facts.workloads.program(workload)
 
     def what(self) -> dict[str, Any]:
         """Return the workload, by role and by name, and the number of replicas."""
-        return {"workload": "notification", "name": self.program, "replicas": self.replicas}
+        return {"workload": self.which, "name": self.program, "replicas": self.replicas}
 
     def command(self) -> str:
         """Return the command of the target's runner."""
-        return remedies.scale(self.rb, self.replicas).command
+        start = proposals.start(self.rb, self.which)
+        return start.command if self.replicas else remedies.scale(self.rb, self.replicas).command
 
     def preconditions(self, rb: Context) -> list[Precondition]:
-        """Check that the number differs from the current one and, for a start, that both servers answer."""
+        """Check that the number differs from the current one and, for a start, that both servers answer.
+
+        Another number of entitlements than none is the owner's: it is not changed.
+        """
         cluster, now = check_cluster(rb), rb.workloads.replicas(self.program)
-        found = [*cluster, Precondition(say("action.scale.differs", n=now), now != self.replicas)]
+        differs = now != self.replicas if self.which == "notification" else now == 0
+        found = [*cluster, Precondition(say("action.scale.differs", n=now), differs)]
         if self.replicas:
-            frames = logins.collect(rb, "notification")
-            found += [*check_servers(rb), *check_logins(rb, "notification", frames)]
-            found += [check_start(rb, self.program), check_only_worker(rb, self.program, frames)]
+            frames = logins.collect(rb, self.which)
+            found += [*check_servers(rb), *check_logins(rb, self.which, frames)]
+            if self.which == "notification":
+                found += [check_start(rb, self.program), check_only_worker(rb, self.program, frames)]
         return [*found, check_cooldown(rb, self.program)]
 
     def state(self, rb: Context) -> dict[str, Any]:

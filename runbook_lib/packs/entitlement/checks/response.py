@@ -768,7 +768,7 @@ def place_finding(given: JudgeInput) -> Finding | None:
 def collect_recovery(rb: Context) -> Frames:
     """3.3 runs no query, it uses the finding of 3.2. Frame proposed (command: text, section: text)."""
     place = place_finding(rb.given())
-    rows = [{"command": p.command, "section": p.section} for p in place.proposals] if place else []
+    rows = [{"command": p.offered, "section": p.section} for p in place.proposals] if place else []
     return {"proposed": pd.DataFrame(rows, columns=["command", "section"])}
 
 
@@ -780,7 +780,7 @@ def judge_recovery(frames: Frames, given: JudgeInput) -> Finding:
     if place.proposals:
         first = place.proposals[0]
         return judged(
-            say("response.do", title=proposal_text(first, "title"), command=first.command, section=first.section),
+            say("response.do", title=proposal_text(first, "title"), command=first.offered, section=first.section),
             [Value("proposals", len(place.proposals))],
             at_least=Status.WARNING,
             notes=(say("response.nothing_run"), *(_format_alternative(p) for p in place.proposals[1:])),
@@ -802,7 +802,7 @@ def judge_recovery(frames: Frames, given: JudgeInput) -> Finding:
 
 
 def _format_alternative(proposal: Proposal) -> Text:
-    return say("response.also", title=proposal_text(proposal, "title"), command=proposal.command)
+    return say("response.also", title=proposal_text(proposal, "title"), command=proposal.offered)
 
 
 # 3.4 What would count as recovered --------------------------------------------------------------------------
@@ -891,7 +891,7 @@ def record_rows(given: JudgeInput) -> pd.DataFrame:
         facts += [
             ("stuck_at", place.value("stuck_at")),
             ("failure_modes", ", ".join(ranked[:3])),
-            ("proposed", place.proposals[0].command if place.proposals else "-"),
+            ("proposed", place.proposals[0].offered if place.proposals else "-"),
         ]
     if verdict is not None:
         facts.append(("status", verdict.status.name))

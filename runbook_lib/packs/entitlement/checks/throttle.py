@@ -479,7 +479,7 @@ def _build_notes(frames: Frames, given: JudgeInput, seen: ThrottleReading, side:
     if seen.known:
         notes += _note_prediction(given, seen, side)
         if seen.changed:
-            undo = proposals.undo_settings(given, seen.changed).command
+            undo = proposals.undo_settings(given, seen.changed).offered
             notes.append(say("throttle.undo", command=undo))
         notes.append(say(seen.timing, ms=1000 * seen.now.per_row_s))
     if seen.flow.waiting:

@@ -29,7 +29,7 @@ def restart(workload: str, **options: Any) -> int:
 @click.argument("replicas", type=int)
 @action_options
 def scale(workload: str, replicas: int, **options: Any) -> int:
-    """Stop notification (0), or start it again (1); events wait in the stream meanwhile (runbook 4.2)."""
+    """Stop notification (0), or start notification or entitlement (1) that was stopped (runbook 4.2)."""
     return common.act("4.2", "scale", {"workload": workload, "replicas": replicas}, **options)
 
 
