@@ -208,12 +208,7 @@ class Dispatcher(Loop):
         now = self._clock.now
         verdict = result["document"]["verdict"] if result else None
         second_run = self._plan_second_run(job, verdict) if verdict else None
-        self.write_until_done(
-            lambda: self._journal.conclude(
-                job, verdict, now(), places=self._places, message=message, problem=problem, again=again,
-                second_run=second_run, seal=sealed,
-            )
-        )  # fmt: skip
+        # Counted first: whoever sees in the journal that a job has ended finds it in the metrics.
         if verdict is None:
             _log.error("%s is given up: %s", job.key, problem)
             self._metrics.failed.inc()
@@ -221,6 +216,12 @@ class Dispatcher(Loop):
             self._metrics.finished.labels(verdict["status"]).inc()
             if not job.rerun:  # it waits on purpose
                 self._metrics.seconds.observe(max(now() - job.made, 0))
+        self.write_until_done(
+            lambda: self._journal.conclude(
+                job, verdict, now(), places=self._places, message=message, problem=problem, again=again,
+                second_run=second_run, seal=sealed,
+            )
+        )  # fmt: skip
 
     def _plan_second_run(self, job: Job, verdict: dict[str, Any]) -> tuple[float, str] | None:
         """Return when the sections run a second time, and its line in the timeline; None for no second run."""
