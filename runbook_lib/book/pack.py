@@ -182,6 +182,7 @@ _ENGINE = Pack(
             "archive verify": "cli.dossier:verify",
             "capsule": "cli.record:capsule",
             "dossier": "cli.dossier:dossier_",
+            "incidents": "cli.dossier:incidents",
             "note": "cli.dossier:note",
             "open": "cli.record:open_",
             "postmortem": "cli.postmortem:postmortem_",

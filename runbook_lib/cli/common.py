@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,12 @@ _DEADLINE_S = NumberRange(min=0, min_open=True, max=settings.DAY_S)
 
 #: Options of several commands.
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON document and nothing else")
-TARGET = click.option("--target", default="default", show_default=True, help="the system, a target of runbook.toml")
+TARGET = click.option(
+    "--target", default="default", envvar="RUNBOOK_TARGET", show_default=True, show_envvar=True,
+    help="the system, a target of runbook.toml",
+)  # fmt: skip
+#: The incident of a run or an action for which none is named, and the word for the newest one.
+ADHOC, LATEST = "adhoc", "latest"
 PAIRS = click.option("-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook")
 DEADLINE = click.option(
     "--deadline", "deadline_s", type=_DEADLINE_S, metavar="SECONDS", default=lambda: settings.load().deadline_s,
@@ -67,6 +73,26 @@ def output_option(what: str = "folder or URL of the artifacts") -> Callable[[F],
     """Return the option --output; its default is the setting `output`."""
     help_text = f"{what}  [default: outputs]"
     return click.option("--output", metavar="DIR|URL", default=lambda: settings.load().output, help=help_text)
+
+
+def incident_option(what: str) -> Callable[[F], F]:
+    """Return the option --incident; `latest` is the incident with the newest files."""
+    return click.option(
+        "--incident", default=ADHOC, envvar="RUNBOOK_INCIDENT", show_default=True, show_envvar=True,
+        help=f"{what}; {LATEST}: the newest incident",
+    )  # fmt: skip
+
+
+def resolve_incident(incident: str, output: str) -> str:
+    """Return the incident's name; for `latest` that of the newest one. Raises UsageError if there is none."""
+    from runbook_lib.store.archive import Archive
+
+    if incident != LATEST:
+        return incident
+    found = [name for name in Archive(output, "").newest(9) if Archive(output, name).manifest()]
+    if not found:
+        raise UsageError(f"there is no incident under {output} yet: name a new one")
+    return found[-1]
 
 
 def lang_option(what: str = "language of the output") -> Callable[[F], F]:
@@ -144,6 +170,7 @@ def existing_archive(incident: str, output: str) -> Any:
     from runbook_lib.book.parameters import validate
     from runbook_lib.store.archive import SEALED, Archive
 
+    incident = resolve_incident(incident, output)
     validate({"incident_id": incident})
     archive = Archive(output, incident)
     if not set(SEALED) & set(archive.names()) and not archive.partials():
@@ -161,9 +188,7 @@ def action_options(f: Any) -> Any:
     """Add the options that every action has."""
     for option in (
         TARGET,
-        click.option(
-            "--incident", default="adhoc", show_default=True, help="the incident whose dossier records the action"
-        ),
+        incident_option("the incident whose dossier records the action"),
         click.option("--execute", is_flag=True, help="run the action; without this it is a dry run"),
         click.option("--approved-by", type=words, metavar="NAME", help="the person who approved the action"),
         click.option("--reason", type=words, metavar="TEXT", help="the reason, for the postmortem"),
@@ -205,6 +230,9 @@ def act(
     from runbook_lib.store import record
     from runbook_lib.view import render
 
+    if execute and incident == ADHOC:
+        raise UsageError("--execute needs --incident: its dossier records the action (runbook incidents lists them)")
+    incident = resolve_incident(incident, output)
     interrupts.raise_on_signal()  # what has been done is written down
     if output != settings.load().output:
         os.environ["RUNBOOK_OUTPUT"] = output
@@ -219,6 +247,10 @@ def act(
     else:
         for line in [*render.action_lines(outcome), sealed]:
             click.echo(line)
+        if outcome.result == "dry" and outcome.why.key in ("action.dry_ready", "action.dry_warned"):
+            flags = [f for f in ("--approved-by", "--reason") if not words[f[2:].replace("-", "_")]]
+            more = [word for f in flags for word in (f, "NAME" if f == "--approved-by" else "TEXT")]
+            click.echo(shlex.join(["runbook", *sys.argv[1:], "--execute", *more]))
     try:
         overview.write_index(rb.context.archive)
     except OSError as e:

@@ -26,6 +26,7 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
     from runbook_lib.privacy.masking import Masker
     from runbook_lib.store.archive import Archive, OutputError
 
+    incident = common.resolve_incident(incident, output)
     validate({"incident_id": incident})
     config = settings.load()
     archive = Archive(output, incident)
@@ -59,6 +60,28 @@ def dossier_(incident: str, output: str) -> int:
     archive = common.existing_archive(incident, output)
     overview.write_index(archive)
     click.echo(f"{archive.place}/{overview.INDEX}")
+    return 0
+
+
+@click.command()
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="how many, the newest ones")
+@common.output_option("folder or URL of the incidents")
+@common.lang_option()
+@common.AS_JSON
+def incidents(limit: int, output: str, as_json: bool) -> int:
+    """List the newest incidents: when each began, its system, its last verdict and place."""
+    from runbook_lib.dossier import report
+    from runbook_lib.store.archive import Archive
+    from runbook_lib.view import render
+
+    found, unread = report.read(output, None, None, only=Archive(output, "").newest(limit))
+    if as_json:
+        common.say_json([i.row() | {"begun": i.begun.isoformat()} for i in found])
+    else:
+        listed = [[i.incident, render.when(i.begun), i.target, i.last or "-", " / ".join(i.place)] for i in found]
+        for line in render.columns(listed) if listed else ():
+            click.echo(line)
+    common.echo_text(*unread, err=True)
     return 0
 
 

@@ -8,13 +8,13 @@ import click
 from click.core import ParameterSource
 
 from runbook_lib.book import catalog
-from runbook_lib.cli.common import RECORDING, TARGET, lang_option
+from runbook_lib.cli.common import RECORDING, TARGET, incident_option, lang_option, resolve_incident
 from runbook_lib.sources import settings
 
 
 @click.command()
 @TARGET
-@click.option("--incident", default="adhoc", show_default=True, help="names the folder of the copies")
+@incident_option("names the folder of the copies")
 @click.option("--output", metavar="DIR", help="where artifacts go  [default: outputs]")
 @click.option(
     "--replay", type=RECORDING, metavar="FILE|example", help="answer from a recording instead of a target's servers"
@@ -34,6 +34,7 @@ def lab(
     from runbook_lib.lab import copies as interactive
 
     config = settings.load()
+    incident = resolve_incident(incident, output or config.output)
     if replay:
         from runbook_lib.store import recording
 

@@ -34,7 +34,7 @@ FORMATS = ("text", "json", "nagios", "openmetrics")
 def _run_options(f: Any) -> Any:
     for option in (
         common.TARGET,
-        click.option("--incident", default="adhoc", show_default=True, help="names the folder of the artifacts"),
+        common.incident_option("names the folder of the artifacts"),
         common.PAIRS,
         click.option("--as-of", metavar="TIME", help="run for a past moment, as far as stored timestamps allow"),
         common.output_option("folder or URL for the artifacts"),
@@ -45,6 +45,7 @@ def _run_options(f: Any) -> Any:
             help="output format: nagios is a plugin's line, openmetrics a textfile for node_exporter",
         ),
         click.option("--json", "form", flag_value="json", help="print one JSON document and nothing else"),
+        click.option("--why", is_flag=True, help="print each step and each observation that the verdict rests on"),
     ):  # fmt: skip
         f = option(f)
     return f
@@ -68,7 +69,7 @@ def _parse_wait(ctx: click.Context, param: click.Parameter, value: str | None) -
     help="the section about recovery: repeat until it is OK, for at most this time, such as 3m",
 )
 @_run_options
-def run(sections: tuple[str, ...], wait_s: float | None, form: str, **options: Any) -> int:
+def run(sections: tuple[str, ...], wait_s: float | None, form: str, why: bool, **options: Any) -> int:
     """Run sections of the runbook headless and store their artifacts."""
     if wait_s is not None:
         from runbook_lib.book import catalog
@@ -78,7 +79,7 @@ def run(sections: tuple[str, ...], wait_s: float | None, form: str, **options: A
             raise UsageError(f"--wait needs section {recovery} alone and no --as-of: runbook run {recovery} --wait 3m")
     _start_fork_server()
     order = _build_order(list(dict.fromkeys(sections)), **options)
-    return _carry_out_orders([order], form, wait_s or 0.0)
+    return _carry_out_orders([order], form, wait_s or 0.0, why=why)
 
 
 @click.command()
@@ -102,17 +103,18 @@ def triage(
     scheduler: str | None,
     workers: int | None,
     form: str,
+    why: bool,
     **options: Any,
 ) -> int:
     """Run the triage, the sections it points to, then what may decide; with --alert, the routes of runbook.toml."""
-    given = {n for n in ("target", "incident") if context.get_parameter_source(n) is not ParameterSource.DEFAULT}
+    given = {n for n in ("target", "incident") if context.get_parameter_source(n) is ParameterSource.COMMANDLINE}
     if targets is None:
         if executor != "local" or scheduler or workers:
             raise UsageError("--executor, --scheduler and --workers need --targets all|NAME,...")
         _start_fork_server()
         if alert:
-            return _triage_alert(alert, given, form, **options)
-        return _carry_out_orders([_build_order([], **options)], form)
+            return _triage_alert(alert, given, form, why=why, **options)
+        return _carry_out_orders([_build_order([], **options)], form, why=why)
     if alert:
         raise UsageError("--alert and --targets cannot be combined: the alert names its system")
     if "target" in given:
@@ -210,7 +212,7 @@ def _target_names(targets: str, config: settings.Settings) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _triage_alert(file: BinaryIO, given: set[str], form: str, **options: Any) -> int:
+def _triage_alert(file: BinaryIO, given: set[str], form: str, *, why: bool, **options: Any) -> int:
     from runbook_lib.notebook.notes import keep_note
     from runbook_lib.privacy.masking import Masker
     from runbook_lib.receiver import alert, routes
@@ -231,7 +233,7 @@ def _triage_alert(file: BinaryIO, given: set[str], form: str, **options: Any) ->
         archive.prepare()  # before the first token is made
         more = f" (+{len(own) - 1})" if len(own) > 1 else ""
         keep_note(archive, masker.scrub_once(own[0].line + more), "alert")
-    return _carry_out_orders([order for order, _ in orders], form)
+    return _carry_out_orders([order for order, _ in orders], form, why=why)
 
 
 def _start_fork_server() -> None:
@@ -246,6 +248,7 @@ def _build_order(numbers: list[str], *, pairs: tuple[str, ...], as_of: str | Non
     from runbook_lib.book import catalog
     from runbook_lib.model.order import Order
 
+    fields["incident"] = common.resolve_incident(fields["incident"], fields["output"])
     return Order(
         tuple(numbers or [catalog.load().required_section("triage")]),
         follow=not numbers,
@@ -255,7 +258,7 @@ def _build_order(numbers: list[str], *, pairs: tuple[str, ...], as_of: str | Non
     )
 
 
-def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0) -> int:
+def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0, *, why: bool = False) -> int:
     """Carry the orders out and print each result; return the worst exit code.
 
     With `wait_s` each order is repeated until it is OK; the last result is printed.
@@ -275,15 +278,15 @@ def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0) -> in
             left = f"{order.output}/{order.incident}"
             raise click.ClickException(f"the run was killed from outside; what it left is in {left}") from None
         said.append(came["document"])
-        _print_result(came, form)
+        _print_result(came, form, why=why)
         for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
             click.echo(f"runbook: {problem}", err=True)
     return _print_documents(said, form, several=len(said) > 1)
 
 
-def _print_result(came: dict[str, Any], form: str) -> None:
+def _print_result(came: dict[str, Any], form: str, *, why: bool = False) -> None:
     if form == "text":
-        _print_text(came)
+        _print_text(came, why=why)
     elif form == "nagios":
         click.echo(pack.hook("nagios")(came["lines"][0], came["document"]))
 
@@ -300,14 +303,19 @@ def _wait_before_rerun(document: dict[str, Any], until: float) -> bool:
     return True
 
 
-def _print_text(came: dict[str, Any]) -> None:
+def _print_text(came: dict[str, Any], *, why: bool) -> None:
+    """Print what was found, and last what matters first: the verdict, the safe command, its risk, the page."""
+    # On a terminal each step has been shown when it ended.
+    if why or not (sys.stdout.isatty() and sys.stderr.isatty()):
+        for status, line in came["details"]:
+            draw(paint(line, fg=common.COLOURS.get(status)) + "\n")
+    for line in came["why"] if why else ():
+        click.echo(line)
+    click.echo()
     first, *rest = came["lines"]
     draw(paint(first, fg=common.COLOURS[came["document"]["status"]], bold=True) + "\n")
     for line in rest:
         click.echo(line)
-    for status, line in came["details"]:
-        draw(paint(line, fg=common.COLOURS.get(status)) + "\n")
-    if came["index"]:
-        click.echo(f"\n{came['index']}")
-    if came["document"]["seal"]:
-        click.echo(came["document"]["seal"])
+    click.echo()
+    for line in filter(None, (came["draft"], came["document"]["seal"], came["index"])):
+        click.echo(line)

@@ -43,7 +43,8 @@ def summary(order: Order, config: Settings, book: Catalog, progress: Steps, tell
     `document`, as --json prints it (docs/architecture.md, "The command"), with its `seal`: the dossier's head, to be
     kept outside of it. `index`, the dossier's page; None where it could not be written. `problem`, one line: why what
     was found is not in the archive; "" when it is. `lines`, the verdict as text; `details`, what was found section by
-    section, pairs of a status (or "") and a line; `problems`, what went wrong with a section.
+    section, pairs of a status (or "") and a line; `why`, the reasons for each failure mode's score; `draft`, the
+    postmortem that was written, if any; `problems`, what went wrong with a section.
 
     Raises UsageError before anything has started when the order, or the target, is not in order.
     """
@@ -72,8 +73,6 @@ def summary(order: Order, config: Settings, book: Catalog, progress: Steps, tell
                 pack.tell("traced", results, said)
             index = f"{archive.place}/{overview.INDEX}"
     details = [line for r in results for line in _detail_lines(r)]
-    details += [("", f"  {draft}")] if draft else []
-    details += [("", line) for line in render.failure_mode_lines(verdict)]
     return {
         # Plain JSON: a notebook's own types would bring their imports to whoever reads it.
         "document": json.loads(json.dumps(said)) | {"seal": "" if lost else seal.seal_text(archive)},
@@ -81,6 +80,8 @@ def summary(order: Order, config: Settings, book: Catalog, progress: Steps, tell
         "problem": problem,
         "lines": lines,
         "details": details,
+        "why": render.failure_mode_lines(verdict),
+        "draft": draft,
         "problems": [f"section {r.section}: {r.problem}" for r in results if r.problem],
     }
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from runbook_lib.cli.common import AS_JSON, lang_option, say_json, words
+from runbook_lib.cli.common import AS_JSON, TARGET, incident_option, lang_option, resolve_incident, say_json, words
 
 _OPTIONS = (
-    click.option("--target", default="default", show_default=True, help="target in runbook.toml"),
-    click.option("--incident", default="adhoc", show_default=True, help="incident whose tokens mask the user ids"),
+    TARGET,
+    incident_option("incident whose tokens mask the user ids"),
     lang_option(),
     AS_JSON,
 )
@@ -68,6 +68,8 @@ def account(window: int, as_of: str | None, as_json: bool, **options: Any) -> in
 def _open_session(window: int, *, target: str, incident: str, **more: Any) -> Any:
     from runbook_lib.book import messages
     from runbook_lib.notebook.session import quiet_session
+    from runbook_lib.sources import settings
 
+    incident = resolve_incident(incident, settings.load().output)
     named = {"target": target, "incident_id": incident, "lang": messages.language()}
     return quiet_session("3", window_minutes=window, **named, **more)

@@ -1,0 +1,53 @@
+"""Which incident and system a command means: by option, by variable, or the newest incident."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.kit import ROOT
+from tests.kit.command import runbook
+
+ENV = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "RUNBOOK_LANG": "en"}
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    """An output with two incidents, of which `b` is the newer, and a folder that is none."""
+    for name, at in (("b", 2e9), ("a", 1e9)):
+        shutil.copytree(ROOT / "outputs" / "sample", tmp_path / name)
+        os.utime(tmp_path / name / "manifest.jsonl", (at, at))
+    (tmp_path / "zzz").mkdir()
+    return tmp_path
+
+
+def test_incidents_are_listed_with_their_last_verdict(two: Path) -> None:
+    done = runbook("incidents", "--output", str(two), env=ENV)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["a", "b"]
+    assert all("CRITICAL  delivery_worker" in line for line in done.stdout.splitlines())
+    listed = json.loads(runbook("incidents", "--output", str(two), "--json", "--limit", "1", env=ENV).stdout)
+    assert [i["incident"] for i in listed] == ["b"] and listed[0]["last"]
+
+
+def test_latest_is_the_incident_with_the_newest_run(two: Path) -> None:
+    assert runbook("dossier", "latest", "--output", str(two), env=ENV).stdout == f"{two}/b/index.html\n"
+    none = runbook("dossier", "latest", "--output", str(two / "zzz"), env=ENV)
+    assert (none.returncode, none.stdout) == (64, "") and "there is no incident" in none.stderr
+
+
+def test_variables_name_the_system_and_the_incident(tmp_path: Path) -> None:
+    named = ENV | {"RUNBOOK_TARGET": "nowhere", "RUNBOOK_INCIDENT": "a/b"}
+    assert "a/b" in runbook("run", "2", "--target", "default", env=named, cwd=tmp_path).stderr
+    assert "nowhere" in runbook("run", "2", "--incident", "a", env=named, cwd=tmp_path).stderr
+
+
+def test_an_action_is_run_for_an_incident_that_somebody_named(tmp_path: Path) -> None:
+    words = ("act", "restart", "notification", "--execute", "--approved-by", "Aoki", "--reason", "it hangs")
+    done = runbook(*words, env=ENV, cwd=tmp_path)
+    assert done.returncode == 64 and "--execute needs --incident" in done.stderr
+    assert not list(tmp_path.iterdir())
