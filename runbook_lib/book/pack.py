@@ -208,6 +208,7 @@ _ENGINE = Pack(
         "actions_of_target": "governance.ledger:read_all",
         "frozen_until": "governance.freeze:frozen_until",
         "sign": "governance.sign:sign",
+        "key_holder": "governance.sign:key_holder",
         "signature_holds": "governance.sign:is_valid",
         "dashboard": "integrations.grafana:dashboard_link",
         "acted": "integrations.grafana:annotate_action",

@@ -7,9 +7,11 @@ misspelt parameter would silently mean the default. Values are checked by type a
 from __future__ import annotations
 
 import ast
-import getpass
+import os
+import pwd
 import re
 from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,9 +152,21 @@ def validate(values: dict[str, Any], names: list[str] | None = None) -> Paramete
         raise UsageError(f"parameter {name}={values.get(name)!r:.80}: {problem}") from None
 
 
+#: Who runs this where the operating system has no login, as in a pod.
+UNKNOWN = "unknown"
+_key_holder: ContextVar[str] = ContextVar("key_holder", default="")
+
+
 def whoami() -> str:
-    """Return the login name of the present user; "unknown" if it has none."""
+    """Return who runs this: the holder of a key (`identify`), else the login of the process's user, else `UNKNOWN`."""
+    if holder := _key_holder.get():
+        return holder
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return UNKNOWN
+
+
+def identify(name: str) -> None:
+    """Act as `name` from now on; the caller has verified that the user holds the key of that name."""
+    _key_holder.set(name)

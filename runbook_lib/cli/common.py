@@ -193,6 +193,11 @@ def action_options(f: Any) -> Any:
         click.option("--approved-by", type=words, metavar="NAME", help="the person who approved the action"),
         click.option("--reason", type=words, metavar="TEXT", help="the reason, for the postmortem"),
         click.option(
+            "--key-file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="your private key: it says who you are where there is no login of your own, such as in a pod",
+        ),
+        click.option(
             "--break-glass", is_flag=True, help="run it despite a freeze, the hourly limit or a missing approval"
         ),
         click.option("--approval", metavar="WORD|FILE", help="the output of `runbook approve` for the dry run"),
@@ -217,6 +222,7 @@ def act(
     execute: bool,
     approved_by: str | None,
     reason: str | None,
+    key_file: Path | None,
     break_glass: bool,
     approval: str | None,
     wait_s: float | None,
@@ -224,7 +230,7 @@ def act(
     as_json: bool,
 ) -> int:
     """Run an action of the active runbook from within a section, print its outcome, and return the exit code."""
-    from runbook_lib.book import messages
+    from runbook_lib.book import messages, parameters
     from runbook_lib.dossier import overview, seal
     from runbook_lib.notebook.session import quiet_session
     from runbook_lib.store import record
@@ -233,6 +239,8 @@ def act(
     if execute and incident == ADHOC:
         raise UsageError("--execute needs --incident: its dossier records the action (runbook incidents lists them)")
     incident = resolve_incident(incident, output)
+    if key_file:
+        parameters.identify(pack.hook("key_holder")(key_file, settings.load()))
     interrupts.raise_on_signal()  # what has been done is written down
     if output != settings.load().output:
         os.environ["RUNBOOK_OUTPUT"] = output

@@ -30,7 +30,7 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.book.parameters import now, whoami
+from runbook_lib.book.parameters import UNKNOWN, now, whoami
 from runbook_lib.checks.context import Context
 from runbook_lib.governance import ledger, sign
 from runbook_lib.model.finding import Text, say
@@ -106,7 +106,9 @@ def check_approval(
     """
     target = rb.parameters.target
     try:
-        if word:
+        if asked["who"] == UNKNOWN:
+            text, ok = say("action.approval.nobody"), False
+        elif word:
             rejection = _find_rejection(rb, asked, word)
             text = rejection or say("action.approval.given", by=word.by, until=when(pd.Timestamp(word.until)))
             ok = not rejection

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 
 from runbook_lib.model.usage import UsageError, printed
-from runbook_lib.sources.settings import Signing, raw_key
+from runbook_lib.sources.settings import Settings, Signing, raw_key
 
 #: Seconds in which `key_command` must print the key.
 _TIMEOUT_S = 10.0
@@ -34,6 +35,12 @@ def sign(text: str, signing: Signing, where: str = "[sign]", listed: str = "[sig
     if by is None:
         raise UsageError(f"the public key of {where} is not listed in {listed}")
     return by, base64.urlsafe_b64encode(key.sign(text.encode())).decode().rstrip("=")
+
+
+def key_holder(key: Path, config: Settings) -> str:
+    """Return the name of a private key in [approvers] or [sign.keys]. Raises UsageError, also for an unknown key."""
+    known = Signing(key_file=key.absolute(), keys={**config.sign.keys, **config.approvers})
+    return sign("", known, "--key-file", "[approvers] or [sign.keys]")[0]
 
 
 def is_valid(text: str, by: str, signature: str, keys: Mapping[str, str]) -> bool:

@@ -100,7 +100,6 @@ def server(browser: str, sandbox: Sandbox, tmp_path_factory: pytest.TempPathFact
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "JUPYTER_"))} | {
         **{k.replace("RUNBOOK_", "PRODUCTION_"): v for k, v in sandbox.state.env.items()},
         "PYTHONPATH": str(ROOT),
-        "LOGNAME": "oncall",
         **{f"JUPYTER_{kind.upper()}_DIR": str(own / kind) for kind in ("config", "data", "runtime")},
         "IPYTHONDIR": str(own / "ipython"),
     }

@@ -43,9 +43,9 @@ def incident(directory: Path) -> Iterator[Servers]:
 
 
 def triage(servers: Servers, output: str, name: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command in `folder` with the addresses in its environment, as nobody in particular."""
+    """Run the command in `folder` with the addresses in its environment."""
     own = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}
-    who = {"LOGNAME": "oncall", "PYTHONPATH": str(ROOT)}
+    who = {"PYTHONPATH": str(ROOT)}
     asked = ("triage", "--incident", name, "--output", output, "-p", "detected_by=alert")
     return alone(*asked, env={**own, **servers.env, **who}, cwd=folder)
 
@@ -63,8 +63,9 @@ def main() -> None:
     (ROOT / OUTPUT / INCIDENT / SALTS).unlink()  # nobody is behind these tokens who could be erased
     if done.returncode != 2:
         sys.exit(f"the sample is CRITICAL by its making, and the command said {done.returncode}")
+    seal = re.findall(r"^seal:sample:.*$", done.stdout, re.MULTILINE)[-1]
     text = (ROOT / CHECKPOINT).read_text(encoding="utf-8")
-    (ROOT / CHECKPOINT).write_text(re.sub(r"seal:sample:[\w.:]+", done.stdout.splitlines()[-1], text), encoding="utf-8")
+    (ROOT / CHECKPOINT).write_text(re.sub(r"seal:sample:[\w.:]+", seal, text), encoding="utf-8")
 
 
 if __name__ == "__main__":
