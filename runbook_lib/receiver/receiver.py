@@ -37,6 +37,7 @@ from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.dispatcher import Dispatcher
 from runbook_lib.receiver.journal import Accepted, Journal, JournalError
 from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.routes import is_expected
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import Archive
 from runbook_lib.view import render
@@ -156,11 +157,14 @@ class Receiver:
             alerts = await self._run_accepting(read, dict(request.headers), body)
         except BadAlert as e:
             raise HTTPException(400, str(e)) from None
+        sent, alerts = len(alerts), [a for a in alerts if is_expected(a, self.config)]
         accepted = await self._accept_alerts(alerts)
         self.metrics.accepted.inc(len(alerts))
         self.metrics.deduplicated.inc(accepted.counted)
         self.dispatcher.wake()
         answer = {"accepted": len(alerts), "jobs": list(accepted.jobs), "counted": accepted.counted}
+        if unrouted := sent - len(alerts):
+            answer["unrouted"] = unrouted
         return JSONResponse(answer, 202)
 
     async def _accept_alerts(self, alerts: list[Alert]) -> Accepted:

@@ -47,6 +47,11 @@ def route_of(alert: Alert, config: Settings) -> Route:
     return route.model_copy(update={"target": target})
 
 
+def is_expected(alert: Alert, config: Settings) -> bool:
+    """Return whether an alert may start a run: a route matches, it names a target, or runbook.toml has no routes."""
+    return not config.routes or bool(alert.target) or any(_route_matches(r, alert) for r in config.routes)
+
+
 def split_by_incident(alerts: Sequence[Alert], config: Settings) -> list[tuple[str, list[Alert]]]:
     """Split a group's alerts by target and by the incident that they name; return (target, alerts) for each.
 

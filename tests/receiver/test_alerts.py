@@ -337,6 +337,15 @@ def test_the_first_route_that_fits() -> None:
     assert (other.sections, other.target, other.parameters) == (["4.1"], "other", {})
 
 
+def test_an_alert_that_no_route_expects_starts_nothing() -> None:
+    routed = config(routes=[Route(alertname="A", sections=["2"])])
+    a, b, named = (
+        made(labels={"alertname": n} | more) for n, more in (("A", {}), ("B", {}), ("B", {"runbook_target": "x"}))
+    )
+    assert [routes.is_expected(alert, routed) for alert in (a, b, named)] == [True, False, True]
+    assert routes.is_expected(b, config()), "without routes every alert is"
+
+
 def test_an_alert_for_an_unknown_target_is_for_no_other_one() -> None:
     known, unknown = (made(labels={"alertname": "A", "runbook_target": name}) for name in ("other", "../x"))
     assert [routes.route_of(a, config()).target for a in (known, unknown)] == ["other", "../x"]

@@ -51,7 +51,13 @@ def test_from_alertmanager_to_artifact_and_message(tmp_path: Path, embedded: Ser
 
             def fire(*more: str) -> bool:
                 command = [amtool, f"--alertmanager.url=http://127.0.0.1:{port}", "alert", "add"]
-                labels = ["alertname=NotificationBacklog", "severity=critical", *more, "--annotation=summary=waiting"]
+                labels = [
+                    "alertname=NotificationBacklog",
+                    "runbook_target=default",
+                    "severity=critical",
+                    *more,
+                    "--annotation=summary=waiting",
+                ]
                 return subprocess.run([*command, *labels], capture_output=True, timeout=60).returncode == 0
 
             until(fire, "Alertmanager takes an alert")

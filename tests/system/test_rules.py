@@ -87,7 +87,7 @@ def metrics(expr: str) -> set[str]:
     recorded = {r["record"]: r["expr"] for g in groups for r in g["rules"] if "record" in r}
     for name, inner in recorded.items():
         expr = expr.replace(name, inner)
-    return set(re.findall(r"\b(?:up\b|[a-z]+_[a-z0-9_]+)(?=[{\[\s)]|$)", expr)) - {"last_over_time", "label_replace"}
+    return set(re.findall(r"\b(?:up\b|[a-z]+_[a-z0-9_]+)(?=[{\[\s),]|$)", expr)) - {"last_over_time", "label_replace"}
 
 
 def test_the_tests_name_existing_alerts_only() -> None:
@@ -100,6 +100,7 @@ def test_the_tests_name_existing_alerts_only() -> None:
 def test_an_alert_says_what_and_where(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in ("critical", "warning")
     assert alert["labels"].get("slo", "ENT-A") in BOOK.slos
+    assert alert["labels"]["runbook_target"] == "default", "alertmanager.yaml sends the receiver nothing else"
     assert set(alert["annotations"]) == {"summary", "summary_ja", "runbook_url"}
     assert re.search(r"[ぁ-んァ-ヶ一-龠]", alert["annotations"]["summary_ja"])
     assert not re.search(r"[ぁ-んァ-ヶ一-龠]", alert["annotations"]["summary"])
