@@ -325,7 +325,7 @@ def test_the_receiver_may_read_and_nothing_else(asked: dict[str, list[Asked]]) -
     assert all(allowed(rights("runbook-read"), a) for a in asked["reading"])
     changes = [a for a in asked["acting"] if a.method != "GET"]
     assert len(changes) == 5 and not any(allowed(rights("runbook-read"), a) for a in changes)
-    for pod in ("Deployment/runbook-receiver", "CronJob/runbook-drill"):
+    for pod in ("Deployment/runbook-receiver", "CronJob/runbook-check"):
         assert PODS[pod]["spec"]["serviceAccountName"] == "runbook-read"
 
 
