@@ -100,6 +100,7 @@ def _intro(section: Section, own: Pack, book: Catalog, paths: Mapping[str, Path]
         when=_both(section.when),
         reads=_both(section.reads),
         seconds=section.seconds if section.takes != "-" else None,
+        only=None if "execute" in section.parameters else say("notebook.reads_only"),
         sections=" · ".join(f"[{n}]({path.name})" for n, path in paths.items() if n != section.number),
         modes=" · ".join(f"[{name}]" for name in to_modes),
     )
