@@ -346,7 +346,8 @@ def test_the_verdict_follows_a_parameter_and_a_step(page: Page, server: Server, 
     save(page)
     assert runs(server)[-1].endswith("-CRITICAL")
     kept_run = json.loads(server.archive.read(f"evidence/{runs(server)[-1]}.json"))
-    assert kept_run[FIRST]["status"] == "CRITICAL" and kept_run["4.1.2"]["frames"] == {}
+    found = {f["step"]: f for f in kept_run["findings"]}
+    assert found[FIRST]["status"] == "CRITICAL" and found["4.1.2"]["frames"] == {}
     if pictures := os.environ.get("RUNBOOK_SCREENSHOTS"):
         run_all(page)
         shot(page, cell(page, "open_section("), 800, Path(pictures) / "lab.png")
