@@ -248,7 +248,7 @@ def test_policies_are_of_the_pods_that_they_are_meant_for() -> None:
         for p in rule["ports"]
         if "podSelector" in to
     }
-    assert ports == {5432: "postgres", 4222: "nats", 8222: "nats", 9090: "prometheus"}
+    assert ports == {5432: "postgres", 6432: "pgbouncer", 4222: "nats", 8222: "nats", 9090: "prometheus"}
     assert {p["port"] for rule in out if "to" not in rule for p in rule["ports"]} == {443, 6443}
 
 
