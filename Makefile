@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests and runs start hundreds of processes: none compiles the library anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test quick-tests test-all lint bench docs drills record mutants sample lock clean
+.PHONY: venv demo test quick-tests test-all lint bench docs drills record mutants sample lock image clean
 
 # Stop with one line if a required command fails: the command, and the message.
 need = $(if $(shell $(1) >/dev/null 2>&1 && echo there),,$(error $(2)))
@@ -21,6 +21,12 @@ $(STAMP): requirements.lock pyproject.toml
 	$(RUN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(RUN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
+
+# The two images of docs/deploy, with the checkout's version as their tag.
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+image:
+	docker build -f docs/deploy/Containerfile -t runbook-notebooks:$(VERSION) .
+	docker build -f docs/deploy/Containerfile.lab --build-arg IMAGE=runbook-notebooks:$(VERSION) -t runbook-notebooks-lab:$(VERSION) .
 
 demo: venv
 	$(RUN)/runbook sandbox demo

@@ -18,7 +18,7 @@ from runbook_lib.book import pack
 from runbook_lib.cli import interrupts
 from runbook_lib.cli.common import CommandGroup
 from runbook_lib.cli.terminal import TerminalStream
-from runbook_lib.model.usage import UsageError
+from runbook_lib.model.usage import UsageError, install_command
 
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
@@ -98,7 +98,7 @@ def _load_command(known: pack.Command) -> click.Command:
         command: click.Command = known.load()
     except ModuleNotFoundError as e:
         extra = known.extra or known.name
-        raise UsageError(f"{known.name} needs the package {e.name}: pip install 'runbook-notebooks[{extra}]'") from None
+        raise UsageError(f"{known.name} needs the package {e.name}: {install_command(extra)}") from None
     return command
 
 

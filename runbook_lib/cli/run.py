@@ -18,7 +18,7 @@ from runbook_lib.book import messages, pack
 from runbook_lib.cli import common
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
-from runbook_lib.model.usage import UsageError, did_you_mean, visible
+from runbook_lib.model.usage import UsageError, did_you_mean, install_command, visible
 from runbook_lib.sources import settings
 
 if TYPE_CHECKING:
@@ -223,7 +223,7 @@ def _triage_alert(file: BinaryIO, given: set[str], form: str, *, why: bool, **op
     except alert.BadAlert as e:
         raise UsageError(f"{file.name}: {e}") from None
     except ModuleNotFoundError as e:
-        raise UsageError(f"a CloudEvent needs the package {e.name}: pip install 'runbook-notebooks[serve]'") from None
+        raise UsageError(f"a CloudEvent needs the package {e.name}: {install_command('serve')}") from None
     config, named = settings.load(), {n: options[n] if n in given else "" for n in ("target", "incident")}
     like = _build_order([], **options)
     orders = routes.orders(alerts, config, like, target=named["target"], named=named["incident"])

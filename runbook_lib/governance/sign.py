@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 
-from runbook_lib.model.usage import UsageError, printed
+from runbook_lib.model.usage import UsageError, install_command, printed
 from runbook_lib.sources.settings import Settings, Signing, raw_key
 
 #: Seconds in which `key_command` must print the key.
@@ -61,7 +61,7 @@ def _ed25519() -> ModuleType:
     try:
         from cryptography.hazmat.primitives.asymmetric import ed25519
     except ImportError:
-        raise UsageError("signatures need the package cryptography: pip install 'runbook-notebooks[sign]'") from None
+        raise UsageError(f"signatures need the package cryptography: {install_command('sign')}") from None
     return ed25519
 
 

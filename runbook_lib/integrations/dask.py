@@ -10,7 +10,7 @@ from importlib import import_module, metadata
 from threading import Lock
 from typing import Any, ParamSpec, TypeVar
 
-from runbook_lib.model.usage import UsageError
+from runbook_lib.model.usage import UsageError, install_command
 from runbook_lib.runs.executors import WorkerError, one_line
 
 #: Seconds for the scheduler to answer, for the first worker to appear, and for the workers to answer the check.
@@ -48,9 +48,7 @@ class DaskExecutor(Executor):
         try:
             distributed: Any = import_module("distributed")
         except ModuleNotFoundError as e:
-            raise UsageError(
-                f"--executor dask needs the package {e.name}: pip install 'runbook-notebooks[dask]'"
-            ) from None
+            raise UsageError(f"--executor dask needs the package {e.name}: {install_command('dask')}") from None
         try:
             self._client: Any = distributed.Client(self._scheduler, timeout=CONNECT_S, set_as_default=False)
         except (OSError, ValueError) as e:

@@ -17,7 +17,7 @@ import nbformat
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import DOCUMENTS, Catalog
 from runbook_lib.book.parameters import validate
-from runbook_lib.model.usage import UsageError, config_file, sandbox_folder
+from runbook_lib.model.usage import UsageError, config_file, install_command, sandbox_folder
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import read_regular
@@ -105,7 +105,7 @@ def open_lab(
     handles Ctrl-C and asks its own question whether to stop.
     """
     if importlib.util.find_spec("jupyterlab") is None:
-        raise UsageError("JupyterLab is not installed: pip install 'runbook-notebooks[lab]'")
+        raise UsageError(f"JupyterLab is not installed: {install_command('lab')}")
     if any(re.match(r"--(ServerApp\.|LabApp\.|NotebookApp\.)?ip\b", a) for a in arguments):
         raise UsageError("JupyterLab listens only on this machine: use `ssh -L` to reach it from another one")
     validate({"incident_id": incident})

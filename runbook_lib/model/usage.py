@@ -46,6 +46,11 @@ def first_problem(e: Any) -> tuple[str, str]:
     return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
 
 
+def install_command(extra: str) -> str:
+    """Return the command that installs an optional part; no package index has this package."""
+    return f"pip install '.[{extra}]' in the checkout, or 'FILE.whl[{extra}]'"
+
+
 def did_you_mean(word: str, known: list[str]) -> str:
     """Return the closest known word as a question, or the list of known words, cut after 50."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)

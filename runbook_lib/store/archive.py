@@ -41,7 +41,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from runbook_lib.model.finding import Text, say
-from runbook_lib.model.usage import UsageError
+from runbook_lib.model.usage import UsageError, install_command
 from runbook_lib.privacy.masking import new_salts, replace_salt
 from runbook_lib.store.files import create_whole, digest, file_mode, make_folder, open_locked, read_regular, write_whole
 
@@ -542,7 +542,7 @@ class Archive:
         try:
             fs, path = fsspec.core.url_to_fs(self.output, **options)
         except ImportError as e:
-            hint = ": pip install 'runbook-notebooks[s3]'" if s3 else ""
+            hint = f": {install_command('s3')}" if s3 else ""
             raise UsageError(
                 f"artifacts under {protocol}:// need a package that is not installed ({e}){hint}"
             ) from None

@@ -150,7 +150,7 @@ def test_further_arguments_go_to_jupyterlab_and_cannot_open_it_to_others(
 
 def test_without_jupyterlab_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jupyterlab", None)
-    with pytest.raises(UsageError, match=r"pip install 'runbook-notebooks\[lab\]'"):
+    with pytest.raises(UsageError, match=r"pip install '.\[lab\]' in the checkout, or 'FILE.whl\[lab\]'"):
         lab.open_lab(str(tmp_path / "out"), "INC-1", "default", BOOK)
     assert not (tmp_path / "out").exists()
 

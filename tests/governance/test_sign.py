@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from runbook_lib.dossier import seal
 from runbook_lib.dossier.seal import ChainHead
+from runbook_lib.model.usage import install_command
 from runbook_lib.store.archive import NOTES, Archive
 from tests.kit.dossiers import COUNT, Verify, cut_off, fill
 from tests.kit.keys import AOKI, KNOWN, pem
@@ -152,7 +153,7 @@ def test_without_the_package_it_is_one_line(archive: Archive, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.asymmetric", None)
     code, out, err = verify(archive, "--checkpoint", told)
     assert (code, out) == (64, "")
-    assert err == "runbook: signatures need the package cryptography: pip install 'runbook-notebooks[sign]'\n"
+    assert err == f"runbook: signatures need the package cryptography: {install_command('sign')}\n"
     bare = str(seal.chain_head(archive))
     assert seal.seal_text(archive).startswith(f"{bare} (not signed: signatures need the package cryptography")
     assert verify(archive, "--checkpoint", bare)[0] == 0, "a seal that nobody signed needs no package"

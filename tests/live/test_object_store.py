@@ -241,7 +241,7 @@ def test_a_bucket_that_is_not_there_is_not_made(place: str, store: Store) -> Non
 def test_a_missing_package_or_a_scheme_that_is_none_is_one_line(place: str, tmp_path: Path) -> None:
     (tmp_path / "s3fs.py").write_text("raise ImportError('no s3fs')")
     done = command.alone("verify", "I", "--output", place, env=os.environ | {"PYTHONPATH": str(tmp_path)})
-    assert "pip install 'runbook-notebooks[s3]'" in _one_line(done) and done.returncode == 64
+    assert "pip install '.[s3]' in the checkout, or 'FILE.whl[s3]'" in _one_line(done) and done.returncode == 64
     assert "nonsense" in _one_line(runbook("verify", "I", "--output", "nonsense://x"))
 
 

@@ -101,7 +101,7 @@ def test_commands_whose_packages_are_not_installed_are_not_listed(here: Path, mo
     listed = CliRunner().invoke(cli, ["--help"]).output
     assert "triage" in listed and "Practise" not in listed and "drill" not in listed
     called = CliRunner().invoke(cli, ["sandbox", "up"])
-    assert "pip install 'runbook-notebooks[sandbox]'" in str(called.exception)
+    assert "pip install '.[sandbox]' in the checkout, or 'FILE.whl[sandbox]'" in str(called.exception)
 
 
 def test_help_lists_each_command_once_in_its_group() -> None:

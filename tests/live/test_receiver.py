@@ -34,7 +34,7 @@ from starlette.datastructures import Headers
 from runbook_lib.cli import main as cli
 from runbook_lib.dossier import seal
 from runbook_lib.model.order import Order, RunProgress
-from runbook_lib.model.usage import UsageError
+from runbook_lib.model.usage import UsageError, install_command
 from runbook_lib.receiver import alert, auth, journal, receiver, server
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.journal import Journal
@@ -775,7 +775,7 @@ def test_what_is_wrong_at_the_start_is_one_line(
     said("")
 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert said("") == "runbook: serve needs the package uvicorn: pip install 'runbook-notebooks[serve]'"
+    assert said("") == f"runbook: serve needs the package uvicorn: {install_command('serve')}"
 
 
 @pytest.mark.slow

