@@ -1220,7 +1220,7 @@ def test_a_receiver_that_refuses(servers: Servers, db: psycopg.Connection, broke
         notify(db, 10, "PENDING", 20, tries=attempts, again=2.0**attempts)
     found = run(servers, "4.1.1")["4.1.1"]
     expect(found, Status.WARNING, weights={"receiver": "> 0.8", "FM-NOTI-06": "< 0"})
-    assert "receiver_url" in words(found), "of a receiver that is not declared only the worker's word is known"
+    assert "destination_url" in words(found), "of a receiver that is not declared only the worker's word is known"
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ class SandboxState:
     def env(self) -> dict[str, str]:
         """RUNBOOK_DATABASE_URL and its sisters, role `runbook`, and where services and receiver answer."""
         services = {f"RUNBOOK_{service.upper()}_URL": self.addresses.service_url(service) for service in SERVICES}
-        return self.addresses.env | services | {"RUNBOOK_RECEIVER_URL": self.addresses.receiver_url}
+        return self.addresses.env | services | {"RUNBOOK_DESTINATION_URL": self.addresses.receiver_url}
 
     @property
     def supervisor_config(self) -> Path:

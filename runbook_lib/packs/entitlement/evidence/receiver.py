@@ -36,8 +36,8 @@ class ReceiverProbe:
 
     @classmethod
     def declared(cls, opening: Opening) -> ReceiverProbe | None:
-        """Return the probe of the target's `receiver_url`; None if it is not declared."""
-        url = opening.target.service("receiver")
+        """Return the probe of the target's `destination_url`; None if it is not declared."""
+        url = opening.target.service("destination") or opening.target.service("receiver")
         return cls(url, opening.read_cost) if url else None
 
     def request(self) -> ProbeResult:
