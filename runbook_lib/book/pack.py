@@ -357,7 +357,7 @@ def _build_runbook(asked: list[Pack], installed: Mapping[str, Pack]) -> Runbook:
     if not systems:
         raise UsageError(f"no pack is installed (entry point '{GROUP}'), and runbook.toml names none")
     system = systems[0]
-    rooms = (replace(load_room(module), extends=system.name) for module in system.uses)
+    rooms = (replace(room, extends=system.name) for room in _load_rooms(system))
     packs = (system, *rooms, *(p for p in every if p.extends == system.name))
     for pack in asked:
         if pack.extends and pack not in packs:
@@ -420,6 +420,13 @@ def load_folder(folder: Path) -> Pack:
     except Exception as e:
         raise _import_error(init, e) from None
     return _pack_of_module(module, f"{init}")
+
+
+def _load_rooms(pack: Pack) -> Iterator[Pack]:
+    """Yield the rooms that a pack uses, each before those that it uses itself."""
+    for room in map(load_room, pack.uses):
+        yield room
+        yield from _load_rooms(room)
 
 
 def load_room(module: str) -> Pack:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib.book import catalog, messages, pack
-from runbook_lib.checks.check import Check
+from runbook_lib.checks.check import Check, checks
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.verdict import BROKEN
 from runbook_lib.model.finding import (
@@ -22,7 +22,6 @@ from runbook_lib.model.finding import (
     overall,
     say,
 )
-from runbook_lib.packs.entitlement.checks.response import judge_place
 from runbook_lib.view import render
 from tests.kit.steps import make_given, words
 
@@ -153,7 +152,7 @@ def test_sure_is_said_once(found: list[Finding]) -> None:
 def test_3_2_says_of_its_parts_what_the_verdict_says(found: list[Finding]) -> None:
     """3.2 beside a 3.1 that counts people who wait: no "nothing is stuck", and no OK over a place."""
     impact = Finding("3.1", Status.WARNING, say("response.no_impact"), hops=tuple(h for f in found for h in f.hops))
-    place = judge_place({}, make_given(earlier=(impact,)))
+    place = checks()["3.2"].judge({}, make_given(earlier=(impact,)))
     late = any(h.late for h in impact.hops)
     assert place.headline.key in (
         ("response.undecided",) if late else ("response.not_seen", "response.unclear", "response.undecided")

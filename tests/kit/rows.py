@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import pandas as pd
 from pandas.api.types import infer_dtype
 
-from runbook_lib.book.pack import Pack
+from runbook_lib.book.pack import Pack, load_room
 from runbook_lib.model import rows
 
 _NUMBERS = {"integer", "floating", "mixed-integer-float"}
@@ -24,13 +24,15 @@ _FITS = {
 
 
 def kinds_of_rows(own: Pack) -> list[type[rows.Row]]:
-    """Return every kind of row of a pack; imports all of its modules."""
-    for file in own.folder.rglob("[!_]*.py"):
-        importlib.import_module(".".join((own.module, *file.relative_to(own.folder).with_suffix("").parts)))
+    """Return every kind of row of a pack and of the rooms that it uses; imports all of their modules."""
+    packs = [own, *map(load_room, own.uses)]
+    for pack in packs:
+        for file in pack.folder.rglob("[!_]*.py"):
+            importlib.import_module(".".join((pack.module, *file.relative_to(pack.folder).with_suffix("").parts)))
     return [
         kind
         for kind in _subclasses(rows.Row)
-        if kind.__module__.startswith(f"{own.module}.")
+        if kind.__module__.startswith(tuple(f"{pack.module}." for pack in packs))
         and vars(sys.modules[kind.__module__]).get(kind.__name__) is kind  # and not of an earlier import of the pack
     ]
 

@@ -63,7 +63,8 @@ FAMILIES: dict[str, Iterable[str]] = {
     "action.title.": ACTIONS,
     "compare.": snapshots._HOP_UNITS,
     "confidence.": get_args(Confidence),
-    "database.": "read_only shut_out lacks_rights",
+    "database.": """
+        waits_for_standby own_work rows_held table_held blocked waits full rows_unread free""",
     "drill.word.": "right undecided wrong helps nothing harms none no_fault",
     "duplicates.": (*duplicates._ORDER_PROBLEMS.values(), "none", "in_order"),
     "duplicates.also_": [name for kind, name in duplicates._ORDER_PROBLEMS.items() if kind != "events"],

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from runbook_lib.book import catalog, patterns
+from runbook_lib.book.pack import load_room
 from tests.kit.syntax import DECIDING, PACK, called
 
 LIBRARY = Path(catalog.__file__).parents[1]
-MODULES = sorted((PACK.folder / "checks").glob("*.py"))
+MODULES = [*sorted((PACK.folder / "checks").glob("*.py")), *(load_room(room).folder / "locks.py" for room in PACK.uses)]
 #: Nothing, one, a half or a pair; an hour, a day, percent, milliseconds, nanoseconds.
 PHYSICAL = {0, 1, -1, 2, 24, 60, 100, 1000, 3600, 1e9}
 #: How functions that describe a chart are called, and calls whose numbers are layout after so many arguments.
@@ -65,7 +66,8 @@ def asked(trees: list[ast.Module], method: str) -> set[str]:
     }
 
 
-TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in PACK.folder.rglob("*.py")]
+FOLDERS = [PACK.folder, *(load_room(room).folder for room in PACK.uses)]
+TREES = [ast.parse(path.read_text(encoding="utf-8")) for folder in FOLDERS for path in folder.rglob("*.py")]
 ENGINE = [
     ast.parse((LIBRARY / name).read_text(encoding="utf-8"))
     for name in ("diagnosis/questions.py", "notebook/session.py")

@@ -20,7 +20,7 @@ from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, replace, say
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.checks import recovery, response
+from runbook_lib.packs.entitlement.checks import recovery
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store.archive import Archive
 from tests.kit import command
@@ -211,7 +211,7 @@ def test_tries_that_fail_while_nothing_waits_have_the_log_read(
     frames = {f"{step}.{name}": frame for step, own in criteria.items() for name, frame in own.items()}
     frames |= {f"{step}.asked": row(step=step) for step in criteria}
     placed = Finding("3.2", place, say("response.not_stuck"))
-    found = response.judge_criteria(frames, make_given(earlier=(placed,)))
+    found = CHECKS["3.4"].judge(frames, make_given(earlier=(placed,)))
     assert found.next_sections == sections, words(found)
 
 

@@ -14,7 +14,9 @@ import psycopg
 import pytest
 
 from runbook_lib.book import messages
+from runbook_lib.checks import triage
 from runbook_lib.checks.check import checks
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import (
     Finding,
@@ -384,7 +386,7 @@ def place(stuck_at: str | None, status: Status, *commands: str) -> Finding:
     ],
 )
 def test_the_smallest_step(earlier: tuple[Finding, ...], status: Status, key: str) -> None:
-    found = response.judge_recovery({}, make_given(earlier=earlier))
+    found = CHECKS["3.3"].judge({}, make_given(earlier=earlier))
     assert (found.status, found.headline.key) == (status, f"response.{key}")
     assert len(found.proposals) <= 1
     words(found)
@@ -392,7 +394,11 @@ def test_the_smallest_step(earlier: tuple[Finding, ...], status: Status, key: st
 
 def test_of_an_outage_that_is_over_the_next_step_is_to_confirm_it() -> None:
     ended = replace(place(None, Status.WARNING), ended=OutageEnd(ago(50), say("outage.published", n=9)))
-    expect(response.judge_recovery({}, make_given(earlier=(ended,))), Status.OK, "response.do_confirm")
+    expect(CHECKS["3.3"].judge({}, make_given(earlier=(ended,))), Status.OK, "response.do_confirm")
+
+
+def record_rows(given_: JudgeInput) -> pd.DataFrame:
+    return triage.record_rows(given_, "3.1", "3.2", response.RECORDED)
 
 
 def test_the_record_is_ready_to_paste() -> None:
@@ -400,8 +406,8 @@ def test_the_record_is_ready_to_paste() -> None:
         impact(affected=affected(notification=(70, 60, 120.0))), make_given(detected_by="slo", detected_at=ago(9))
     )
     given_ = make_given(earlier=(replace(begun, step="3.1"), place("delivery_worker", Status.CRITICAL, "kubectl a")))
-    kept = response.record_rows(given_)
-    found = response.judge_record({"record": kept}, given_)
+    kept = record_rows(given_)
+    found = triage.judge_record({"record": kept}, given_)
     assert found.status is Status.OK
     line = dict(zip(kept["what"], kept["value"], strict=True))
     assert line["stuck_at"] == "delivery_worker"
@@ -411,10 +417,10 @@ def test_the_record_is_ready_to_paste() -> None:
     words(found)
     excluded = make_given().evidence("publish.stopped") + make_given().evidence("relay.starting")
     young = replace(place("relay", Status.WARNING), signals=excluded)
-    kept = response.record_rows(make_given(earlier=(young,)))
+    kept = record_rows(make_given(earlier=(young,)))
     assert "FM-OB-01" not in dict(zip(kept["what"], kept["value"], strict=True))["failure_modes"]
-    assert response.judge_record({"record": response.record_rows(make_given())}, make_given()).reason is Reason.SKIPPED
-    assert response.judge_record({}, make_given()).status is Status.UNKNOWN
+    assert triage.judge_record({"record": record_rows(make_given())}, make_given()).reason is Reason.SKIPPED
+    assert triage.judge_record({}, make_given()).status is Status.UNKNOWN
 
 
 def test_the_record_names_the_objectives_whatever_the_headline_says() -> None:
@@ -423,16 +429,16 @@ def test_the_record_names_the_objectives_whatever_the_headline_says() -> None:
     stuck = place("delivery_worker", Status.CRITICAL, "kubectl a")
     for found, said in ((missed, "ENT-D"), (replace(missed, status=Status.UNKNOWN, values=()), "unknown")):
         given_ = make_given(earlier=(replace(found, step="3.1"), stuck))
-        kept = response.record_rows(given_)
+        kept = record_rows(given_)
         assert dict(zip(kept["what"], kept["value"], strict=True))["objectives_missed"] == said
-        paste = response.judge_record({"record": kept}, given_).notes[0]
+        paste = triage.judge_record({"record": kept}, given_).notes[0]
         assert f"objectives missed {said};" in messages.text(paste, "en")
     assert "未達 SLO 不明、" in messages.text(paste, "ja")
 
 
 def test_without_a_part_the_place_is_unknown() -> None:
-    expect(response.judge_place({}, make_given()), Status.UNKNOWN)
-    assert response.judge_criteria({}, make_given()).status is Status.UNKNOWN
+    expect(CHECKS["3.2"].judge({}, make_given()), Status.UNKNOWN)
+    assert CHECKS["3.4"].judge({}, make_given()).status is Status.UNKNOWN
 
 
 # On real servers ---------------------------------------------------------------------------------------------
@@ -491,7 +497,7 @@ def test_the_place_can_be_judged_again_from_its_record(servers: Servers, db: psy
     before = run(servers, "3.1", "3.2", nats_url="nats://127.0.0.1:9")["3.2"]
     stored = json.loads(json.dumps(records.finding(before)))
     frames = {name: records.frame_from_json(frame) for name, frame in stored["frames"].items()}
-    again = response.judge_place(frames, make_given())
+    again = CHECKS["3.2"].judge(frames, make_given())
     assert again.value("stuck_at") is before.value("stuck_at") is None
     assert again.headline.key == before.headline.key == "response.undecided"
     assert "outbox relay / JetStream" in words(before) and before.proposals == ()

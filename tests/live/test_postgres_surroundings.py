@@ -31,7 +31,7 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Reason, Status
 from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement.actions import stores
-from runbook_lib.packs.entitlement.checks import database
+from runbook_lib.packs.postgres import locks
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import postgres
 from runbook_lib.sources.postgres import Postgres
@@ -359,11 +359,11 @@ def test_the_slowest_statements_where_they_are_kept(tls: tuple[Path, int], tmp_p
         service.execute("SELECT pg_sleep(0.05), 'of a person'")
     source = reader(declared(way_in(tls, "private authority", tmp_path)))
     with source.snapshot() as db:
-        if not rows.one(db.ask(database.Connections.QUERY), database.Connections).keeps_statements:
+        if not rows.one(db.ask(locks.Connections.QUERY), locks.Connections).keeps_statements:
             pytest.skip("this PostgreSQL comes without pg_stat_statements")
-        frame = db.ask(database.Statement.QUERY, role="certain")
-    assert_fits(database.Statement.QUERY, frame, [database.Statement])
-    (slept,) = [s for s in rows.each(frame, database.Statement) if "pg_sleep" in s.statement]
+        frame = db.ask(locks.Statement.QUERY, role="certain")
+    assert_fits(locks.Statement.QUERY, frame, [locks.Statement])
+    (slept,) = [s for s in rows.each(frame, locks.Statement) if "pg_sleep" in s.statement]
     assert "of a person" not in slept.statement and slept.calls == 1 and slept.mean_s >= 0.05
     assert slept.since is not None
 

@@ -716,7 +716,7 @@ def test_a_lock_on_the_jobs(system: System) -> None:
         time.sleep(5.2)
         said = ask(system)
     assert said.verdict.status is not Status.OK
-    said.expect(None, "database", "FM-DB-01", ["end_blocker"])
+    said.expect(None, "database", "FM-QD-01", ["end_blocker"])
 
 
 @pytest.mark.slow
@@ -732,7 +732,7 @@ def test_a_migration_that_queues_behind_a_reader(system: System) -> None:
             blocker = next(p for p in said.verdict.proposals if p.name == "end_blocker")
             assert blocker.params["pid"] != migration.info.backend_pid
         assert blocker.params == {"pid": reader.info.backend_pid, "application": "report"}
-    said.expect(None, "database", "FM-DB-01")
+    said.expect(None, "database", "FM-QD-01")
 
 
 @pytest.mark.slow

@@ -241,7 +241,7 @@ def test_a_locked_table(database: Database, parcels: Path) -> None:
 
 def _with_a_short_lock_wait(load: Any) -> Any:
     """The documents with a limit that no test has to wait for."""
-    return lambda: load().tuned({"locks.wait": "0.001 / 0.002 s"})
+    return lambda: load().tuned({"locks.wait": "0.001 / 0.002 s", "locks.held": "0.001 / 0.002 s"})
 
 
 def test_a_column_that_was_renamed(database: Database, parcels: Path) -> None:
@@ -352,7 +352,7 @@ def test_the_room_and_what_is_made_are_consistent(parcels: Path) -> None:
     assert testing.problems(parcels) == []
     steps = {step.id for section in catalog.load().sections.values() for step in section.steps}
     modes, slo = ((ROOM.folder / "docs" / f"{name}.md").read_text() for name in ("failure-modes", "slo"))
-    named = re.findall(r"^- Told by: (.+)$", modes, re.MULTILINE) + re.findall(r"\| (\d\.[\d., ]+) \|", slo)
+    named = re.findall(r"^- Told by: (.+)$", modes, re.MULTILINE) + re.findall(r"\| ([1-9]\.[\d., ]+) \|", slo)
     assert {step.strip() for words in named for step in words.split(",")} <= steps
     excluded = {name for words in re.findall(r"^- Excluded by: (.+)$", modes, re.M) for name in words.split(", ")} - {
         "-"
@@ -360,7 +360,7 @@ def test_the_room_and_what_is_made_are_consistent(parcels: Path) -> None:
     assert excluded <= {*catalog.load().observations}
     code = "".join(path.read_text() for path in ROOM.folder.rglob("*.py"))
     keys = messages.flat(tomllib.loads((ROOM.folder / "messages" / "en.toml").read_text()))
-    built = ("hop.", "proposal.", "reach.", "backlog.", "over.", "history.changed_")
+    built = ("hop.", "proposal.", "reach.", "backlog.", "over.", "history.changed_", "response.")
     assert [key for key in keys if f'"{key}"' not in code and not key.startswith(built)] == []
 
 
@@ -377,7 +377,7 @@ def test_a_step_shows_what_it_asks(parcels: Path) -> None:
     shown = queries_of("3.2")
     assert "queues/backlog" in [q.name for q in shown.sql] and '"shipping"."parcels"' in repr(shown)
     assert all("{" not in q.sql for q in shown.sql)
-    assert "queues/backlog" not in queries.names() and "queues/blocked" in queries.names()
+    assert "queues/backlog" not in queries.names() and "database/blocked" in queries.names()
     assert room_query("backlog").cost == "scan"
 
 
@@ -458,10 +458,13 @@ def test_on_a_terminal_it_asks(
 
 
 def test_connections_that_run_out(parcels: Path) -> None:
-    none, few = pd.DataFrame({"pid": []}), pd.DataFrame([{"sees_others": True, "used": 44, "usable": 45}])
-    found = testing.judge(parcels, "4.1.4", blocked=none, blockers=none, holders=none, connections=few)
-    assert (found.status, found.proposals[0].name) == (Status.CRITICAL, "list_sessions")
-    assert next((s.about, s.observation) for s in found.signals) == ("database", "database.full")
+    none = pd.DataFrame({"pid": []})
+    few = pd.DataFrame([{"sees_others": True, "used": 44, "max_connections": 45}])
+    report = pd.DataFrame([{"application": "report", "state": "idle", "n": 40}])
+    empty = dict.fromkeys(("blocked", "blockers", "holders", "table_locks"), none)
+    found = testing.judge(parcels, "4.1.4", connections=few, sessions=report, **empty)
+    assert (found.status, found.proposals[0].name) == (Status.CRITICAL, "end_sessions")
+    assert next((s.about, s.observation) for s in found.signals) == ("database", "database.no_connections")
 
 
 def test_what_is_too_costly_for_a_table_is_a_note(parcels: Path) -> None:

@@ -13,7 +13,7 @@ from .sample import JOBS
 
 CHECKS = checks_of(
     JOBS,
-    steps={"clocks": "2.4", "criteria": None, "history": None},
+    steps={"clocks": "2.4", "criteria": None, "record": None, "history": None},
     own=(*scope.CHECKS, impact.IMPACT, *waiting.CHECKS, *held.CHECKS, *recovery.CHECKS),
     places=held.CHECKS,
 )

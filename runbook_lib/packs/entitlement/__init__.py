@@ -32,5 +32,6 @@ PACK = Pack(
         "first_samples": "first_look:take_samples",
         "first_sections": "first_look:sections_of_late_hops",
     },
+    uses=("runbook_lib.packs.postgres",),
     asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:Nats"},
 )

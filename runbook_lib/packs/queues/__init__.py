@@ -13,6 +13,7 @@ PACK = Pack(
     "queues",
     Path(__file__).parent,
     room=True,
+    uses=("runbook_lib.packs.postgres",),
     checks="",
     facts="facts:Facts",
     hooks={"queue_tables": "proposing:read_tables", "queue_of": "proposing:propose"},

@@ -78,6 +78,11 @@ class Queue:
 
         return sql.Identifier(*self.table.split(".")).as_string()
 
+    @property
+    def schemas(self) -> list[str] | None:
+        """The table's schema; None if it is found by the search path."""
+        return [self.table.split(".")[0]] if "." in self.table else None
+
     def tells(self, what: str) -> bool:
         """Return whether the table tells when rows arrived, succeeded or failed."""
         return bool(

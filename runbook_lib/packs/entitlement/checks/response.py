@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from functools import reduce
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from runbook_lib.checks import triage
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
-    collect_each,
-    judge_each,
     seconds_between,
 )
-from runbook_lib.checks.triage import deciding_finding
+from runbook_lib.checks.triage import format_utc
 from runbook_lib.diagnosis import history, stats
-from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
@@ -26,19 +23,15 @@ from runbook_lib.model.finding import (
     Frames,
     Hop,
     HopHistory,
-    Proposal,
     Reason,
     Signal,
     Status,
     Text,
     Value,
     Verdict,
-    hop_text,
     judged,
-    proposal_text,
     replace,
     say,
-    unknown,
     worst,
 )
 from runbook_lib.model.frames import row, table
@@ -314,8 +307,8 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     begin, how = onset(frames, given) if _has_onset(frames, given, missed) else (None, "")
     # What was detected before its onset has another onset.
     ttd = seconds_between(begin, given.detected_at) if begin and (given.detected_at or begin) >= begin else None
-    since = None if begin is None else _format_utc(begin)
-    detected_at = None if given.detected_at is None else _format_utc(given.detected_at)
+    since = None if begin is None else format_utc(begin)
+    detected_at = None if given.detected_at is None else format_utc(given.detected_at)
 
     limits = given.limits
     values = [
@@ -391,7 +384,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     if how:
         notes.append(say(f"response.onset_{how}", at=since, ago=seconds_between(begin, given.as_of)))
     elif begin_before := _began_before(frames, given):
-        notes.append(say("response.onset_before", at=_format_utc(begin_before)))
+        notes.append(say("response.onset_before", at=format_utc(begin_before)))
     # What is not clear is more than "no impact".
     instead = unclear
     if key not in ("response.no_impact", "response.no_impact_now"):
@@ -614,7 +607,7 @@ def chart_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     missed = [str(r["slo"]) for r in sli_rows(frames, given).to_dict("records") if r["met"] is False]
     begin = onset(frames, given)[0] if missed and _has_onset(frames, given, missed) else None
     in_window = begin is not None and begin >= given.as_of - pd.Timedelta(minutes=given.window_minutes)
-    began = None if begin is None else _format_utc(begin)
+    began = None if begin is None else format_utc(begin)
     return charts.Chart(
         "Published, processed, sent",
         "events / min",
@@ -643,73 +636,10 @@ INVARIANTS = {
     for check in topic.CHECKS
     if check.step in ("4.2.1", "4.3.5", "5.3.4")
 } | {"4.2.2": replace(recovery.SIDE_EFFECTS["duplicates"], step="4.2.2")}
-PARTS = HOP_CHECKS | INVARIANTS
 
 
-def collect_place(rb: Context) -> Frames:
-    """3.2: run the queries of 4.1 and of the invariants; each part may fail alone. Frames: as "step.frame"."""
-    return collect_each(rb, PARTS)
-
-
-def judge_place(frames: Frames, given: JudgeInput) -> Finding:
-    """3.2: find which of outbox, NATS, notification and database blocks the flow."""
-    found = judge_each(frames, given, PARTS)
-    # Events that wait by 3.1 count, even if no part of this step is late.
-    waits = [replace(f, status=Status.OK, values=()) for f in given.earlier if f.step == "3.1"]
-    verdict = diagnosis.conclude([*waits, *found.values()], given.catalog)
-    first = deciding_finding(found.values(), verdict.stuck_at)
-    unseen = dict.fromkeys(u.source for f in found.values() for u in f.unseen)
-    facts = {
-        "place": _format_hops(*([verdict.stuck_at] if verdict.stuck_at else verdict.undecided)),
-        "names": ", ".join(what for step, what in PART_NAMES.items() if found[step].status is Status.OK),
-        "unseen": ", ".join(unseen),
-        "why": first.headline,
-    }
-    if verdict.stuck_at:
-        headline = say("response.stuck", **facts)
-    elif verdict.undecided:
-        loud = first.status is not Status.OK or not waits
-        key = "response.undecided" if len(verdict.undecided) > 1 else "response.perhaps"
-        headline = say(key, **facts | {"why": first.headline if loud else waits[0].headline})
-    elif first.status is Status.OK:
-        headline = say("response.not_stuck_of_seen" if unseen else "response.not_stuck", **facts)
-    elif first.status is Status.UNKNOWN:
-        headline = say("response.not_seen", **facts)
-    elif verdict.ended:
-        headline = say("response.over", **facts)
-    elif first.decision and first.decision.case == "publish.passed":
-        headline = say("response.passed", **facts)
-    else:
-        headline = say("response.unclear" if _filter_failing(found, HOP_CHECKS) else "response.flows_but", **facts)
-    return judged(
-        headline,
-        [
-            Value("stuck_at", verdict.stuck_at),
-            *(Value(f"status.{step}", f.status.name) for step, f in found.items()),
-            *{
-                v.name: v for f in found.values() for v in f.values if v.threshold or v.name.endswith(LOOK_AGAIN)
-            }.values(),
-        ],
-        at_least=verdict.status,
-        reason=next((f.reason for f in found.values() if f.counts and f.reason), None),
-        notes=tuple(say("response.part", step=step, answer=f.headline) for step, f in found.items()),
-        signals=tuple(s for f in found.values() for s in f.signals),
-        hops=tuple(h for f in found.values() for h in f.hops),
-        proposals=verdict.proposals,
-        next_sections=_choose_sections(verdict, found),
-        unseen=tuple(dict.fromkeys(u for f in found.values() for u in f.unseen)),
-        ended=verdict.ended,
-    )
-
-
-def _filter_failing(found: dict[str, Finding], parts: Iterable[str]) -> list[Finding]:
+def _filter_failing(found: Mapping[str, Finding], parts: Iterable[str]) -> list[Finding]:
     return [found[part] for part in parts if found[part].status in (Status.WARNING, Status.CRITICAL)]
-
-
-def _format_hops(*hops: str) -> Text | None:
-    """Return the name of one hop, or of several possible ones; None without a hop."""
-    words: list[Text] = [hop_text(hop) for hop in hops]
-    return reduce(lambda a, b: say("response.either", a=a, b=b), words) if words else None
 
 
 def _is_above(found: Finding, name: str, than: float) -> bool:
@@ -718,7 +648,7 @@ def _is_above(found: Finding, name: str, than: float) -> bool:
     return isinstance(value, float | int) and value > than
 
 
-def _choose_sections(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, ...]:
+def choose_sections(verdict: Verdict, found: Mapping[str, Finding]) -> tuple[str, ...]:
     """Return the sections to read next."""
     if verdict.ended:
         return ("6",)
@@ -746,7 +676,7 @@ def _choose_sections(verdict: Verdict, found: dict[str, Finding]) -> tuple[str, 
     return tuple(dict.fromkeys(sections))
 
 
-# 3.3 The smallest safe recovery -----------------------------------------------------------------------------
+# 3.3 to 3.5 The smallest safe action, the criteria, the record --------------------------------------------------
 
 #: The section to read next if no command is justified, by hop.
 READ_ON = {
@@ -758,97 +688,31 @@ READ_ON = {
     "receiver": "4.4",
     "database": "4.1",
 }
-
-
-def place_finding(given: JudgeInput) -> Finding | None:
-    """Return the finding of 3.2 in this run."""
-    return next((f for f in given.earlier if f.step == "3.2"), None)
-
-
-def collect_recovery(rb: Context) -> Frames:
-    """3.3 runs no query, it uses the finding of 3.2. Frame proposed (command: text, section: text)."""
-    place = place_finding(rb.given())
-    rows = [{"command": p.offered, "section": p.section} for p in place.proposals] if place else []
-    return {"proposed": pd.DataFrame(rows, columns=["command", "section"])}
-
-
-def judge_recovery(frames: Frames, given: JudgeInput) -> Finding:
-    """3.3: propose the smallest safe action: the first proposal of 3.2. Nothing is run."""
-    place = place_finding(given)
-    if place is None:
-        return unknown("", Reason.SKIPPED, say("response.needs_place"))
-    if place.proposals:
-        first = place.proposals[0]
-        return judged(
-            say("response.do", title=proposal_text(first, "title"), command=first.offered, section=first.section),
-            [Value("proposals", len(place.proposals))],
-            at_least=Status.WARNING,
-            notes=(say("response.nothing_run"), *(_format_alternative(p) for p in place.proposals[1:])),
-            proposals=place.proposals[:1],
-            show=("proposed",) if len(place.proposals) > 1 else (),
-        )
-    if place.status is Status.OK or place.ended:
-        key = "response.do_confirm" if place.ended else "response.do_nothing"
-        return judged(say(key, section="6"), [Value("proposals", 0)])
-    stuck_at = place.value("stuck_at")
-    section = READ_ON.get(str(stuck_at), next(iter(place.next_sections), "4.1"))
-    place_named = _format_hops(str(stuck_at)) if stuck_at else None
-    return judged(
-        say("response.do_look", place=place_named, section=section),
-        [Value("proposals", 0)],
-        at_least=Status.WARNING,
-        notes=(say("response.nothing_run"),),
-    )
-
-
-def _format_alternative(proposal: Proposal) -> Text:
-    return say("response.also", title=proposal_text(proposal, "title"), command=proposal.offered)
-
-
-# 3.4 What would count as recovered --------------------------------------------------------------------------
-
 #: The four criteria of section 6.
 CRITERIA = {check.step: check for check in recovery.CHECKS if check.step in ("6.1", "6.2", "6.3", "6.4")}
+#: The facts of 3.1 in the record, and its values.
+RECORDED = {
+    "detected_by": "detected_by",
+    "detected_at": "detected_at",
+    "onset": "impact.onset",
+    "ttd_s": "ttd",
+    "events_waiting": "impact.events",
+    "users_waiting": "impact.users",
+    "events_given_up": "impact.given_up",
+    "objectives_missed": "impact.missed",
+}
 
 
-def collect_criteria(rb: Context) -> Frames:
-    """3.4: run the queries of section 6 for its four criteria. Frames: those of section 6, as "step.frame"."""
-    return collect_each(rb, CRITERIA)
+def _sections_of_criteria(found: Mapping[str, Finding], given: JudgeInput) -> tuple[str, ...]:
+    """Return 4.5 if tries fail although nothing waits yet: the log says why."""
+    place = triage.find_earlier(given, "3.2")
+    reads_log = place is not None and place.status is Status.OK and not place.ended
+    return ("4.5",) if reads_log and _filter_failing(found, ["6.2"]) else ()
 
 
-def judge_criteria(frames: Frames, given: JudgeInput) -> Finding:
-    """3.4: report which of the four criteria hold at this moment, and what meets the others."""
-    found = judge_each(frames, given, CRITERIA)
-    unmet = [step for step, f in found.items() if f.status is not Status.OK]
-    limits, place = _criteria_limits(given), place_finding(given)
-    # Tries fail although nothing waits yet: the log says why.
-    fails = found["6.2"].status in (Status.WARNING, Status.CRITICAL)
-    reads_log = fails and place is not None and place.status is Status.OK and not place.ended
-    notes = [
-        say(
-            "response.criterion_unmet",
-            step=step,
-            answer=found[step].headline,
-            target=say(f"response.target_{step.removeprefix('6.')}", **limits),
-        )
-        for step in unmet
-    ]
-    notes += [
-        say("response.criterion_met", step=step, answer=f.headline) for step, f in found.items() if step not in unmet
-    ]
-    return judged(
-        say("response.criteria_unmet", n=len(unmet), steps=", ".join(unmet)) if unmet else say("response.criteria_met"),
-        [Value(step, f.status.name) for step, f in found.items()],
-        at_least=worst(f.status for f in found.values()),
-        reason=next((f.reason for f in found.values() if f.reason), None),
-        notes=tuple(notes),
-        next_sections=("4.5",) if reads_log else (),
-    )
-
-
-def _criteria_limits(given: JudgeInput) -> dict[str, Any]:
+def _criteria_targets(given: JudgeInput) -> dict[str, Text]:
     limits = given.limits
-    return {
+    told = {
         "due": limits["backlog.due"].warning,
         "oldest": limits["backlog.oldest_due"].warning,
         "outbox": limits["outbox.oldest_due"].warning,
@@ -858,87 +722,17 @@ def _criteria_limits(given: JudgeInput) -> dict[str, Any]:
         "e2e": limits["delivery.e2e_p95"].warning,
         "publish": limits["outbox.publish_delay_p95"].warning,
     }
-
-
-# 3.5 Record -------------------------------------------------------------------------------------------------
-
-
-def collect_record(rb: Context) -> Frames:
-    """3.5 runs no query, it lists what this run has found. Frame record (what: text, value: text)."""
-    return {"record": record_rows(rb.given())}
-
-
-def record_rows(given: JudgeInput) -> pd.DataFrame:
-    """Return the facts of this moment to record, one row each."""
-    impact = next((f for f in given.earlier if f.step == "3.1"), None)
-    place = place_finding(given)
-    verdict = diagnosis.conclude(given.earlier, given.catalog) if given.earlier else None
-    facts: list[tuple[str, Any]] = [("looked_at", _format_utc(given.as_of))]
-    if impact is not None:
-        facts += [
-            ("detected_by", impact.value("detected_by")),
-            ("detected_at", impact.value("detected_at")),
-            ("onset", impact.value("impact.onset")),
-            ("ttd_s", impact.value("ttd")),
-            ("events_waiting", impact.value("impact.events")),
-            ("users_waiting", impact.value("impact.users")),
-            ("events_given_up", impact.value("impact.given_up")),
-        ]
-        unread = impact.status is Status.UNKNOWN
-        facts.append(("objectives_missed", impact.value("impact.missed") or (UNREAD if unread else "-")))
-    if place is not None:
-        ranked = [mode.id for mode in verdict.failure_modes if mode.score > 0] if verdict else []
-        facts += [
-            ("stuck_at", place.value("stuck_at")),
-            ("failure_modes", ", ".join(ranked[:3])),
-            ("proposed", place.proposals[0].offered if place.proposals else "-"),
-        ]
-    if verdict is not None:
-        facts.append(("status", verdict.status.name))
-    shown = [(what, "-" if value in (None, "") else _format_value(value)) for what, value in facts]
-    return pd.DataFrame(shown, columns=["what", "value"])
-
-
-def _format_value(value: Any) -> str:
-    return f"{value:.0f}" if isinstance(value, float) else str(value)
-
-
-def judge_record(frames: Frames, given: JudgeInput) -> Finding:
-    """3.5: show the recorded facts as a table, and as one line to paste."""
-    facts = frames.get("record")
-    if facts is None or not {"what", "value"} <= set(facts.columns):
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="record"))
-    line = dict(zip(facts["what"].astype(str), facts["value"].astype(str), strict=True))
-    if "stuck_at" not in line or "onset" not in line:
-        return unknown("", Reason.SKIPPED, say("response.needs_place"))
-    told = {UNREAD: say("scope.not_read"), "-": None}
-    return judged(
-        say("response.recorded", n=len(facts)),
-        [Value("record.lines", len(facts))],
-        notes=(
-            say("response.paste", **{k: told.get(line.get(k, "-"), line.get(k)) for k in _PASTED}),
-            say("response.decide"),
-        ),
-        show=("record",),
-    )
-
-
-#: Instead of a fact that could not be read.
-UNREAD = "unknown"
-_PASTED = (
-    "looked_at", "status", "stuck_at", "failure_modes", "onset", "detected_by", "detected_at",
-    "objectives_missed", "events_waiting", "users_waiting", "events_given_up", "proposed",
-)  # fmt: skip
-
-
-def _format_utc(moment: pd.Timestamp) -> str:
-    return f"{moment.tz_convert('UTC'):%Y-%m-%dT%H:%M:%SZ}"
+    return {step: say(f"response.target_{step.removeprefix('6.')}", **told) for step in CRITERIA}
 
 
 CHECKS: tuple[Check, ...] = (
     Check("3.1", collect_impact, judge_impact, (chart_flows,), optional=_COURSE),
-    Check("3.2", collect_place, judge_place),
-    Check("3.3", collect_recovery, judge_recovery),
-    Check("3.4", collect_criteria, judge_criteria),
-    Check("3.5", collect_record, judge_record),
+    triage.compound_check(
+        "3.2", HOP_CHECKS | INVARIANTS, triage.judge_place, names=PART_NAMES, sections=choose_sections
+    ),
+    triage.action_check("3.3", "3.2", READ_ON),
+    triage.compound_check(
+        "3.4", CRITERIA, triage.judge_criteria, targets=_criteria_targets, next_sections=_sections_of_criteria
+    ),
+    triage.record_check("3.5", "3.1", "3.2", RECORDED),
 )

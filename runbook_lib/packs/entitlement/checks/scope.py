@@ -35,9 +35,9 @@ from runbook_lib.model.frames import row
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import retention
 from runbook_lib.packs.entitlement.checks import quorum
-from runbook_lib.packs.entitlement.checks.database import Connections, Pool, ServerInfo, collect_server_info
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Holder, LastEvent, Notifications, Outbox, Registered
+from runbook_lib.packs.postgres.locks import Connections, Pool, ServerInfo, collect_server_info
 from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
@@ -580,7 +580,7 @@ def _none_if_missing(query: Callable[[], T]) -> T | None:
 def collect_database(rb: Context) -> Frames:
     """2.5: query the server, the runbook's role and its rights, from the catalog only.
 
-    Frames: server, rights, connections, sessions, those of `database.collect_server_info`; window (asked: flag;
+    Frames: server, rights, connections, sessions, those of `locks.collect_server_info`; window (asked: flag;
     behind_s: s) if the target declares a replica for queries about the window.
     """
     with rb.snapshot() as db:

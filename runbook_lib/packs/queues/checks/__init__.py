@@ -8,8 +8,9 @@ from functools import partial
 
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.triage import place_check, step_check
+from runbook_lib.checks.triage import action_check, compound_check, judge_criteria, judge_place, record_check
 from runbook_lib.model.finding import Finding, Frames
+from runbook_lib.packs.postgres import locks
 from runbook_lib.view.charts import Chart
 
 from ..queue import Queue
@@ -25,6 +26,7 @@ STEPS = {
     "place": "3.2",
     "smallest": "3.3",
     "criteria": "3.4",
+    "record": "3.5",
     "backlog": "4.1.1",
     "takers": "4.1.2",
     "errors": "4.1.3",
@@ -36,6 +38,8 @@ STEPS = {
 }
 #: The steps that tell where it is stuck.
 PLACES = ("backlog", "takers", "errors", "database")
+#: The criteria of recovery.
+CRITERIA = ("over", "errors_now", "takers_now")
 
 QueueJudge = Callable[[Queue, Frames, JudgeInput], Finding]
 QueueChart = Callable[[Queue, Frames, JudgeInput], "Chart | None"]
@@ -56,11 +60,18 @@ def checks_of(
     made = _make(queue, {name: step or "" for name, step in ids.items()})
     replaced = {check.step: check for check in own}
     found = {name: replaced.get(check.step, check) for name, check in made.items() if ids[name]}
-    asked = {c.step: c for c in (*(found[name] for name in PLACES if name in found), *places)}
-    if ids["place"] and ids["place"] not in replaced:
-        found["place"] = place_check(ids["place"], asked)
+    place, criteria = ids["place"], ids["criteria"]
+    if place and place not in replaced:
+        found["place"] = compound_check(place, _parts(found, PLACES, *places), judge_place)
+    if criteria and criteria not in replaced:
+        targets = partial(triage.targets_of, ids)
+        found["criteria"] = compound_check(criteria, _parts(found, CRITERIA), judge_criteria, targets=targets)
     left = tuple(check for check in own if check not in found.values())
     return (*found.values(), *left)
+
+
+def _parts(found: Mapping[str, Check], names: tuple[str, ...], *more: Check) -> dict[str, Check]:
+    return {check.step: check for check in (*(found[name] for name in names if name in found), *more)}
 
 
 def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
@@ -84,13 +95,19 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         "table": step("table", reach.judge_table, "table"),
         "clocks": Check(ids["clocks"], reach.collect_clocks, partial(reach.judge_clocks, queue), needs=("clocks",)),
         "impact": step("impact", triage.judge_impact, "backlog", "flow", chart=work.chart_flow),
-        "place": place_check(ids["place"], {}),
-        "smallest": step_check(ids["smallest"], ids["place"]),
-        "criteria": step("criteria", triage.judge_criteria, "backlog errors"),
+        "smallest": action_check(ids["smallest"], ids["place"]),
+        "record": record_check(ids["record"], ids["impact"], ids["place"], triage.RECORDED),
         "backlog": step("backlog", work.judge_backlog, "backlog", "flow", chart=work.chart_flow),
         "takers": step("takers", work.judge_takers, "backlog", "flow owners"),
         "errors": step("errors", work.judge_errors, "backlog errors", "flow"),
-        "database": replace(step("database", database.judge, database.PARTS), on_error=database.on_error),
+        "database": replace(
+            step("database", database.judge, "holders"),
+            collect=partial(database.collect, queue),
+            charts=(locks.chart_sessions,),
+            needs=("connections", "blocked", "blockers", "table_locks", "holders"),
+            on_error=locks.on_error,
+            queries=(*locks.list_queries(), queue.query("holders")),
+        ),
         "over": step("over", work.judge_recovery, "backlog", "flow", chart=work.chart_flow),
         "errors_now": step("errors_now", work.judge_errors, "backlog errors", "flow"),
         "takers_now": step("takers_now", work.judge_takers, "backlog", "flow owners"),

@@ -1,14 +1,26 @@
-"""Section 3: who is affected, and what has to be true before it is over; where it is stuck is the engine's to tell."""
+"""Section 3: who is affected, and what would count as recovered; the engine finds where it is stuck."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pandas as pd
 
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.model.finding import Finding, Frames, Status, Value, judged, say
+from runbook_lib.checks.triage import format_utc
+from runbook_lib.model.finding import Finding, Frames, Status, Text, Value, judged, say
 
 from ..queue import Queue
 from .sample import read_sample
+
+#: The facts of the impact in the record, and its values.
+RECORDED = {
+    "detected_by": "detected_by",
+    "onset": "impact.onset",
+    "rows_waiting": "impact.waiting",
+    "rows_failed": "impact.failed",
+    "objectives_missed": "impact.missed",
+}
 
 
 def judge_impact(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
@@ -39,6 +51,8 @@ def judge_impact(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
             Value("impact.failed", failed, "rows"),
             Value("impact.held", held, "rows"),
             Value("impact.succeeded", success, "%"),
+            Value("impact.missed", ", ".join(missed) or None),
+            Value("impact.onset", None if since is None else format_utc(since)),
             Value("detected_by", given.detected_by or None),
         ],
         at_least=Status.CRITICAL if missed else Status.OK,
@@ -47,20 +61,12 @@ def judge_impact(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def judge_criteria(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
-    """Judge the criteria of recovery: what has to be true before the incident is over, with what is true now."""
-    seen, limits = read_sample(frames, given, queue), given.limits
-    failing = sum(f.failed + f.tried for f in seen.failing)
-    now = {"queue.oldest": seen.oldest_s, "queue.overdue": seen.overdue_s, "errors.failed": failing}
-    left = [name for name, value in now.items() if limits[name].status(value) is not Status.OK]
-    return judged(
-        say(
-            "criteria.left" if left else "criteria.met",
-            left=", ".join(left),
-            oldest=limits["queue.oldest"].warning,
-            overdue=limits["queue.overdue"].warning,
-            failed=limits["errors.failed"].warning,
-        ),
-        [Value(name, value, limits[name].unit) for name, value in now.items()],
-        at_least=Status.WARNING if left else Status.OK,
-    )
+def targets_of(steps: Mapping[str, str | None], given: JudgeInput) -> dict[str, Text]:
+    """Return what would meet each criterion of recovery, by its step; `steps` has their ids."""
+    limits = given.limits
+    told = {
+        "over": say("criteria.over", oldest=limits["queue.oldest"].warning),
+        "errors_now": say("criteria.errors_now", failed=limits["errors.failed"].warning),
+        "takers_now": say("criteria.takers_now", overdue=limits["queue.overdue"].warning),
+    }
+    return {step: told[name] for name, step in steps.items() if step and name in told}

@@ -22,7 +22,7 @@ WHERE NOT l.granted
       THEN a.usename = (SELECT coalesce(max(rolname), a.usename) FROM pg_catalog.pg_roles WHERE rolname = CAST(:role AS name))
       ELSE l.relation IN (SELECT oid FROM pg_catalog.pg_class
                           WHERE relnamespace IN (SELECT oid FROM pg_catalog.pg_namespace
-                                                 WHERE nspname IN ('entitlement', 'notification')))
+                                                 WHERE nspname = ANY(coalesce(CAST(:schemas AS name[]), current_schemas(false)))))
   END
 ORDER BY wait_s DESC NULLS LAST
 LIMIT 50;

@@ -15,7 +15,7 @@ WITH waiting AS (
           THEN a.usename = (SELECT coalesce(max(rolname), a.usename) FROM pg_catalog.pg_roles WHERE rolname = CAST(:role AS name))
           ELSE l.relation IN (SELECT oid FROM pg_catalog.pg_class
                               WHERE relnamespace IN (SELECT oid FROM pg_catalog.pg_namespace
-                                                     WHERE nspname IN ('entitlement', 'notification')))
+                                                     WHERE nspname = ANY(coalesce(CAST(:schemas AS name[]), current_schemas(false)))))
       END
     LIMIT 50
 ), chain AS (

@@ -21,7 +21,7 @@ WHERE l.granted
   AND l.locktype = 'relation'
   AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
   AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-  AND n.nspname IN ('entitlement', 'notification')
+  AND n.nspname = ANY(coalesce(CAST(:schemas AS name[]), current_schemas(false)))
   AND c.relkind IN ('r', 'p')
   AND coalesce(a.backend_type, '') <> 'autovacuum worker'
 GROUP BY l.pid, a.application_name, a.client_addr, a.usename, a.state, a.xact_start, a.state_change, a.query

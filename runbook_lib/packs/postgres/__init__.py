@@ -1,0 +1,9 @@
+"""A room for what is alike in every system on PostgreSQL: lock waits, commits, and free connections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runbook_lib.book.pack import Pack
+
+PACK = Pack("postgres", Path(__file__).parent, room=True, checks="")
