@@ -12,5 +12,4 @@ PACK = Pack(
     uses=("runbook_lib.packs.queues",),
     languages=("en",),
     facts="facts:Facts",
-    required=("postgres",),
 )

@@ -2,128 +2,93 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from runbook_lib.actions import proposals
+from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
-from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Signal, Status, Value, judged, say
+from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Status, Value, judged, say
 
-from ..facts import facts
-from . import remedies, sample, waiting
+from . import remedies, sample
 from .sample import Job, Sample, Whereabouts
-
-if TYPE_CHECKING:
-    from runbook_lib.checks.context import Context
-
-#: Jobs whose worker has no heartbeat, by what is known of it.
-ORPHANED = {
-    Whereabouts.GONE: "jobs.abandoned",
-    Whereabouts.LIKELY_GONE: "jobs.likely_abandoned",
-    Whereabouts.CONNECTED: "jobs.of_connected",
-    Whereabouts.ENDING: "jobs.of_ending",
-    Whereabouts.UNSEEN: "jobs.of_unseen",
-}
-
+from .waiting import CONNECTED, ENDING, GONE, LIKELY_GONE, S, start
 
 # 4.2.1 Whose are they? --------------------------------------------------------------------------------------
 
 
-def judge_orphans(frames: Frames, given: JudgeInput) -> Finding:
+def _put_back(given: JudgeInput, seen: Sample) -> tuple[Proposal, ...]:
+    look_first = () if seen.whereabouts is Whereabouts.GONE else remedies.look(given, seen)
+    return (*look_first, *(() if seen.alive else start(given, seen)), remedies.retry(given, seen.orphans))
+
+
+#: Jobs whose worker has no heartbeat, by what is known of it.
+ORPHANS = Cases[Sample](
+    Case("jobs.none", ~S.doing),
+    Case("jobs.in_good_hands", ~S.left, evidence="jobs.in_good_hands"),
+    Case("jobs.abandoned", GONE, Status.WARNING, "jobs.abandoned", _put_back),
+    Case("jobs.likely_abandoned", LIKELY_GONE, Status.WARNING, "jobs.likely_abandoned", _put_back),
+    Case("jobs.of_connected", CONNECTED, Status.WARNING, "jobs.of_connected", remedies.read_and_look),
+    Case("jobs.of_ending", ENDING, Status.WARNING, "jobs.of_ending"),  # they may yet end by themselves
+    Case("jobs.of_unseen", status=Status.WARNING, evidence="jobs.of_unseen", propose=remedies.look),
+)
+
+
+def judge_orphans(seen: Sample, frames: Frames) -> Finding:
     """Judge 4.2.1: jobs of dead workers, which no worker takes over; jobs of workers that may live are left alone."""
-    seen = sample.read_sample(frames, given)
-    doing = sum(q.doing for q in seen.queues)
-    orphans = doing - sum(q.served for q in seen.queues)
+    given, decided, doing = seen.given, ORPHANS.of(seen), seen.count("doing")
     gone = seen.whereabouts in (Whereabouts.GONE, Whereabouts.LIKELY_GONE)
-    observation = ORPHANED[seen.whereabouts] if orphans else "jobs.in_good_hands" if doing else "jobs.none"
     values = [
-        given.limits.value("jobs.abandoned", orphans if gone else 0),
+        given.limits.value("jobs.abandoned", seen.left if gone else 0),
         Value("jobs.doing", doing, "rows"),
-        Value("jobs.without_a_sign", orphans, "rows"),
+        Value("jobs.without_a_sign", seen.left, "rows"),
+        *([Value("jobs.silent_for", seen.absent_s, "s")] if seen.left else []),
+        *([Value(f"jobs.{LOOK_AGAIN}", seen.look_again_s, "s")] if seen.left and seen.look_again_s else []),
     ]
-    if orphans:
-        values.append(Value("jobs.silent_for", seen.absent_s, "s"))
-        if seen.look_again_s:
-            values.append(Value(f"jobs.{LOOK_AGAIN}", seen.look_again_s, "s"))
     return judged(
-        say(
-            observation,
-            n=orphans,
+        decided.headline(
+            n=seen.left,
             doing=doing,
             silence=seen.absent_s,
             again=seen.look_again_s,
             jobs=", ".join(str(j.job) for j in seen.orphans[:5]),
-            grace=facts(given).grace_s,
+            grace=seen.settings.grace_s,
         ),
         values,
-        at_least=Status.WARNING if orphans else Status.OK,
-        signals=given.evidence(observation) if observation != "jobs.none" else (),
+        at_least=decided.status,
+        signals=decided.signals(given),
         hops=(Hop("worker", waiting=doing),),
-        proposals=_propose_for_orphans(seen, orphans, given),
+        proposals=decided.proposals(given),
         show=("doing",) if doing else (),
+        decision=decided.decision,
     )
-
-
-def _propose_for_orphans(seen: Sample, orphans: int, given: JudgeInput) -> tuple[Proposal, ...]:
-    if not orphans:
-        return ()
-    match seen.whereabouts:
-        case Whereabouts.GONE | Whereabouts.LIKELY_GONE:
-            start = () if seen.alive else waiting.start(seen, given)
-            look_first = () if seen.whereabouts is Whereabouts.GONE else (remedies.process(given),)
-            return (*look_first, *start, remedies.retry(given, seen.orphans))
-        case Whereabouts.CONNECTED:
-            return (proposals.logs(given, "worker"), remedies.process(given))
-        case Whereabouts.UNSEEN:
-            return (remedies.process(given),)
-        case _:
-            return ()  # they may yet end by themselves
 
 
 # 4.2.2 For how long? ----------------------------------------------------------------------------------------
 
 
-def judge_running(frames: Frames, given: JudgeInput) -> Finding:
+def judge_running(seen: Sample, frames: Frames) -> Finding:
     """Judge 4.2.2: jobs that run too long on a healthy worker, whose cause is in the task."""
-    seen = sample.read_sample(frames, given)
-    longest = _longest(seen)
-    running = sum(q.served for q in seen.queues)
-    share = None if longest.running_s is None else longest.running_s / facts(given).longest_job_s
+    given, running, well_s = seen.given, seen.count("served"), seen.settings.longest_job_s
+    longest = max(seen.running, key=lambda j: (j.running_s is not None, j.running_s), default=Job())
+    share = None if longest.running_s is None else longest.running_s / well_s
     value = given.limits.value("jobs.running", share if running else 0.0)
     long = running > 0 and value.status in (Status.WARNING, Status.CRITICAL)
+    others_wait = seen.due and not seen.spare
     return judged(
         say(
             "running.long" if long else "running.well" if running else "running.none",
             job=longest.job,
             task=longest.task,
             running=longest.running_s,
-            longest=facts(given).longest_job_s,
+            longest=well_s,
             n=running,
             asked=say("running.asked") if longest.abort_requested else None,
         ),
         [value, Value("jobs.longest", longest.running_s, "s"), Value("jobs.running_now", running, "rows")],
-        signals=_evidence_of_long_job(seen, given) if long else (),
+        signals=given.evidence("task.long_and_busy" if others_wait else "task.long") if long else (),
         hops=(Hop("task", alive=say("alive.long", s=longest.running_s)),) if long else (),
         proposals=(proposals.logs(given, "worker"), remedies.abort(given, longest)) if long else (),
         show=("doing",) if long else (),
     )
-
-
-def _longest(seen: Sample) -> Job:
-    return max(seen.running, key=lambda j: (j.running_s is not None, j.running_s), default=Job())
-
-
-def is_long(job: Job, given: JudgeInput) -> bool:
-    """Return whether a job runs longer than a healthy one."""
-    if job.running_s is None:
-        return False
-    share = job.running_s / facts(given).longest_job_s
-    return given.limits["jobs.running"].status(share) is not Status.OK
-
-
-def _evidence_of_long_job(seen: Sample, given: JudgeInput) -> tuple[Signal, ...]:
-    """Return the evidence of a long job: other jobs wait for its worker, or only this job is affected."""
-    return given.evidence("task.long_and_busy" if seen.due and seen.spare <= 0 else "task.long")
 
 
 # 4.2.3 Who waits for their lock? ----------------------------------------------------------------------------
@@ -133,7 +98,6 @@ class Head(rows.Row, query="jobs/heads"):
     """The first job of a lock, for which others wait: it runs, is due, or is scheduled for later."""
 
     job: int = 0
-    queue: str = ""
     task: str = ""
     state: str = ""
     attempts: int = 0
@@ -142,22 +106,14 @@ class Head(rows.Row, query="jobs/heads"):
     begins_in_s: float | None = None
 
 
-def collect_locks(rb: Context) -> Frames:
-    """Collect 4.2.3: the first job of each lock."""
-    with rb.snapshot() as db:
-        return {"heads": db.ask("jobs/heads", most=sample.row_limit(rb))}
-
-
-def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
+def judge_locks(seen: Sample, frames: Frames) -> Finding:
     """Judge 4.2.3: jobs with the same lock run one after the other, so the first one blocks the rest."""
-    seen = sample.read_sample(frames, given)
-    heads = rows.each(frames["heads"], Head)
-    behind = sum(h.behind for h in heads)
+    given, heads = seen.given, rows.each(frames["heads"], Head)
+    behind, limit = sum(h.behind for h in heads), given.limits["lock.waits"]
     oldest = max((h.oldest_behind_s for h in heads if h.oldest_behind_s is not None), default=None)
-    waits = given.limits.value("lock.waits", oldest if heads else 0.0)
-    late = [h for h in heads if given.limits["lock.waits"].reached(h.oldest_behind_s)]
+    late = [h for h in heads if limit.reached(h.oldest_behind_s)]
     first = max(late or heads, key=lambda h: (h.oldest_behind_s is not None, h.oldest_behind_s), default=Head())
-    observation = _find_cause(first, seen, given) if late else None
+    observation = _find_cause(first, seen) if late else ""
     return judged(
         say(
             observation or ("lock.moves" if heads else "lock.none"),
@@ -169,7 +125,11 @@ def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
             attempts=first.attempts,
             begins=first.begins_in_s,
         ),
-        [waits, Value("lock.jobs_behind", behind, "rows"), Value("lock.heads", len(heads), "jobs")],
+        [
+            given.limits.value("lock.waits", oldest if heads else 0.0),
+            Value("lock.jobs_behind", behind, "rows"),
+            Value("lock.heads", len(heads), "jobs"),
+        ],
         signals=given.evidence(observation) if observation else (),
         hops=(Hop("queue", late=bool(late)),),
         proposals=(remedies.see_job(given, first.job),) if observation == "lock.behind_later" else (),
@@ -178,22 +138,21 @@ def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def _find_cause(head: Head, seen: Sample, given: JudgeInput) -> str:
+def _find_cause(head: Head, seen: Sample) -> str:
     """Return why the first job blocks the others: no worker, runs long, waits for a retry, or only many behind it."""
-    if head.state == "doing":
-        if head.job in {j.job for j in seen.orphans}:
-            gone = seen.whereabouts is Whereabouts.GONE
-            return "lock.behind_abandoned" if gone else "lock.behind_silent"
-        long = any(is_long(j, given) for j in seen.running if j.job == head.job)
-        return "lock.behind_long" if long else "lock.behind"
     if head.state == "later":
         return "lock.behind_retry" if head.attempts else "lock.behind_later"
-    return "lock.behind_due"
+    if head.state != "doing":
+        return "lock.behind_due"
+    if head.job in {j.job for j in seen.orphans}:
+        return "lock.behind_abandoned" if seen.whereabouts is Whereabouts.GONE else "lock.behind_silent"
+    limit, well_s = seen.given.limits["jobs.running"], seen.settings.longest_job_s
+    runs_s = next((j.running_s for j in seen.running if j.job == head.job), None)
+    return "lock.behind_long" if limit.reached(runs_s and runs_s / well_s) else "lock.behind"
 
 
-ORPHANS = sample.check("4.2.1", judge_orphans)
 CHECKS = (
-    ORPHANS,
+    *(sample.check(step, judge_orphans) for step in ("4.2.1", "6.3")),
     sample.check("4.2.2", judge_running),
-    sample.check("4.2.3", judge_locks, collect_locks, needs=("heads",)),
+    sample.check("4.2.3", judge_locks, "jobs/heads"),
 )

@@ -9,29 +9,36 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model.finding import Proposal
 
 from ..facts import facts
-from .sample import Job
+from .sample import Job, Sample
 
 #: So many jobs one command names.
 AT_ONCE = 50
 
 
-def listens_to(given: JudgeInput, queue: str) -> Proposal:
+def listens_to(given: JudgeInput, seen: Sample) -> tuple[Proposal, ...]:
     """See in the worker's log which queues it was started for (4.1)."""
-    command = proposals.logs(given, "worker").command
-    return Proposal("listens_to", command, "4.1", {"queue": queue, "worker": facts(given).workloads.worker})
+    told = {"queue": seen.passed_over and seen.passed_over.queue, "worker": seen.settings.workloads.worker}
+    return (Proposal("listens_to", proposals.logs(given, "worker").command, "4.1", told),)
 
 
-def process(given: JudgeInput) -> Proposal:
+def read_log(given: JudgeInput, seen: Sample) -> tuple[Proposal, ...]:
+    """Read the worker's log."""
+    return (proposals.logs(given, "worker"),)
+
+
+def look(given: JudgeInput, seen: Sample) -> tuple[Proposal, ...]:
     """See whether the worker's process is there: what settles it where the database can not (4.2)."""
     command = proposals.pods(given, "worker").command
-    return Proposal("worker_process", command, "4.2", {"worker": facts(given).workloads.worker})
+    return (Proposal("worker_process", command, "4.2", {"worker": seen.settings.workloads.worker}),)
+
+
+def read_and_look(given: JudgeInput, seen: Sample) -> tuple[Proposal, ...]:
+    """Read the worker's log, and see whether its process is there."""
+    return (*read_log(given, seen), *look(given, seen))
 
 
 def retry(given: JudgeInput, orphans: Iterable[Job]) -> Proposal:
-    """Put jobs of workers that have ended back, by procrastinate's own function (4.2).
-
-    The statement names the jobs and looks again at each: one whose worker has a heartbeat meanwhile stays as it is.
-    """
+    """Put jobs of dead workers back (4.2); the statement leaves out each whose worker has a heartbeat by then."""
     ids = [j.job for j in orphans][:AT_ONCE]
     # v1 is there since 3.0 and takes what is in `doing` only; v2 would put a failed job back as well.
     sql = (

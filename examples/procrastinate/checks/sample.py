@@ -7,20 +7,20 @@ back too early runs twice: `Sample.whereabouts` says what is known.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.checks.check import Check, Collect, Judge
+from runbook_lib.checks.check import Check, DescribeChart
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Frames, Status
+from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.packs.queues.checks.database import HoldingSession
+from runbook_lib.packs.queues.checks.sample import FlowStep, Open, QueueSample
 from runbook_lib.packs.queues.queue import Queue as Table
 
 from ..facts import Facts, facts
@@ -37,6 +37,7 @@ JOBS = Table(
     working=("doing",),
     done=("succeeded",),
     failed=("failed",),
+    aside=("cancelled", "aborting", "aborted"),
     due="scheduled_at",
     attempts="attempts",
 )
@@ -49,7 +50,6 @@ class Queue(rows.Row, query="jobs/queues"):
     due: int = 0
     oldest_due_s: float | None = None
     behind: int = 0
-    oldest_behind_s: float | None = None
     later: int = 0
     tried: int = 0
     doing: int = 0
@@ -61,23 +61,17 @@ class Queue(rows.Row, query="jobs/queues"):
 class Worker(rows.Row, query="workers/heartbeats"):
     """A row of procrastinate_workers; a worker that shuts down cleanly deletes its row."""
 
-    worker: int = 0
     silent_s: float | None = None
-    doing: int = 0
 
 
 class Job(rows.Row, query="jobs/doing"):
-    """A job in `doing`. Without a `worker` its worker's row is gone, and without `silent_s` too."""
+    """A job in `doing`. Without `silent_s` its worker's row is gone."""
 
     job: int = 0
-    queue: str = ""
     task: str = ""
-    attempts: int = 0
     abort_requested: bool = False
-    worker: int | None = None
     silent_s: float | None = None
     running_s: float | None = None
-    behind: int = 0
 
 
 class Sessions(rows.Row, query="workers/sessions"):
@@ -109,29 +103,22 @@ class TenSeconds(rows.Row, query="events/flow"):
 class Instance(rows.Row):
     """A process, or pod, of the worker, as its runner reports it."""
 
-    name: str = ""
-    ready: bool = False
     started: pd.Timestamp | None = None
 
 
 class Whereabouts(StrEnum):
     """What is known of the workers without a heartbeat."""
 
-    GONE = "gone"
-    """Their process has ended: nobody will finish what they had."""
-    LIKELY_GONE = "likely_gone"
-    """They do not listen and their grace is over; one that stopped by itself may still run a job."""
-    CONNECTED = "connected"
-    """One of them still listens: it hangs, or a job keeps its event loop."""
-    ENDING = "ending"
-    """They may have been told to stop and be finishing their jobs, as long as their grace lasts."""
-    UNSEEN = "unseen"
-    """It can not be told from the database."""
+    GONE = "gone"  # their process has ended: nobody will finish what they had
+    LIKELY_GONE = "likely_gone"  # they do not listen and their grace is over; one may still run a job
+    CONNECTED = "connected"  # one of them still listens: it hangs, or a job keeps its event loop
+    ENDING = "ending"  # they may have been told to stop and be finishing their jobs, as long as their grace lasts
+    UNSEEN = "unseen"  # it can not be told from the database
 
 
 @dataclass(frozen=True)
 class Sample:
-    """All values of one moment."""
+    """All values of one moment, and the conditions of the tables of cases."""
 
     queues: list[Queue]
     workers: list[Worker]
@@ -140,61 +127,116 @@ class Sample:
     holders: list[HoldingSession]
     flow: list[TenSeconds]
     instances: list[Instance] | None
-    settings: Facts
-    as_of: pd.Timestamp
-    skew_s: float
-
-    @cached_property
-    def alive(self) -> list[Worker]:
-        """The workers whose heartbeat is not overdue."""
-        return [w for w in self.workers if w.silent_s is not None and w.silent_s < self.settings.stalled_after_s]
-
-    @cached_property
-    def silent(self) -> list[Worker]:
-        """The registered workers whose heartbeat is overdue."""
-        return [w for w in self.workers if w not in self.alive]
-
-    @cached_property
-    def running(self) -> list[Job]:
-        """The jobs run by workers with a heartbeat; the longest 200 are known."""
-        return [j for j in self.doing if j.silent_s is not None and j.silent_s < self.settings.stalled_after_s]
-
-    @cached_property
-    def orphans(self) -> list[Job]:
-        """The jobs in `doing` whose worker has no heartbeat, or is no longer registered."""
-        running = {j.job for j in self.running}
-        return [j for j in self.doing if j.job not in running]
+    given: JudgeInput
 
     @property
-    def spare(self) -> int:
-        """How many jobs more the workers could run; below 0 the target's `concurrency` is not theirs."""
-        return len(self.alive) * self.settings.concurrency - sum(q.served for q in self.queues)
+    def settings(self) -> Facts:
+        """The workers' settings."""
+        return facts(self.given)
+
+    def count(self, what: str) -> int:
+        """Return the jobs of all queues that are due, behind, later, tried, doing or served."""
+        return sum(int(getattr(q, what)) for q in self.queues)
 
     def per_minute(self, what: str) -> float:
-        """Events of a kind in the last minute."""
+        """Return the events of a kind in the last minute."""
         return float(sum(getattr(ten, what) for ten in self.flow if ten.tens_ago < 6))
 
-    @cached_property
+    @property
     def due(self) -> int:
         """Jobs that a worker may take now."""
-        return sum(q.due for q in self.queues)
+        return self.count("due")
 
-    @cached_property
+    @property
+    def left(self) -> int:
+        """Jobs in `doing` whose worker has no heartbeat."""
+        return self.count("doing") - self.count("served")
+
+    @property
     def oldest_due_s(self) -> float | None:
-        """How long the oldest of them waits; 0 where there is none, None where it is not known."""
+        """How long the oldest due job waits; 0 where there is none, None where it is not known."""
         if not self.due:
             return 0.0
         return max((q.oldest_due_s for q in self.queues if q.oldest_due_s is not None), default=None)
 
     @property
-    def absent_s(self) -> float:
-        """For how long at least those who hold the orphans have given no sign; a row that is gone was overdue."""
-        overdue = self.settings.stalled_after_s
-        return min((overdue if j.silent_s is None else j.silent_s for j in self.orphans), default=self._silence_s)
+    def late(self) -> bool:
+        """Whether a job waits for too long, as far as is known."""
+        return self.given.limits["queue.oldest"].status(self.oldest_due_s) is not Status.OK
 
     @property
-    def _silence_s(self) -> float:
-        return min((w.silent_s for w in self.silent if w.silent_s is not None), default=0.0)
+    def alive(self) -> list[Worker]:
+        """The workers whose heartbeat is not overdue."""
+        return [w for w in self.workers if self._is_sign(w.silent_s)]
+
+    @property
+    def silent(self) -> list[Worker]:
+        """The registered workers whose heartbeat is overdue."""
+        return [w for w in self.workers if not self._is_sign(w.silent_s)]
+
+    @property
+    def running(self) -> list[Job]:
+        """The jobs run by workers with a heartbeat; the longest 200 are known."""
+        return [j for j in self.doing if self._is_sign(j.silent_s)]
+
+    @property
+    def orphans(self) -> list[Job]:
+        """The jobs in `doing` whose worker has no heartbeat, or is no longer registered."""
+        return [j for j in self.doing if not self._is_sign(j.silent_s)]
+
+    def _is_sign(self, silent_s: float | None) -> bool:
+        return silent_s is not None and silent_s < self.settings.stalled_after_s
+
+    def as_rows(self) -> QueueSample:
+        """Return the sample as the room's judges take it: what the events tell, and jobs without a worker as held."""
+        done = JOBS.done if self.settings.delete_jobs == "never" else ()
+        told = replace(JOBS, created="at", finished="at", done=done)
+        counted = {name: self.count(name) for name in ("due", "later", "tried")}
+        rest = Open(oldest_s=self.oldest_due_s, working=self.count("doing"), held=self.left, **counted)
+        flow = [FlowStep(t.tens_ago, t.deferred, t.succeeded, t.failed) for t in self.flow]
+        return QueueSample(told, rest, flow, None, [], self.given)
+
+    @property
+    def works(self) -> bool:
+        """Whether a job is run, or was begun in the last minute."""
+        return bool(self.running or self.per_minute("begun"))
+
+    @property
+    def spare(self) -> int:
+        """How many jobs more the workers could run."""
+        return max(len(self.alive) * self.settings.concurrency - self.count("served"), 0)
+
+    @property
+    def passed_over(self) -> Queue | None:
+        """The queue with the oldest late job of which none runs and none was begun since this job became due."""
+        limit = self.given.limits["queue.oldest"]
+        late = [q for q in self.queues if q.due and not q.served and limit.reached(q.oldest_due_s)]
+        passed = [q for q in late if q.begun_s is None or q.begun_s >= (q.oldest_due_s or 0.0)]
+        return max(passed, key=lambda q: q.oldest_due_s or 0.0, default=None)
+
+    @property
+    def unheard(self) -> bool:
+        """Whether no living worker is known to take from the queue that is passed over."""
+        return self.passed_over is not None and not self.passed_over.taken_by_living
+
+    @property
+    def row_holders(self) -> list[HoldingSession]:
+        """The sessions that have locked rows of the jobs' table for too long."""
+        limit = self.given.limits["transactions.held"]
+        return [h for h in self.holders if limit.reached(h.transaction_s)]
+
+    @property
+    def connections_full(self) -> bool:
+        """Whether so few connections are left that a new worker may get none."""
+        used = 100 * self.sessions.used / self.sessions.usable if self.sessions.usable else None
+        return self.given.limits["connections.used"].status(used) is not Status.OK
+
+    @property
+    def absent_s(self) -> float:
+        """For how long at least those who hold the orphans have given no sign; a row that is gone was overdue."""
+        silence_s = min((w.silent_s for w in self.silent if w.silent_s is not None), default=0.0)
+        overdue = self.settings.stalled_after_s
+        return min((overdue if j.silent_s is None else j.silent_s for j in self.orphans), default=silence_s)
 
     @property
     def whereabouts(self) -> Whereabouts:
@@ -219,7 +261,9 @@ class Sample:
         began = [j.running_s for j in self.orphans] or [w.silent_s for w in self.silent]
         if self.instances is None or None in began:
             return False
-        latest = self.as_of - pd.Timedelta(seconds=min((s for s in began if s is not None), default=0.0) - self.skew_s)
+        skew_s = self.given.limits["clock.offset"].critical or 0.0
+        ago_s = min((s for s in began if s is not None), default=0.0) - skew_s
+        latest = self.given.as_of - pd.Timedelta(seconds=ago_s)
         return all(i.started is not None and i.started > latest for i in self.instances)
 
     @property
@@ -231,54 +275,56 @@ class Sample:
 
 def collect_sample(rb: Context) -> Frames:
     """Collect the sample in one snapshot; if a worker is missing, also its processes. Raises SourceError."""
-    overdue = facts(rb).stalled_after_s
+    own = facts(rb)
+    asked = {"stalled_after_s": own.stalled_after_s, "application": own.application, **_bounds(rb)}
+    queries = ("jobs/queues", "workers/heartbeats", "jobs/doing", "workers/sessions", "events/flow")
+    frames = ("queues", "workers", "doing", "sessions", "flow")
     with rb.snapshot() as db:
-        frames = {
-            "queues": db.ask("jobs/queues", most=row_limit(rb), stalled_after_s=overdue),
-            "workers": db.ask("workers/heartbeats"),
-            "doing": db.ask("jobs/doing", most=row_limit(rb)),
-            "sessions": db.ask("workers/sessions", application=facts(rb).application),
-            "holders": db.ask(JOBS.query("holders"), table=JOBS.regclass),
-            "flow": db.ask("events/flow", most=row_limit(rb), within_s=rb.number("lately")),
-        }
-    parts = FrameCollector(frames)
-    silences = [math.inf if w.silent_s is None else w.silent_s for w in rows.each(frames["workers"], Worker)]
-    left = sum(q.doing - q.served for q in rows.each(frames["queues"], Queue))
-    if left or not silences or max(silences) >= overdue:
-        with parts.part("workloads") as answers:
-            found = rb.workloads.pods(facts(rb).workloads.worker)
-            answers["instances"] = pd.DataFrame(found, columns=["name", "ready", "started"])
+        answers = {frame: db.ask(query, **asked) for frame, query in zip(frames, queries, strict=True)}
+        parts = FrameCollector(answers | {"holders": db.ask(JOBS.query("holders"), table=JOBS.regclass)})
+    seen = read_sample(parts.answers, rb.given())
+    if seen.left or not seen.workers or seen.silent:
+        with parts.part("workloads") as found:
+            pods = rb.workloads.pods(own.workloads.worker)
+            found["instances"] = pd.DataFrame(pods, columns=["name", "ready", "started"])
     return parts.frames()
 
 
-def row_limit(rb: Context) -> int:
-    """Return how many waiting jobs, or newest events, a query reads at most."""
-    return int(rb.number("looked_at"))
+def _bounds(rb: Context) -> dict[str, float]:
+    """Return how many waiting jobs, or newest events, a query reads at most, and of which time."""
+    return {"most": int(rb.number("looked_at")), "within_s": rb.number("lately")}
 
 
-def check(step: str, judge: Judge, collect: Collect | None = None, **more: Any) -> Check:
-    """Return a check whose judge reads the sample; the runner's word only adds to it."""
-    needs = ("queues", "workers", "doing", "sessions", *more.pop("needs", ()))
-    return Check(step, collect, judge, shared=collect_sample, needs=needs, optional=("workloads",), **more)
+def check(
+    step: str, judge: Callable[[Sample, Frames], Finding], *queries: str, charts: tuple[DescribeChart, ...] = ()
+) -> Check:
+    """Return a check whose judge reads the sample, and a frame of each query; the runner's word only adds to it."""
+    names = tuple(query.partition("/")[2] for query in queries)
+
+    def collect(rb: Context) -> Frames:
+        with rb.snapshot() as db:
+            return {name: db.ask(query, **_bounds(rb)) for name, query in zip(names, queries, strict=True)}
+
+    return Check(
+        step,
+        collect if queries else None,
+        lambda frames, given: judge(read_sample(frames, given), frames),
+        charts,
+        needs=("queues", "workers", "doing", "sessions", *names),
+        optional=("workloads",),
+        shared=collect_sample,
+    )
 
 
 def read_sample(frames: Frames, given: JudgeInput) -> Sample:
     """Return the sample of these frames."""
     return Sample(
-        queues=rows.each(frames["queues"], Queue),
-        workers=rows.each(frames["workers"], Worker),
-        doing=rows.each(frames["doing"], Job),
-        sessions=rows.one(frames["sessions"], Sessions),
-        holders=rows.each(frames.get("holders"), HoldingSession),
-        flow=rows.each(frames.get("flow"), TenSeconds),
-        instances=rows.each(frames["instances"], Instance) if "instances" in frames else None,
-        settings=facts(given),
-        as_of=given.as_of,
-        skew_s=given.limits["clock.offset"].critical or 0.0,
+        rows.each(frames.get("queues"), Queue),
+        rows.each(frames.get("workers"), Worker),
+        rows.each(frames.get("doing"), Job),
+        rows.one(frames.get("sessions"), Sessions),
+        rows.each(frames.get("holders"), HoldingSession),
+        rows.each(frames.get("flow"), TenSeconds),
+        rows.each(frames["instances"], Instance) if "instances" in frames else None,
+        given,
     )
-
-
-def connections_full(sample: Sample, given: JudgeInput) -> bool:
-    """Return whether so few connections are left that a new worker may get none."""
-    used = 100 * sample.sessions.used / sample.sessions.usable if sample.sessions.usable else None
-    return given.limits["connections.used"].status(used) is not Status.OK

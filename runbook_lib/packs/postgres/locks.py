@@ -77,8 +77,11 @@ class Blocker(rows.Row, query="database/blockers"):
     transaction_s: float | None = None
 
 
-class RowHolder(Blocker):
-    """A session whose open transaction has locked due rows: the workers skip these rows, so no session waits."""
+class RowHolder(Blocker, query="database/row_locks"):
+    """A session whose open transaction has locked due rows: the workers skip these rows, so no session waits.
+
+    The query is a system's own, as the rows are.
+    """
 
     n: float = 0.0
 

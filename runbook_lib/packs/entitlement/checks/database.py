@@ -35,10 +35,6 @@ _REFUSED = {
 _APPLICATION_NAME = patterns.source(PACK, "application name")
 
 
-class DueRowHolder(locks.RowHolder, query="database/row_locks"):
-    """A session whose open transaction has locked due rows of the services."""
-
-
 def collect(rb: Context) -> Frames:
     """Collect what `locks.collect` does, and what concerns the services' role.
 
@@ -55,7 +51,7 @@ def collect(rb: Context) -> Frames:
     parts = FrameCollector(locks.collect(rb, SCHEMAS, role, more))
     if "connections" in parts.answers:
         with parts.part("row_locks") as answers, rb.snapshot() as db:
-            answers["row_locks"] = db.ask(DueRowHolder.QUERY)
+            answers["row_locks"] = db.ask(locks.RowHolder.QUERY)
     return parts.frames()
 
 
@@ -71,7 +67,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         is_service=_is_service,
         long_s=facts_of(given).lease_s,
         row_locks=True,
-        doubted=blamed or application is None,
+        doubted=blamed or "application" not in frames,
         refused=_REFUSED.get(write_blocker, ""),
         told={
             "role": application.role if application else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
@@ -15,7 +16,7 @@ from runbook_lib.view.charts import Chart
 
 from ..queue import Queue
 from . import database, lookback, reach, sample, triage, work
-from .sample import TOO_COSTLY, Collector
+from .sample import TOO_COSTLY, Collector, QueueSample, read_sample
 
 #: The steps that this room has, with their usual ids.
 STEPS = {
@@ -41,6 +42,7 @@ PLACES = ("backlog", "takers", "errors", "database")
 #: The criteria of recovery.
 CRITERIA = ("over", "errors_now", "takers_now")
 
+T = TypeVar("T")
 QueueJudge = Callable[[Queue, Frames, JudgeInput], Finding]
 QueueChart = Callable[[Queue, Frames, JudgeInput], "Chart | None"]
 
@@ -74,6 +76,10 @@ def _parts(found: Mapping[str, Check], names: tuple[str, ...], *more: Check) -> 
     return {check.step: check for check in (*(found[name] for name in names if name in found), *more)}
 
 
+def _sampled(judge: Callable[[QueueSample], T]) -> Callable[[Queue, Frames, JudgeInput], T]:
+    return lambda queue, frames, given: judge(read_sample(frames, given, queue))
+
+
 def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
     costly = tuple(f"{TOO_COSTLY}{part}" for part in ("flow", "owners", "errors", "history"))
 
@@ -94,12 +100,12 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         "server": step("server", reach.judge_server, "server"),
         "table": step("table", reach.judge_table, "table"),
         "clocks": Check(ids["clocks"], reach.collect_clocks, partial(reach.judge_clocks, queue), needs=("clocks",)),
-        "impact": step("impact", triage.judge_impact, "backlog", "flow", chart=work.chart_flow),
+        "impact": step("impact", _sampled(triage.judge_impact), "backlog", "flow", chart=_sampled(work.chart_flow)),
         "smallest": action_check(ids["smallest"], ids["place"]),
         "record": record_check(ids["record"], ids["impact"], ids["place"], triage.RECORDED),
-        "backlog": step("backlog", work.judge_backlog, "backlog", "flow", chart=work.chart_flow),
-        "takers": step("takers", work.judge_takers, "backlog", "flow owners"),
-        "errors": step("errors", work.judge_errors, "backlog errors", "flow"),
+        "backlog": step("backlog", _sampled(work.judge_backlog), "backlog", "flow", chart=_sampled(work.chart_flow)),
+        "takers": step("takers", _sampled(work.judge_takers), "backlog", "flow owners"),
+        "errors": step("errors", _sampled(work.judge_errors), "backlog errors", "flow"),
         "database": replace(
             step("database", database.judge, "holders"),
             collect=partial(database.collect, queue),
@@ -108,9 +114,9 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
             on_error=locks.on_error,
             queries=(*locks.list_queries(), queue.query("holders")),
         ),
-        "over": step("over", work.judge_recovery, "backlog", "flow", chart=work.chart_flow),
-        "errors_now": step("errors_now", work.judge_errors, "backlog errors", "flow"),
-        "takers_now": step("takers_now", work.judge_takers, "backlog", "flow owners"),
+        "over": step("over", _sampled(work.judge_recovery), "backlog", "flow", chart=_sampled(work.chart_flow)),
+        "errors_now": step("errors_now", _sampled(work.judge_errors), "backlog errors", "flow"),
+        "takers_now": step("takers_now", _sampled(work.judge_takers), "backlog", "flow owners"),
         "history": step("history", lookback.judge_history, "history", chart=lookback.chart_history),
     }
 

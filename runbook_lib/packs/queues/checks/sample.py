@@ -101,7 +101,7 @@ class QueueSample:
     queue: Queue
     open: Open
     flow: list[FlowStep] | None
-    owners: list[Owner]
+    owners: list[Owner] | None
     failing: list[Failing]
     given: JudgeInput
 
@@ -170,7 +170,7 @@ def read_sample(frames: Frames, given: JudgeInput, queue: Queue) -> QueueSample:
         queue,
         rows.one(frames.get("backlog"), Open),
         rows.each(frames["flow"], FlowStep) if "flow" in frames else None,
-        rows.each(frames.get("owners"), Owner),
+        rows.each(frames["owners"], Owner) if "owners" in frames else None,
         rows.each(frames.get("errors"), Failing),
         given,
     )

@@ -8,10 +8,9 @@ import pandas as pd
 
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.triage import format_utc
-from runbook_lib.model.finding import Finding, Frames, Status, Text, Value, judged, say
+from runbook_lib.model.finding import Finding, Status, Text, Value, judged, say
 
-from ..queue import Queue
-from .sample import read_sample
+from .sample import QueueSample
 
 #: The facts of the impact in the record, and its values.
 RECORDED = {
@@ -23,10 +22,9 @@ RECORDED = {
 }
 
 
-def judge_impact(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+def judge_impact(seen: QueueSample) -> Finding:
     """Judge the impact: the objectives missed now, and how many rows wait since when."""
-    seen = read_sample(frames, given, queue)
-    failed, succeeded = seen.lately("failed"), seen.lately("succeeded")
+    given, failed, succeeded = seen.given, seen.lately("failed"), seen.lately("succeeded")
     ended = None if failed is None or succeeded is None else failed + succeeded
     # A few failures are no share.
     counts = bool(ended) and given.limits["errors.failed"].reached(failed)

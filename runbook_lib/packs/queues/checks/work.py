@@ -12,21 +12,20 @@ from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.diagnosis import stats
-from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal, Status, Value, judged, replace, say
+from runbook_lib.model.finding import LOOK_AGAIN, Finding, Hop, Proposal, Status, Value, judged, replace, say
 from runbook_lib.view import charts
 
 from .. import remedies
 from ..facts import facts
-from ..queue import COUNTED, Queue
-from .sample import FlowStep, QueueSample, read_sample
+from ..queue import COUNTED
+from .sample import FlowStep, QueueSample
 
 # 4.1.1 and 6.1 What waits? ----------------------------------------------------------------------------------
 
 
-def judge_backlog(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+def judge_backlog(seen: QueueSample) -> Finding:
     """Judge 4.1.1: a row that may be taken and waits for too long."""
-    seen = read_sample(frames, given, queue)
-    due, oldest_s, late = seen.open.due, seen.oldest_s, seen.late
+    given, due, oldest_s, late = seen.given, seen.open.due, seen.oldest_s, seen.late
     case = "undated" if oldest_s is None else "late" if late else "moves" if due else "empty"
     waiting = Hop("queue", seen.arrived, seen.ended, waiting=due, oldest_s=oldest_s, late=late)
     return judged(
@@ -44,23 +43,11 @@ def judge_backlog(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def judge_recovery(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+def judge_recovery(seen: QueueSample) -> Finding:
     """Judge 6.1: the rows that wait are young, or more rows end than arrive."""
-    seen = read_sample(frames, given, queue)
-    return replace(recovery(given, seen.open.due, seen.oldest_s, seen.arrived, seen.ended), show=("backlog",))
-
-
-def recovery(
-    given: JudgeInput,
-    due: int,
-    oldest_s: float | None,
-    arrived: float | None,
-    ended: float | None,
-    limit: str = "queue.oldest",
-) -> Finding:
-    """Judge whether a backlog is over: by the age of its oldest row, and by what arrived and left in a minute."""
+    due, oldest_s, arrived, ended = seen.open.due, seen.oldest_s, seen.arrived, seen.ended
     flow = _flow_test(arrived, ended, due)
-    value, falls = given.limits.value(limit, oldest_s), flow.verdict == "draining"
+    value, falls = seen.given.limits.value("queue.oldest", oldest_s), flow.verdict == "draining"
     small = value.status is Status.OK
     values = [
         replace(value, threshold=None) if falls else value,  # what falls is on its way, however old its oldest is
@@ -71,12 +58,12 @@ def recovery(
     if not small:
         values.append(Value(f"queue.{LOOK_AGAIN}", max(min(60 * (flow.eta_min or 1.0), 60.0), 5.0), "s"))
     case = "undated" if oldest_s is None else "young" if small else "falls" if falls else "waits"
-    late = given.limits[limit].reached(oldest_s) and not falls
     return judged(
         say(f"over.{case}", due=due, oldest=oldest_s if due else None, eta=flow.eta_min),
         values,
         at_least=Status.OK if small else Status.WARNING,
-        hops=(Hop("queue", arrived, ended, waiting=due, oldest_s=oldest_s, late=late),),
+        hops=(Hop("queue", arrived, ended, waiting=due, oldest_s=oldest_s, late=seen.late and not falls),),
+        show=("backlog",),
     )
 
 
@@ -85,12 +72,12 @@ def _flow_test(arrived: float | None, ended: float | None, due: int) -> stats.Fl
     return stats.flow_test(known[0], known[1], 1.0, due)
 
 
-def chart_flow(queue: Queue, frames: Frames, given: JudgeInput) -> charts.Chart | None:
+def chart_flow(seen: QueueSample) -> charts.Chart | None:
     """Return the chart of the rows that arrived, succeeded and failed lately, in steps of ten seconds."""
-    by_age = {ten.tens_ago: ten for ten in read_sample(frames, given, queue).flow or []}
-    tens = [by_age.get(n, FlowStep()) for n in reversed(range(int(given.number("lately") // 10)))]
-    counted = {what: [getattr(ten, what) for ten in tens] for what in COUNTED if queue.tells(what)}
-    return describe_flow(counted, "10 s", given.number("lately") / 60)
+    by_age, lately_s = {ten.tens_ago: ten for ten in seen.flow or []}, seen.given.number("lately")
+    tens = [by_age.get(n, FlowStep()) for n in reversed(range(int(lately_s // 10)))]
+    counted = {what: [getattr(ten, what) for ten in tens] for what in COUNTED if seen.queue.tells(what)}
+    return describe_flow(counted, "10 s", lately_s / 60)
 
 
 def describe_flow(counted: Mapping[str, list[int]], bucket: str, minutes: float) -> charts.Chart | None:
@@ -168,10 +155,10 @@ TAKERS = Cases[Takers](
 )
 
 
-def judge_takers(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+def judge_takers(seen: QueueSample) -> Finding:
     """Judge 4.1.2: rows that nobody takes, and rows that are held for longer than they may be."""
-    seen = read_sample(frames, given, queue)
-    quiet, overdue, limit = seen.quiet_s, seen.overdue_s, given.limits["queue.overdue"]
+    queue, given, quiet, overdue = seen.queue, seen.given, seen.quiet_s, seen.overdue_s
+    limit, owners = given.limits["queue.overdue"], seen.owners or []
     takers = Takers(
         seen=seen,
         late=seen.late,
@@ -191,22 +178,22 @@ def judge_takers(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
             overdue=seen.likely_overdue_s if overdue is None else overdue,
             longest=facts(given).longest_s,
             quiet=None if quiet == math.inf else quiet,
-            owners=", ".join(o.worker for o in seen.owners[:3] if o.worker) or None,
+            owners=", ".join(o.worker for o in owners[:3] if o.worker) or None,
             **seen.shown,
         ),
         [
             *([] if overdue is None else [given.limits.value("queue.overdue", overdue)]),
             Value("queue.held", seen.open.held, "rows"),
             Value("queue.working", seen.open.working, "rows"),
-            Value("queue.owners", len(seen.owners) if queue.owner and "owners" in frames else None, "workers"),
-            Value("queue.expired", sum(o.expired for o in seen.owners) if queue.lease else None, "rows"),
+            Value("queue.owners", None if seen.owners is None or not queue.owner else len(owners), "workers"),
+            Value("queue.expired", sum(o.expired for o in owners) if queue.lease else None, "rows"),
         ],
         at_least=decided.status,
         notes=() if queue.owner else (say("takers.no_owner"),),
         signals=decided.signals(given),
         hops=(Hop("worker", rate_out=seen.ended, waiting=seen.open.working, late=takers.held),),
         proposals=decided.proposals(given),
-        show=("owners",) if seen.owners and queue.owner else (),
+        show=("owners",) if owners and queue.owner else (),
         decision=decided.decision,
     )
 
@@ -244,9 +231,9 @@ FAILURES = Cases[Failures](
 )
 
 
-def judge_errors(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
+def judge_errors(seen: QueueSample) -> Finding:
     """Judge 4.1.3: how many tries fail of those that end, and with how many errors."""
-    seen, limits = read_sample(frames, given, queue), given.limits
+    queue, given, limits = seen.queue, seen.given, seen.given.limits
     failed, undated, tried = (sum(getattr(f, n) for f in seen.failing) for n in ("failed", "undated", "tried"))
     failures, succeeded = failed + tried, seen.lately("succeeded")
     last = min((f.last_s for f in seen.failing if f.last_s is not None), default=None)
