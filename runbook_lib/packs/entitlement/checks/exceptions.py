@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from itertools import pairwise
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from runbook_lib.actions import proposals
@@ -38,7 +36,7 @@ from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import errors, recovery
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of, parameters_of
-from runbook_lib.sources.logs import Log
+from runbook_lib.sources.logs import Log, LogEntry
 from runbook_lib.sources.source import SourceError
 from runbook_lib.view import charts
 
@@ -117,36 +115,6 @@ def collect_notification(rb: Context) -> Frames:
     return collect_exceptions(replace(rb, parameters=rb.parameters.model_copy(update={"workload": "notification"})))
 
 
-@dataclass
-class _EntryGroup:
-    """Log entries of one phrase or text."""
-
-    times: list[datetime] = field(default_factory=list)
-    level: str = ""
-
-    def facts(self, at: datetime, covered_min: float, number: Callable[[str], float]) -> dict[str, Any]:
-        """Return the columns that phrases and texts share; see `log_frames`."""
-        ages = [(at - t).total_seconds() for t in self.times]
-        return {
-            "level": self.level,
-            "n": len(ages),
-            "now": sum(age <= number("log.just_now") for age in ages),
-            "tries_now": sum(age <= number("recovery.recent") for age in ages),
-            "per_min": round(len(ages) / covered_min, 2),
-            "first": pd.Timestamp(min(self.times)),
-            "last": pd.Timestamp(max(self.times)),
-            "since": pd.Timestamp(self._find_beginning(number("log.gap"))),
-        }
-
-    def _find_beginning(self, gap_s: float) -> datetime:
-        """Return when the newest series of entries without a gap longer than `gap_s` began."""
-        newest_first = sorted(self.times, reverse=True)
-        for later, earlier in pairwise(newest_first):
-            if (later - earlier).total_seconds() > gap_s:
-                return later
-        return newest_first[-1]
-
-
 def log_frames(
     log: Log,
     phrases: Mapping[str, Phrase],
@@ -161,56 +129,49 @@ def log_frames(
     """
     at = log.at
     begin = at - timedelta(minutes=minutes)
-    by_phrase: dict[str, _EntryGroup] = {}
-    by_text: dict[tuple[str, str], _EntryGroup] = {}
-    per_minute: dict[tuple[datetime, str], int] = {}
-    longest_first = sorted(phrases, key=len, reverse=True)
-    times, records = [], []
-    for record in log.entries:
-        if record.time is None or record.time < begin:
-            continue
-        times.append(record.time)
-        records.append(record)
-        phrase = next((p for p in longest_first if p in record.message or p in record.error), "")
-        level = record.level or (phrases[phrase].level if phrase else "")
-        if phrase:
-            _add_entry(by_phrase.setdefault(phrase, _EntryGroup()), record.time, level)
-        if level not in ("WARN", "ERROR"):
-            continue
-        # An application may put the error behind the phrase. Its first line alone: the next ones may quote the row.
-        behind = record.message.partition(phrase)[2].strip(": ").partition("\n")[0] if phrase else ""
-        text = errors.fingerprint(record.error or behind or record.message)
-        if record.error or not phrase or _DATABASE_ERROR.find(behind).observation:
-            key = (phrase, text)
-            if key not in by_text and len(by_text) >= number("log.texts"):
-                key = ("", OTHER)
-            _add_entry(by_text.setdefault(key, _EntryGroup()), record.time, level)
-        minute = record.time.replace(second=0, microsecond=0)
-        per_minute[minute, phrase or text] = per_minute.get((minute, phrase or text), 0) + 1
+    records = [e for e in log.entries if e.time is not None and e.time >= begin]
+    told = _classify_entries(records, phrases, int(number("log.texts")))
+    first = told["at"].min() if len(told) else pd.Timestamp(at)
+    covered_min = max((at - first).total_seconds(), number("log.just_now")) / 60
 
-    covered_min = max((at - min([*times, at])).total_seconds(), number("log.just_now")) / 60
+    def count(group: pd.DataFrame) -> dict[str, Any]:
+        """Return the columns that phrases and texts share."""
+        ages = (at - group["at"]).dt.total_seconds()
+        # The newest series of entries without a longer gap.
+        gaps = ages.sort_values().diff().gt(number("log.gap")).cumsum()
+        return {
+            "level": group["level"].iloc[-1],
+            "n": len(group),
+            "now": int((ages <= number("log.just_now")).sum()),
+            "tries_now": int((ages <= number("recovery.recent")).sum()),
+            "per_min": round(len(group) / covered_min, 2),
+            "first": group["at"].min(),
+            "last": group["at"].max(),
+            "since": group["at"][gaps[gaps == 0].index].min(),
+        }
+
     found = [
         {
             "phrase": phrase,
-            "failure_modes": ", ".join(phrases[phrase].failure_modes),
-            "trend": _classify_trend(seen.times, at, covered_min),
-            "meaning": phrases[phrase].words(),
+            "failure_modes": ", ".join(phrases[str(phrase)].failure_modes),
+            "trend": _classify_trend((at - group["at"]).dt.total_seconds(), covered_min),
+            "meaning": phrases[str(phrase)].words(),
         }
-        | seen.facts(at, covered_min, number)
-        for phrase, seen in by_phrase.items()
+        | count(group)
+        for phrase, group in told[told["phrase"] != ""].groupby("phrase", sort=False)
     ]
     texts = [
-        {"phrase": phrase, "detail": text} | seen.facts(at, covered_min, number)
-        for (phrase, text), seen in by_text.items()
+        {"phrase": phrase, "detail": detail} | count(group)
+        for (phrase, detail), group in told[told["detail"] != ""].groupby(["of", "detail"], sort=False)
     ]
-    minutely = [(pd.Timestamp(minute), what, n) for (minute, what), n in sorted(per_minute.items())]
+    minutely = told[told["what"] != ""].assign(minute=told["at"].dt.floor("min")).value_counts(["minute", "what"])
     return {
         "log": row(
             lines=log.lines,
-            entries=len(times),
-            first=pd.Timestamp(min(times)) if times else pd.NaT,
-            last=pd.Timestamp(max(times)) if times else pd.NaT,
-            late_s=(min(times) - begin).total_seconds() if times else None,
+            entries=len(told),
+            first=first if len(told) else pd.NaT,
+            last=told["at"].max() if len(told) else pd.NaT,
+            late_s=(first - begin).total_seconds() if len(told) else None,
         ),
         "phrases": pd.DataFrame(found, columns=_PHRASES).sort_values(
             ["level", "n"], key=_worst_first, kind="stable", ignore_index=True
@@ -218,14 +179,32 @@ def log_frames(
         "texts": pd.DataFrame(texts, columns=_TEXTS).sort_values(
             "n", ascending=False, kind="stable", ignore_index=True
         ),
-        "per_minute": pd.DataFrame(minutely, columns=_MINUTES),
+        "per_minute": minutely.sort_index().rename("n").reset_index()[_MINUTES],
         "logins": logins.read_attempts(records),
     }
 
 
-def _add_entry(seen: _EntryGroup, time: datetime, level: str) -> None:
-    seen.times.append(time)
-    seen.level = level
+def _classify_entries(records: Sequence[LogEntry], phrases: Mapping[str, Phrase], most: int) -> pd.DataFrame:
+    """Return each entry's time (at), level, known phrase, and of warnings and errors `what` is counted per minute.
+
+    `detail` is the text that is counted as one of the phrase `of`; beyond `most` texts it is `OTHER`.
+    """
+    longest_first, found, known = sorted(phrases, key=len, reverse=True), [], set[tuple[str, str]]()
+    for record in records:
+        phrase = next((p for p in longest_first if p in record.message or p in record.error), "")
+        level = record.level or (phrases[phrase].level if phrase else "")
+        what, key = "", ("", "")
+        if level in ("WARN", "ERROR"):
+            # An application may put the error behind the phrase. Its first line alone: the next ones may quote the row.
+            behind = record.message.partition(phrase)[2].strip(": ").partition("\n")[0] if phrase else ""
+            text = errors.fingerprint(record.error or behind or record.message)
+            what = phrase or text
+            if record.error or not phrase or _DATABASE_ERROR.find(behind).observation:
+                key = (phrase, text) if len(known) < most or (phrase, text) in known else ("", OTHER)
+                known.add(key)
+        found.append((record.time, level, phrase, what, *key))
+    told = pd.DataFrame(found, columns=["at", "level", "phrase", "what", "of", "detail"])
+    return told.astype({"at": "datetime64[ns, UTC]"})
 
 
 def _worst_first(column: pd.Series[Any]) -> pd.Series[Any]:
@@ -234,11 +213,10 @@ def _worst_first(column: pd.Series[Any]) -> pd.Series[Any]:
     return -pd.to_numeric(column)
 
 
-def _classify_trend(times: list[datetime], at: datetime, covered_min: float) -> str:
-    """Return the trend of the counts per whole minute before `at`."""
-    whole = int(covered_min)
-    ago = np.array([(at - t).total_seconds() // 60 for t in times])
-    counts = [int(np.count_nonzero(ago == minute)) for minute in reversed(range(whole))]
+def _classify_trend(ages_s: pd.Series[float], covered_min: float) -> str:
+    """Return the trend of the counts per whole minute."""
+    ago = ages_s // 60
+    counts = [int((ago == minute).sum()) for minute in reversed(range(int(covered_min)))]
     return stats.trend_kind(counts).kind
 
 
