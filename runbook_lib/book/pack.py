@@ -56,7 +56,7 @@ class Pack:
     extends: str = ""
     uses: tuple[str, ...] = ()
     """The rooms, by module (runbook_lib.packs.queues), whose documents, texts, facts and queries it takes over.
-    What it defines itself under the same name replaces theirs."""
+    What it defines itself under the same name replaces theirs. A room may use others."""
     room: bool = False
     """Whether it is a room: standard steps for the packs that use it, and no runbook of its own."""
     docs: Path | None = None

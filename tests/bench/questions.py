@@ -135,6 +135,7 @@ def _parameters(source: Postgres) -> dict[str, Any]:
         "share": 0.05,
         "tries_s": 420.0,
         "role": "miniserversystem",
+        "schemas": ["entitlement", "notification"],
         "moment": now - pd.Timedelta(hours=1),
         "settled_s": 5.0,
         "fields": [*given_up.FIELDS],

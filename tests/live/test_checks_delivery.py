@@ -1474,7 +1474,7 @@ def test_lock_waits_of_others_are_none_of_the_services(servers: Servers, db: psy
 
     def ask() -> tuple[list[str], int]:
         with rb.snapshot() as snapshot:
-            asked = {"role": EntitlementFacts().database_role, "schemas": database.SCHEMAS}
+            asked = {"role": EntitlementFacts().database_role, "schemas": list(EntitlementFacts.services)}
             found = [snapshot.ask(f"database/{name}", **asked) for name in LOCK_QUERIES]
         return [*found[0]["object"]], len(found[1])
 

@@ -26,16 +26,16 @@ import pytest
 from procrastinate import schema
 from psycopg import sql
 
-from runbook_lib.book import catalog, messages, pack, queries
-from runbook_lib.checks.check import checks
+from runbook_lib.book import catalog, pack, queries
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Proposal, Reason, Status, Verdict
+from runbook_lib.model.finding import Proposal, Status
 from tests.kit import ROOT
 from tests.kit.command import runbook
 from tests.kit.rows import assert_fits, kinds_of_rows
 from tests.kit.schemas import valid
-from tests.kit.steps import charts_of, lock_wait, open_target, verdict_of, words
+from tests.kit.steps import lock_wait, open_target, words
+from tests.kit.systems import Said, ask_target, own_database
 from tests.kit.waiting import until
 
 PACK = ROOT / "examples" / "procrastinate"
@@ -182,81 +182,19 @@ def in_force(embedded: Servers, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def system(embedded: Servers, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[System]:
-    name = re.sub(r"\W", "_", request.node.name)[:40] + f"_{os.getpid()}"
-    base = embedded.admin_url.rsplit("/", 1)[0]
-    with psycopg.connect(embedded.admin_url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        with psycopg.connect(f"{base}/{name}", autocommit=True) as owner:
-            owner.execute(schema.SchemaManager.get_schema().encode())
-            owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA public TO runbook")
-        system = System(f"{base}/{name}", embedded.database_url.rsplit("/", 1)[0] + f"/{name}", tmp_path)
+    tables = schema.SchemaManager.get_schema()
+    with own_database(embedded, request.node.name, tables, "public") as urls:
+        system = System(*urls, tmp_path)
         try:
             yield system
         finally:
             system.close()
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the runbook says of a moment."""
-
-    verdict: Verdict
-    findings: dict[str, Finding]
-
-    @property
-    def first(self) -> str | None:
-        return self.verdict.failure_modes[0].id if self.verdict.failure_modes else None
-
-    @property
-    def proposed(self) -> list[str]:
-        return [p.name for p in self.verdict.proposals]
-
-    def headline(self, step: str) -> str:
-        return messages.text(self.findings[step].headline, "en")
-
-    def expect(
-        self, status: Status | None, stuck_at: str | None, first: str | None = None, proposed: list[str] | None = None
-    ) -> None:
-        """Hold it against a verdict; a first failure mode, and proposals, where these are given."""
-        assert status in (None, self.verdict.status)
-        assert self.verdict.stuck_at == stuck_at
-        assert first in (None, self.first)
-        assert proposed in (None, self.proposed)
-
-    def __str__(self) -> str:
-        v = self.verdict
-        modes = ", ".join(f"{m.id} {m.score}" for m in v.failure_modes)
-        head = f"{v.status.name} stuck_at={v.stuck_at} {v.confidence} undecided={v.undecided}\n{modes}\n{self.proposed}"
-        return "\n".join([head, *(f"{s} {f.status.name}: {self.headline(s)}" for s, f in self.findings.items())])
 
 
 def ask(system: System, *sections: str, **facts: Any) -> Said:
-    """What the steps of these sections say together (4.1 and 4.2 unless named), every text in every language."""
+    """What the steps of these sections say together (4.1 and 4.2 unless named)."""
     target = {"database_url": system.reader_url, "workloads": {"runner": "supervisorctl"}, **FACTS, **facts}
-    findings: dict[str, Finding] = {}
-    for number in sections or ("4.1", "4.2"):
-        rb = open_target(number, target)
-        for step in rb.section.steps:
-            check = checks()[step.id]
-            found = rb.findings[step.id] = check.run(rb)
-            assert found.reason is not Reason.ERROR, found.headline
-            if found.frames:
-                assert check.judge_again(found, rb.given(step.id)).headline == found.headline
-            worded(found)
-            charts_of(step.id, found.frames, rb.given(step.id))
-        findings |= rb.findings
-    said = Said(verdict_of(*findings.values()), findings)
-    print(said)
-    return said
-
-
-def worded(found: Finding) -> None:
-    """Every text of a finding exists in every language and takes its parameters."""
-    words(found)
-    for lang in messages.LANGUAGES:
-        for text in (found.headline, *found.notes):
-            assert "?" not in messages.text(text, lang), messages.text(text, lang)
+    return ask_target(target, *(sections or ("4.1", "4.2")))
 
 
 # What is well is OK.
@@ -588,7 +526,7 @@ def test_a_line_behind_a_lock_whose_first_runs_too_long(system: System) -> None:
     said = ask(system, concurrency=2)
     said.expect(Status.CRITICAL, "task", "FM-TSK-02", ["logs", "abort_job"])
     assert "FM-QUE-02" in {m.id for m in said.verdict.failure_modes}
-    assert f"behind job {head}" in said.headline("4.2.3")
+    assert f"behind job {head}" in words(said.findings["4.2.3"])
     system.runs(said.verdict.proposals[1])
     for job in behind:
         system.becomes(job, "succeeded")
@@ -605,7 +543,7 @@ def test_a_line_behind_a_lock_that_a_dead_worker_left(system: System) -> None:
     system.passes(90)
     said = ask(system)
     said.expect(None, "worker", "FM-WRK-02", ["worker_process", "retry_orphans"])
-    assert "whose worker has no heartbeat" in said.headline("4.2.3")
+    assert "whose worker has no heartbeat" in words(said.findings["4.2.3"])
 
 
 def test_a_line_behind_a_lock_whose_first_waits_for_its_next_try(system: System) -> None:

@@ -15,20 +15,19 @@ from typing import Any
 import pandas as pd
 import psycopg
 import pytest
-from psycopg import sql
 
 from runbook_lib.book import catalog, messages, pack, queries
-from runbook_lib.checks.check import checks
 from runbook_lib.cli import new
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Finding, Reason, Status, Verdict
+from runbook_lib.model.finding import Status
 from runbook_lib.notebook import testing
 from runbook_lib.packs.queues.queue import Queue, room_query
 from runbook_lib.view.queries import queries_of
 from tests.kit import ROOT
 from tests.kit.command import runbook
 from tests.kit.rows import assert_fits, kinds_of_rows
-from tests.kit.steps import charts_of, failures, open_target, verdict_of, words
+from tests.kit.steps import failures, lock_wait, open_target, words
+from tests.kit.systems import Said, ask_target, own_database
 
 #: States as numbers, no lease, no owner.
 PARCELS = """
@@ -98,20 +97,12 @@ class Database:
 
 
 @pytest.fixture
-def database(embedded: Servers, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Database]:
-    name = re.sub(r"\W", "_", request.node.name)[:40] + f"_{os.getpid()}"
-    base, reader = (url.rsplit("/", 1)[0] for url in (embedded.admin_url, embedded.database_url))
-    with psycopg.connect(embedded.admin_url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-        try:
-            with psycopg.connect(f"{base}/{name}", autocommit=True) as owner:
-                owner.execute(PARCELS.encode())
-                owner.execute(MAILS.encode())
-                owner.execute("GRANT USAGE ON SCHEMA shipping TO runbook")
-                owner.execute("GRANT SELECT ON ALL TABLES IN SCHEMA shipping, public TO runbook")
-                yield Database(owner, f"{base}/{name}", f"{reader}/{name}")
-        finally:
-            admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+def database(embedded: Servers, request: pytest.FixtureRequest) -> Iterator[Database]:
+    with (
+        own_database(embedded, request.node.name, PARCELS + MAILS, "shipping", "public") as (url, reader_url),
+        psycopg.connect(url, autocommit=True) as owner,
+    ):
+        yield Database(owner, url, reader_url)
 
 
 @pytest.fixture
@@ -135,49 +126,19 @@ def parcels(database: Database, env: dict[str, str], tmp_path: Path) -> Iterator
         yield tmp_path / "parcels"
 
 
-@dataclass(frozen=True)
-class Said:
-    """What the runbook says of a moment."""
-
-    verdict: Verdict
-    findings: dict[str, Finding]
-
-    def expect(self, status: Status, stuck_at: str | None, first: str | None, mode: str | None = None) -> None:
-        v = self.verdict
-        assert (v.status, v.stuck_at) == (status, stuck_at)
-        assert next((p.name for p in v.proposals), None) == first
-        assert mode in (None, next((m.id for m in v.failure_modes), None))
-
-
 def ask(database: Database, *sections: str, **facts: Any) -> Said:
-    """What the steps of these sections say together, every text in both languages."""
-    findings: dict[str, Finding] = {}
-    for number in sections or ("4.1",):
-        rb = open_target(number, {"database_url": database.url, **facts})
-        for step in rb.section.steps:
-            check = checks()[step.id]
-            found = rb.findings[step.id] = check.run(rb)
-            print(step.id, found.status.name, words(found), [messages.text(n, "en") for n in found.notes])
-            assert found.reason is not Reason.ERROR or found.unseen, "a judge raised"
-            assert check.judge_again(found, rb.given(step.id)).headline == found.headline
-            for lang in messages.LANGUAGES:
-                assert "?" not in "".join(messages.text(text, lang) for text in (found.headline, *found.notes))
-            charts_of(step.id, found.frames, rb.given(step.id))
-        findings |= rb.findings
-    verdict = verdict_of(*findings.values())
-    print(verdict.status.name, verdict.stuck_at, verdict.confidence, [(m.id, m.score) for m in verdict.failure_modes])
-    print([p.name for p in verdict.proposals], verdict.next_sections, verdict.undecided)
-    return Said(verdict, findings)
+    """What the steps of these sections say together (4.1 unless named)."""
+    return ask_target({"database_url": database.url, **facts}, *(sections or ("4.1",)))
 
 
 def test_an_idle_queue_is_ok(database: Database, parcels: Path) -> None:
-    ask(database, "2", "3", "4.1", "6").expect(Status.OK, None, None)
+    ask(database, "2", "3", "4.1", "6").expect(Status.OK, None, None, [])
 
 
 def test_a_queue_that_flows_is_ok(database: Database, parcels: Path) -> None:
     database.flows()
     said = ask(database, "2", "3", "4.1", "6", "7")
-    said.expect(Status.OK, None, None)
+    said.expect(Status.OK, None, None, [])
     assert said.findings["4.1.1"].value("queue.working") == 1
     assert said.findings["7.1"].value("history.succeeded") == 60
 
@@ -186,47 +147,51 @@ def test_rows_that_nobody_takes(database: Database, parcels: Path) -> None:
     for age in range(100, 160, 3):  # taken until a minute and a half ago
         database.parcels(3, age + 4, phase=30, picked_s=age + 1, closed_s=age)
     database.parcels(20, 95)
-    ask(database, "3").expect(Status.WARNING, "worker", "restart_worker", "FM-QW-01")
+    ask(database, "3").expect(Status.WARNING, "worker", "FM-QW-01", ["restart_worker"])
     database.parcels(20, 400)
-    ask(database, "3").expect(Status.CRITICAL, "worker", "restart_worker", "FM-QW-01")
+    said = ask(database, "3")
+    said.expect(Status.CRITICAL, "worker", "FM-QW-01", ["restart_worker"])
+    (recorded, _) = said.findings["3.5"].notes
+    for told in ("stuck at worker; modes FM-QW-01", "objectives missed QUE-A; 40 rows wait", "proposed: kubectl"):
+        assert told in messages.text(recorded, "en")
 
 
 def test_a_row_that_is_held_while_nothing_else_moves(database: Database, parcels: Path) -> None:
     database.parcels(1, 2000, phase=20, picked_s=1990)
     database.parcels(20, 400)
-    ask(database, "3").expect(Status.CRITICAL, "worker", "logs", "FM-QW-02")
+    ask(database, "3").expect(Status.CRITICAL, "worker", "FM-QW-02", ["logs", "restart_worker"])
 
 
 def test_a_row_that_is_held_while_others_flow(database: Database, parcels: Path) -> None:
     """It harms now, and only itself."""
     database.flows()
     database.parcels(1, 700, phase=20, picked_s=690)
-    ask(database).expect(Status.WARNING, "worker", "see_held", "FM-QW-02")
+    ask(database).expect(Status.WARNING, "worker", "FM-QW-02", ["see_held", "logs"])
 
 
 def test_more_rows_arrive_than_end(database: Database, parcels: Path) -> None:
     database.flows()
     database.parcels(500, 200)
-    ask(database).expect(Status.WARNING, "worker", None, "FM-QW-03")
+    ask(database).expect(Status.WARNING, "worker", "FM-QW-03", [])
 
 
 def test_every_try_fails(database: Database, parcels: Path) -> None:
     database.parcels(5, 30, tries=3, trouble="connect to 10.0.0.7:443 refused")
     database.parcels(9, 40, phase=40, picked_s=21, closed_s=20, tries=5, trouble="connect to 10.0.0.8:443 refused")
     said = ask(database, "3")
-    said.expect(Status.CRITICAL, "worker", "logs", "FM-QE-01")
+    said.expect(Status.CRITICAL, "worker", "FM-QE-01", ["logs", "see_failing"])
 
 
 def test_what_failed_and_is_over(database: Database, parcels: Path) -> None:
     database.flows()
     database.parcels(9, 200, phase=40, picked_s=199, closed_s=190, trouble="refused")
-    ask(database).expect(Status.OK, None, None)
+    ask(database).expect(Status.OK, None, None, [])
 
 
 def test_a_poison_row(database: Database, parcels: Path) -> None:
     database.flows()
     database.parcels(1, 50, tries=9, trouble="no such street")
-    ask(database).expect(Status.WARNING, None, "logs", "FM-QE-02")
+    ask(database).expect(Status.WARNING, None, "FM-QE-02", ["logs", "see_failing"])
 
 
 def test_a_locked_table(database: Database, parcels: Path) -> None:
@@ -235,8 +200,16 @@ def test_a_locked_table(database: Database, parcels: Path) -> None:
         holder.execute("LOCK TABLE shipping.parcels IN ACCESS EXCLUSIVE MODE")
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(catalog, "load", _with_a_short_lock_wait(catalog.load))
-            ask(database, "3").expect(Status.CRITICAL, "database", "end_blocker", "FM-QD-01")
+            ask(database, "3").expect(Status.CRITICAL, "database", "FM-QD-01", ["end_blocker"])
         holder.rollback()
+
+
+def test_locks_of_other_schemas_are_none_of_the_queue_s(database: Database, parcels: Path) -> None:
+    with psycopg.connect(database.admin_url) as holder:
+        holder.execute('LOCK TABLE public."Mails" IN SHARE MODE')
+        with lock_wait(database.admin_url, 'DELETE FROM public."Mails"'):
+            found = ask(database).findings["4.1.4"]
+    assert found.value("locks.blocked_sessions") == 0 and found.frames["table_locks"].empty
 
 
 def _with_a_short_lock_wait(load: Any) -> Any:
@@ -249,7 +222,7 @@ def test_a_column_that_was_renamed(database: Database, parcels: Path) -> None:
     database.flows()
     database.run("ALTER TABLE shipping.parcels RENAME COLUMN closed TO ended")
     said = ask(database, "3")
-    said.expect(Status.UNKNOWN, None, "see_table")
+    said.expect(Status.UNKNOWN, None, None, ["see_table"])
     assert "2" in said.verdict.next_sections
     assert ask(database, "2").findings["2.2"].headline.params["names"] == "closed"
 
@@ -285,9 +258,9 @@ def test_a_start_that_no_column_has(database: Database, env: dict[str, str], tmp
     assert made.returncode == 0, made.stderr
     with pack.use_pack(tmp_path / "guess"):
         database.flows()
-        ask(database).expect(Status.OK, None, None)
+        ask(database).expect(Status.OK, None, None, [])
         database.parcels(1, 900, phase=20)
-        ask(database).expect(Status.WARNING, "worker", "see_held", "FM-QW-02")
+        ask(database).expect(Status.WARNING, "worker", "FM-QW-02", ["see_held", "logs"])
         database.parcels(1, 880)
         assert ask(database).findings["4.1.2"].status is not Status.OK
 
@@ -317,17 +290,17 @@ def test_an_expired_lease(database: Database, mails: Path) -> None:
         "FROM generate_series(1, %s) g"
     )
     database.run(insert, 60, 2)
-    ask(database, "2", "3", "4.1", "6").expect(Status.OK, None, None)
+    ask(database, "2", "3", "4.1", "6").expect(Status.OK, None, None, [])
     database.run(insert, -100, 1)
     said = ask(database)
-    said.expect(Status.WARNING, "worker", "see_held", "FM-QW-02")
+    said.expect(Status.WARNING, "worker", "FM-QW-02", ["see_held", "logs"])
     assert said.findings["4.1.2"].value("queue.expired") == 1 and said.findings["4.1.2"].value("queue.owners") == 2
 
 
 def test_a_time_in_the_future_is_not_late(database: Database, mails: Path) -> None:
     database.run("""INSERT INTO "Mails" (created_at, run_at) VALUES (now() - interval '1 d', now() + interval '1 h')""")
     said = ask(database)
-    said.expect(Status.OK, None, None)
+    said.expect(Status.OK, None, None, [])
     assert said.findings["4.1.1"].value("queue.later") == 1
 
 
@@ -395,7 +368,7 @@ def test_a_row_of_the_system_replaces_that_of_the_room(database: Database, parce
         assert [*catalog.load().slos] == ["QUE-A", "QUE-B", "QUE-C"]
         assert words(ask(database).findings["4.1.1"]) == "Nothing to send"
         database.parcels(5, 400)
-        ask(database).expect(Status.OK, None, None)
+        ask(database).expect(Status.OK, None, None, [])
 
 
 def test_objectives_of_a_system_replace_those_of_the_room() -> None:
@@ -454,7 +427,7 @@ def test_on_a_terminal_it_asks(
     assert new.system.main(["asked"], standalone_mode=False) == 0
     assert len(asked) == 3 and "lease (no column)" in capsys.readouterr().out
     with pack.use_pack(tmp_path / "asked"):
-        ask(database, "2", "3", "4.1").expect(Status.OK, None, None)
+        ask(database, "2", "3", "4.1").expect(Status.OK, None, None, [])
 
 
 def test_connections_that_run_out(parcels: Path) -> None:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-#: The schemas of the services' tables.
-SCHEMAS = ["entitlement", "notification"]
 #: The observation of what keeps the services' role from its work (`Application.write_blocker`).
 _REFUSED = {
     "read_only": "database.read_only",
@@ -48,7 +46,7 @@ def collect(rb: Context) -> Frames:
             with suppress(SourceError):
                 parts.answers["service_sessions"] = db.ask_apart(Sessions.QUERY, role=role)
 
-    parts = FrameCollector(locks.collect(rb, SCHEMAS, role, more))
+    parts = FrameCollector(locks.collect(rb, list(facts_of(rb).services), role, more))
     if "connections" in parts.answers:
         with parts.part("row_locks") as answers, rb.snapshot() as db:
             answers["row_locks"] = db.ask(locks.RowHolder.QUERY)
