@@ -95,8 +95,8 @@ class Pack:
     """Its name as a module; set when the pack is found."""
 
     def must_have(self, document: str) -> bool:
-        """Return whether this document must be there: a system's own, where no room has it."""
-        return not self.extends and (document == "runbook" or not self.uses)
+        """Return whether this document must be there: a system's own, where no room that it uses has it."""
+        return not self.extends and not any(room.document(document).is_file() for room in _load_rooms(self))
 
     def document(self, name: str) -> Path:
         """Return the path of one of its documents, such as "slo", in `docs` or in `folder`; the file may be missing."""

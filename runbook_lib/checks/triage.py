@@ -6,7 +6,7 @@ that each one asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +63,12 @@ def judge_place(
     found: Mapping[str, Finding],
     given: JudgeInput,
     names: Mapping[str, str] | None = None,
-    sections: Sections | None = None,
+    further: Sections = lambda *_: (),
 ) -> Finding:
     """Judge the hop that the evidence of these findings supports; they are by step.
 
     `names` are the parts whose failure delays the flow, by step: the others may be broken while everything flows.
+    `further` are sections to read next beside those of the parts that are not OK.
     """
     # What waits by an earlier step counts, even if no part of this step is late.
     waits = [replace(f, status=Status.OK, values=()) for f in given.earlier]
@@ -97,7 +98,7 @@ def judge_place(
         signals=tuple(s for f in found.values() for s in f.signals),
         hops=tuple(h for f in found.values() for h in f.hops),
         proposals=verdict.proposals,
-        next_sections=sections(verdict, found) if sections else _next(found, given.catalog.section_with("reach")),
+        next_sections=_next_sections(verdict, found, names or found, further(verdict, found), given),
         unseen=unseen,
         ended=verdict.ended,
     )
@@ -132,11 +133,22 @@ def deciding_finding(found: Iterable[Finding], place: str | None) -> Finding:
     return max(counting, key=lambda f: (sum(s.weight for s in f.signals if s.about == place), f.status.rank))
 
 
-def _next(found: Mapping[str, Finding], reach: str) -> tuple[str, ...]:
-    """Return the sections whose steps are not OK; that of reachability if a source could not be read."""
+def _next_sections(
+    verdict: Verdict, found: Mapping[str, Finding], flow: Collection[str], further: tuple[str, ...], given: JudgeInput
+) -> tuple[str, ...]:
+    """Return the sections to read next: of what is not OK; of reachability if a source could not be read."""
+    reach = given.catalog.section_with("reach")
+    if verdict.ended:
+        return (given.catalog.section_with("recover"),)
     wrong = [step for step, f in found.items() if f.status in _BAD]
-    away = any(reach in f.next_sections for f in found.values())
-    return (*diagnosis.sections_of(wrong), *([reach] if away else []))
+    away = [reach] if any(reach in f.next_sections for f in found.values()) else []
+    if away and not (wrong or verdict.undecided or verdict.stuck_at):
+        return (reach,)
+    delayed, broken = [s for s in wrong if s in flow], [s for s in wrong if s not in flow]
+    if verdict.status is not Status.OK and not wrong:
+        delayed = [*flow]
+    sections = diagnosis.sections_of
+    return diagnosis.unique((*sections(delayed), *further, *sections(broken), *away))
 
 
 # The smallest safe action -----------------------------------------------------------------------------------

@@ -638,42 +638,25 @@ INVARIANTS = {
 } | {"4.2.2": replace(recovery.SIDE_EFFECTS["duplicates"], step="4.2.2")}
 
 
-def _filter_failing(found: Mapping[str, Finding], parts: Iterable[str]) -> list[Finding]:
-    return [found[part] for part in parts if found[part].status in (Status.WARNING, Status.CRITICAL)]
-
-
 def _is_above(found: Finding, name: str, than: float) -> bool:
     """Return whether a value is known and above `than`."""
     value = found.value(name)
     return isinstance(value, float | int) and value > than
 
 
-def choose_sections(verdict: Verdict, found: Mapping[str, Finding]) -> tuple[str, ...]:
-    """Return the sections to read next."""
-    if verdict.ended:
-        return ("6",)
-    sections: list[str] = []
-    silent = [f for f in found.values() if "2" in f.next_sections]
-    held_up, broken = _filter_failing(found, HOP_CHECKS), _filter_failing(found, INVARIANTS)
-    wrong = held_up or broken
-    if silent and not wrong and not verdict.undecided and not verdict.stuck_at:
-        return ("2",)
-    if held_up or (verdict.status is not Status.OK and not broken):
-        sections.append("4.1")
-    notifications = found["4.1.1"]
+def _further_sections(verdict: Verdict, found: Mapping[str, Finding]) -> tuple[str, ...]:
+    """Return the sections to read next beside those of the parts that are not OK."""
+    notifications, stuck_at = found["4.1.1"], verdict.stuck_at
     held = any(_is_above(notifications, f"backlog.{name}", 0) for name in ("leased", "expired"))
     beside = _is_above(notifications, "processing.holders", 1)
-    if verdict.stuck_at == "delivery_worker" or (verdict.stuck_at and held) or beside:
-        sections.append("4.3")
     missing = ("unprocessed", "not_registered", "lost_or_deleted")
-    if any(_is_above(found["4.1.2"], f"outbox.{name}", 0) for name in missing):
-        sections.append("5.3")
-    if any(p.section == "4.5" for p in verdict.proposals[:1]):  # the run reads the log itself
-        sections.append("4.5")
-    sections += [f.step.rpartition(".")[0] for f in broken]
-    if silent or verdict.stuck_at == "jetstream":
-        sections.append("2")
-    return tuple(dict.fromkeys(sections))
+    told = {
+        "4.3": stuck_at == "delivery_worker" or (stuck_at and held) or beside,
+        "5.3": any(_is_above(found["4.1.2"], f"outbox.{name}", 0) for name in missing),
+        "4.5": any(p.section == "4.5" for p in verdict.proposals[:1]),  # the run reads the log itself
+        "2": stuck_at == "jetstream",
+    }
+    return tuple(section for section, holds in told.items() if holds)
 
 
 # 3.3 to 3.5 The smallest safe action, the criteria, the record --------------------------------------------------
@@ -707,7 +690,7 @@ def _sections_of_criteria(found: Mapping[str, Finding], given: JudgeInput) -> tu
     """Return 4.5 if tries fail although nothing waits yet: the log says why."""
     place = triage.find_earlier(given, "3.2")
     reads_log = place is not None and place.status is Status.OK and not place.ended
-    return ("4.5",) if reads_log and _filter_failing(found, ["6.2"]) else ()
+    return ("4.5",) if reads_log and found["6.2"].status in (Status.WARNING, Status.CRITICAL) else ()
 
 
 def _criteria_targets(given: JudgeInput) -> dict[str, Text]:
@@ -728,7 +711,7 @@ def _criteria_targets(given: JudgeInput) -> dict[str, Text]:
 CHECKS: tuple[Check, ...] = (
     Check("3.1", collect_impact, judge_impact, (chart_flows,), optional=_COURSE),
     triage.compound_check(
-        "3.2", HOP_CHECKS | INVARIANTS, triage.judge_place, names=PART_NAMES, sections=choose_sections
+        "3.2", HOP_CHECKS | INVARIANTS, triage.judge_place, names=PART_NAMES, further=_further_sections
     ),
     triage.action_check("3.3", "3.2", READ_ON),
     triage.compound_check(
