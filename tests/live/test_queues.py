@@ -19,7 +19,7 @@ import pytest
 from runbook_lib.book import catalog, messages, pack, queries
 from runbook_lib.cli import new
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Status
+from runbook_lib.model.finding import Reason, Status
 from runbook_lib.notebook import testing
 from runbook_lib.packs.queues.queue import Queue, room_query
 from runbook_lib.view.queries import queries_of
@@ -438,6 +438,9 @@ def test_connections_that_run_out(parcels: Path) -> None:
     found = testing.judge(parcels, "4.1.4", connections=few, sessions=report, **empty)
     assert (found.status, found.proposals[0].name) == (Status.CRITICAL, "end_sessions")
     assert next((s.about, s.observation) for s in found.signals) == ("database", "database.no_connections")
+    hidden = empty | {"holders": pd.DataFrame([{"pid": 7, "transaction_s": None}])}
+    found = testing.judge(parcels, "4.1.4", connections=few.assign(used=38), **hidden)
+    assert (found.status, found.reason, found.headline.key) == (Status.UNKNOWN, Reason.NO_DATA, "database.denied")
 
 
 def test_what_is_too_costly_for_a_table_is_a_note(parcels: Path) -> None:

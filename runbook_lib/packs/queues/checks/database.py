@@ -34,15 +34,15 @@ def judge(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     holders = rows.each(frames["holders"], HoldingSession)
     held = given.limits.value("transactions.held", locks.longest(h.transaction_s for h in holders))
     found = replace(found, values=(*found.values, held), show=(*found.show, *(("holders",) if holders else ())))
-    status = held.status or Status.UNKNOWN
-    if status in (Status.OK, found.status) or found.status in (Status.WARNING, Status.CRITICAL):
+    status = worst([found.status, held.status or Status.UNKNOWN])
+    if status is found.status:
         return found
     keeper = next((h for h in holders if h.transaction_s == held.value), HoldingSession())
     hidden = status is Status.UNKNOWN
     return replace(
         found,
-        status=worst([found.status, status]),
-        reason=found.reason or (Reason.NO_DATA if hidden else None),
+        status=status,
+        reason=Reason.NO_DATA if hidden else None,
         headline=say(
             "database.denied" if hidden else "database.held",
             keeper=keeper.pid,
