@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -49,8 +50,23 @@ class NumberRange(click.FloatRange):
         return number if number == number else self.fail(f"{value!r} is not a number.", param, ctx)
 
 
+class Duration(NumberRange):
+    """A time in seconds, written as 180, 180s, 3m or 1h."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return how the help names it."""
+        return "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        written = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(value))
+        if not written:
+            self.fail(f"{value!r} is not a time: write it as 180, 180s, 3m or 1h", param, ctx)
+        return super().convert(float(written[1]) * {"m": 60, "h": 3600}.get(written[2], 1), param, ctx)
+
+
 RECORDING = RecordingFile(dir_okay=False, path_type=Path)
-_DEADLINE_S = NumberRange(min=0, min_open=True, max=settings.DAY_S)
+_DEADLINE = Duration(min=0, min_open=True, max=settings.DAY_S)
 
 #: Options of several commands.
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON document and nothing else")
@@ -60,9 +76,16 @@ TARGET = click.option(
 )  # fmt: skip
 #: The incident of a run or an action for which none is named, and the word for the newest one.
 ADHOC, LATEST = "adhoc", "latest"
-PAIRS = click.option("-p", "pairs", type=words, multiple=True, metavar="NAME=VALUE", help="a parameter of the notebook")
+PAIRS = click.option(
+    "-p",
+    "pairs",
+    type=words,
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="a parameter of the notebook; docs/runbook.md has those of each section",
+)
 DEADLINE = click.option(
-    "--deadline", "deadline_s", type=_DEADLINE_S, metavar="SECONDS", default=lambda: settings.load().deadline_s,
+    "--deadline", "deadline_s", type=_DEADLINE, default=lambda: settings.load().deadline_s,
     help="deadline of the whole run  [default: 180]",
 )  # fmt: skip
 EXECUTOR = click.option("--executor", type=click.Choice(["local", "dask"]), default="local", show_default=True)
@@ -186,7 +209,7 @@ def unknown_incident_text(archive: Any) -> str:
 
 def action_options(f: Any) -> Any:
     """Add the options that every action has."""
-    for option in (
+    options = (
         TARGET,
         incident_option("the incident whose dossier records the action"),
         click.option("--execute", is_flag=True, help="run the action; without this it is a dry run"),
@@ -201,13 +224,12 @@ def action_options(f: Any) -> Any:
             "--break-glass", is_flag=True, help="run it despite a freeze, the hourly limit or a missing approval"
         ),
         click.option("--approval", metavar="WORD|FILE", help="the output of `runbook approve` for the dry run"),
-        click.option(
-            "--wait", "wait_s", type=float, metavar="SECONDS", help="time to wait for the effect  [default: 60]"
-        ),
+        click.option("--wait", "wait_s", type=Duration(min=0), help="time to wait for the effect  [default: 60]"),
         output_option("folder or URL of the incidents"),
         lang_option(),
         AS_JSON,
-    ):
+    )
+    for option in reversed(options):
         f = option(f)
     return f
 

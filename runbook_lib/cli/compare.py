@@ -21,7 +21,9 @@ _PAGE = click.option("--page", type=common.FILE, help="write the differences as 
 @common.AS_JSON
 @common.lang_option()
 def diff(incident: str, before: str | None, after: str | None, output: str, page: Path | None, as_json: bool) -> int:
-    """Show the differences between two runs of an incident, by name, or the first and last run of each section.
+    """Show how two runs of an incident differ.
+
+    The runs are named; by default the first and the last run of each section.
 
     A name may be shortened, and have another incident before it: OTHER/20261126T0312.
     """
@@ -52,7 +54,9 @@ def diff(incident: str, before: str | None, after: str | None, output: str, page
 @common.output_option()
 @common.lang_option()
 def baseline(target: str, output: str) -> int:
-    """Store the configuration of a target, if the triage section is OK: later runs name what differs from it.
+    """Store a target's healthy configuration.
+
+    Only if the triage section is OK: later runs name what differs from it.
 
     Run it from a scheduler. Exit code: that of the section.
     """
@@ -81,11 +85,18 @@ def baseline(target: str, output: str) -> int:
 @click.argument("section", default="")
 @common.TARGET
 @click.option(
-    "--every", "every_s", type=common.NumberRange(min=2, max=3600), default=10, show_default=True, metavar="SECONDS"
+    "--every",
+    "every_s",
+    type=common.Duration(min=2, max=3600),
+    default=10,
+    show_default=True,
+    help="time between two samples",
 )
 @common.lang_option()
 def watch(section: str, target: str, every_s: float) -> int:
-    """Run a section repeatedly until Ctrl-C: show the strip, and what changed since the last sample. Nothing is saved.
+    """Run a section repeatedly until Ctrl-C; show what changed.
+
+    It shows the strip and what changed since the last sample. Nothing is saved.
 
     Exit code: that of the last sample.
     """
@@ -121,7 +132,9 @@ def watch(section: str, target: str, every_s: float) -> int:
 @common.AS_JSON
 @common.lang_option()
 def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | None, as_json: bool) -> int:
-    """Judge the stored runs of past incidents by other documents. All incidents if none is named.
+    """Judge stored runs by other documents.
+
+    All incidents if none is named.
 
     Exit code 0: no result changes; 1: a result changes, or a run cannot be read.
     """

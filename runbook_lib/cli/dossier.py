@@ -69,7 +69,10 @@ def dossier_(incident: str, output: str) -> int:
 @common.lang_option()
 @common.AS_JSON
 def incidents(limit: int, output: str, as_json: bool) -> int:
-    """List the newest incidents: when each began, its system, its last verdict and place."""
+    """List the newest incidents.
+
+    Each with its begin, its system, its last verdict and place.
+    """
     from runbook_lib.dossier import report
     from runbook_lib.store.archive import Archive
     from runbook_lib.view import render
@@ -94,7 +97,9 @@ def incidents(limit: int, output: str, as_json: bool) -> int:
 @common.output_option()
 @common.lang_option()
 def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: str) -> int:
-    """Verify the dossier's hash chain and its external checkpoints, and judge its evidence again.
+    """Verify a dossier's hash chain, and judge it again.
+
+    It covers the seals that were kept elsewhere (--checkpoint).
 
     Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but some lines
     or files are not covered by a checkpoint.

@@ -25,7 +25,9 @@ from runbook_lib.sources import settings
 def lab(
     ctx: click.Context, target: str, incident: str, output: str | None, replay: Path | None, arguments: tuple[str, ...]
 ) -> None:
-    """Open JupyterLab on copies of the notebooks, with the target and the incident filled in.
+    """Open JupyterLab on copies of the notebooks.
+
+    The target and the incident are filled in.
 
     With --replay the notebooks run on a recording: no server is read and nothing can be changed.
 

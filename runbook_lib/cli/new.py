@@ -61,7 +61,10 @@ def write_notebooks(folder: Path, *, force: bool = False, dry: bool = False) -> 
 @click.option("--title", default="A section of our own", show_default=True)
 @click.option("--title-ja", default="独自の節", show_default=True)
 def section(number: str, folder: Path, title: str, title_ja: str) -> int:
-    """Write a section that runs, with its test: notebook, document, question, check, texts in the pack's languages."""
+    """Write a section that runs, with its test.
+
+    Notebook, document, question, check, and texts in the pack's languages.
+    """
     for path in write_section(number, folder, title, title_ja, catalog.load()):
         click.echo(path)
     asked = f'packs = ["{folder}"]'
@@ -154,7 +157,10 @@ def _role_options(command: Any) -> Any:
 @click.argument("name")
 @_role_options
 def system(name: str, **given: str | None) -> int:
-    """Write a pack for a queue in the database of RUNBOOK_DATABASE_URL. Only its catalog is read."""
+    """Write a pack for a queue of rows in PostgreSQL.
+
+    It is in the database of RUNBOOK_DATABASE_URL, of which only the catalog is read.
+    """
     folder = Path(name)
     if not folder.name.isidentifier():
         raise UsageError(f"'{folder.name}' cannot be imported: use letters, digits and '_' for the folder")

@@ -27,7 +27,10 @@ from runbook_lib.sources import settings
 )
 @common.AS_JSON
 def postmortem_(incident: str, check: bool, tracker: str | None, output: str, as_json: bool, **options: Any) -> int:
-    """Draft an incident's postmortem, preserving what people wrote into it; check or print it."""
+    """Draft a postmortem; what people wrote stays.
+
+    It can also be checked or printed.
+    """
     if tracker and (check or as_json):
         raise click.UsageError("--as prints text: leave out --check and --json")
     archive = common.existing_archive(incident, output)

@@ -27,7 +27,9 @@ _EXPECTED = ("status", "stuck_at", "confidence", "failure_mode")
 @output_option()
 @lang_option()
 def capsule(incident: str, out: Path | None, output: str) -> int:
-    """Pack a dossier into one masked file, which `runbook open` opens on any machine.
+    """Pack a dossier into one masked file.
+
+    `runbook open` opens it on any machine.
 
     The last line is the file's seal: send it separately, for `runbook open --checkpoint`.
     """
@@ -57,7 +59,9 @@ def capsule(incident: str, out: Path | None, output: str) -> int:
 @click.option("--checkpoint", "checkpoints", multiple=True, metavar="SEAL|FILE|URL", help="the seal of the file")
 @lang_option()
 def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ...]) -> int:
-    """Open a capsule: show its page, judge its evidence again, and verify its seal. No server is read.
+    """Open a capsule, and judge its evidence again.
+
+    It shows the capsule's page and verifies its seal. No server is read.
 
     Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but no
     checkpoint covers it.
@@ -118,7 +122,7 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     help=f"the expected verdict: {', '.join(_EXPECTED)}, or a step such as 4.1.1=OK  [default: today's verdict]",
 )  # fmt: skip
 def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> int:
-    """Turn an incident's dossier into a recording: a regression test that needs no server.
+    """Turn a dossier into a recording: a regression test.
 
     The recording contains masked frames and the documents that judged them, and no address. `none` expects no hop.
     """

@@ -31,7 +31,9 @@ _HOURS = {"h": 1, "d": 24, "w": 168}
 def report(
     since: str | None, until: str | None, output: str, page: Path | None, table: Path | None, as_json: bool
 ) -> int:
-    """Summarise the incidents of a period: results, effective actions, false alarms, open work.
+    """Summarise the incidents of a period.
+
+    It counts results, effective actions, false alarms and open work.
 
     It reads only the dossiers, no system. Exit code 0.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 import uuid
@@ -32,7 +31,7 @@ FORMATS = ("text", "json", "nagios", "openmetrics")
 
 
 def _run_options(f: Any) -> Any:
-    for option in (
+    options = (
         common.TARGET,
         common.incident_option("names the folder of the artifacts"),
         common.PAIRS,
@@ -46,17 +45,10 @@ def _run_options(f: Any) -> Any:
         ),
         click.option("--json", "form", flag_value="json", help="print one JSON document and nothing else"),
         click.option("--why", is_flag=True, help="print each step and each observation that the verdict rests on"),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for option in reversed(options):
         f = option(f)
     return f
-
-
-def _parse_wait(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    """Parse a time to wait, written as 180, 180s or 3m."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([sm]?)", value.strip()) if value is not None else None
-    if value is not None and not found:
-        raise click.BadParameter(f"{value!r} is not a duration: write it as 180, 180s or 3m", ctx, param)
-    return float(found[1]) * (60 if found[2] == "m" else 1) if found else None
 
 
 @click.command()
@@ -64,13 +56,15 @@ def _parse_wait(ctx: click.Context, param: click.Parameter, value: str | None) -
 @click.option(
     "--wait",
     "wait_s",
-    callback=_parse_wait,
-    metavar="TIME",
+    type=common.Duration(min=0),
     help="the section about recovery: repeat until it is OK, for at most this time, such as 3m",
 )
 @_run_options
 def run(sections: tuple[str, ...], wait_s: float | None, form: str, why: bool, **options: Any) -> int:
-    """Run sections of the runbook headless and store their artifacts."""
+    """Run sections headless and store their artifacts.
+
+    Exit code: the worst status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN; 64 for wrong usage.
+    """
     if wait_s is not None:
         from runbook_lib.book import catalog
 
@@ -106,7 +100,12 @@ def triage(
     why: bool,
     **options: Any,
 ) -> int:
-    """Run the triage, the sections it points to, then what may decide; with --alert, the routes of runbook.toml."""
+    """Run the triage and the sections to which it points.
+
+    What may decide an undecided verdict is run, too. With --alert the routes of runbook.toml choose the sections.
+
+    Exit code: the worst status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN; 64 for wrong usage.
+    """
     given = {n for n in ("target", "incident") if context.get_parameter_source(n) is ParameterSource.COMMANDLINE}
     if targets is None:
         if executor != "local" or scheduler or workers:

@@ -47,7 +47,10 @@ def serve(
     executor: str,
     scheduler: str | None,
 ) -> int:
-    """Receive alerts over HTTP, run their investigations, and show the incidents (docs/operations.md)."""
+    """Receive alerts, run their sections, show the incidents.
+
+    Addresses, limits and secrets: docs/operations.md.
+    """
     from runbook_lib.runs import forks
 
     forks.context()

@@ -93,7 +93,10 @@ class Forward:
 @click.argument("target", default="default")
 @lang_option()
 def connect(target: str) -> None:
-    """Forward the cluster ports that the sources need (kubectl port-forward), until Ctrl-C."""
+    """Forward the cluster's ports to this machine until Ctrl-C.
+
+    It runs a kubectl port-forward for each address that the sources need.
+    """
     config = settings.load()
     known, workloads = _find_target(config, target)
     if workloads.runner != "kubectl" or not workloads.forwards:

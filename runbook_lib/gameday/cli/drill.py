@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.cli.common import NumberRange
+from runbook_lib.cli.common import Duration
 from runbook_lib.gameday.cli import tell, use_language
 from runbook_lib.model.finding import Text, say
 
@@ -52,15 +52,13 @@ def _say_result(answer: str | None) -> Text:
     help="a line per drill, compressed in a file named .gz; seeds that have one are not played again",
 )
 @click.option("--at-once", type=click.IntRange(1, 16), default=1, help="sandboxes side by side")
-@click.option(
-    "--longest", type=NumberRange(2, 600), default=180, help="seconds from the onset to the latest first look"
-)
+@click.option("--longest", type=Duration(2, 600), default=180, help="time from the onset to the latest first look")
 @click.option(
     "--after",
     "after_s",
-    type=NumberRange(1, 600),
+    type=Duration(1, 600),
     default=40,
-    help="seconds that the flow is given after a proposal",
+    help="time that the flow is given after a proposal",
 )
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="a folder for the drills' artifacts")
 @click.option("--family", type=click.Choice(["people", "witnesses"]), help="half of the incidents: this family")
@@ -77,7 +75,7 @@ def drill(
     family: str | None,
     person: int | None,
 ) -> int:
-    """Make incidents at random, and judge what the runbook says and proposes."""
+    """Play random incidents, and judge what the runbook says."""
     use_language(context)
     if context.invoked_subcommand:
         return 0

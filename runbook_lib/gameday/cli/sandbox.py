@@ -117,7 +117,7 @@ def down(directory: Path) -> None:
 @sandbox.command()
 @_directory
 def env(directory: Path) -> None:
-    """Print the environment with which the runbook reaches the sandbox, for the shell to read."""
+    """Print the sandbox's addresses for a shell: eval "$(... env)"."""
     variables = load(directory).env | {"RUNBOOK_SANDBOX_DIR": str(directory.absolute())}
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")
@@ -127,7 +127,9 @@ def env(directory: Path) -> None:
 @click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...", callback=_parse_settings)
 @_directory
 def set_(settings: dict[str, str], directory: Path) -> None:
-    """Set environment variables of the pods and restart those they belong to, as `kubectl set env` would.
+    """Set environment variables, as `kubectl set env` would.
+
+    The pods that they belong to are restarted.
 
     A name without the prefix of a pod belongs to both services; SANDBOX_RATE needs no restart.
     """
@@ -145,7 +147,10 @@ def set_(settings: dict[str, str], directory: Path) -> None:
 @click.option("--output", type=click.Path(path_type=Path), default=Path("outputs"), help="Where artifacts go.")
 @click.option("--fault", "name", default="worker_stopped", help="What to break.")
 def demo(directory: Path, output: Path, name: str) -> None:
-    """Watch a real incident: alert, triage, restart on a word, recovery, draft of the postmortem."""
+    """Watch a real incident, from its alert to its postmortem.
+
+    Alert, triage, restart on a word, recovery, draft of the postmortem.
+    """
     from runbook_lib.gameday.cli.demo import demo as play
 
     index = play(directory, output, name, click.echo)

@@ -18,7 +18,9 @@ from runbook_lib.sources import settings
 @output_option()
 @lang_option()
 def erase(user: str, incident: str | None, output: str) -> int:
-    """Erase a person: their tokens can no longer be derived from the user id. No sealed file is changed.
+    """Erase a person: no token can be derived any more.
+
+    No sealed file is changed.
 
     USER is a user id, or - for a prompt. Exit code 0: done; 1: done, but some files still identify the person: they are
     listed.
@@ -52,7 +54,10 @@ def erase(user: str, incident: str | None, output: str) -> int:
 @output_option()
 @lang_option()
 def hold(incident: str, reason: str, release: bool, output: str) -> int:
-    """Place a legal hold on a dossier, so that retain never removes it, or release the hold."""
+    """Keep a dossier from retain.
+
+    Or release the hold.
+    """
     from runbook_lib.governance import keeping
 
     archive = existing_archive(incident, output)
@@ -68,7 +73,9 @@ def hold(incident: str, reason: str, release: bool, output: str) -> int:
 @output_option()
 @lang_option()
 def retain(execute: bool, clock_is_right: bool, output: str) -> int:
-    """Remove dossiers older than their targets' keep_days, except those on hold. A dry run without --execute.
+    """Remove dossiers older than keep_days.
+
+    Those on hold stay. A dry run without --execute.
 
     Exit code 0: done; 1: the age or the target of some old dossiers is not known: they are listed and kept.
     """

@@ -13,7 +13,11 @@ from runbook_lib.cli.common import action_options
 
 @click.group(cls=common.CommandGroup)
 def act() -> None:
-    """Run an action (dry run without --execute); docs/operations.md has the rules."""
+    """Run an action; a dry run without --execute.
+
+    Rules: docs/operations.md. Exit code 0: done and effective, or dry and possible; 1: dry, and it would be refused or
+    a precondition only warns; 2: refused, failed or without effect.
+    """
 
 
 @act.command()
@@ -29,7 +33,10 @@ def restart(workload: str, **options: Any) -> int:
 @click.argument("replicas", type=int)
 @action_options
 def scale(workload: str, replicas: int, **options: Any) -> int:
-    """Stop notification (0), or start notification or entitlement (1) that was stopped (runbook 4.2)."""
+    """Stop or start a workload (runbook 4.2).
+
+    Notification can be stopped (0) and started (1), entitlement only started.
+    """
     return common.act("4.2", "scale", {"workload": workload, "replicas": replicas}, **options)
 
 
@@ -37,7 +44,10 @@ def scale(workload: str, replicas: int, **options: Any) -> int:
 @click.argument("settings", nargs=-1, required=True, metavar="NAME=VALUE...")
 @action_options
 def set_(settings: tuple[str, ...], **options: Any) -> int:
-    """Change settings such as delivery.batch_size=10; =default restores the default (runbook 5.2)."""
+    """Change settings of a workload (runbook 5.2).
+
+    Write them as delivery.batch_size=10; =default restores the default.
+    """
     known = catalog.load().settings
     given = {k: known[k].read(v) if k in known else v for k, v in common.parse_pairs(settings, "set").items()}
     return common.act("5.2", "set", {"settings": given}, **options)
@@ -46,7 +56,10 @@ def set_(settings: tuple[str, ...], **options: Any) -> int:
 @act.command()
 @action_options
 def canary(**options: Any) -> int:
-    """Grant and revoke a right of a test account through the API, and trace both events to the receiver (runbook 6)."""
+    """Grant and revoke a test right, and trace both events.
+
+    A test account gets the right through the API; the events are traced to the receiver (runbook 6).
+    """
     return common.act("6", "canary", {}, **options)
 
 
@@ -64,6 +77,9 @@ def canary(**options: Any) -> int:
 @click.option("--discard", is_flag=True, help="record that they are not sent again")
 @action_options
 def redrive(store: str, limit: int, events: tuple[str, ...], since: str | None, discard: bool, **options: Any) -> int:
-    """Send dead letters again: delivery, outbox or broker (runbook 4.4)."""
+    """Send dead letters again (runbook 4.4).
+
+    The stores are delivery, outbox and broker.
+    """
     what = {"store": store, "limit": limit, "events": events, "since": since, "discard": discard}
     return common.act("4.4", "redrive", what, **options)

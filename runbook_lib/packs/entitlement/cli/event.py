@@ -19,7 +19,7 @@ _OPTIONS = (
 
 
 def _add_options(f: Any) -> Any:
-    for option in _OPTIONS:
+    for option in reversed(_OPTIONS):
         f = option(f)
     return f
 
@@ -32,7 +32,10 @@ def _add_options(f: Any) -> Any:
 @click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="write the timeline to a PNG file")
 @_add_options
 def event(id: str | None, user: str | None, window: int, picture: Path | None, as_json: bool, **options: Any) -> int:
-    """Show the event trace of an id (of an event, its notification, trace or audit row), or of a user's events."""
+    """Trace one event, or a user's newest events.
+
+    The id is of an event, its notification, trace or audit row.
+    """
     from runbook_lib.packs.entitlement import event_lookup
 
     rb = _open_session(window, **options)
@@ -54,7 +57,10 @@ def event(id: str | None, user: str | None, window: int, picture: Path | None, a
 @click.option("--as-of", metavar="TIME", help="end of the window  [default: now]; places are always those of now")
 @_add_options
 def account(window: int, as_of: str | None, as_json: bool, **options: Any) -> int:
-    """Count the events of a window by the place where each is, and list those without a place by id."""
+    """Count the events of a window by place; list those without one.
+
+    An event without a place is listed by its id.
+    """
     from runbook_lib.packs.entitlement import account as accounts
 
     found = accounts.account(_open_session(window, as_of=as_of, **options))
