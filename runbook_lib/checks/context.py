@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,7 +25,7 @@ from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.answers import Answers
-from runbook_lib.sources.jetstream import JetStream
+from runbook_lib.sources.jetstream import Consumer, JetStream
 from runbook_lib.sources.logs import Log
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres, Snapshot
@@ -255,6 +256,16 @@ class Context:
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Open one short read-only transaction for queries about this window. Raises SourceError."""
         return self.postgres.snapshot(self.window, self.answers)
+
+    def stream(self, name: str) -> dict[str, Any]:
+        """Return STREAM.INFO, which another step of the run may have read a moment ago. Raises SourceError."""
+        ask = partial(self.jetstream.stream, name)
+        return self.answers.once(("STREAM.INFO", name), SHARED_S, self.read_cost, ask)
+
+    def consumer(self, stream: str, durable: str) -> Consumer:
+        """Return CONSUMER.INFO, which another step of the run may have read a moment ago. Raises SourceError."""
+        ask = partial(self.jetstream.consumer, stream, durable)
+        return self.answers.once(("CONSUMER.INFO", stream, durable), SHARED_S, self.read_cost, ask)
 
     def of(self, step: str) -> Context:
         """Return a copy that collects for a step: it takes over what other steps have asked a moment ago.

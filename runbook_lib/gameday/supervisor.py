@@ -113,7 +113,8 @@ class SupervisorctlRunner(Runner):
     def environment(self, name: str) -> dict[str, str]:
         """Read the file that the programs read when they start."""
         self._check_name(name)
-        return self._mask_variables(dict(line.split("=", 1) for line in self._read_env() if _is_assignment(line)))
+        lines = self._read_once("environment", self._read_env)  # one file for all programs
+        return self._mask_variables(dict(line.split("=", 1) for line in lines if _is_assignment(line)))
 
     def restart(self, name: str) -> str:
         """Stop and start, and start what was stopped when the tool was cut off between the two."""

@@ -12,7 +12,7 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -344,9 +344,12 @@ class Snapshot:
         rows. On a replica the present is the moment that it shows. Raises SourceError: timeout, denied, error, or
         no_data for a query about the present if the run, or the replica, shows a past moment.
         """
-        q = _find_query(name)
-        frame = self._answers.find(q, params, self._window, self._read_cost)
-        return self._pick_server(q)._query_with_retry(q, params) if frame is None else frame
+        q, params = _bind_query(name, params)
+        return self._ask_once(q, params, lambda: self._pick_server(q)._query_with_retry(q, params))
+
+    def _ask_once(self, q: Query, params: dict[str, Any], ask: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        key = (q.name, q.sql, repr(sorted(params.items())), self._window)
+        return self._answers.once(key, q.reuse_s, self._read_cost, ask).copy()
 
     def ask_own(self, text: str, **params: Any) -> pd.DataFrame:
         """Run a person's own SELECT within the same limits and through the cost gate. Raises SourceError.
@@ -378,17 +381,17 @@ class Snapshot:
 
     def ask_apart(self, name: str | Query, **params: Any) -> pd.DataFrame:
         """Run a query as `ask`; the snapshot stays usable if it fails. Raises SourceError."""
-        q = _find_query(name)
-        if (known := self._answers.find(q, params, self._window, self._read_cost)) is not None:
-            return known
-        one = self._pick_server(q)
+        q, params = _bind_query(name, params)
+        return self._ask_once(q, params, lambda: self._pick_server(q)._query_apart(q, params))
+
+    def _query_apart(self, q: Query, params: dict[str, Any]) -> pd.DataFrame:
         try:
-            frame = one._query_with_retry(q, params, apart=True)
+            frame = self._query_with_retry(q, params, apart=True)
         except SourceError:
-            if not one._failure:
-                one._execute_sql("ROLLBACK TO SAVEPOINT question")
+            if not self._failure:
+                self._execute_sql("ROLLBACK TO SAVEPOINT question")
             raise
-        one._execute_sql("RELEASE SAVEPOINT question")
+        self._execute_sql("RELEASE SAVEPOINT question")
         return frame
 
     @property
@@ -422,9 +425,7 @@ class Snapshot:
             try:
                 if apart:
                     self._execute_sql("SAVEPOINT question")
-                frame = self._run_query(q, params)
-                self._answers.keep(q, params, self._window, frame, self._read_cost)
-                return frame
+                return self._run_query(q, params)
             except SourceError as e:
                 if e.code != "recovery_conflict":
                     raise
@@ -525,6 +526,12 @@ class Snapshot:
 
 def _find_query(name: str | Query) -> Query:
     return name if isinstance(name, Query) else query(name)
+
+
+def _bind_query(name: str | Query, params: dict[str, Any]) -> tuple[Query, dict[str, Any]]:
+    """Return the query and those of the parameters that it has: the others do not make it another query."""
+    q = _find_query(name)
+    return q, {k: v for k, v in params.items() if k in _compile_query(q.sql)[1]}
 
 
 def _end_transaction(connection: psycopg.Connection[Any]) -> None:

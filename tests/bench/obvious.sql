@@ -62,6 +62,11 @@ FROM notification.notifications WHERE type <> 'MatchFound'
 SELECT date_trunc('minute', sent_at), count(*) FROM notification.notifications
 WHERE sent_at >= CAST(:since AS timestamptz) GROUP BY 1 ORDER BY 1 DESC
 
+-- question: outbox/ages
+SELECT max(created_at),
+    percentile_cont(0.95) WITHIN GROUP (ORDER BY now() - created_at) FILTER (WHERE published_at IS NULL)
+FROM entitlement.outbox_events
+
 -- question: outbox/arrivals_per_minute
 SELECT date_trunc('minute', created_at), count(*) FROM entitlement.outbox_events
 WHERE created_at >= CAST(:since AS timestamptz) GROUP BY 1 ORDER BY 1 DESC
@@ -212,9 +217,6 @@ WHERE created_at >= CAST(:since AS timestamptz) OR sent_at >= CAST(:since AS tim
 SELECT date_trunc('minute', greatest(created_at, published_at)), count(*) FROM entitlement.outbox_events
 WHERE created_at >= CAST(:since AS timestamptz) OR published_at >= CAST(:since AS timestamptz) GROUP BY 1
 
--- question: scope/last_event
-SELECT max(created_at) FROM entitlement.outbox_events
-
 -- question: sli/affected
 SELECT count(*), count(DISTINCT user_id) FROM notification.notifications
 WHERE sent_at IS NULL AND now() - created_at > interval '30 seconds'
@@ -233,11 +235,7 @@ SELECT count(*), count(sent_at), percentile_cont(0.95) WITHIN GROUP (ORDER BY se
 FROM notification.notifications
 WHERE occurred_at >= CAST(:since AS timestamptz) AND occurred_at < CAST(:until AS timestamptz)
 
--- question: sli/outbox_age
-SELECT count(*), percentile_cont(0.95) WITHIN GROUP (ORDER BY now() - created_at), min(created_at)
-FROM entitlement.outbox_events WHERE published_at IS NULL
-
 -- question: sli/outbox_cohort
 SELECT count(*), count(published_at), percentile_cont(0.95) WITHIN GROUP (ORDER BY published_at - created_at)
 FROM entitlement.outbox_events
-WHERE created_at >= CAST(:since AS timestamptz) AND created_at < CAST(:until AS timestamptz)
+WHERE created_at >= CAST(:since AS timestamptz) AND created_at < CAST(:as_of AS timestamptz)

@@ -111,6 +111,8 @@ def _parameters(source: Postgres) -> dict[str, Any]:
     return {
         "as_of": now,
         "since": now - pd.Timedelta(hours=1),
+        "begins": [now - pd.Timedelta(seconds=15), now - pd.Timedelta(hours=1)],
+        "ends": [now, now],
         "created_since": now - pd.Timedelta(hours=2),
         "until": now - pd.Timedelta(minutes=1),
         "from": now - pd.Timedelta(minutes=10),

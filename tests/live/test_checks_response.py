@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
@@ -474,6 +475,15 @@ def test_idle_and_healthy_are_ok(servers: Servers, db: psycopg.Connection, broke
     assert set(statuses(found).values()) == {Status.OK}, {s: words(f) for s, f in found.items()}
     assert all(isinstance(h, Hop) for h in found["3.2"].hops)
     assert not found["3.2"].next_sections
+
+
+def test_a_triage_asks_once_for_what_several_steps_use(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    with bound(broker):
+        found = run(servers, "3.1", "3.2", "3.4", "3.6")
+    queries = (q for f in found.values() for q in f.queries if q.source in ("postgres", "jetstream"))
+    sent = Counter(name for name, _ in {(q.name, q.started) for q in queries})
+    sampled = ("alive/", "notifications/activity", "notifications/attempts", "notifications/held")
+    assert [name for name, n in sent.items() if n > 1 and not name.startswith(sampled)] == []
 
 
 def test_a_worker_that_stopped(servers: Servers, db: psycopg.Connection, broker: str) -> None:

@@ -99,7 +99,7 @@ class Delay(Row, query="outbox/delay"):
     negative: float | None = None
 
 
-class LastEvent(Row, query="scope/last_event"):
+class LastEvent(Row, query="outbox/ages"):
     """The time at which the newest event was written."""
 
     now: pd.Timestamp | None = None

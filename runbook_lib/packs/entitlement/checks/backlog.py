@@ -37,6 +37,7 @@ from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import find_competing_workers
 from runbook_lib.packs.entitlement.checks import delivery, past, program
+from runbook_lib.packs.entitlement.checks.series import ask_given_up
 from runbook_lib.packs.entitlement.evidence import receiver
 from runbook_lib.packs.entitlement.rows import Attempts, HeldRow, Notifications
 from runbook_lib.view import charts
@@ -144,7 +145,7 @@ def collect(rb: Context) -> Frames:
         if rb.past:
             return past.ask(rb, db, past.window(rb.given()), ["notifications"])
         frames |= delivery.collect(rb, db)
-        parts.ask(db, {"letters": "notifications/failed_per_minute"})
+        ask_given_up(rb, db, parts, "letters", since=rb.since)
         if not rb.brief:
             frames |= {name: db.ask(f"notifications/{name}") for name in ("by_status", "ages")}
             parts.ask(db, COUNTS)

@@ -108,7 +108,7 @@ def _read_stream_changes(rb: Context, settings: list[configuration.Row]) -> Iter
     for stream, durable in facts_of(rb).streams.durables.items():
         for what, name in ((f"stream {stream}", None), (f"consumer {durable}", durable)):
             try:
-                info = rb.jetstream.consumer(stream, name).info if name else rb.jetstream.stream(stream)
+                info = rb.consumer(stream, name).info if name else rb.stream(stream)
             except SourceError as e:
                 if e.code not in ("stream_not_found", "consumer_not_found"):
                     raise

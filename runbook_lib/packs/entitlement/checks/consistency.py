@@ -13,8 +13,9 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import missing, stream
+from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Count
+from runbook_lib.packs.entitlement.rows import Count, Letters
 from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
         if events is None:
             events = db.ask(missing.Unprocessed.QUERY, settled_s=settled_s)
         parts.answers["unprocessed"] = events
-        parts.ask(db, {"given_up": "processed/nats_dlq"})
+        ask_since(rb, db, parts, Letters.QUERY, given_up="window")
     missing.locate(rb, parts, before)
     return parts.frames()
 

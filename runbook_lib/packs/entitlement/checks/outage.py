@@ -7,7 +7,6 @@ events were published or sent in time since then.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -16,29 +15,17 @@ import pandas as pd
 
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
-from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, OutageEnd, Text, say
+from runbook_lib.packs.entitlement.checks.series import Series, ask_flows
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-#: The flows, upstream first, each with the objective whose limit decides what is late.
-FLOWS = {"published": "ENT-C", "sent": "NOTI-B"}
-
-
-class SentStep(rows.Row, query="recovery/sent_steps"):
-    """The events that were published, sent or given up in one step of ten seconds, `tens_ago` steps before the run.
-
-    `late` of them were not in time or had failed before; `tried` had failed before.
-    """
-
-    what: str = ""
-    tens_ago: int = 0
-    n: float = 0.0
-    late: float = 0.0
-    tried: float = 0.0
-    last_late: pd.Timestamp | None = None
+#: The flows, upstream first.
+FLOWS = ("published", "sent")
+#: The queue that the events of a flow leave.
+QUEUES = {"published": "outbox", "sent": "notifications"}
 
 
 @dataclass(frozen=True)
@@ -57,11 +44,22 @@ class TimeSinceLate:
 
 
 def ask(rb: Context, db: Snapshot, parts: FrameCollector, *flows: str) -> None:
-    """Count the events of each flow in steps of ten seconds. Frames: published_steps, sent_steps where cheap."""
-    since = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
+    """Count the events of each flow in steps of ten seconds. Frames: published_steps, sent_steps where cheap.
+
+    Columns: tens_ago: steps before the run; n: events that were published, sent or given up; late: those that were not
+    in time or had failed before; tried: those that had failed before; last_late: time.
+    """
+    columns = ["tens_ago", "n", "late", "tried", "last_late"]
     for flow in flows:
-        limit_s = rb.catalog.slos[FLOWS[flow]].number
-        parts.ask(db, {f"{flow}_steps": f"recovery/{flow}_steps"}, since=since, limit_s=limit_s)
+        with parts.part(f"{flow}_steps") as answers:
+            found = ask_flows(rb, db, QUEUES[flow]).rename(columns={"gone": "n"})[columns]
+            if flow == "sent":
+                letters = db.ask_apart("recovery/dead_letters")
+                letters = letters[letters["kind"] == "delivery"].rename(columns={"last": "last_late"})
+                given_up = letters.assign(late=letters["n"], tried=letters["n"])[columns]
+                found = pd.concat([each for each in (found, given_up) if len(each)] or [found])
+            newest = found["tens_ago"] * rb.number("recovery.step") < 60 * rb.number("sli.now")
+            answers[f"{flow}_steps"] = found[newest & (found["n"] > 0)].reset_index(drop=True)
 
 
 def find_end(frames: Frames, given: JudgeInput, *flows: str) -> OutageEnd | None:
@@ -84,13 +82,13 @@ def has_passed(frames: Frames, given: JudgeInput, *flows: str) -> bool:
     That may still be a pause of the outage.
     """
     late, enough = _measure_late_flows(frames, given, *flows), given.number("tries.pattern")
-    flowing = all(_flows_now(rows.each(frames.get(f"{flow}_steps"), SentStep)) for flow in flows)
+    flowing = all(_steps_in_time(frames.get(f"{flow}_steps"), given).get(0, 0) > 0 for flow in flows)
     return bool(late) and flowing and all(q.in_time >= enough for q in late.values())
 
 
 def _measure_late_flows(frames: Frames, given: JudgeInput, *flows: str) -> dict[str, TimeSinceLate]:
     """Return the flows in which events were late, upstream first, and how long ago."""
-    seen = {flow: measure_quiet(rows.each(frames.get(f"{flow}_steps"), SentStep), given) for flow in flows}
+    seen = {flow: measure_quiet(frames.get(f"{flow}_steps"), given) for flow in flows}
     return {flow: quiet for flow, quiet in seen.items() if quiet is not None}
 
 
@@ -100,38 +98,30 @@ def look_again_s(frames: Frames, given: JudgeInput, *flows: str) -> float | None
     return max((q.needed_s - q.for_s for q in late if q.for_s < q.needed_s), default=None)
 
 
-def measure_quiet(steps: list[SentStep], given: JudgeInput) -> TimeSinceLate | None:
+def measure_quiet(frame: pd.DataFrame | None, given: JudgeInput) -> TimeSinceLate | None:
     """Measure a flow since its last late, failed or given-up event; None if there was none."""
-    step_s, gap_s = given.number("recovery.step"), given.number("past.gap")
-    late = sorted({s.tens_ago for s in steps if s.late})
-    last = max((s.last_late for s in steps if s.late and s.last_late is not None), default=None)
-    for_s = seconds_between(last, given.as_of)
-    if last is None or for_s is None:
+    in_time, series = _steps_in_time(frame, given), Series.of(frame, given)
+    if frame is None or in_time.empty:
         return None
-    pauses = [_pause_s(steps, a, b, step_s) for a, b in pairwise(_outage_steps(steps, given.number("outage.share")))]
-    needed_s = max([given.number("outage.quiet"), *(p for p in pauses if p <= gap_s)])
-    in_time = sum(s.n - s.late for s in steps if s.tens_ago < late[0])
-    return TimeSinceLate(last, for_s, needed_s, in_time, any(s.tried for s in steps))
+    last = pd.to_datetime(frame.loc[frame["late"] > 0, "last_late"], utc=True).max()
+    for_s = seconds_between(last, given.as_of)
+    if for_s is None:
+        return None
+    late = series.steps["late"][series.steps["late"] > 0]
+    # Only the steps with this share of late events belong to an outage; a pause has steps with events in time.
+    outage = late.index[late >= given.number("outage.share") * series.steps["n"][late.index]]
+    flowing = in_time.index[in_time > 0]
+    between = [((flowing > newer) & (flowing < older)).sum() for newer, older in pairwise(outage)]
+    pauses = [(n + 2) * series.step_s for n in between if n]
+    needed_s = max([given.number("outage.quiet"), *(p for p in pauses if p <= given.number("past.gap"))])
+    since = float(in_time[in_time.index < late.index[0]].sum())
+    return TimeSinceLate(last, for_s, needed_s, since, series.count("tried") > 0)
 
 
-def _outage_steps(steps: list[SentStep], share: float) -> list[int]:
-    """Return the steps, newest first, with at least `share` of late events: only these belong to an outage."""
-    n, late = defaultdict[int, float](float), defaultdict[int, float](float)
-    for step in steps:
-        n[step.tens_ago] += step.n
-        late[step.tens_ago] += step.late
-    return sorted(ago for ago, each in late.items() if each and each >= share * n[ago])
-
-
-def _pause_s(steps: list[SentStep], newer: int, older: int, step_s: float) -> float:
-    """Return the length of the pause between two late steps; 0 if no event was in time between them."""
-    between = sum(s.n > s.late for s in steps if newer < s.tens_ago < older)
-    return (between + 2) * step_s if between else 0.0
-
-
-def _flows_now(steps: list[SentStep]) -> bool:
-    """Return whether an event was in time in the newest step."""
-    return any(s.n > s.late for s in steps if s.tens_ago == 0)
+def _steps_in_time(frame: pd.DataFrame | None, given: JudgeInput) -> pd.Series[float]:
+    """Return the events in time by step; empty if the flow was not read."""
+    steps = Series.of(frame, given).steps
+    return steps["n"] - steps["late"] if {"n", "late"} <= {*steps.columns} else pd.Series(dtype=float)
 
 
 def _format_proof(flow: str, since: TimeSinceLate) -> Text:

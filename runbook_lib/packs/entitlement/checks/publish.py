@@ -38,6 +38,7 @@ from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import outage, past, program, quorum
+from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
@@ -186,8 +187,7 @@ def collect(rb: Context) -> Frames:
     parts = FrameCollector()
     frames = parts.answers
     with rb.snapshot() as db:
-        frames["delay"] = db.ask("outbox/delay")
-        frames["delay_now"] = db.ask("outbox/delay", since=rb.as_of - pd.Timedelta(minutes=rb.number("publish.now")))
+        ask_since(rb, db, parts, Delay.QUERY, delay="window", delay_now="minute")
         if not rb.past:
             frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
         if not rb.brief or rb.past:
@@ -214,7 +214,7 @@ def collect(rb: Context) -> Frames:
             with rb.of("").snapshot() as db:
                 frames["backlog_later"] = db.ask("outbox/backlog")
         with parts.part("broker") as answers:
-            stream = rb.jetstream.stream(facts_of(rb).streams.events)
+            stream = rb.stream(facts_of(rb).streams.events)
             answers["broker"] = row(
                 answers=True,
                 last_seq=stream.get("state", {}).get("last_seq"),

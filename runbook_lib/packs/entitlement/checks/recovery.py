@@ -36,6 +36,7 @@ from runbook_lib.model.frames import table
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import rows as kinds
 from runbook_lib.packs.entitlement.checks import consistency, scope
+from runbook_lib.packs.entitlement.checks.series import Series, ask_flows, ask_since, ask_spans
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.view import charts
 
@@ -77,51 +78,12 @@ class QueueState:
     values: tuple[Value, ...]
 
 
-def _lookback_start(rb: Context) -> pd.Timestamp:
-    return max(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number("recovery.lookback")))
-
-
 def _ask_flows(rb: Context, db: Snapshot, parts: FrameCollector, tried: Iterable[str] = TRIED) -> None:
-    """Read each part's queue now, and its flows in steps of ten seconds.
-
-    Sent notifications are counted if they were created in the last `recovery.created_before` hours; if that read is too
-    expensive, in the last hour.
-    """
-    since = _lookback_start(rb)
-    longer, shorter = (since - pd.Timedelta(hours=h) for h in (rb.number("recovery.created_before"), 1))
+    """Read each part's queue now, and its flows in steps of ten seconds."""
     for queue, flows in (TRIED[part] for part in tried):
-        question = f"recovery/{flows}"
         with parts.part(queue) as answers:
             answers[queue] = db.ask_apart(f"{queue}/backlog")
-            found = db.try_ask(question, since=since, created_since=longer) if queue == "notifications" else None
-            if found is None:
-                found = db.ask_apart(question, since=since, created_since=shorter)
-            answers[flows] = found
-
-
-def count_rows(
-    frame: pd.DataFrame | None, column: str, given: JudgeInput, seconds: float, skip_s: float = 0.0
-) -> float:
-    """Return the sum of a column over the last `seconds`, in whole steps, without the newest `skip_s` seconds.
-
-    Raises UnreadError if the frame has no such column.
-    """
-    if frame is None or not _has_columns(frame, column):
-        raise UnreadError(column)
-    ago_s = frame["tens_ago"] * given.number("recovery.step")
-    near = (ago_s >= skip_s) & (ago_s < skip_s + seconds)
-    return float(pd.to_numeric(frame.loc[near, column]).sum())
-
-
-def _has_columns(frame: pd.DataFrame | None, *columns: str) -> bool:
-    return frame is not None and {"tens_ago", *columns} <= set(frame.columns)
-
-
-def _count_now(flows: pd.DataFrame | None, column: str, given: JudgeInput) -> float | None:
-    """Return the count of the last `recovery.now` seconds; None if it was not counted."""
-    if not _has_columns(flows, f"{column}_now"):
-        return None
-    return count_rows(flows, f"{column}_now", given, given.number("recovery.step"))
+            answers[flows] = ask_flows(rb, db, queue)
 
 
 def _next_sample_s(seconds: float, given: JudgeInput) -> float:
@@ -146,7 +108,7 @@ def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
         "notifications": rows.first(frames.get("notifications"), kinds.Notifications),
         "outbox": rows.first(frames.get("outbox"), kinds.Outbox),
     }
-    flows = {queue: frames.get(name) for queue, name in TRIED.values()}
+    flows = {queue: Series.of(frames.get(name), given) for queue, name in TRIED.values()}
     limits = {"notifications": "backlog.oldest_due", "outbox": "outbox.oldest_due"}
     queues = {name: _judge_queue(name, waiting[name], flows[name], given, limits[name]) for name in waiting}
     return judged(
@@ -155,24 +117,24 @@ def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
         at_least=worst(q.status for q in queues.values()),
         notes=(say("recovery.flows_note"),),
         hops=tuple(
-            _queue_hop(hop, waiting[name], flows[name], queues[name], given)
+            _queue_hop(hop, waiting[name], flows[name], queues[name])
             for hop, name in (("relay", "outbox"), ("delivery_worker", "notifications"))
         ),
     )
 
 
 def _judge_queue(
-    name: str, now: kinds.QueueCounts | None, flows: pd.DataFrame | None, given: JudgeInput, age_limit: str
+    name: str, now: kinds.QueueCounts | None, flows: Series, given: JudgeInput, age_limit: str
 ) -> QueueState:
-    if now is None or not _has_columns(flows, "arrived", "gone"):
+    if now is None or not flows.has("arrived", "gone"):
         return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(f"recovery.{name}")), ())
     due, limits = now.ready, given.limits
     oldest = now.oldest_s if due else 0.0
     seen: dict[str, Any] = {"queue": say(f"recovery.{name}"), "due": due, "oldest": oldest}
     values = [Value(f"{name}.due", due, "rows"), Value(f"{name}.oldest_due", oldest, "s")]
-    came_now, gone_now = (_count_now(flows, column, given) for column in ("arrived", "gone"))
+    came_now, gone_now = flows.now("arrived"), flows.now("gone")
     values += [Value(f"{name}.arrived_now", came_now, "rows"), Value(f"{name}.gone_now", gone_now, "rows")]
-    if (events := _count_now(flows, "events_gone", given)) is not None:
+    if (events := flows.now("events_gone")) is not None:
         values.append(Value(f"{name}.events_gone_now", events, "rows"))
     if limits["backlog.due"].status(due) is Status.OK and limits[age_limit].status(oldest) is Status.OK:
         return QueueState(Status.OK, say("recovery.queue_empty", **seen), tuple(values))
@@ -205,30 +167,27 @@ def _judge_queue(
     return QueueState(status, say(key, **seen), tuple(values))
 
 
-def _deciding_counts(flows: pd.DataFrame | None, due: float, given: JudgeInput) -> tuple[float, float, float]:
+def _deciding_counts(flows: Series, due: float, given: JudgeInput) -> tuple[float, float, float]:
     """Return minutes, arrivals and departures: of the last minute, or of a longer time if one minute is too short."""
 
-    def flows_of(minutes: float) -> tuple[float, float, float]:
-        came, gone = (count_rows(flows, column, given, 60 * minutes) for column in ("arrived", "gone"))
-        return minutes, came, gone
+    def count(minutes: float) -> tuple[float, float, float]:
+        return minutes, flows.count("arrived", 60 * minutes), flows.count("gone", 60 * minutes)
 
     def verdict(minutes: float, came: float, gone: float) -> str:
         return stats.flow_test(came, gone, minutes, due).verdict
 
     # A longer time in which the queue grew shows nothing about the last minute.
-    last, longer = flows_of(1), flows_of(min(given.number("flow.longer"), given.window_minutes))
+    last, longer = count(1), count(min(given.number("flow.longer"), given.window_minutes))
     return last if verdict(*last) in ("draining", "filling") or verdict(*longer) == "filling" else longer
 
 
-def _queue_hop(
-    hop: str, now: kinds.QueueCounts | None, flows: pd.DataFrame | None, queue: QueueState, given: JudgeInput
-) -> Hop:
-    if now is None or not _has_columns(flows, "arrived", "gone"):
+def _queue_hop(hop: str, now: kinds.QueueCounts | None, flows: Series, queue: QueueState) -> Hop:
+    if now is None or not flows.has("arrived", "gone"):
         return Hop(hop)
     return Hop(
         hop,
-        rate_in=count_rows(flows, "arrived", given, 60),
-        rate_out=count_rows(flows, "gone", given, 60),
+        rate_in=flows.count("arrived", 60),
+        rate_out=flows.count("gone", 60),
         waiting=now.ready,
         oldest_s=now.oldest_s,
         late=queue.status is not Status.OK and not any(v.name.endswith(LOOK_AGAIN) for v in queue.values),
@@ -237,18 +196,17 @@ def _queue_hop(
 
 def chart_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     """Return the chart of the events that were written, published and sent, in steps of ten seconds."""
-    outbox, sent = frames.get("outbox_flows"), frames.get("notification_flows")
-    if outbox is None or sent is None or (outbox.empty and sent.empty):
-        return None
-    if not _has_columns(outbox, "arrived", "gone") or not _has_columns(sent, "gone"):
+    outbox, sent = (Series.of(frames.get(name), given) for name in ("outbox_flows", "notification_flows"))
+    if not outbox.has("arrived", "gone") or not sent.has("gone") or (outbox.steps.empty and sent.steps.empty):
         return None
     longest, step = min(given.number("recovery.lookback"), given.window_minutes), given.number("recovery.step")
     ago_s = np.arange(0.0, 60 * longest + step, step)[::-1]
     counted = {"written to the outbox": (outbox, "arrived"), "published": (outbox, "gone"), "sent": (sent, "gone")}
     per_min = {
-        name: [count_rows(*of, given, step, skip_s) * 60 / step for skip_s in ago_s[1:]] for name, of in counted.items()
+        name: [flow.count(column, step, skip_s) * 60 / step for skip_s in ago_s[1:]]
+        for name, (flow, column) in counted.items()
     }
-    written, published, gone = (count_rows(*of, given, 60) for of in counted.values())
+    written, published, gone = (flow.count(column, 60) for flow, column in counted.values())
     return charts.Chart(
         "Written, published, sent",
         "events / min",
@@ -282,7 +240,7 @@ def ask_errors(rb: Context, parts: FrameCollector, tried: Iterable[str] = TRIED)
             queue, name = TRIED[part][0], kinds.TRY_FRAMES[part]
             if queue in parts.answers:
                 parts.ask(db, {name: f"{queue}/failed_tries"}, tried_since=since)
-        parts.ask(db, {"letters": "recovery/dead_letters"}, since=_lookback_start(rb))
+        parts.ask(db, {"letters": "recovery/dead_letters"})
 
 
 def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
@@ -299,18 +257,18 @@ def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
 def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
     """Return the error rate of one part ("delivery" or "publish"), from the frames of `collect_errors`."""
     queue, flows = TRIED[part]
-    waiting = rows.first(frames.get(queue), kinds.QueueCounts)
-    if kinds.TRY_FRAMES[part] not in frames or waiting is None or not _has_columns(frames.get(flows), "gone"):
+    waiting, flow = rows.first(frames.get(queue), kinds.QueueCounts), Series.of(frames.get(flows), given)
+    if kinds.TRY_FRAMES[part] not in frames or waiting is None or not flow.has("gone"):
         return QueueState(Status.UNKNOWN, say("recovery.errors_unread", part=say(f"recovery.{part}")), ())
     tries = kinds.Tries.of(part, frames)
     recent_s, limit = given.number("recovery.recent"), given.limits["errors.rate"]
     # Of the dead letters only the delivery worker's had tries; the time at which the relay gave up is not stored.
     uncounted = part == "delivery" and "letters" not in frames
     letters = table(frames, "letters", "kind", "tens_ago", "n")
-    failed = tries.failed + count_rows(letters[letters["kind"] == part], "n", given, recent_s)
-    of = failed + count_rows(frames.get(flows), "gone", given, recent_s)
+    failed = tries.failed + Series.of(letters[letters["kind"] == part], given).count("n", recent_s)
+    of = failed + flow.count("gone", recent_s)
     rate = 100 * failed / of if of else None
-    succeeded_now = _count_now(frames.get(flows), "gone", given)
+    succeeded_now = flow.now("gone")
     facts: dict[str, Any] = {
         "part": say(f"recovery.{part}"),
         "rate": rate,
@@ -384,8 +342,8 @@ def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
         outbox_quiet = created_s is not None and created_s > given.number("publish.tries_longest") + least
     else:
         outbox_quiet = not outbox.n or (failed_s is not None and failed_s >= least)
-    minute = count_rows(letters, "n", given, 60)
-    before = count_rows(letters, "n", given, np.inf, 60)
+    series = Series.of(letters, given)
+    minute, before = series.count("n", 60), series.count("n", skip_s=60)
     growing = minute >= 2 and minute >= before / max(given.window_minutes - 1, 1)
     quiet = not found or silence >= needed
     # No dead letter for longer than chance explains, but not yet for long enough to be over.
@@ -451,15 +409,15 @@ def collect_slis(rb: Context) -> Frames:
     delivery_before (sli/delivered) where cheap.
     """
 
-    def span(part: str) -> dict[str, pd.Timestamp]:
-        since, until = (rb.as_of - pd.Timedelta(seconds=rb.number(name)) for name in SPANS[part])
-        return {"since": since, "until": until}
-
     parts = FrameCollector()
+    moments = {part: [rb.as_of - pd.Timedelta(seconds=rb.number(n)) for n in names] for part, names in SPANS.items()}
+    spans = {part: (begin, end) for part, (begin, end) in moments.items()}
     with rb.snapshot() as db:
-        parts.ask(db, {"publish": "sli/outbox_cohort"}, **span("publish"))
-        parts.ask(db, {"accepted": "sli/outbox_cohort", "delivery": "sli/delivery_cohort"}, **span("delivery"))
-        parts.ask(db, {"outbox_before": kinds.Delay.QUERY, "delivery_before": kinds.Delivered.QUERY})
+        ask_spans(db, parts, "sli/outbox_cohort", {"publish": "publish", "accepted": "delivery"}, spans)
+        since, until = spans["delivery"]
+        parts.ask(db, {"delivery": "sli/delivery_cohort"}, since=since, until=until)
+        ask_since(rb, db, parts, kinds.Delay.QUERY, outbox_before="window")
+        ask_since(rb, db, parts, kinds.Delivered.QUERY, delivery_before="window")
     return parts.frames()
 
 

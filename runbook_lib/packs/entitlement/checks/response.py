@@ -47,6 +47,7 @@ from runbook_lib.packs.entitlement.checks import (
     subscriber,
 )
 from runbook_lib.packs.entitlement.checks.consistency import ConsumerLag
+from runbook_lib.packs.entitlement.checks.series import ask_given_up, ask_since, longest_start
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Delay, Delivered, LastEvent, Letters, Notifications, Outbox
@@ -82,7 +83,7 @@ class Affected(rows.Row, query="sli/affected"):
     oldest_s: float | None = None
 
 
-class OutboxAge(rows.Row, query="sli/outbox_age"):
+class OutboxAge(rows.Row, query="outbox/ages"):
     """The p95 age of unpublished events in seconds; 0 if none waits."""
 
     p95: float = 0.0  # NULL of nothing that waits
@@ -105,13 +106,9 @@ class Requests(rows.Row):
 #: The queries of 3.1 about the last minutes, by frame.
 _LATELY = {
     "outbox": Outbox.QUERY,
-    "outbox_age": OutboxAge.QUERY,
     "last_event": LastEvent.QUERY,
-    "publish_delay": Delay.QUERY,
     "notifications": Notifications.QUERY,
-    "delivered": Delivered.QUERY,
     "given_up": GivenUp.QUERY,
-    "given_up_messages": Letters.QUERY,
 }
 
 
@@ -129,13 +126,16 @@ def collect_impact(rb: Context) -> Frames:
     """
     parts = FrameCollector()
     now = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
-    lately = pd.Timedelta(seconds=rb.number(recovery.SPANS["publish"][0]))
     with rb.snapshot() as db:
         late_s = rb.catalog.limits["backlog.oldest_due"].warning
         parts.ask(db, {"affected": Affected.QUERY}, late_s=late_s)
         _ask_for_deletions(rb, db, parts)
         parts.ask(db, _LATELY, since=now)
-        parts.ask(db, {"publish_delay_lately": Delay.QUERY}, since=rb.as_of - lately)
+        if "last_event" in parts.answers:
+            parts.answers["outbox_age"] = parts.answers["last_event"]
+        ask_since(rb, db, parts, Delay.QUERY, publish_delay="now", publish_delay_lately="lately")
+        ask_since(rb, db, parts, Delivered.QUERY, delivered="now")
+        ask_since(rb, db, parts, Letters.QUERY, given_up_messages="now")
         _query_per_minute(rb, db, parts)
         outage.ask(rb, db, parts, *outage.FLOWS)
         newest = rows.one(parts.answers.get("last_event"), LastEvent)
@@ -164,11 +164,10 @@ def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None
 
 
 def _query_per_minute(rb: Context, db: Snapshot, parts: FrameCollector) -> None:
-    long_ago = min(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number(BURN_SLOW[0])))
+    long_ago = longest_start(rb)
     late = {"limit_s": rb.catalog.slos["NOTI-B"].number, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
-    parts.ask(
-        db, {"sent": "sli/delivered_per_minute", "dead": "notifications/failed_per_minute"}, since=long_ago, **late
-    )
+    parts.ask(db, {"sent": "sli/delivered_per_minute"}, since=long_ago, **late)
+    ask_given_up(rb, db, parts, "dead", since=long_ago)
     parts.ask(
         db,
         {

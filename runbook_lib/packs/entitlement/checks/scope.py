@@ -192,7 +192,7 @@ def judge_schema(frames: Frames, given: JudgeInput, schema: str) -> Finding:
 
 def collect_entitlement(rb: Context) -> Frames:
     """2.1: query the entitlement schema and its newest event. Frames: those of `collect_schema`, last."""
-    return collect_schema(rb, "entitlement", {"last": "scope/last_event"})
+    return collect_schema(rb, "entitlement", {"last": LastEvent.QUERY})
 
 
 def judge_entitlement(frames: Frames, given: JudgeInput) -> Finding:

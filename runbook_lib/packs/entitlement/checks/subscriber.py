@@ -34,6 +34,7 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import program, quorum
+from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.missing import MissingEvents
@@ -283,7 +284,8 @@ def collect(rb: Context) -> Frames:
                 frames["own_settings"] = row(listens=not off)
             program.ask(rb, "4.1.2", parts, "delivery", late=True)
     with parts.part("events") as frames, rb.snapshot() as db:
-        parts.ask(db, {"nats_dlq": Letters.QUERY, "activity": "notifications/registered"})
+        ask_since(rb, db, parts, Letters.QUERY, nats_dlq="window")
+        parts.ask(db, {"activity": "notifications/registered"})
         frames["unprocessed"] = db.ask(missing.Unprocessed.QUERY, settled_s=missing.settled_s(rb, before))
     missing.locate(rb, parts, before)
     seen = _read_subscriber(parts.frames(), rb.given())
@@ -306,8 +308,7 @@ def _sample_consumer_again(rb: Context, first: Frames) -> Frames:
 def _read_consumer(rb: Context) -> tuple[Frames, stream.ConsumerPosition]:
     require_present(rb, "jetstream")
     names = facts_of(rb).streams
-    info = rb.jetstream.stream(names.events)
-    consumer = rb.jetstream.consumer(names.events, names.consumer)
+    info, consumer = rb.stream(names.events), rb.consumer(names.events, names.consumer)
     config, state = consumer.config, info["state"]
     seen = {
         "ts": consumer.info.get("ts"),

@@ -1,8 +1,9 @@
--- question: how many messages did the subscriber give up on in the window?
+-- question: how many messages did the subscriber give up on, since each of some moments?
 -- index: scan of notification_nats_dlq, which is small where things work
 -- cost: scan
 -- answers: window
 -- reuse: 15 s
-SELECT count(*) AS n
-FROM notification.notification_nats_dlq
-WHERE created_at >= CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz);
+SELECT nth, count(created_at) AS n
+FROM unnest(CAST(:begins AS timestamptz[])) WITH ORDINALITY AS moment (begin_at, nth)
+LEFT JOIN notification.notification_nats_dlq ON created_at >= begin_at AND created_at <= CAST(:as_of AS timestamptz)
+GROUP BY nth;
