@@ -85,12 +85,6 @@ FROM entitlement.outbox_events
 SELECT count(*), percentile_cont(0.95) WITHIN GROUP (ORDER BY published_at - created_at)
 FROM entitlement.outbox_events WHERE published_at >= CAST(:since AS timestamptz)
 
--- question: outbox/delay_per_minute
-SELECT date_trunc('minute', published_at), count(*),
-    percentile_cont(0.95) WITHIN GROUP (ORDER BY published_at - created_at)
-FROM entitlement.outbox_events WHERE published_at >= CAST(:since AS timestamptz)
-GROUP BY 1 ORDER BY 1 DESC
-
 -- question: outbox/errors
 SELECT last_error, count(*), max(created_at) FROM entitlement.outbox_events
 WHERE last_error IS NOT NULL GROUP BY 1 ORDER BY 2 DESC

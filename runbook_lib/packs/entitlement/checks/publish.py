@@ -187,11 +187,11 @@ def collect(rb: Context) -> Frames:
     parts = FrameCollector()
     frames = parts.answers
     with rb.snapshot() as db:
-        ask_since(rb, db, parts, Delay.QUERY, delay="window", delay_now="minute")
+        minutes = ask_since(rb, db, parts, Delay.QUERY, delay="window", delay_now="minute")
         if not rb.past:
             frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
         if not rb.brief or rb.past:
-            parts.ask(db, {"delays": "outbox/delay_per_minute"})
+            frames["delays"] = minutes
             frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
         outage.ask(rb, db, parts, "published")
     if not rb.past:

@@ -95,10 +95,13 @@ def longest_start(rb: Context) -> pd.Timestamp:
     return min(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number("burn.slow_long")))
 
 
-def ask_since(rb: Context, db: Snapshot, parts: FrameCollector, query: str, **wanted: str) -> None:
-    """Ask a query for the rows since each of the usual moments; `wanted` has the moment of each frame."""
+def ask_since(rb: Context, db: Snapshot, parts: FrameCollector, query: str, **wanted: str) -> pd.DataFrame:
+    """Ask a query for the rows since each of the usual moments; `wanted` has the moment of each frame.
+
+    Return what it tells minute by minute, if it does.
+    """
     spans = {name: (begin, rb.as_of) for name, begin in _begins(rb).items()}
-    ask_spans(db, parts, query, wanted, spans)
+    return ask_spans(db, parts, query, wanted, spans)
 
 
 def ask_spans(
@@ -107,10 +110,10 @@ def ask_spans(
     query: str,
     wanted: Mapping[str, str],
     spans: Mapping[str, tuple[pd.Timestamp, pd.Timestamp]],
-) -> None:
+) -> pd.DataFrame:
     """Ask a query for all `spans` at once, which other steps share; `wanted` has the span of each frame.
 
-    If all are too expensive, ask for those that are wanted.
+    If all are too expensive, ask for those that are wanted. Return the rows of no span; empty if there are none.
     """
     for names in ([*spans], [*dict.fromkeys(wanted.values())]):
         begins, ends = ([spans[name][end] for name in names] for end in (0, 1))
@@ -119,13 +122,14 @@ def ask_spans(
         except SourceError as e:
             parts.failures |= dict.fromkeys(wanted, e)
             if e.code != "cost_gate":
-                return
+                break
             continue
         for frame, name in wanted.items():
             parts.failures.pop(frame, None)
             own = every["nth"] == names.index(name) + 1
-            parts.answers[frame] = every[own].drop(columns="nth").reset_index(drop=True)
-        return
+            parts.answers[frame] = every[own].drop(columns=["nth", "minute"], errors="ignore").reset_index(drop=True)
+        return every[every["nth"].isna()].drop(columns="nth")
+    return pd.DataFrame()
 
 
 def _begins(rb: Context) -> dict[str, pd.Timestamp]:
