@@ -10,10 +10,6 @@ FROM notification.notifications
 SELECT date_trunc('minute', now() - created_at), count(*) FROM notification.notifications
 WHERE status NOT IN ('SENT', 'FAILED') GROUP BY 1 ORDER BY 1
 
--- question: notifications/arrivals_per_minute
-SELECT date_trunc('minute', created_at), count(*) FROM notification.notifications
-WHERE created_at >= CAST(:since AS timestamptz) GROUP BY 1 ORDER BY 1 DESC
-
 -- question: notifications/attempts
 SELECT attempt_count, count(*) FROM notification.notifications
 WHERE status NOT IN ('SENT', 'FAILED') GROUP BY 1 ORDER BY 1
@@ -58,18 +54,16 @@ FROM notification.notifications WHERE lease_until IS NOT NULL GROUP BY 1 ORDER B
 SELECT max(created_at), count(*) FILTER (WHERE created_at > now() - interval '1 minute')
 FROM notification.notifications WHERE type <> 'MatchFound'
 
--- question: notifications/sent_per_minute
-SELECT date_trunc('minute', sent_at), count(*) FROM notification.notifications
-WHERE sent_at >= CAST(:since AS timestamptz) GROUP BY 1 ORDER BY 1 DESC
+-- question: notifications/per_minute
+SELECT date_trunc('minute', greatest(created_at, sent_at)), count(*), count(sent_at),
+    count(*) FILTER (WHERE sent_at - occurred_at >= interval '30 seconds')
+FROM notification.notifications
+WHERE created_at >= CAST(:since AS timestamptz) OR sent_at >= CAST(:since AS timestamptz) GROUP BY 1
 
 -- question: outbox/ages
 SELECT max(created_at),
     percentile_cont(0.95) WITHIN GROUP (ORDER BY now() - created_at) FILTER (WHERE published_at IS NULL)
 FROM entitlement.outbox_events
-
--- question: outbox/arrivals_per_minute
-SELECT date_trunc('minute', created_at), count(*) FROM entitlement.outbox_events
-WHERE created_at >= CAST(:since AS timestamptz) GROUP BY 1 ORDER BY 1 DESC
 
 -- question: outbox/backlog
 SELECT count(*) FILTER (WHERE status = 'PENDING' AND coalesce(next_retry_at, created_at) <= now()),
@@ -97,9 +91,10 @@ WHERE attempt_count > 0 AND published_at IS NULL GROUP BY 1
 SELECT locked_by, count(*), max(locked_at) FROM entitlement.outbox_events
 WHERE locked_by IS NOT NULL GROUP BY 1
 
--- question: outbox/published_per_minute
-SELECT date_trunc('minute', published_at), count(*) FROM entitlement.outbox_events
-WHERE published_at >= CAST(:since AS timestamptz) GROUP BY 1 ORDER BY 1 DESC
+-- question: outbox/per_minute
+SELECT date_trunc('minute', greatest(created_at, published_at)), count(*), count(published_at)
+FROM entitlement.outbox_events
+WHERE created_at >= CAST(:since AS timestamptz) OR published_at >= CAST(:since AS timestamptz) GROUP BY 1
 
 -- question: outbox/unprocessed
 SELECT o.event_id, o.event_type, o.created_at, o.published_at
@@ -218,11 +213,6 @@ WHERE sent_at IS NULL AND now() - created_at > interval '30 seconds'
 -- question: sli/delivered
 SELECT count(*), percentile_cont(0.95) WITHIN GROUP (ORDER BY sent_at - occurred_at)
 FROM notification.notifications WHERE sent_at >= CAST(:since AS timestamptz)
-
--- question: sli/delivered_per_minute
-SELECT date_trunc('minute', sent_at), count(*),
-    count(*) FILTER (WHERE sent_at - occurred_at >= interval '30 seconds')
-FROM notification.notifications WHERE sent_at >= CAST(:since AS timestamptz) GROUP BY 1
 
 -- question: sli/delivery_cohort
 SELECT count(*), count(sent_at), percentile_cont(0.95) WITHIN GROUP (ORDER BY sent_at - occurred_at)

@@ -113,6 +113,7 @@ def _parameters(source: Postgres) -> dict[str, Any]:
         "since": now - pd.Timedelta(hours=1),
         "begins": [now - pd.Timedelta(seconds=15), now - pd.Timedelta(hours=1)],
         "ends": [now, now],
+        "arrived_since": now - pd.Timedelta(hours=1),
         "created_since": now - pd.Timedelta(hours=2),
         "until": now - pd.Timedelta(minutes=1),
         "from": now - pd.Timedelta(minutes=10),

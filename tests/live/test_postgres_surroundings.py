@@ -764,8 +764,8 @@ END $$
 """
 #: By table: its schema, questions that ask for a time of the parts' key, and the step that reads it beside 2.1 to 2.5.
 PARTS = {
-    "notifications": ("notification", ("notifications/arrivals_per_minute", "notifications/created_since"), "4.1.1"),
-    "outbox_events": ("entitlement", ("outbox/arrivals_per_minute", "outbox/created_since"), "4.1.3"),
+    "notifications": ("notification", ("sli/delivery_cohort", "notifications/created_since"), "4.1.1"),
+    "outbox_events": ("entitlement", ("outbox/created_since",), "4.1.3"),
 }
 
 

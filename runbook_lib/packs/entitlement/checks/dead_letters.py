@@ -92,7 +92,7 @@ def collect_permanent(rb: Context) -> Frames:
         )
         parts.ask(db, outbox, fields=list(given_up.FIELDS))
         given_up.query_follow_up(db, parts)
-        given_up.query_letters_and_sends(db, parts)
+        given_up.query_letters_and_sends(rb, db, parts)
         parts.ask(db, {"given_up": "dead_letters/given_up", "older": "dead_letters/older"})
     return parts.frames()
 
@@ -295,7 +295,7 @@ def collect_transient(rb: Context) -> Frames:
             }
         parts.ask(db, outbox, fields=list(given_up.FIELDS), tried_since=tried)
         given_up.query_follow_up(db, parts)
-        given_up.query_letters_and_sends(db, parts)
+        given_up.query_letters_and_sends(rb, db, parts)
         parts.ask(db, {"older": "dead_letters/older"})
         if rb.past:
             return parts.frames()

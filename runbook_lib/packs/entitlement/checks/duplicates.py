@@ -30,6 +30,7 @@ from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement import PACK, retention
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import leases
+from runbook_lib.packs.entitlement.checks.series import ask_per_minute
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources.logs import Log
 from runbook_lib.view import charts
@@ -142,7 +143,6 @@ ORDER = {
     "halves": "consistency/half_processed",
     "apart": "duplicates/other_instant",
     "twice": "duplicates/registered_twice",
-    "arrivals": "notifications/arrivals_per_minute",
     "oldest": retention.Oldest.QUERY,
 }
 
@@ -150,11 +150,12 @@ ORDER = {
 def collect_order(rb: Context) -> Frames:
     """4.2.2: collect differences between the window's notifications and their registrations, and any duplicates.
 
-    Frames: those of `ORDER`, copies.
+    Frames: those of `ORDER`, arrivals, copies.
     """
     parts = FrameCollector()
     with rb.snapshot() as db:
         parts.ask(db, ORDER)
+        ask_per_minute(rb, db, parts, "notifications", arrivals="arrived")
         if len(parts.answers.get("duplicates", ())):
             parts.ask(db, {"copies": "duplicates/copies"})
     return parts.frames()
@@ -189,6 +190,7 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
     facts = found | {"extra": extra, "ago": ago, "unsent": unsent, "seen": queued, "minutes": given.window_minutes}
     problem = next((name for name, n in found.items() if n), None)
     headline = _ORDER_PROBLEMS[problem] if problem is not None else "none" if queued == 0 else "in_order"
+    whole = {*ORDER, "arrivals"} <= frames.keys()
     clean_up = retention.judge_clean_up(frames, given)
     # Rows that the frame of duplicates explains are not shown a second time.
     shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"]}
@@ -209,7 +211,10 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
         ],
         at_least=Status.WARNING if found["replays"] or found["close"] else Status.OK,
         notes=(*_order_notes(frames, found, facts), *clean_up.notes),
-        signals=(*_order_signals(given, problem, still, complete=ORDER.keys() <= frames.keys()), *clean_up.signals),
+        signals=(
+            *_order_signals(given, problem, still, whole),
+            *clean_up.signals,
+        ),
         # Holding delays every user: it is proposed only for duplicates that are not sent yet.
         proposals=(remedies.hold_delivery(given), remedies.resume_delivery(given))
         if unsent or _is_still_duplicating(frames, given)

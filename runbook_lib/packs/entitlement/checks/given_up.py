@@ -23,6 +23,7 @@ from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions.stores import advised_sequence
 from runbook_lib.packs.entitlement.checks import errors
+from runbook_lib.packs.entitlement.checks.series import ask_per_minute
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, WireError, decode
@@ -217,10 +218,10 @@ def advisories_read_since(frames: Frames, given: JudgeInput) -> pd.Timestamp | N
     return max((at for at in oldest if at > begin), default=None)
 
 
-def query_letters_and_sends(db: Snapshot, parts: FrameCollector) -> None:
+def query_letters_and_sends(rb: Context, db: Snapshot, parts: FrameCollector) -> None:
     """Collect the notifications' dead letters, and the sends per minute. Frames: letters, sent_per_minute."""
-    queries = {"letters": DeliveryLetter.QUERY, "sent_per_minute": "notifications/sent_per_minute"}
-    parts.ask(db, queries, fields=list(FIELDS))
+    parts.ask(db, {"letters": DeliveryLetter.QUERY}, fields=list(FIELDS))
+    ask_per_minute(rb, db, parts, "notifications", sent_per_minute="n")
 
 
 def list_field_problems(shape: object) -> str:

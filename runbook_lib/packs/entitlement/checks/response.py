@@ -47,7 +47,7 @@ from runbook_lib.packs.entitlement.checks import (
     subscriber,
 )
 from runbook_lib.packs.entitlement.checks.consistency import ConsumerLag
-from runbook_lib.packs.entitlement.checks.series import ask_given_up, ask_since, longest_start
+from runbook_lib.packs.entitlement.checks.series import ask_given_up, ask_per_minute, ask_since, longest_start
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Delay, Delivered, LastEvent, Letters, Notifications, Outbox
@@ -141,7 +141,7 @@ def collect_impact(rb: Context) -> Frames:
         newest = rows.one(parts.answers.get("last_event"), LastEvent)
         if newest.last_event is not None and _seconds_without_event(parts.answers, rb.given()):
             before = newest.last_event - pd.Timedelta(minutes=rb.given().window_minutes)
-            parts.ask(db, {"published_before": "outbox/published_per_minute"}, since=before)
+            ask_per_minute(rb, db, parts, "outbox", since=before, published_before="n")
     with parts.part("prometheus") as answers:
         answers["requests"] = _query_requests(rb)
     if parts.answers:
@@ -165,17 +165,10 @@ def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None
 
 def _query_per_minute(rb: Context, db: Snapshot, parts: FrameCollector) -> None:
     long_ago = longest_start(rb)
-    late = {"limit_s": rb.catalog.slos["NOTI-B"].number, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
-    parts.ask(db, {"sent": "sli/delivered_per_minute"}, since=long_ago, **late)
+    ask_per_minute(rb, db, parts, "notifications", since=long_ago, sent="n", created="arrived")
+    ask_per_minute(rb, db, parts, "outbox", published="n")
     ask_given_up(rb, db, parts, "dead", since=long_ago)
-    parts.ask(
-        db,
-        {
-            "published": "outbox/published_per_minute",
-            "processed": "processed/per_minute",
-            "created": "notifications/arrivals_per_minute",
-        },
-    )
+    parts.ask(db, {"processed": "processed/per_minute"})
 
 
 def _query_requests(rb: Context) -> pd.DataFrame:

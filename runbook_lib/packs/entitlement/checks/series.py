@@ -83,6 +83,27 @@ def ask_flows(rb: Context, db: Snapshot, queue: str) -> pd.DataFrame:
     return db.ask_apart(name, created_since=shorter, **given) if found is None else found
 
 
+def ask_per_minute(
+    rb: Context, db: Snapshot, parts: FrameCollector, queue: str, since: pd.Timestamp | None = None, **wanted: str
+) -> None:
+    """Ask what came into a queue ("arrived") or left it ("n") in each minute; `wanted` has the column of each frame.
+
+    What left is counted since `since`, by default the window's start; what came into the notifications, in the window.
+    Frames: minute (time), n; of notifications also slow, first_slow, last_slow of those that were sent.
+    """
+    given = {"limit_s": rb.catalog.slos["NOTI-B"].number, "slow_s": rb.catalog.limits["backlog.oldest_due"].warning}
+    begins = {"since": rb.since if since is None else since, "arrived_since": rb.since}
+    try:
+        every = db.ask_apart(f"{queue}/per_minute", **begins, **given)
+    except SourceError as e:
+        parts.failures |= dict.fromkeys(wanted, e)
+        return
+    for frame, column in wanted.items():
+        own = every[every[column] > 0].reset_index(drop=True)
+        left_out = "arrived" if column == "n" else [name for name in own if name not in ("minute", "arrived")]
+        parts.answers[frame] = own.drop(columns=left_out).rename(columns={column: "n"})
+
+
 def ask_given_up(rb: Context, db: Snapshot, parts: FrameCollector, frame: str, since: pd.Timestamp) -> None:
     """Ask for the notifications that were given up in each minute from `since` on. Frame: minute (time), n."""
     with parts.part(frame) as answers:

@@ -22,6 +22,7 @@ from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.actions.restart import check_durable
 from runbook_lib.packs.entitlement.checks import delivery
+from runbook_lib.packs.entitlement.checks.series import ask_per_minute
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Notifications, Outbox, QueueCounts
 from runbook_lib.view import charts
@@ -41,21 +42,15 @@ class ThrottledWorker:
     hop: str
     queue: type[QueueCounts]
     held: str
-    came: str
-    gone: str
     #: Objectives in seconds whose time a longer pause uses up; `level` is an objective on the number of rows.
     delays: tuple[str, ...]
     level: str | None = None
 
 
 DELIVERY = ThrottledWorker(
-    "delivery", "delivery_worker", Notifications, "throttle.delivery_held",
-    "notifications/arrivals_per_minute", "notifications/sent_per_minute", ("NOTI-B",), "NOTI-C",
-)  # fmt: skip
-RELAY = ThrottledWorker(
-    "relay", "relay", Outbox, "throttle.relay_held",
-    "outbox/arrivals_per_minute", "outbox/published_per_minute", ("ENT-C", "ENT-D", "NOTI-B"),
-)  # fmt: skip
+    "delivery", "delivery_worker", Notifications, "throttle.delivery_held", ("NOTI-B",), "NOTI-C"
+)
+RELAY = ThrottledWorker("relay", "relay", Outbox, "throttle.relay_held", ("ENT-C", "ENT-D", "NOTI-B"))
 
 
 class SettingRow(rows.Row):
@@ -128,7 +123,7 @@ def collect(rb: Context, side: ThrottledWorker) -> Frames:
         parts.answers["look"] = row(at=now.as_of)
         parts.answers |= delivery.collect(rb, db) if side is DELIVERY else {"backlog": db.ask("outbox/backlog")}
         parts.answers["batches"] = db.ask(f"{topic}/batches")
-        parts.ask(db, {"came": side.came, "gone": side.gone})
+        ask_per_minute(now, db, parts, topic, came="arrived", gone="n")
     return parts.frames()
 
 
