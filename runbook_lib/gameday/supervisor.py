@@ -88,7 +88,7 @@ class SupervisorctlRunner(Runner):
 
     def pods(self, name: str) -> list[dict[str, Any]]:
         """Return the program as one instance, while it runs or tries to start."""
-        state, rest = self._read_once(self._check_name(name), lambda: self._read_status(name))
+        state, rest = self._find_status(name)
         if state in ("STOPPED", "EXITED", "FATAL"):
             return []
         up = re.search(r"uptime (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", rest)
@@ -102,7 +102,7 @@ class SupervisorctlRunner(Runner):
 
     def replicas(self, name: str) -> int:
         """Return 1, or 0 if the program was stopped."""
-        state, _ = self._read_once(self._check_name(name), lambda: self._read_status(name))
+        state, _ = self._find_status(name)
         return 0 if state == "STOPPED" else 1
 
     def strategy(self, name: str) -> str:
@@ -173,11 +173,14 @@ class SupervisorctlRunner(Runner):
         known = any(word in said for _, _, words in self.failures for word in words)
         return said if known or (answer.code and not answer.raw_out.strip()) else None
 
+    def _find_status(self, name: str) -> tuple[str, str]:
+        """Return a program's state and the rest of its line; one command reads those of all programs."""
+        self._check_name(name)
+        every = self._read_once("status", lambda: self._run_verb("status").out.splitlines())
+        return _parse_status(name, next((line for line in every if line.split(maxsplit=1)[:1] == [name]), ""))
+
     def _read_status(self, name: str) -> tuple[str, str]:
-        words = self._run_verb("status", self._check_name(name)).out.split(maxsplit=2)
-        if len(words) < 2:
-            raise workloads.error(Reason.ERROR, f"supervisorctl does not know {name}", "not_found")
-        return words[1], words[2].strip() if len(words) > 2 else ""
+        return _parse_status(name, self._run_verb("status", self._check_name(name)).out)
 
     def _read_tail(self, path: Path) -> str:
         with self._read_cost.query("workloads", "logs", f"the last {workloads.LOG_BYTES} bytes of {path}") as asked:
@@ -203,6 +206,13 @@ class SupervisorctlRunner(Runner):
                 raise workloads.error(
                     Reason.UNREACHABLE, f"cannot read {self._settings.env_file}: {e.strerror}", "file"
                 ) from None
+
+
+def _parse_status(name: str, line: str) -> tuple[str, str]:
+    words = line.split(maxsplit=2)
+    if len(words) < 2:
+        raise workloads.error(Reason.ERROR, f"supervisorctl does not know {name}", "not_found")
+    return words[1], words[2].strip() if len(words) > 2 else ""
 
 
 def _is_assignment(line: str) -> bool:

@@ -53,7 +53,7 @@ SPANS = {
 }
 
 
-class OutboxFailed(rows.Row, query="recovery/outbox_failed"):
+class OutboxFailed(rows.Row, query="outbox/ages"):
     """Events that the relay gave up; `last_failed` only if commit times are tracked."""
 
     n: int = 0
