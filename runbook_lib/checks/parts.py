@@ -14,7 +14,7 @@ import pandas as pd
 
 from runbook_lib.book.messages import VERBATIM
 from runbook_lib.book.queries import Query
-from runbook_lib.checks.check import NOT_READ, WHOLE, Check, failure_frame, failures
+from runbook_lib.checks.check import NOT_READ, WHOLE, Check, Collect, failure_frame, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Text, replace, say, unknown
@@ -58,6 +58,16 @@ class FrameCollector:
     def frames(self) -> Frames:
         """Return the frames of the parts that were read, and the frame of the failures."""
         return {**self.answers, NOT_READ: failure_frame(self.failures)}
+
+
+def collector(**queries: str) -> Collect:
+    """Return what collects the frame of each of these queries, all of one moment."""
+
+    def collect(rb: Context) -> Frames:
+        with rb.snapshot() as db:
+            return {name: db.ask(query) for name, query in queries.items()}
+
+    return collect
 
 
 def require_present(rb: Context, source: str) -> None:

@@ -99,11 +99,18 @@ class Delay(Row, query="outbox/delay"):
     negative: float | None = None
 
 
-class LastEvent(Row, query="outbox/ages"):
-    """The time at which the newest event was written."""
+class OutboxAges(Row, query="outbox/ages"):
+    """When the newest event was written, the p95 age of unpublished events in seconds, and those that were given up.
+
+    `n` were given up; the `newest` of them is by its creation, `last_failed` is known only if commit times are tracked.
+    """
 
     now: pd.Timestamp | None = None
     last_event: pd.Timestamp | None = None
+    p95: float = 0.0  # NULL of nothing that waits
+    n: int = 0
+    newest: pd.Timestamp | None = None
+    last_failed: pd.Timestamp | None = None
 
 
 class Delivered(Row, query="sli/delivered"):

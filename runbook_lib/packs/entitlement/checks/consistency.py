@@ -8,7 +8,7 @@ import pandas as pd
 
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, require_present
+from runbook_lib.checks.parts import FrameCollector, collector, require_present
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
@@ -49,12 +49,6 @@ def _note_row_limit(*frames: pd.DataFrame | None) -> tuple[Text, ...]:
 
 
 # 5.3.1 ------------------------------------------------------------------------------------------------------
-
-
-def collect_sent_rows(rb: Context) -> Frames:
-    """Collect inconsistent SENT rows: by index from all rows, and exactly within the window. Frame: dirty."""
-    with rb.snapshot() as db:
-        return {"dirty": db.ask("consistency/sent_dirty_rows")}
 
 
 def collect_sent(rb: Context) -> Frames:
@@ -177,12 +171,6 @@ def _observe_lost(seen: missing.MissingEvents, recorded: int | None) -> list[str
 # 5.3.3 ------------------------------------------------------------------------------------------------------
 
 
-def collect_halves(rb: Context) -> Frames:
-    """5.3.3: collect events that are registered but not queued, and the reverse. Frame: halves."""
-    with rb.snapshot() as db:
-        return {"halves": db.ask("consistency/half_processed")}
-
-
 def judge_halves(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.3: judge half-processed events in both directions."""
     halves = frames["halves"]
@@ -303,12 +291,6 @@ def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
 # 5.3.6 ------------------------------------------------------------------------------------------------------
 
 
-def collect_locks(rb: Context) -> Frames:
-    """5.3.6: collect rows with lock columns or a sent time that their status does not allow. Frame: locks."""
-    with rb.snapshot() as db:
-        return {"locks": db.ask("consistency/locks")}
-
-
 def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.6: judge lock columns that are set outside the leased statuses."""
     locks = frames["locks"]
@@ -331,8 +313,8 @@ SENT = Check("5.3.1", collect_sent, judge_sent, needs=("dirty",), optional=("eve
 LOST = Check(
     "5.3.2", collect_lost, judge_lost, needs=("unprocessed",), optional=("consumer", "given_up", *missing.TRACES)
 )
-HALVES = Check("5.3.3", collect_halves, judge_halves, needs=("halves",))
+HALVES = Check("5.3.3", collector(halves="consistency/half_processed"), judge_halves, needs=("halves",))
 DEAD_LETTERS = Check("5.3.4", collect_dead_letters, judge_dead_letters, needs=("failed",))
 AUDIT = Check("5.3.5", collect_audit, judge_audit, needs=("changes",))
-LOCKS = Check("5.3.6", collect_locks, judge_locks, needs=("locks",))
+LOCKS = Check("5.3.6", collector(locks="consistency/locks"), judge_locks, needs=("locks",))
 CHECKS = (SENT, LOST, HALVES, DEAD_LETTERS, AUDIT, LOCKS)

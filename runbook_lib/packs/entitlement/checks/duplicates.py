@@ -12,7 +12,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
+from runbook_lib.checks.parts import FrameCollector, collector, require_present, seconds_between
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
@@ -67,12 +67,6 @@ class KeyIndex(rows.Row, query="duplicates/key"):
     def refuses(self) -> bool:
         """Return whether it refuses a second registration of an event."""
         return self.keeps_unique and self.valid and self.ready and not self.partial
-
-
-def collect_key(rb: Context) -> Frames:
-    """4.2.1: collect the indexes of processed_events from the catalog, which answers under any lock. Frame: key."""
-    with rb.snapshot() as db:
-        return {"key": db.ask("duplicates/key")}
 
 
 def judge_key(frames: Frames, given: JudgeInput) -> Finding:
@@ -586,7 +580,7 @@ def _absorbed_notes(frames: Frames, given: JudgeInput, facts: dict[str, Any], ra
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("4.2.1", collect_key, judge_key, needs=("key",)),
+    Check("4.2.1", collector(key=KeyIndex.QUERY), judge_key, needs=("key",)),
     Check("4.2.2", collect_order, judge_order, (chart_order,), needs=("duplicates",), optional=("arrivals", "oldest")),
     Check(
         "4.2.3",

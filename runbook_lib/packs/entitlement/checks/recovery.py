@@ -14,6 +14,7 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
     collect_each,
+    collector,
     judge_each,
     seconds_between,
 )
@@ -51,14 +52,6 @@ SPANS = {
     "publish": ("publish.cohort_from", "publish.cohort_to"),
     "delivery": ("delivery.cohort_from", "delivery.cohort_to"),
 }
-
-
-class OutboxFailed(rows.Row, query="outbox/ages"):
-    """Events that the relay gave up; `last_failed` only if commit times are tracked."""
-
-    n: int = 0
-    newest: pd.Timestamp | None = None
-    last_failed: pd.Timestamp | None = None
 
 
 class Cohort(rows.Row):
@@ -320,7 +313,7 @@ def collect_dead_letters(rb: Context) -> Frames:
     """6.3: read when dead letters came, and when the relay last gave an event up. Frames: letters, outbox_failed."""
     parts = FrameCollector()
     with rb.snapshot() as db:
-        parts.ask(db, {"letters": "recovery/dead_letters", "outbox_failed": OutboxFailed.QUERY})
+        parts.ask(db, {"letters": "recovery/dead_letters", "outbox_failed": kinds.OutboxAges.QUERY})
     return parts.frames()
 
 
@@ -329,8 +322,8 @@ def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
     letters = frames["letters"]
     if not {"kind", "tens_ago", "n"} <= set(letters.columns):
         raise UnreadError("tens_ago")
-    read = rows.first(frames.get("outbox_failed"), OutboxFailed)
-    outbox = read or OutboxFailed()
+    read = rows.first(frames.get("outbox_failed"), kinds.OutboxAges)
+    outbox = read or kinds.OutboxAges()
     failed_total = outbox.n if read else None
     found, silence, gap = _dead_letter_gaps(letters, given)
     least = given.number("letters.quiet_least")
@@ -501,12 +494,6 @@ def _judge_sli(
 # 6.5 --------------------------------------------------------------------------------------------------------
 
 
-def collect_duplicates(rb: Context) -> Frames:
-    """Read the events of the window with more than one notification. Frames: duplicates."""
-    with rb.snapshot() as db:
-        return {"duplicates": db.ask("consistency/duplicates")}
-
-
 def judge_duplicates(frames: Frames, given: JudgeInput) -> Finding:
     """Decide whether events have more than one notification, and whether new duplicates still occur."""
     found = frames["duplicates"]
@@ -528,9 +515,9 @@ def collect_lost(rb: Context) -> Frames:
 
 #: The possible side effects of a recovery, part by part.
 SIDE_EFFECTS = {
-    "duplicates": Check("6.5", collect_duplicates, judge_duplicates, needs=("duplicates",)),
+    "duplicates": Check("6.5", collector(duplicates="consistency/duplicates"), judge_duplicates, needs=("duplicates",)),
     "lost": replace(consistency.LOST, step="6.5", collect=collect_lost),
-    "sent": replace(consistency.SENT, step="6.5", collect=consistency.collect_sent_rows),
+    "sent": replace(consistency.SENT, step="6.5", collect=collector(dirty="consistency/sent_dirty_rows")),
     "halves": replace(consistency.HALVES, step="6.5"),
     "letters": replace(consistency.DEAD_LETTERS, step="6.5"),
     "locks": replace(consistency.LOCKS, step="6.5"),

@@ -50,7 +50,7 @@ from runbook_lib.packs.entitlement.checks.consistency import ConsumerLag
 from runbook_lib.packs.entitlement.checks.series import ask_given_up, ask_per_minute, ask_since, longest_start
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.retention import Oldest
-from runbook_lib.packs.entitlement.rows import Delay, Delivered, LastEvent, Letters, Notifications, Outbox
+from runbook_lib.packs.entitlement.rows import Delay, Delivered, Letters, Notifications, Outbox, OutboxAges
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -83,12 +83,6 @@ class Affected(rows.Row, query="sli/affected"):
     oldest_s: float | None = None
 
 
-class OutboxAge(rows.Row, query="outbox/ages"):
-    """The p95 age of unpublished events in seconds; 0 if none waits."""
-
-    p95: float = 0.0  # NULL of nothing that waits
-
-
 class GivenUp(rows.Row, query="sli/given_up_users"):
     """The number of given-up notifications, and of their users."""
 
@@ -106,7 +100,7 @@ class Requests(rows.Row):
 #: The queries of 3.1 about the last minutes, by frame.
 _LATELY = {
     "outbox": Outbox.QUERY,
-    "last_event": LastEvent.QUERY,
+    "last_event": OutboxAges.QUERY,
     "notifications": Notifications.QUERY,
     "given_up": GivenUp.QUERY,
 }
@@ -131,14 +125,12 @@ def collect_impact(rb: Context) -> Frames:
         parts.ask(db, {"affected": Affected.QUERY}, late_s=late_s)
         _ask_for_deletions(rb, db, parts)
         parts.ask(db, _LATELY, since=now)
-        if "last_event" in parts.answers:
-            parts.answers["outbox_age"] = parts.answers["last_event"]
         ask_since(rb, db, parts, Delay.QUERY, publish_delay="now", publish_delay_lately="lately")
         ask_since(rb, db, parts, Delivered.QUERY, delivered="now")
         ask_since(rb, db, parts, Letters.QUERY, given_up_messages="now")
         _query_per_minute(rb, db, parts)
         outage.ask(rb, db, parts, *outage.FLOWS)
-        newest = rows.one(parts.answers.get("last_event"), LastEvent)
+        newest = rows.one(parts.answers.get("last_event"), OutboxAges)
         if newest.last_event is not None and _seconds_without_event(parts.answers, rb.given()):
             before = newest.last_event - pd.Timedelta(minutes=rb.given().window_minutes)
             ask_per_minute(rb, db, parts, "outbox", since=before, published_before="n")
@@ -194,7 +186,7 @@ def sli_rows(frames: Frames, given: JudgeInput) -> pd.DataFrame:
     """Return each SLI now with its objective; `met` is None if the SLI has no value, and `why` is the reason."""
     outbox = rows.first(frames.get("outbox"), Outbox)
     notifications = rows.first(frames.get("notifications"), Notifications)
-    outbox_age = rows.first(frames.get("outbox_age"), OutboxAge)
+    outbox_age = rows.first(frames.get("outbox_age", frames.get("last_event")), OutboxAges)
     requests = rows.one(frames.get("requests"), Requests)
     given_up = rows.first(frames.get("given_up"), GivenUp)
     delivered = rows.first(frames.get("delivered"), Delivered)
@@ -497,14 +489,14 @@ def _began_before(frames: Frames, given: JudgeInput) -> pd.Timestamp | None:
 
 def _seconds_without_event(frames: Frames, given: JudgeInput) -> float | None:
     """Return the seconds since the newest event; None if there is none, or it is recent."""
-    newest = rows.one(frames.get("last_event"), LastEvent)
+    newest = rows.one(frames.get("last_event"), OutboxAges)
     silent_s = seconds_between(newest.last_event, newest.now)
     return None if silent_s is None or silent_s < given.number("silence.least") else silent_s
 
 
 def _count_before_silence(frames: Frames, given: JudgeInput, silent_s: float) -> pd.Series[float] | None:
     """Return the events per minute before the newest one; None if they were not read."""
-    newest = rows.one(frames.get("last_event"), LastEvent).last_event
+    newest = rows.one(frames.get("last_event"), OutboxAges).last_event
     if "published_before" in frames:
         return counts_by_minute(frames["published_before"], given, until=newest)
     # 0.5.0 stored the window of the run only.

@@ -36,7 +36,7 @@ from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import retention
 from runbook_lib.packs.entitlement.checks import quorum
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Activity, Holder, LastEvent, Notifications, Outbox, Registered
+from runbook_lib.packs.entitlement.rows import Activity, Holder, Notifications, Outbox, OutboxAges, Registered
 from runbook_lib.packs.postgres.locks import Connections, Pool, ServerInfo, collect_server_info
 from runbook_lib.sources.source import SourceError
 
@@ -192,7 +192,7 @@ def judge_schema(frames: Frames, given: JudgeInput, schema: str) -> Finding:
 
 def collect_entitlement(rb: Context) -> Frames:
     """2.1: query the entitlement schema and its newest event. Frames: those of `collect_schema`, last."""
-    return collect_schema(rb, "entitlement", {"last": LastEvent.QUERY})
+    return collect_schema(rb, "entitlement", {"last": OutboxAges.QUERY})
 
 
 def judge_entitlement(frames: Frames, given: JudgeInput) -> Finding:
@@ -200,7 +200,7 @@ def judge_entitlement(frames: Frames, given: JudgeInput) -> Finding:
     schema = judge_schema(frames, given, "entitlement")
     if "last" not in frames:
         return schema
-    newest = rows.one(frames.get("last"), LastEvent)
+    newest = rows.one(frames.get("last"), OutboxAges)
     age = seconds_between(newest.last_event, newest.now)
     last = say("scope.no_event") if age is None else say("scope.last_event", seconds=age)
     return replace(

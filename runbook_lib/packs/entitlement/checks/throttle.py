@@ -42,14 +42,11 @@ class ThrottledWorker:
     hop: str
     queue: type[QueueCounts]
     held: str
-    #: Objectives in seconds whose time a longer pause uses up; `level` is an objective on the number of rows.
-    delays: tuple[str, ...]
-    level: str | None = None
+    #: Objectives in seconds whose time a longer pause uses up, and those on the number of rows.
+    objectives: tuple[str, ...]
 
 
-DELIVERY = ThrottledWorker(
-    "delivery", "delivery_worker", Notifications, "throttle.delivery_held", ("NOTI-B",), "NOTI-C"
-)
+DELIVERY = ThrottledWorker("delivery", "delivery_worker", Notifications, "throttle.delivery_held", ("NOTI-B", "NOTI-C"))
 RELAY = ThrottledWorker("relay", "relay", Outbox, "throttle.relay_held", ("ENT-C", "ENT-D", "NOTI-B"))
 
 
@@ -70,12 +67,6 @@ class SettingRow(rows.Row):
         return self.setting.partition(".")[2]
 
 
-class Workload(rows.Row):
-    """The workload of a side."""
-
-    replicas: int | None = None
-
-
 class ForbiddenVariable(rows.Row):
     """A variable that is set although it must not be."""
 
@@ -84,22 +75,15 @@ class ForbiddenVariable(rows.Row):
     why: str = ""
 
 
-class SampleTimes(rows.Row):
-    """The time of the sample, and the time since which a change of this run is active."""
-
-    at: pd.Timestamp | None = None
-    since: pd.Timestamp | None = None
-
-
 # Collecting -------------------------------------------------------------------------------------------------
 
 
 def collect(rb: Context, side: ThrottledWorker) -> Frames:
     """Query the active settings, the flow of the queue, and the outcome of a change of this run.
 
-    Frames: settings (fields of `SettingRow`), workload (of `Workload`), never_set (of `Never`), durable (ok: flag;
-    why_en, why_ja: text), look (at: time), did (since: time), those of `action.frames_of`, and of the side's queries
-    batches, backlog, came, gone; of delivery those of `delivery.collect`.
+    Frames: settings (fields of `SettingRow`), workload (replicas: number), never_set (of `Never`), durable (ok: flag;
+    why_en, why_ja: text), look (at: time of the sample), did (since: time of this run's change), those of
+    `action.frames_of`, and of the side's queries batches, backlog, came, gone; of delivery those of `delivery.collect`.
     """
     which, topic = change.SIDES[side.name]
     parts, program = FrameCollector(), getattr(facts_of(rb).workloads, which)
@@ -149,14 +133,6 @@ def _find_forbidden_variables(rb: Context, environment: dict[str, str]) -> pd.Da
 
 
 # Judging ----------------------------------------------------------------------------------------------------
-
-
-class LastMinute(rows.Row):
-    """The rows that arrived and left in the last minute, of either side."""
-
-    arrived_1m: float | None = None
-    sent_1m: float | None = None
-    published_1m: float | None = None
 
 
 @dataclass(frozen=True)
@@ -247,7 +223,7 @@ class ThrottleReading:
     replicas: int | None
     outcome: OutcomeRow
     durable: OutcomeRow
-    times: SampleTimes
+    since: pd.Timestamp | None
     at: pd.Timestamp
 
     @property
@@ -262,16 +238,15 @@ def read(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> ThrottleRe
     now = {kind: settings[kind].now if kind in settings else None for kind in change.KINDS}
     asked = {s.setting: s.asked for s in settings.values() if s.asked is not None}
     changed = {s.setting: (s.now, s.default) for s in settings.values() if s.now is not None and s.now != s.default}
-    workload = rows.one(frames.get("workload"), Workload)
-    pods = max(workload.replicas or 1, 1)  # if the number of pods is unknown, the pace of one
+    replicas = rows.value(frames.get("workload"), "replicas", int)
+    pods = max(replicas or 1, 1)  # if the number of pods is unknown, the pace of one
     per_row, timing = _measure_row_time(table(frames, "batches", "started", "n", "exact_s", "cycle_s"), given, now)
     batch, pause = _to_float(now["batch_size"]), _to_float(now["poll_interval"])
     other = asked or {name: default for name, (_, default) in changed.items()}  # an active change would be undone
     if not other and batch is not None and pause is not None:
         other = remedies.halved_rate(given, side.name, batch, pause)
     then = {kind: other.get(f"{side.name}.{kind}", now[kind]) for kind in change.KINDS}
-    times = rows.one(frames.get("did"), SampleTimes)
-    at = rows.one(frames.get("look"), SampleTimes).at or given.as_of
+    at = rows.value(frames.get("look"), "at", pd.Timestamp) or given.as_of
     return ThrottleReading(
         now=Pace.of(now, per_row, pods),
         then=Pace.of(then, per_row, pods),
@@ -279,11 +254,11 @@ def read(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> ThrottleRe
         asked=asked,
         changed=changed,
         timing=timing,
-        replicas=workload.replicas,
+        replicas=replicas,
         # Without these frames, this run changed nothing and found no difference.
         outcome=rows.first(frames.get("outcome"), OutcomeRow) or OutcomeRow(),
         durable=rows.first(frames.get("durable"), OutcomeRow) or OutcomeRow(),
-        times=times,
+        since=rows.value(frames.get("did"), "since", pd.Timestamp),
         at=at,
     )
 
@@ -306,13 +281,14 @@ def _measure_row_time(batches: pd.DataFrame, given: JudgeInput, now: dict[str, A
 
 def _read_flow(frames: Frames, given: JudgeInput, side: ThrottledWorker, at: pd.Timestamp) -> Flow:
     queue = rows.one(frames.get("backlog"), side.queue)
-    last = rows.first(frames.get("activity"), LastMinute) or rows.one(frames.get("backlog"), LastMinute)
-    gone = last.published_1m if last.sent_1m is None else last.sent_1m
+    last, sent = frames.get("backlog"), "published_1m"
+    if side is DELIVERY:
+        last, sent = frames.get("activity", last), "sent_1m"
     # The first minute of the window was read in part.
     minutes = min(int(given.number("throttle.rate")), max(int(given.window_minutes) - 1, 1))
     return Flow(
-        came=_count_per_minute(frames, "came", at, minutes, last.arrived_1m),
-        gone=_count_per_minute(frames, "gone", at, minutes, gone),
+        came=_count_per_minute(frames, "came", at, minutes, rows.value(last, "arrived_1m", float)),
+        gone=_count_per_minute(frames, "gone", at, minutes, rows.value(last, sent, float)),
         due=queue.ready,
         oldest_s=queue.oldest_s,
         waiting=queue.waiting_retry,
@@ -438,20 +414,14 @@ def _build_plan(seen: ThrottleReading, given: JudgeInput, side: ThrottledWorker)
         ),
         ("backlog empty in", _round_rate(flow.empty_in(now)), _round_rate(flow.empty_in(then)), "min"),
     ]
-    for id_ in side.delays:
-        objective = given.slos.get(id_)
-        if objective:
-            label = f"{id_} {objective.objective}: pause and batch spend"
-            found.append((label, _round_rate(now.cycle_s), _round_rate(then.cycle_s), "s"))
-            found.append(_plan_objective(id_, objective, flow, now, then))
-    if side.level and (objective := given.slos.get(side.level)):
-        found.append(_plan_objective(side.level, objective, flow, now, then))
+    for objective in filter(None, map(given.slos.get, side.objectives)):
+        label = f"{objective.id} {objective.objective}:"
+        if objective.unit != "rows":
+            spent = [_round_rate(pace.cycle_s) for pace in (now, then)]
+            found.append((f"{label} pause and batch spend", spent[0], spent[1], "s"))
+        late = [_round_rate(flow.late_in(pace, objective)) for pace in (now, then)]
+        found.append((f"{label} broken in", late[0], late[1], "min"))
     return pd.DataFrame(found, columns=["what", "now", "asked" if seen.asked else "proposed", "unit"]).astype(object)
-
-
-def _plan_objective(id_: str, objective: Slo, flow: Flow, now: Pace, then: Pace) -> tuple[str, Any, Any, str]:
-    late = (_round_rate(flow.late_in(pace, objective)) for pace in (now, then))
-    return (f"{id_} {objective.objective}: broken in", *late, "min")  # type: ignore[return-value]
 
 
 def _predict_growth(flow: Flow, pace: Pace) -> float | None:
@@ -494,8 +464,7 @@ def _build_notes(frames: Frames, given: JudgeInput, seen: ThrottleReading, side:
 
 def _measure_rate(frames: Frames, seen: ThrottleReading) -> float | None:
     """Return the rows per minute that were claimed since the change."""
-    since = seen.times.since
-    return None if since is None else change.rate_of(change.claims_since(frames, since))
+    return None if seen.since is None else change.rate_of(change.claims_since(frames, seen.since))
 
 
 def _note_prediction(given: JudgeInput, seen: ThrottleReading, side: ThrottledWorker) -> list[Text]:
@@ -514,8 +483,7 @@ def _note_prediction(given: JudgeInput, seen: ThrottleReading, side: ThrottledWo
     if not settings or net is None or then.allowed is None:
         return []
     facts: dict[str, Any] = {"settings": settings, "allowed": then.allowed, "came": flow.came, "net": abs(net)}
-    ids = (*side.delays, *((side.level,) if side.level else ()))
-    late = {i: t for i in ids if i in given.slos and (t := flow.late_in(then, given.slos[i])) is not None}
+    late = {i: t for i in side.objectives if i in given.slos and (t := flow.late_in(then, given.slos[i])) is not None}
     first = min(late, key=lambda i: late[i], default="")
     notes = []
     if net > 0:
@@ -527,7 +495,7 @@ def _note_prediction(given: JudgeInput, seen: ThrottleReading, side: ThrottledWo
     else:
         notes.append(say("throttle.keeps_up", **facts))
     if then.enabled and then.cycle_s is not None:
-        budget = given.slos.get(side.delays[0])
+        budget = given.slos.get(side.objectives[0])
         if budget:
             worse = "throttle.spends_all" if then.cycle_s >= budget.number else "throttle.spends"
             notes.append(say(worse, slo=budget.id, s=then.cycle_s, now=seen.now.cycle_s, of=budget.number))
@@ -602,7 +570,7 @@ def chart(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> charts.Ch
     if "backlog" not in frames or not {"came", "gone"} & frames.keys():
         return None
     seen = read(frames, given, side)
-    minutes, since, measured = min(given.window_minutes, 60), seen.times.since, _measure_rate(frames, seen)
+    minutes, since, measured = min(given.window_minutes, 60), seen.since, _measure_rate(frames, seen)
     starts = pd.date_range(end=seen.at.floor("min") - history.MINUTE, periods=minutes, freq="min")
     came, gone = (history.counts(frames.get(name)).reindex(starts, fill_value=0.0) for name in ("came", "gone"))
     title, done = {"delivery": ("Delivery worker", "sent"), "relay": ("Outbox relay", "published")}[side.name]
