@@ -162,10 +162,8 @@ def collect(rb: Context) -> Frames:
     )
     with parts.part("stream") as answers:
         if before:
-            located = stream.locate_events(rb, published, before)
-            places = dict(zip(located["event_id"], located["place"], strict=True))
             times = dict(zip(published["event_id"], published["published_at"], strict=True))
-            places = missing.leave_open(rb, places, times)
+            places = missing.leave_open(rb, stream.locate_events(rb, published, before), times)
             answers["broker"] = pd.DataFrame(places.items(), columns=["event_id", "place"])
     return parts.frames()
 

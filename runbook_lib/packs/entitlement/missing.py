@@ -70,13 +70,14 @@ class MissingEvents:
     `subscriber.losing` seconds. `notified` are the events that were processed, as their notifications show, but are not
     registered; they are not among `found`. `doubtful` of the lost ones may also have been processed: their rows may be
     deleted. `oldest` tells what was deleted, `keeps_d` is the retention in days, if it is shorter than it should be.
-    The outbox has no published event from before `since`; `newest` is when the last of `found` was published.
+    The outbox has no published event from before `since`; `newest` is when the last of `found` was published. `found`
+    is None if the events were not read.
     """
 
-    found: int
-    lost: int | None
-    passed_by: int
-    lately: bool
+    found: int | None = None
+    lost: int | None = None
+    passed_by: int = 0
+    lately: bool = False
     notified: tuple[Unprocessed, ...] = ()
     doubtful: int = 0
     oldest: Oldest | None = None
@@ -87,7 +88,7 @@ class MissingEvents:
     @property
     def waiting(self) -> int | None:
         """The number of events that the consumer still holds; None if `lost` is."""
-        return None if self.lost is None else self.found - self.lost
+        return None if self.lost is None or self.found is None else self.found - self.lost
 
     @property
     def surely_lost(self) -> int | None:
@@ -173,7 +174,8 @@ def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition |
     with parts.part("broker") as answers:
         known = {e.event_id for e in rows.each(answers.get("notified"), Notified)}
         events = answers["unprocessed"]
-        answers["broker"] = stream.locate_events(rb, events[~events["event_id"].isin(known)], before)
+        located = stream.locate_events(rb, events[~events["event_id"].isin(known)], before)
+        answers["broker"] = pd.DataFrame(located.items(), columns=["event_id", "place"])
     _drop_registered(rb, parts)
     _drop_unsettled(rb, parts.answers)
     if rb.past or not _find_unexplained(parts.answers):

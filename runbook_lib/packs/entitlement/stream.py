@@ -128,8 +128,8 @@ def find_messages(rb: Context, spans: Mapping[str, Sequence[Span]], most: int) -
     return found
 
 
-def locate_events(rb: Context, published: pd.DataFrame, before: ConsumerPosition) -> pd.DataFrame:
-    """Return the places at the broker of published, unprocessed events: event_id, place (as `State.broker`).
+def locate_events(rb: Context, published: pd.DataFrame, before: ConsumerPosition) -> dict[str, str]:
+    """Return the places at the broker of published, unprocessed events: `State.broker` by event.
 
     `published` has event_id, created_at, published_at. Events that could not be located are left out. Raises
     SourceError.
@@ -137,8 +137,7 @@ def locate_events(rb: Context, published: pd.DataFrame, before: ConsumerPosition
     rows = published.to_dict("records")
     spans = {str(r["event_id"]): search_spans(rb, r["created_at"], r["published_at"]) for r in rows}
     most = int(rb.number("ledger.messages"))
-    located = locate_messages(rb, find_messages(rb, spans, most), before, spans, most) if spans else {}
-    return pd.DataFrame(located.items(), columns=["event_id", "place"])
+    return locate_messages(rb, find_messages(rb, spans, most), before, spans, most) if spans else {}
 
 
 def locate_messages(

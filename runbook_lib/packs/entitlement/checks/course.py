@@ -39,7 +39,9 @@ def course(frames: Frames, given: JudgeInput, detected: Moment) -> IncidentTimes
     found, harmed = past.incidents(past.episodes(frames, given), gap), _find_first_harm(frames, given, detected)
     known = [i for i in found if detected.at is None or i.since <= detected.at + gap]
     chosen = max(known, key=lambda i: i.since if detected.at is not None else i.waited, default=None)
-    if harmed.at is not None and (chosen is None or _is_other_incident(chosen, harmed.at, detected, gap)):
+    over = chosen.until if chosen and detected.at is not None else None
+    # Harm after the end of the chosen one belongs to another incident, which was detected.
+    if harmed.at is not None and (chosen is None or (over is not None and harmed.at > over + gap)):
         return IncidentTimes(harmed, others=tuple(found))
     if chosen is None:
         return IncidentTimes(onset_kept(frames), others=tuple(found))
@@ -49,13 +51,6 @@ def course(frames: Frames, given: JudgeInput, detected: Moment) -> IncidentTimes
         began = harmed
     recovered = Moment(chosen.until, "returned") if chosen.until is not None else Moment()
     return IncidentTimes(began, recovered, chosen, tuple(i for i in found if i is not chosen))
-
-
-def _is_other_incident(incident: past.PastIncident, harmed: pd.Timestamp, detected: Moment, gap: pd.Timedelta) -> bool:
-    """Return whether the harm at `harmed` belongs to another, detected incident after this one."""
-    if detected.at is None:
-        return False
-    return incident.until is not None and harmed > incident.until + gap
 
 
 def _find_first_harm(frames: Frames, given: JudgeInput, detected: Moment) -> Moment:

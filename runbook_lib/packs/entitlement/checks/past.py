@@ -64,18 +64,11 @@ def queue_name(queue: str) -> Text:
     return say(f"postmortem.queue.{queue}")
 
 
-class _Interval(rows.Row):
-    since: pd.Timestamp | None = None
-    until: pd.Timestamp | None = None
-    bucket_s: float | None = None
-
-
 def span_of(frames: Frames, name: str = "span") -> Span | None:
     """Return the span of the frames; None if they have none."""
-    found = rows.one(frames.get(name), _Interval)
-    if found.since is None or found.until is None or not found.bucket_s:
-        return None
-    return Span(found.since, found.until, max(int(found.bucket_s), 1))
+    since, until = (rows.value(frames.get(name), column, pd.Timestamp) for column in ("since", "until"))
+    bucket_s = rows.value(frames.get(name), "bucket_s", float)
+    return Span(since, until, max(int(bucket_s), 1)) if since and until and bucket_s else None
 
 
 def fine_span(span: Span, given: JudgeInput) -> Span:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -63,11 +65,6 @@ class Series:
         return self.count(f"{column}_now", self.step_s) if self.has(f"{column}_now") else None
 
 
-def lookback_start(rb: Context) -> pd.Timestamp:
-    """Return since when the flows are counted."""
-    return max(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number("recovery.lookback")))
-
-
 def ask_flows(rb: Context, db: Snapshot, queue: str) -> pd.DataFrame:
     """Return what came into a queue and left it in steps of ten seconds, and how many late. Raises SourceError.
 
@@ -75,12 +72,12 @@ def ask_flows(rb: Context, db: Snapshot, queue: str) -> pd.DataFrame:
     expensive, in the last hour.
     """
     name, objective = FLOWS[queue]
-    since, found = lookback_start(rb), None
-    longer, shorter = (since - pd.Timedelta(hours=h) for h in (rb.number("recovery.created_before"), 1))
-    given = {"since": since, "limit_s": rb.catalog.slos[objective].number}
+    since = max(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number("recovery.lookback")))
+    ask = partial(db.ask_apart, name, since=since, limit_s=rb.catalog.slos[objective].number)
     if queue == "notifications":
-        found = db.try_ask(name, created_since=longer, **given)
-    return db.ask_apart(name, created_since=shorter, **given) if found is None else found
+        with suppress(SourceError):
+            return ask(created_since=since - pd.Timedelta(hours=rb.number("recovery.created_before")))
+    return ask(created_since=since - pd.Timedelta(hours=1))
 
 
 def ask_per_minute(

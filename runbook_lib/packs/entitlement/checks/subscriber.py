@@ -123,7 +123,7 @@ class SubscriberReading:
     activity: Registered
     oldest_s: float | None
     late: bool | None
-    missing: MissingEvents | None
+    missing: MissingEvents
     given_up: float | None
     refused: float | None
     reason: str
@@ -161,46 +161,31 @@ class SubscriberReading:
         return None if self.consumer is None else self.consumer.lag
 
     @property
-    def missed(self) -> int | None:
-        """The number of events that were published and not processed."""
-        return None if self.missing is None else self.missing.found
-
-    @property
     def lost(self) -> int | None:
         """The number of those events that are surely not delivered without help; see `missing`."""
-        return None if self.missing is None else self.missing.surely_lost
+        return self.missing.surely_lost
 
     @property
-    def doubtful(self) -> int | None:
+    def doubtful(self) -> int:
         """The number of events that may be lost or processed, since rows that would show it may be deleted."""
-        return None if self.missing is None else self.missing.doubtful
+        return self.missing.doubtful
 
     @property
-    def not_registered(self) -> int | None:
+    def not_registered(self) -> int:
         """The number of events whose notifications show that their registrations were deleted."""
-        return None if self.missing is None else len(self.missing.notified)
-
-    @property
-    def passed_by(self) -> int | None:
-        """The number of lost events whose subject the consumer's filter excludes."""
-        return None if self.missing is None else self.missing.passed_by
-
-    @property
-    def ended(self) -> int | None:
-        """The number of lost events that the consumer has finished with."""
-        return None if self.missing is None else self.missing.ended
+        return len(self.missing.notified)
 
     @property
     def losing(self) -> bool:
         """Whether events are still being lost, other than by the consumer's filter."""
-        return self.missing is not None and self.missing.lately and bool(self.ended) and self.bound is not False
+        return self.missing.lately and bool(self.missing.ended) and self.bound is not False
 
     @property
     def is_stalled(self) -> bool:
         """Whether, by the tables alone, events are published and none is processed."""
-        newest, last = self.missing.newest if self.missing else None, self.activity.last_processed
+        newest, last = self.missing.newest, self.activity.last_processed
         passed = newest is not None and last is not None and newest < last  # later ones were processed
-        return bool(self.missed) and self.activity.processed_1m == 0 and not passed
+        return bool(self.missing.found) and self.activity.processed_1m == 0 and not passed
 
     @property
     def behind(self) -> bool:
@@ -250,12 +235,12 @@ class SubscriberReading:
     @property
     def waits(self) -> bool:
         """Whether messages wait for the subscriber, by the tables if the broker does not say; lost ones do not."""
-        return bool(self.missed if self.lag is None else self.lag)
+        return bool(self.missing.found if self.lag is None else self.lag)
 
     @property
     def only_passed_by(self) -> bool:
         """Whether the consumer's filter excludes all lost events."""
-        return self.passed_by == self.lost
+        return self.missing.passed_by == self.lost
 
 
 def collect(rb: Context) -> Frames:
@@ -382,14 +367,16 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         return _judge_broker_error(failed, rows.one(frames.get("activity"), Registered), given)
     seen = _read_subscriber(frames, given)
     events = failures(frames).get("events")
-    facts: dict[str, Any] = {
+    counts: dict[str, Any] = {
+        "missed": seen.missing.found,
+        "passed": seen.missing.passed_by,
+        "doubtful": seen.doubtful,
+        "unregistered": seen.not_registered,
+    }
+    facts: dict[str, Any] = (dict.fromkeys(counts) if seen.missing.found is None else counts) | {
         "lag": seen.lag,
         "oldest": seen.oldest_s,
         "lost": seen.lost,
-        "missed": seen.missed,
-        "passed": seen.passed_by,
-        "doubtful": seen.doubtful,
-        "unregistered": seen.not_registered,
         "refused": seen.refused,
         "reason": seen.reason,
         "client": seen.client,
@@ -443,7 +430,7 @@ def _judge_broker_error(e: SourceError, activity: Registered, given: JudgeInput)
     elif e.code in ("no_leader", "unanswered"):
         proposed = _propose_cluster_checks(given)
     else:
-        proposed = _propose_broker_logs(given)
+        proposed = (proposals.logs(given, "nats"),)
     # Without a stream the relay cannot publish, so a stuck outbox is a consequence.
     outbox = () if e.code == "consumer_not_found" else given.evidence("subscriber.broker_gone")
     return judged(
@@ -461,11 +448,7 @@ def _judge_broker_error(e: SourceError, activity: Registered, given: JudgeInput)
 
 def _propose_cluster_checks(given: JudgeInput) -> tuple[Proposal, ...]:
     """Propose to list the nodes that run, and to read their logs."""
-    return (proposals.pods(given, "nats"), *_propose_broker_logs(given))
-
-
-def _propose_broker_logs(given: JudgeInput) -> tuple[Proposal, ...]:
-    return (proposals.logs(given, "nats"),)
+    return (proposals.pods(given, "nats"), proposals.logs(given, "nats"))
 
 
 def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
@@ -484,9 +467,9 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
     kept_s = None if consumer is None else consumer.kept_s
     expires = kept_s is not None and kept_s < _deliveries_s(given)
     lag = None if consumer is None else consumer.lag
-    missed = missing.judge_missing(frames, given, lag) if "unprocessed" in frames else None
+    missed = missing.judge_missing(frames, given, lag) if "unprocessed" in frames else MissingEvents()
     # Of events that may have been processed, the stream has deleted what it need not keep.
-    limited = consumer if (expires or kept_s is None) and not (missed and missed.doubtful) else None
+    limited = consumer if (expires or kept_s is None) and not missed.doubtful else None
     return SubscriberReading(
         consumer=consumer,
         activity=activity,
@@ -547,9 +530,9 @@ def _build_values(seen: SubscriberReading, given: JudgeInput, *, counted: bool) 
             Value("consumer.num_ack_pending", seen.consumer.num_ack_pending, "messages"),
             Value("consumer.num_redelivered", seen.consumer.num_redelivered, "messages"),
         ]
-    if seen.missing is not None:
-        values.append(Value("outbox.published_not_processed", seen.missed, "rows"))
-        values.append(Value("subscriber.passed_by", seen.passed_by, "rows"))
+    if seen.missing.found is not None:
+        values.append(Value("outbox.published_not_processed", seen.missing.found, "rows"))
+        values.append(Value("subscriber.passed_by", seen.missing.passed_by, "rows"))
         values.append(Value("outbox.not_registered", seen.not_registered, "rows"))
         values.append(Value("outbox.lost_or_deleted", seen.doubtful, "rows"))
     if seen.refused:
@@ -571,11 +554,11 @@ def _build_notes(frames: Frames, seen: SubscriberReading, facts: dict[str, Any])
     notes += [group.text for group in seen.thin]
     if seen.stalled:
         notes.append(say("subscriber.stalled", **facts))
-    if seen.missing is not None and seen.missing.waiting:
+    if seen.missing.waiting:
         notes.append(say("subscriber.still_held", held=seen.missing.waiting))
-    notes += seen.missing.notes if seen.missing is not None else ()
-    if seen.missed is not None and frames["unprocessed"].attrs.get("capped"):
-        notes.append(say("subscriber.capped", n=seen.missed))
+    notes += seen.missing.notes
+    if seen.missing.found is not None and frames["unprocessed"].attrs.get("capped"):
+        notes.append(say("subscriber.capped", n=seen.missing.found))
     if seen.given_up:
         notes.append(say("subscriber.given_up", n=seen.given_up))
     return notes
@@ -600,9 +583,8 @@ def _option_without_limit(seen: SubscriberReading) -> str:
 
 def _observe_losses(seen: SubscriberReading) -> Iterator[str]:
     """List the observations of lost events and of deleted rows, which hold in any case."""
-    if seen.missing is not None:
-        yield from seen.missing.observations
-    if seen.passed_by:
+    yield from seen.missing.observations
+    if seen.missing.passed_by:
         yield "subscriber.passed_by"
     if seen.deleted:
         yield "subscriber.expired" if seen.expires else "subscriber.deleted"
@@ -611,7 +593,7 @@ def _observe_losses(seen: SubscriberReading) -> Iterator[str]:
         yield "subscriber.expires"
     if seen.losing:
         yield "subscriber.losing"
-    if seen.ended and seen.bound is not False:
+    if seen.missing.ended and seen.bound is not False:
         yield from ("subscriber.lost", *(["subscriber.gave_up"] if seen.given_up else []))
 
 
@@ -761,7 +743,7 @@ CASES = Cases[SubscriberReading](
     Case(
         "subscriber.lost_or_deleted",
         S.doubtful,
-        lambda seen: seen.missing.status_of_doubt if seen.missing else Status.UNKNOWN,
+        lambda seen: seen.missing.status_of_doubt,
         _observe_flow,
         _propose_own_logs,
         _sections_after_loss,

@@ -42,12 +42,17 @@ class ThrottledWorker:
     hop: str
     queue: type[QueueCounts]
     held: str
+    late: str
     #: Objectives in seconds whose time a longer pause uses up, and those on the number of rows.
     objectives: tuple[str, ...]
 
 
-DELIVERY = ThrottledWorker("delivery", "delivery_worker", Notifications, "throttle.delivery_held", ("NOTI-B", "NOTI-C"))
-RELAY = ThrottledWorker("relay", "relay", Outbox, "throttle.relay_held", ("ENT-C", "ENT-D", "NOTI-B"))
+DELIVERY = ThrottledWorker(
+    "delivery", "delivery_worker", Notifications, "throttle.delivery_held", "backlog.oldest_due", ("NOTI-B", "NOTI-C"),
+)  # fmt: skip
+RELAY = ThrottledWorker(
+    "relay", "relay", Outbox, "throttle.relay_held", "outbox.oldest_due", ("ENT-C", "ENT-D", "NOTI-B"),
+)  # fmt: skip
 
 
 class SettingRow(rows.Row):
@@ -331,7 +336,7 @@ def judge(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> Finding:
             Hop(
                 side.hop, rate_in=seen.flow.came, rate_out=seen.flow.gone, waiting=seen.flow.due,
                 oldest_s=seen.flow.oldest_s, alive=say("alive.held") if held else None,
-                late=_is_late(seen, given, side),
+                late=bool(seen.flow.due) and given.limits[side.late].status(seen.flow.oldest_s) is not Status.OK,
             ),
         ),
         proposals=tuple(_build_proposals(frames, given, seen, side, done=done and not failed, failed=failed)),
@@ -339,11 +344,6 @@ def judge(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> Finding:
         frames={"plan": _build_plan(seen, given, side)} if seen.known or seen.now.allowed is not None else {},
         show=(*(("changes",) if done or failed else ()), *(("plan",) if seen.known else ()), "settings"),
     )  # fmt: skip
-
-
-def _is_late(seen: ThrottleReading, given: JudgeInput, side: ThrottledWorker) -> bool:
-    age = given.limits["backlog.oldest_due" if side is DELIVERY else "outbox.oldest_due"]
-    return bool(seen.flow.due) and age.status(seen.flow.oldest_s) is not Status.OK
 
 
 def _choose_headline(seen: ThrottleReading, *, failed: bool, refused: bool, side: ThrottledWorker) -> Text:
@@ -510,7 +510,8 @@ def _build_proposals(
     found = []
     if failed:
         found.append(proposals.logs(given, which))
-    if seen.asked and not (done or failed) and not _find_problems(seen, given):
+    known = given.catalog.settings
+    if seen.asked and not (done or failed) and not any(known[name].problem(v) for name, v in seen.asked.items()):
         found.append(proposals.settings("change_settings", given, seen.asked))
     if seen.now.enabled is False and side is DELIVERY:
         found.append(remedies.resume_delivery(given))
@@ -529,11 +530,6 @@ def _build_proposals(
         if refusing in REFUSED:
             found.append(remedies.hold_delivery(given))
     return found
-
-
-def _find_problems(seen: ThrottleReading, given: JudgeInput) -> list[str]:
-    known = given.catalog.settings
-    return [p for name, value in seen.asked.items() if (p := known[name].problem(value))]
 
 
 def _relay_fails(frames: Frames, given: JudgeInput) -> bool:
