@@ -182,17 +182,11 @@ def _read_missed(rb: Context, runs: pd.DataFrame) -> Frames:
 
 
 def allowed_share(slo: Slo) -> float | None:
-    """Return the share of events that may be bad; None if the objective is a level, or zero."""
+    """Return the share of events that may be bad; None if the objective is a level, or allows none."""
     if slo.unit == "%":
         return 1 - slo.number / 100
     percentile = re.match(r"p(\d+)", slo.sli)
     return (100 - int(percentile[1])) / 100 if percentile else None
-
-
-def _allowed_or_zero(slo: Slo) -> float:
-    """Return the share of events that may be bad; 0 if the objective is a level, or zero."""
-    share = allowed_share(slo)
-    return 0.0 if share is None else share
 
 
 def budget_share(bad: float, share: float | None, events: float | None) -> float | None:
@@ -222,7 +216,9 @@ def objective_levels(frames: Frames, given: JudgeInput) -> dict[str, pd.DataFram
         unpublished = (outbox["opened"] - outbox["published"]).cumsum()
         old = (outbox["old_in"] - outbox["old_out"]).cumsum()
         within = _bucket_maxima(frames, span)
-        breach = (old > _allowed_or_zero(given.slos["ENT-D"]) * unpublished) & (unpublished > 0) | (within["aged"] > 0)
+        breach = (old > (allowed_share(given.slos["ENT-D"]) or 0.0) * unpublished) & (unpublished > 0) | (
+            within["aged"] > 0
+        )
         level = np.maximum(old.clip(lower=0), within["most_old"])
         found["ENT-D"] = pd.DataFrame({"bad": outbox["old"], "total": outbox["n"], "level": level, "breach": breach})
     if sent is not None:
@@ -257,7 +253,7 @@ def _max_unfinished(frames: Frames, span: Span) -> pd.Series[float] | None:
 def _bad_shares(bad: pd.Series[float], total: pd.Series[float], slo: Slo) -> pd.DataFrame:
     share = (100 * bad / total.where(total > 0)).fillna(0.0)
     return pd.DataFrame(
-        {"bad": bad, "total": total, "level": share, "breach": bad > _allowed_or_zero(slo) * total}
+        {"bad": bad, "total": total, "level": share, "breach": bad > (allowed_share(slo) or 0.0) * total}
     )  # fmt: skip
 
 
@@ -493,7 +489,7 @@ def chart_panels(frames: Frames, given: JudgeInput, span: Span, begin: pd.Timest
     The area of a queue is between the fewest and the most rows that waited in a step; the chart starts at `begin`.
     """
     found = objective_levels(frames, given)
-    late, slow = (100 * _allowed_or_zero(given.slos[slo]) for slo in ("NOTI-B", "ENT-C"))
+    late, slow = (100 * (allowed_share(given.slos[slo]) or 0.0) for slo in ("NOTI-B", "ENT-C"))
     for slo, title, unit, limit, role in (
         ("NOTI-B", "late deliveries", "% of events", late, charts.Role.LEVEL),
         ("ENT-C", "late publishing", "% of events", slow, charts.Role.LEVEL),

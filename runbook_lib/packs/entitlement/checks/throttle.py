@@ -520,7 +520,9 @@ def _build_proposals(
     if seen.changed or seen.asked:
         return found
     refusing = delivery.read_delivery(frames).refusing(given) if side is DELIVERY else ""
-    if refusing in delivery.RELIEVED_BY_THROTTLE or (side is not DELIVERY and _relay_fails(frames, given)):
+    outbox = rows.one(frames.get("backlog"), Outbox) if side is RELAY else Outbox()
+    relay_fails = outbox.tried >= given.number("tries.pattern") and outbox.waiting_retry > 0
+    if refusing in delivery.RELIEVED_BY_THROTTLE or relay_fails:
         batch, pause = (
             int(seen.now.batch or facts_of(given).batch_size),
             seen.now.pause_s or facts_of(given).poll_interval_s,
@@ -530,11 +532,6 @@ def _build_proposals(
         if refusing in REFUSED:
             found.append(remedies.hold_delivery(given))
     return found
-
-
-def _relay_fails(frames: Frames, given: JudgeInput) -> bool:
-    outbox = rows.one(frames.get("backlog"), Outbox)
-    return outbox.tried >= given.number("tries.pattern") and outbox.waiting_retry > 0
 
 
 def _observe_batches(frames: Frames, given: JudgeInput) -> tuple[float | None, float | None]:
