@@ -486,6 +486,20 @@ def test_a_triage_asks_once_for_what_several_steps_use(servers: Servers, db: psy
     assert [name for name, n in sent.items() if n > 1 and not name.startswith(sampled)] == []
 
 
+def test_each_frame_of_a_flow_has_what_the_tables_have(servers: Servers, db: psycopg.Connection) -> None:
+    traffic(db, 90)
+    events(db, 7, 400)  # before the last five minutes
+    events(db, 3, 40, status="FAILED", dead=30)
+    db.execute("UPDATE notification.notifications SET occurred_at = occurred_at - interval '1 minute' WHERE true")
+    frames = run(servers, "3.1")["3.1"].frames
+    sent, given_up = 5 * 88, 3
+    assert frames["published_steps"][["n", "late"]].sum().tolist() == [sent + given_up, 0]
+    assert frames["sent_steps"][["n", "late", "tried"]].sum().tolist() == [sent + given_up] * 2 + [given_up]
+    assert frames["sent"][["n", "slow"]].sum().tolist() == [sent + 7] * 2 and frames["dead"]["n"].sum() == given_up
+    assert frames["created"]["n"].sum() == frames["published"]["n"].sum() == sent + given_up + 7
+    assert (frames["publish_delay"]["n"].item(), frames["delivered"]["n"].item()) == (sent + given_up, sent)
+
+
 def test_a_worker_that_stopped(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     traffic(db, 120, until=20)
     for second in range(2, 20):
