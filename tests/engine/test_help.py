@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from runbook_lib.cli.common import Duration
 from runbook_lib.cli.main import cli
 
-GROUPS = ([], ["archive"], ["act"], ["drill"], ["sandbox"], ["new"])
+GROUPS: tuple[list[str], ...] = ([], ["archive"], ["act"], ["drill"], ["sandbox"], ["new"])
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda words: " ".join(words) or "runbook")

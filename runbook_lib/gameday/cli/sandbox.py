@@ -117,7 +117,7 @@ def down(directory: Path) -> None:
 @sandbox.command()
 @_directory
 def env(directory: Path) -> None:
-    """Print the sandbox's addresses for a shell: eval "$(... env)"."""
+    """Print the sandbox's addresses, for `eval` in a shell."""
     variables = load(directory).env | {"RUNBOOK_SANDBOX_DIR": str(directory.absolute())}
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")
