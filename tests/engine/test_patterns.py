@@ -11,7 +11,7 @@ from runbook_lib.book import catalog, messages, patterns
 from runbook_lib.book.pack import Pack
 from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement import PACK
-from runbook_lib.packs.entitlement.checks import exceptions, program, publish
+from runbook_lib.packs.entitlement.checks import exceptions, publish
 from tests.kit.syntax import called
 
 SOURCES = patterns.load(PACK.folder)
@@ -67,7 +67,6 @@ def test_each_kind_is_asked_for_and_each_that_is_asked_for_is_there() -> None:
     seen = {(n, k) for n, k in every if SOURCES[n].kinds[k].observation or SOURCES[n].kinds[k].fold or k in named[n]}
     assert every - seen == UNNAMED
     assert {*publish.ONE_BY_ONE, *publish.UNWRITTEN} - {"other", "unseen"} <= set(SOURCES["publish error"].kinds)
-    assert set(program.EXCEPTIONS) == set(SOURCES["run exception"].kinds)
     assert {*exceptions.FAILED_TRY} <= set(SOURCES["service log"].kinds)
 
 

@@ -104,7 +104,7 @@ ONE_HAND = leases.HolderChanges(rows=9, taken=0, again=0, stolen=0, alive=False,
 #: Those that no recording comes to, or only by chance.
 STATES: dict[str, object] = {
     "backlog.two_workers": replace(LATE, workers=("a", "b")),
-    "backlog.elsewhere": replace(LATE, loop=program.LoopState(others=10, elsewhere="delivery.elsewhere")),
+    "backlog.elsewhere": replace(LATE, loop=program.LoopState("delivery", others=10)),
     "backlog.slow_outside": replace(LATE, spends="delivery.slow_outside"),
     "backlog.postponed": replace(LATE, postponed=20),
     "backlog.slow_statements": replace(LATE, spends="delivery.slow_statements"),

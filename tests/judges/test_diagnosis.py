@@ -386,8 +386,8 @@ def test_why_a_mode_counts_for_less_and_what_would_tell_of_it_and_was_not_seen()
 
 def test_connections_that_are_all_taken_explain_that_nobody_comes_in() -> None:
     """With both services kept out, whoever holds the connections is still the answer, and not the services' rights."""
-    told = {"4.1.1": "delivery.kept_out", "4.1.3": "relay.kept_out", "4.1.4": "database.no_connections"}
-    verdict = conclude([seen(step, *BOOK.observations[o]) for step, o in told.items()])
+    told = ("delivery.blocked", "relay.blocked", "database.keeps_out", "database.no_connections")
+    verdict = conclude([seen(o, *BOOK.observations[o]) for o in told])
     assert (verdict.stuck_at, verdict.failure_modes[0].id) == (DATABASE, "FM-DB-01")
     assert (verdict.confidence, verdict.between) == ("high", ())
 

@@ -51,12 +51,12 @@ def test_an_undecided_place_asks_for_the_modes_that_are_not_excluded() -> None:
     late = Finding("4.1.1", Status.CRITICAL, say("ui.no_action"), hops=(Hop("delivery_worker", late=True),))
     verdict = diagnosis.conclude([late], BOOK)
     assert "receiver" in verdict.undecided and "4.3.2" in verdict.settled_by
-    runs = seen("4.3.1", Signal("", 0.0, "delivery.held_up"))  # no worker that hangs: 4.3.2 has nothing to tell
+    runs = seen("4.3.1", Signal("", 0.0, "delivery.blocked"))  # no worker that hangs: 4.3.2 has nothing to tell
     assert "4.3.2" not in diagnosis.conclude([late, runs], BOOK).settled_by
 
 
 CHANGED = seen("3.6", Signal("database", 0.9, "a"), Signal("FM-CFG-01", 0.6, "changed.database"))
-SLOW = seen("3.2", Signal("FM-DB-01", 0.56, "relay.held_up"))
+SLOW = seen("3.2", Signal("FM-DB-01", 0.56, "database.holds_up"))
 CANCELLED = seen("4.5.2", *BOOK.evidence("exceptions.cancelled"))
 
 

@@ -73,9 +73,9 @@ def test_a_receiver_that_answers_is_not_accused_by_the_worker_alone() -> None:
 
 
 def test_a_service_alone_that_cannot_reach_the_database_leaves_both_open() -> None:
-    verdict = conclude(seen("4.1.1", "delivery.kept_out"))
+    verdict = conclude(seen("4.1.1", "delivery.blocked", "database.keeps_out"))
     assert (verdict.stuck_at, verdict.undecided) == (None, ("delivery_worker", "database"))
-    both = conclude(seen("4.1.1", "delivery.kept_out"), seen("4.1.3", "relay.kept_out"))
+    both = conclude(*(seen(side, f"{side}.blocked", "database.keeps_out") for side in ("delivery", "relay")))
     assert both.stuck_at == "database", "two processes are two witnesses"
 
 
@@ -240,6 +240,6 @@ def test_what_is_contradicted_proposes_nothing() -> None:
     assert [p.name for p in conclude(stopped).proposals] == [*restart]
     refuted = conclude(stopped, seen("4.5.1", "relay.runs"))
     assert (refuted.proposals, [b.observation for b in refuted.contradicted]) == ((), ["publish.stopped"])
-    more = seen("4.1.3", "publish.stopped", "relay.frozen", proposals=restart)
+    more = seen("4.1.3", "publish.stopped", "relay.hangs", proposals=restart)
     kept, _ = diagnosis._drop_contradicted([more, seen("4.5.1", "publish.flows")], BOOK)
     assert [p.name for p in kept[0].proposals] == [*restart]

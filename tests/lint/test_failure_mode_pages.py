@@ -57,7 +57,7 @@ def test_what_tells_two_neighbours_apart() -> None:
     """The observation of a relay that is switched off excludes a relay that has stopped."""
     page = PAGES["failure-modes/FM-OB-01.md"]
     row = next(line for line in page.splitlines() if line.startswith("| [FM-OB-04]"))
-    assert "`relay.silent`" in row.split(" | ")[1] and "**`relay.switched_off`**" in row.split(" | ")[3]
+    assert "`relay.silent`" in row.split(" | ")[1] and "**`relay.off`**" in row.split(" | ")[3]
 
 
 def test_links_between_the_pages_lead_to_pages() -> None:

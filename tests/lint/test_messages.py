@@ -49,8 +49,7 @@ PROPOSALS = """
     hold_delivery list_sessions logs look_at_role pods redrive_broker redrive_delivery redrive_outbox
     restart_entitlement restart_nats restart_notification resume_delivery start_entitlement start_notification
     switch_on_delivery switch_on_relay throttle_delivery throttle_relay undo_settings"""
-PROGRAM = """
-    fails kept_out held_up switched_off held passes_over not_up frozen seems_frozen taken_down starting hangs silent"""
+DATABASE = "keeps_out holds_up locks_rows no_session rolls_back"
 #: Every family of keys that are composed: the prefix, and its members, or a text of their names.
 FAMILIES: dict[str, Iterable[str]] = {
     "account.odd_": account.INCONSISTENCIES,
@@ -92,10 +91,8 @@ FAMILIES: dict[str, Iterable[str]] = {
     "postmortem.why.": """
         denied earlier error no_data no_events no_time not_asked not_configured not_in_tables partly retention seen
         timeout unreachable""",
-    "program.": [
-        *(f"{side}_{what}" for side in program.SIGNS for what in PROGRAM.split()),
-        *("database_no_session", "database_rolls_back"),
-    ],
+    "program.": (*{*program.ProcessState} - {"runs", "blocked"}, *DATABASE.split()),
+    "program.loop_": program.SIGNS,
     "proposal.": [f"{name}.{part}" for name in PROPOSALS.split() for part in PROPOSAL_PARTS],
     "publish.kind_": (*patterns.source(PACK, "publish error").kinds, "no_subject", "unseen", "other"),
     "reason.": Reason,

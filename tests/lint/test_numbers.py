@@ -10,6 +10,7 @@ import pytest
 
 from runbook_lib.book import catalog, patterns
 from runbook_lib.book.pack import load_room
+from runbook_lib.packs.entitlement.checks.program import SIGNS, ProcessState
 from tests.kit.syntax import DECIDING, PACK, called
 
 LIBRARY = Path(catalog.__file__).parents[1]
@@ -74,6 +75,7 @@ ENGINE = [
 ]
 NAMED = {word for tree in TREES + ENGINE for word in words(tree)}
 NAMED |= {kind.observation for source in patterns.load(PACK.folder).values() for kind in source.kinds.values()}
+NAMED |= {f"{side}.{state}" for side in SIGNS for state in (*ProcessState, "elsewhere")}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)

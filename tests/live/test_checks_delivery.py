@@ -205,11 +205,13 @@ def test_a_worker_that_works_a_backlog_off_names_no_slow_receiver() -> None:
 
 def test_a_frozen_process_is_told_and_restarted_while_nothing_waits() -> None:
     worker = backlog.judge(look() | pool("notification", 90), make_given())
-    assert weight(worker, "delivery_worker") >= 0.9 and weight(worker, "subscriber") >= 0.9
+    assert weight(worker, "delivery_worker") >= 0.9
+    unbound = subscriber.judge(consumer(bound=False, num_pending=9) | pool("notification", 90), make_given())
+    assert weight(unbound, "subscriber") > 0.8
     relay = publish.judge(outbox() | pool("entitlement", 90), make_given())
     assert weight(relay, "relay") >= 0.9
-    for found, restart in ((worker, "restart_notification"), (relay, "restart_entitlement")):
-        expect(found, Status.CRITICAL, proposals=[restart])
+    for found, restart in ((worker, "notification"), (unbound, "notification"), (relay, "entitlement")):
+        expect(found, Status.CRITICAL, proposals=[f"restart_{restart}"])
 
 
 def test_a_loop_that_runs_and_takes_nothing_of_what_is_due_is_not_restarted() -> None:
@@ -753,7 +755,7 @@ def test_both_clients_cut_off_is_the_broker_s_door() -> None:
     expect(publish.judge(frames, make_given(earlier=earlier)), weights={"jetstream": "> 0.8", "FM-NATS-05": "> 0.8"})
 
 
-@pytest.mark.parametrize("observation", ["delivery.taken_down", "subscriber.switched_off"])
+@pytest.mark.parametrize("observation", ["delivery.down", "subscriber.switched_off"])
 def test_a_notification_that_somebody_stopped_is_not_cut_off(observation: str) -> None:
     evidence = make_given().evidence(observation)
     earlier = (Finding("4.1.2", Status.CRITICAL, say("-"), values=(Value("consumer.bound", "no"),), signals=evidence),)
@@ -777,7 +779,7 @@ def test_what_an_earlier_process_tried_does_not_accuse_the_present_one(started: 
 
 
 def test_a_database_that_refuses_is_not_said_to_be_well_because_it_is_free() -> None:
-    blamed = Finding("4.1.1", Status.CRITICAL, say("-"), signals=make_given().evidence("delivery.rejected"))
+    blamed = Finding("4.1.1", Status.CRITICAL, say("-"), signals=make_given().evidence("delivery.blocked"))
     found = database.judge(sessions(), make_given(earlier=(blamed,)))
     expect(found, weights={"database": "== 0", "FM-DB-01": "< 0"})
     assert [p.params["name"] for p in found.proposals] == ["notification", "entitlement"]
@@ -1068,7 +1070,7 @@ OF_THE_SUBSCRIBER = [
         for process, status, observation, proposed in (
             ({"ready": 1, "young": False, "failed": True}, Status.CRITICAL, "delivery.not_up", "logs"),
             ({"ready": 1, "young": True, "failed": False}, Status.WARNING, "delivery.starting", "logs"),
-            ({"ready": 0, "wanted": 0}, Status.CRITICAL, "delivery.taken_down", "start_notification"),
+            ({"ready": 0, "wanted": 0}, Status.CRITICAL, "delivery.down", "start_notification"),
         )
     ),
 ]  # fmt: skip
@@ -1079,7 +1081,7 @@ OF_THE_RELAY = [
     case("publishes failed before somebody switched it off: what is proposed is what is told",
          outbox([("PENDING", TIMEOUT, 5)], due=40, oldest_due_s=20, tried=5, last_published=ago(60))
          | {"program": row(enabled=False)},
-         key="program.relay_switched_off", proposals=["switch_on_relay"]),
+         key="program.off", proposals=["switch_on_relay"]),
     case("errors of an outage that is over only wait for their turn",
          outbox([("PENDING", "Connection is Closed", 98)], waiting_retry=98, tried=98),
          status=Status.OK, weights={"relay": "< 0"}),

@@ -85,7 +85,7 @@ class BacklogReading:
     @property
     def elsewhere(self) -> bool:
         """Return whether an instance that the runner does not know delivers too."""
-        return bool(self.loop.elsewhere)
+        return bool(self.loop.others)
 
     @property
     def nothing_waits(self) -> bool:
@@ -250,9 +250,7 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
         send_succeeded,
         stopping,
         refusing,
-        program.with_due_rows(
-            program.loop_state(frames, given, "delivery"), stopping == "delivery.stopped", "delivery"
-        ),
+        program.with_due_rows(program.loop_state(frames, given, "delivery"), stopping == "delivery.stopped"),
         find_competing_workers(known.started, frames.get("held"), *(delivery.two_samples(frames, "held") or ())),
         bool(worker.progress) or program.seen_running(frames, given, "delivery"),
         bool(given.limits["backlog.oldest_due"].reached(worker.queue.oldest_s)),
@@ -341,7 +339,7 @@ CASES = Cases[BacklogReading](
         "backlog.not_at_work",
         S.not_at_work,
         lambda seen: seen.loop.status,
-        propose=lambda given, seen: program.proposals(given, seen.loop, "delivery"),
+        propose=lambda given, seen: program.proposals(given, seen.loop),
         says=lambda seen, facts: seen.loop.headline(**facts),
     ),
     Case("backlog.stopped", S.gone, propose=lambda given, seen: (proposals.restart(given, "notification"),)),
@@ -350,7 +348,7 @@ CASES = Cases[BacklogReading](
         "backlog.elsewhere",
         S.elsewhere,
         Status.WARNING,
-        propose=lambda given, seen: program.proposals(given, seen.loop, "delivery"),
+        propose=lambda given, seen: program.proposals(given, seen.loop),
     ),
     # Throttling would not help the few that the receiver refuses.
     Case("backlog.refused_some", S.refuses_some, propose=_propose_logs),

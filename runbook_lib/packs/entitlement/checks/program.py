@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -34,32 +36,8 @@ from runbook_lib.sources.source import SourceError
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
-#: The observations, by the side ("delivery" or "relay") whose loop it is.
-RUNS = {"delivery": "delivery.runs", "relay": "relay.runs"}
-PASSES_OVER = {"delivery": "delivery.passes_over", "relay": "relay.passes_over"}
-SWITCHED_OFF = {"delivery": "delivery.switched_off", "relay": "relay.switched_off"}
-HELD = {"delivery": "delivery.held", "relay": "relay.held"}
-TAKEN_DOWN = {"delivery": "delivery.taken_down", "relay": "relay.taken_down"}
-ELSEWHERE = {"delivery": "delivery.elsewhere", "relay": "relay.elsewhere"}
-STARTING = {"delivery": "delivery.starting", "relay": "relay.starting"}
-NOT_UP = {"delivery": "delivery.not_up", "relay": "relay.not_up"}
-FROZEN = {"delivery": "delivery.frozen", "relay": "relay.frozen"}
-SEEMS_FROZEN = {"delivery": "delivery.seems_frozen", "relay": "relay.seems_frozen"}
-HANGS = {"delivery": "delivery.hangs", "relay": "relay.hangs"}
-SILENT = {"delivery": "delivery.silent", "relay": "relay.silent"}
-KEPT_OUT = {"delivery": "delivery.kept_out", "relay": "relay.kept_out"}
-REJECTED = {"delivery": "delivery.rejected", "relay": "relay.rejected"}
-DENIED = {"delivery": "delivery.denied", "relay": "relay.denied"}
-HELD_UP = {"delivery": "delivery.held_up", "relay": "relay.held_up"}
-FAILS = {"delivery": "delivery.fails", "relay": "relay.fails"}
-#: Observations that are the same for both sides count once.
-NO_SESSION, ROLLS_BACK = "database.no_session", "database.rolls_back"
 #: The frame and its columns in which a loop's claims and marks stand.
 SIGNS = {"delivery": ("activity", ("last_claim", "last_sent")), "relay": ("backlog", ("last_claim", "last_published"))}
-#: The observations that a restart helps against: a process or a loop that hangs.
-RESTART_HELPS = (FROZEN, SEEMS_FROZEN, HANGS)
-#: The observation for a loop whose runs end in an exception of this kind; for any other exception it is FAILS.
-EXCEPTIONS = {"kept_out": KEPT_OUT, "rejected": REJECTED, "denied": DENIED, "held_up": HELD_UP}
 _RUN_EXCEPTION, _SERVICE_LOG = patterns.source(PACK, "run exception"), patterns.source(PACK, "service log")
 
 
@@ -81,48 +59,67 @@ class Program(rows.Row):
     started: pd.Timestamp | None = None
 
 
+class ProcessState(StrEnum):
+    """The state of a loop and its process. The observation of a loop of a side is `SIDE.STATE`."""
+
+    RUNS = "runs"
+    OFF = "off"  # by its settings: switched off, or in a long pause
+    DOWN = "down"  # no instance should run
+    STARTING = "starting"
+    NOT_UP = "not_up"
+    HANGS = "hangs"
+    MAY_HANG = "may_hang"  # its process has been silent, but not for long enough
+    SILENT = "silent"  # it hangs or is off: its settings are unknown
+    BLOCKED = "blocked"  # by the database
+    FAILS = "fails"
+
+
+_DOUBTFUL = (ProcessState.OFF, ProcessState.STARTING, ProcessState.MAY_HANG, ProcessState.SILENT)
+
+
 @dataclass(frozen=True)
 class LoopState:
-    """The state of a loop: an observation, the exception that its runs end in, and the seconds without a sign of it.
+    """The state of a side's loop; None if not known.
 
-    `others` is the number of database sessions that do its work and belong to no instance known to the runner,
-    `elsewhere` the observation that there are such sessions.
+    `database` is the observation of the database that explains it; it is the same for both sides.
+    `exception` is the one that its runs end in, `silent_s` the seconds without a sign of its process, `pause_s` a long
+    pause between its runs by its settings, `others` the number of database sessions that do its work and belong to no
+    instance known to the runner.
     """
 
-    observation: str = ""
+    side: str
+    state: ProcessState | None = None
+    database: str = ""
     exception: str = ""
     silent_s: float | None = None
+    pause_s: float | None = None
     others: int | None = None
-    elsewhere: str = ""
 
     @property
     def wrong(self) -> bool:
-        """Whether the observation explains why the loop does not work."""
-        return bool(self.observation) and self.observation not in RUNS.values()
+        """Whether the state explains why the loop does not work."""
+        return bool(self.database) or self.state not in (None, ProcessState.RUNS)
 
     @property
     def status(self) -> Status:
-        """The status that the observation alone gives a step, whether rows are due or not."""
+        """The status that the state alone gives a step, whether rows are due or not."""
         if not self.wrong:
             return Status.OK
-        doubtful = (STARTING, SWITCHED_OFF, HELD, SEEMS_FROZEN, SILENT)
-        return Status.WARNING if any(self.observation in d.values() for d in doubtful) else Status.CRITICAL
+        return Status.WARNING if self.state in _DOUBTFUL else Status.CRITICAL
 
     @property
     def observations(self) -> tuple[str, ...]:
-        """The observation, and the one that an unknown instance does the loop's work."""
-        return tuple(filter(None, (self.observation, self.elsewhere)))
+        """The observations: the state, the database's part in it, and that an unknown instance does the loop's work."""
+        state = f"{self.side}.{self.state}" if self.state else ""
+        return tuple(filter(None, (state, self.database, f"{self.side}.elsewhere" if self.others else "")))
 
     def headline(self, due: float | None, **facts: Any) -> Text:
-        """Return the headline for the observation, with the number of rows that are `due`."""
-        side, _, what = self.observation.partition(".")
-        if self.exception and what != "kept_out":
-            what = "fails"  # the headline names the exception
-        why = {"exception": self.exception, "quiet": self.silent_s, "others": self.others}
-        return say(f"program.{side}_{what}", **facts | why, due=due or None)
-
-
-UNKNOWN_STATE = LoopState()
+        """Return the headline for the state, with the number of rows that are `due`."""
+        named = self.exception and self.database != "database.keeps_out"
+        shown = ProcessState.FAILS if named else self.database.removeprefix("database.") or self.state
+        facts |= {"exception": self.exception, "quiet": self.silent_s, "pause": self.pause_s, "others": self.others}
+        who = {"service": change.SIDES[self.side][0], "loop": say(f"program.loop_{self.side}")}
+        return say(f"program.{shown}", **facts | who, due=due or None)
 
 
 def ask(rb: Context, step: str, parts: FrameCollector, side: str, late: bool, at_work: bool = False) -> None:
@@ -146,7 +143,7 @@ def ask(rb: Context, step: str, parts: FrameCollector, side: str, late: bool, at
     if late or seen.wrong or others:
         with parts.part("program") as answers:
             answers["program"] = _read_program(rb, side)
-    elif seen == UNKNOWN_STATE:
+    elif not seen.observations:
         with suppress(SourceError):
             parts.answers["program"] = _read_program(rb, side)
 
@@ -212,7 +209,7 @@ def take_two_samples(rb: Context) -> Frames:
     first |= sessions.watch_worker(rb, max(soon_s - (rb.now() - at).total_seconds(), 0.0), first)
     both = services.concat_samples(first, sample_processes(rb))
     left_s = apart_s - (rb.now() - at).total_seconds()
-    if left_s <= 0 or all(seen_running(both, rb.given(), side) for side in RUNS):
+    if left_s <= 0 or all(seen_running(both, rb.given(), side) for side in change.SIDES):
         return both
     first |= sessions.watch_worker(rb, left_s, first)
     return services.concat_samples(first, sample_processes(rb))
@@ -251,13 +248,13 @@ def look_again_s(given: JudgeInput, limit: Threshold, sign_s: float | None, in_h
 
 
 def loop_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
-    """Return the loop's state by the frames of `ask`, its service's own report first; `UNKNOWN_STATE` if not known."""
+    """Return the loop's state by the frames of `ask`, its service's own report first."""
     seen = _decide_state(frames, given, side)
     program = rows.one(frames.get("program"), Program)
     if seen.others or program.young or not program.ready:
         return seen
     others = sessions.sessions_beyond_pool(frames, given, change.SIDES[side][0], instances=program.ready)
-    return replace(seen, others=others, elsewhere=ELSEWHERE[side]) if others else seen
+    return replace(seen, others=others or None)
 
 
 def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
@@ -271,57 +268,51 @@ def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
     held = sessions.read(frames, paced)
     loop, own = service.loops[side], held[which]
     quiet = own.says is SessionState.LOOP_SILENT and loop.doing is not LoopActivity.BEHIND
+    now = partial(LoopState, side)
     if program.failed:
-        return LoopState(NOT_UP[side])  # whatever its loops do until it ends again
+        return now(ProcessState.NOT_UP)  # whatever its loops do until it ends again
     if loop.doing is LoopActivity.RUNS:
-        return LoopState(RUNS[side])
+        return now(ProcessState.RUNS)
     if service.locked_out:
-        return LoopState(KEPT_OUT[side])
+        return now(ProcessState.BLOCKED, "database.keeps_out")
     if loop.doing is LoopActivity.FAILS and loop.share == 1:
-        meant = EXCEPTIONS.get(_RUN_EXCEPTION.find(loop.exception).kind, FAILS)
-        return LoopState(meant[side], loop.exception)
+        cause = _RUN_EXCEPTION.find(loop.exception).observation
+        return now(ProcessState.BLOCKED if cause else ProcessState.FAILS, cause, loop.exception)
     if program.wanted == 0:
         # A workload's sessions end with it, so these belong to an unknown instance.
-        return LoopState(
-            TAKEN_DOWN[side], others=own.sessions or None, elsewhere=ELSEWHERE[side] if own.sessions else ""
-        )
+        return now(ProcessState.DOWN, others=own.sessions or None)
     if loop.doing is LoopActivity.OFF or program.enabled is False:
-        return LoopState(SWITCHED_OFF[side])
+        return now(ProcessState.OFF)
     if given.limits["delivery.silence"].reached(program.poll_s, Status.CRITICAL):
-        return LoopState(HELD[side])
+        return now(ProcessState.OFF, pause_s=program.poll_s)
     if program.young and not _has_worked(frames, given, side, program.started):
-        return LoopState(STARTING[side])
+        return now(ProcessState.STARTING)
     # The service accepted the connection and sent nothing, and its database sessions are silent too.
-    if (
-        service.answers is RequestResult.HUNG
-        and own.sessions
-        and own.says in (SessionState.FROZEN, SessionState.NOT_SEEN)
-    ):
-        return LoopState(FROZEN[side], silent_s=own.newest_s)
-    if own.says is SessionState.FROZEN and service.answers is not RequestResult.YES:
-        sure = own.confidence == "high"
-        return LoopState((FROZEN if sure else SEEMS_FROZEN)[side], silent_s=own.newest_s)
+    hung = service.answers is RequestResult.HUNG and own.sessions and own.says is SessionState.NOT_SEEN
+    if hung or (own.says is SessionState.FROZEN and service.answers is not RequestResult.YES):
+        sure = service.answers is RequestResult.HUNG or own.confidence == "high"
+        return now(ProcessState.HANGS if sure else ProcessState.MAY_HANG, silent_s=own.newest_s)
     if program.ready == 0:
-        return LoopState(NOT_UP[side])
+        return now(ProcessState.NOT_UP)
     if own.says is SessionState.NONE:
         if service.answers is RequestResult.YES:
-            return LoopState(KEPT_OUT[side])
+            return now(ProcessState.BLOCKED, "database.keeps_out")
         if not sessions.no_service_has_sessions(held):
-            return LoopState(NOT_UP[side])
+            return now(ProcessState.NOT_UP)
         # Neither service has a session: the database refuses them only if their processes run. Otherwise their
         # sessions may have other names.
-        return LoopState(NO_SESSION) if program.ready else UNKNOWN_STATE
+        return now(database="database.no_session" if program.ready else "")
     if loop.doing is LoopActivity.LONG and own.says is SessionState.BLOCKED:
-        return LoopState(HELD_UP[side])
+        return now(ProcessState.BLOCKED, "database.holds_up")
     if loop.doing is LoopActivity.STILL or (quiet and (loop.doing is LoopActivity.LONG or program.enabled)):
-        return LoopState(HANGS[side])
+        return now(ProcessState.HANGS)
     if quiet:
-        return LoopState(SILENT[side])
+        return now(ProcessState.SILENT)
     if own.says is SessionState.FAILING:
-        return LoopState(ROLLS_BACK)
+        return now(database="database.rolls_back")
     if own.says is SessionState.ALIVE and own.confidence == "high" and loop.doing is LoopActivity.NOT_SEEN:
-        return LoopState(RUNS[side])
-    return UNKNOWN_STATE
+        return now(ProcessState.RUNS)
+    return now()
 
 
 def _has_worked(frames: Frames, given: JudgeInput, side: str, started: pd.Timestamp | None) -> bool:
@@ -337,27 +328,28 @@ def _has_worked(frames: Frames, given: JudgeInput, side: str, started: pd.Timest
     return any(sign is not None and started < sign <= now for sign in signs)
 
 
-def with_due_rows(seen: LoopState, stopped: bool, side: str) -> LoopState:
+def with_due_rows(seen: LoopState, stopped: bool) -> LoopState:
     """Return the state with the due rows considered: a loop that runs and claims no due row skips locked rows."""
-    return LoopState(PASSES_OVER[side]) if stopped and seen.observation == RUNS[side] else seen
+    return replace(seen, database="database.locks_rows") if stopped and seen.state is ProcessState.RUNS else seen
 
 
-def proposals(given: JudgeInput, seen: LoopState, side: str) -> tuple[Proposal, ...]:
+def proposals(given: JudgeInput, seen: LoopState) -> tuple[Proposal, ...]:
     """Return the action that helps: the switch, the settings or a restart; otherwise the log, which shows the cause.
 
     Empty if the cause is the database: 4.1.4 shows which session blocks or excludes the loop.
     """
-    known = given.evidence(seen.observation) if seen.observation else ()
-    if any(s.about == "database" and s.weight > 0 for s in known):
+    service = change.SIDES[seen.side][0]
+    if seen.database:
         return ()
     if seen.others:
-        return (pods(given, change.SIDES[side][0]),)
-    if seen.observation == TAKEN_DOWN[side]:
-        return (start(given, change.SIDES[side][0]),)
-    if seen.observation == SWITCHED_OFF[side]:
-        return (remedies.switch_on(given, side),)
-    if seen.observation == HELD[side]:
-        return (undo_settings(given, [f"{side}.batch_size", f"{side}.poll_interval"]),)
-    if seen.observation in [helped[side] for helped in RESTART_HELPS]:
-        return (restart(given, change.SIDES[side][0]),)
-    return (logs(given, change.SIDES[side][0]),)
+        return (pods(given, service),)
+    if seen.pause_s:
+        return (undo_settings(given, [f"{seen.side}.batch_size", f"{seen.side}.poll_interval"]),)
+    match seen.state:
+        case ProcessState.DOWN:
+            return (start(given, service),)
+        case ProcessState.OFF:
+            return (remedies.switch_on(given, seen.side),)
+        case ProcessState.HANGS | ProcessState.MAY_HANG:
+            return (restart(given, service),)
+    return (logs(given, service),)

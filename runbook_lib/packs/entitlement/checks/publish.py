@@ -365,7 +365,7 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         away=bool(away),
         writes=writes,
         broker_error=broker is not None and broker.reason is Reason.ERROR,
-        stands=program.with_due_rows(program.loop_state(frames, given, "relay"), steps_over, "relay"),
+        stands=program.with_due_rows(program.loop_state(frames, given, "relay"), steps_over),
         cut_off=_is_notification_cut_off(given),
         n=n,
         overloaded=_is_overloaded(frames, given, queue),
@@ -377,7 +377,7 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
 def _is_notification_cut_off(given: JudgeInput) -> bool:
     """Return whether notification has no connection to the broker, and nobody has stopped it or switched it off."""
     unbound = [f for f in given.earlier if f.step == "4.1.2" and f.value("consumer.bound") == "no"]
-    by_hand = {program.TAKEN_DOWN["delivery"], "subscriber.switched_off"}
+    by_hand = {"delivery.down", "subscriber.switched_off"}
     return any(by_hand.isdisjoint(s.observation for s in f.signals) for f in unbound)
 
 
@@ -633,7 +633,7 @@ CASES = Cases[Relay](
         S.not_at_work,
         lambda seen: seen.stands.status,
         evidence=_outbox_observations,
-        propose=lambda given, seen: program.proposals(given, seen.stands, "relay"),
+        propose=lambda given, seen: program.proposals(given, seen.stands),
         read=lambda seen: ("2",) if seen.away else ("5.1",),
         says=lambda seen, facts: seen.stands.headline(**facts),
     ),

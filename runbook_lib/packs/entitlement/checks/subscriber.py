@@ -35,6 +35,7 @@ from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import program, quorum
 from runbook_lib.packs.entitlement.checks.series import ask_since
+from runbook_lib.packs.entitlement.checks.program import ProcessState
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.missing import MissingEvents
@@ -45,9 +46,7 @@ if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
 #: The process of notification is not at work, and so neither is its subscriber.
-PROCESS_NOT_RUNNING = tuple(
-    d["delivery"] for d in (program.TAKEN_DOWN, program.STARTING, program.NOT_UP, program.FROZEN)
-)
+PROCESS_NOT_RUNNING = (ProcessState.DOWN, ProcessState.STARTING, ProcessState.NOT_UP, ProcessState.HANGS)
 #: Error codes of a broker that reports what it lacks.
 MISSING_AT_BROKER = ("stream_not_found", "consumer_not_found", "no_jetstream", "no_leader")
 #: Error codes of a broker, or of a cluster node, that does not answer.
@@ -148,7 +147,7 @@ class SubscriberReading:
     @property
     def not_there(self) -> bool:
         """Whether no client is bound because notification's process does not work."""
-        return self.bound is False and self.stands.observation in PROCESS_NOT_RUNNING
+        return self.bound is False and self.stands.state in PROCESS_NOT_RUNNING
 
     @property
     def kept_out(self) -> bool:
@@ -645,7 +644,7 @@ def _sections_after_loss(seen: SubscriberReading) -> tuple[str, ...]:
 def _observe_unbound(seen: SubscriberReading) -> tuple[str, ...]:
     # The monitoring port tells a refused client from one that does not subscribe, and the state of the process shows
     # whether it runs; without both the observation is weaker.
-    sure = seen.clients_seen and seen.stands != program.UNKNOWN_STATE
+    sure = seen.clients_seen and seen.stands.observations
     return ("subscriber.deaf" if sure else "subscriber.seems_deaf",)
 
 
@@ -699,8 +698,12 @@ CASES = Cases[SubscriberReading](
         "subscriber.not_there",
         S.not_there,
         lambda seen: seen.stands.status,
-        evidence=lambda seen: seen.stands.observations,
-        propose=lambda given, seen: program.proposals(given, seen.stands, "delivery"),
+        # A process that hangs is a subscriber that stands still.
+        evidence=lambda seen: (
+            *seen.stands.observations,
+            *(("subscriber.stands_still",) if seen.stands.state is ProcessState.HANGS else ()),
+        ),
+        propose=lambda given, seen: program.proposals(given, seen.stands),
         read="5.1",
         says=lambda seen, facts: seen.stands.headline(**facts | {"due": None}),
     ),
