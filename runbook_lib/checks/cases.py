@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from runbook_lib.checks.context import JudgeInput
@@ -59,6 +60,11 @@ class Conditions:
     def __init__(self, seen: type) -> None:
         self._names = {field.name for field in fields(seen)}
         self._names |= {name for name in dir(seen) if isinstance(getattr(seen, name), property)}
+
+    def of(self, path: str) -> Condition:
+        """Return whether a value within a field is true: `queue.failed`."""
+        getattr(self, path.partition(".")[0])
+        return Condition(path, (path,), lambda seen: bool(attrgetter(path)(seen)))
 
     def one_of(self, name: str, *values: object) -> Condition:
         """Return whether that field has one of these values."""

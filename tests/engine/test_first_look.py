@@ -167,8 +167,8 @@ def test_a_sample_of_an_earlier_step_shows_the_same_progress_as_one_of_its_own(f
     backlog = {"backlog": pd.DataFrame([{"due": 3.0, "oldest_due_s": 60.0}])}
     own = delivery.read_delivery(backlog | first | {f"{n}_later": f for n, f in second.items()})
     shared = delivery.read_delivery(backlog | second | {f"{n}_earlier": f for n, f in first.items()})
-    assert (own.progress, own.accepted, own.apart_s) == (shared.progress, shared.accepted, shared.apart_s)
-    assert own.progress is not None and delivery.read_delivery(backlog | second).progress is None
+    assert (own.moved, own.accepted, own.apart_s) == (shared.moved, shared.accepted, shared.apart_s)
+    assert own.moved is not None and delivery.read_delivery(backlog | second).moved is None
 
 
 def found(step: str, *next_sections: str, status: Status = Status.CRITICAL, hops: int = 0) -> Finding:

@@ -75,6 +75,11 @@ ENGINE = [
 ]
 NAMED = {word for tree in TREES + ENGINE for word in words(tree)}
 NAMED |= {kind.observation for source in patterns.load(PACK.folder).values() for kind in source.kinds.values()}
+NAMED |= {
+    f"publish.{now}_{kind}"
+    for now in ("fails", "retries")
+    for kind in ("unseen", "no_subject", *patterns.load(PACK.folder)["publish error"].kinds)
+}
 NAMED |= {f"{side}.{state}" for side in SIGNS for state in (*ProcessState, "elsewhere")}
 
 

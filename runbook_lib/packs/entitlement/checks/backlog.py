@@ -77,54 +77,6 @@ class BacklogReading:
     receiver: str = ""
     throttled: bool = False
 
-    @property
-    def not_at_work(self) -> bool:
-        """Return whether the process itself reports why its loop does not work."""
-        return self.loop.wrong
-
-    @property
-    def elsewhere(self) -> bool:
-        """Return whether an instance that the runner does not know delivers too."""
-        return bool(self.loop.others)
-
-    @property
-    def nothing_waits(self) -> bool:
-        """Return whether there is no unfinished row."""
-        return not self.worker.total
-
-    @property
-    def refuses_some(self) -> bool:
-        """Return whether the receiver refuses some notifications and accepts most."""
-        return self.refusing == "delivery.refused_some"
-
-    @property
-    def observations(self) -> tuple[str, ...]:
-        """Return the observations of the loop, the worker, the receiver, and of a second worker."""
-        two_workers = "leases.two_workers" if self.workers else ""
-        postponed = "backlog.postponed" if self.postponed else ""
-        told = (
-            *self.loop.observations,
-            self.stopping,
-            self.refusing,
-            self.receiver,
-            self.spends,
-            two_workers,
-            postponed,
-        )
-        return tuple(filter(None, told))
-
-    @property
-    def next_sections(self) -> tuple[str, ...]:
-        """Return the sections to read next."""
-        if self.stopping or self.loop.wrong or self.workers:
-            return ("4.3", "5.1")
-        return ("4.4", "5.2") if self.refusing else ()
-
-    @property
-    def gone(self) -> bool:
-        """Return whether the worker itself has stopped, as opposed to waiting for the receiver."""
-        return self.stopping in delivery.STOPPED_OBSERVATIONS or bool(self.stopping and not self.refusing)
-
 
 #: The seed runbook's counts over the whole table, by frame; they may be over the cost limit.
 COUNTS = {"older_than_10min": OlderCount.QUERY, "counted": "notifications/count_by_status"}
@@ -156,12 +108,12 @@ def collect(rb: Context) -> Frames:
     # A second `locked_by` is an instance that has ended or a second worker: `program.ask` tells which.
     late = late or len({h.locked_by for h in rows.each(frames["held"], HeldRow)}) > 1
     worker = delivery.read_delivery(frames)
-    program.ask(rb, "4.1.1", parts, "delivery", late, at_work=worker.sends(rb.given()))
-    has_work = bool(worker.total) or worker.sends(rb.given())
+    program.ask(rb, "4.1.1", parts, "delivery", late, at_work=worker.finishes(rb.given()))
+    has_work = bool(worker.total) or worker.finishes(rb.given())
     unproven = has_work and not program.seen_running(frames, rb.given(), "delivery")
     frames |= delivery.collect_again(rb, frames, always=unproven)
     seen = _read_backlog(frames, rb.given())
-    return parts.frames() | (receiver.probe(rb) if seen.refusing and not seen.refuses_some else {})
+    return parts.frames() | (receiver.probe(rb) if seen.refusing not in ("", "delivery.refused_some") else {})
 
 
 def _format_counts_by_status(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
@@ -199,7 +151,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         again = program.look_again_s(given, limits["delivery.silence"], worker.sign_s, queue.leased)
         values.append(Value(f"delivery.{LOOK_AGAIN}", again, "s"))
         notes.append(say("backlog.may_hang", ago=worker.sign_s, again=again))
-    found = CASES.of(seen)
+    found, stopped = CASES.of(seen), seen.stopping or seen.loop.wrong or seen.workers
     return judged(
         found.headline(
             due=queue.ready,
@@ -210,12 +162,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             given_up=seen.given_up,
             leased=queue.leased,
             sent=worker.activity.sent_1m,
-            samples=worker.use.samples,
-            working=worker.use.working,
-            locked=worker.use.locked,
-            outside=worker.use.outside,
-            waits_for=worker.use.waits_for or None,
-            statement=worker.use.statement,
+            **vars(worker.use) | {"waits_for": worker.use.waits_for or None, "outside": worker.use.outside},
             finished=worker.finished,
             seconds=worker.apart_s or given.number("looks.apart"),
             who=", ".join(seen.workers),
@@ -225,12 +172,12 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             receiver=receiver.describe(frames),
         ),
         values,
-        at_least=worst([found.status, Status.WARNING if seen.workers else Status.OK]),
+        at_least=worst([found.status, seen.loop.status, Status.WARNING if seen.workers else Status.OK]),
         notes=tuple(notes),
         signals=tuple(_weigh_reading(seen, given)),
         hops=_build_hops(seen, _read_history(frames, given)),
         proposals=found.proposals(given),
-        next_sections=seen.next_sections,
+        next_sections=("4.3", "5.1") if stopped else ("4.4", "5.2") if seen.refusing else (),
         show=("by_status", "attempts") if worker.tried else ("by_status",),
         decision=found.decision,
     )
@@ -252,7 +199,7 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
         refusing,
         program.with_due_rows(program.loop_state(frames, given, "delivery"), stopping == "delivery.stopped"),
         find_competing_workers(known.started, frames.get("held"), *(delivery.two_samples(frames, "held") or ())),
-        bool(worker.progress) or program.seen_running(frames, given, "delivery"),
+        bool(worker.moved) or program.seen_running(frames, given, "delivery"),
         bool(given.limits["backlog.oldest_due"].reached(worker.queue.oldest_s)),
         spends,
         sum(row.postponed for row in rows.each(frames.get("attempts"), Attempts)),
@@ -268,7 +215,7 @@ def _count_given_up(frames: Frames, given: JudgeInput, worker: delivery.Delivery
     letters = letters[(letters.index >= since) & (letters > 0)]
     sent = worker.activity.last_sent
     after = sent is not None and (letters.empty or sent >= letters.index.max() + history.MINUTE)
-    return float(letters.sum()), after or worker.sends(given)
+    return float(letters.sum()), after or worker.finishes(given)
 
 
 def _build_notes(frames: Frames) -> list[Text]:
@@ -280,18 +227,20 @@ def _build_notes(frames: Frames) -> list[Text]:
 
 
 def _weigh_reading(seen: BacklogReading, given: JudgeInput) -> list[Signal]:
-    found = [signal for name in seen.observations for signal in given.evidence(name)]
+    others = ("leases.two_workers" if seen.workers else "", "backlog.postponed" if seen.postponed else "")
+    observed = (*seen.loop.observations, seen.stopping, seen.refusing, seen.receiver, seen.spends, *others)
+    found = [*given.evidence_of(filter(None, observed))]
     if seen.stopping in delivery.STOPPED_OBSERVATIONS:
         found += given.evidence("backlog.nothing_is_tried")
     elif seen.refusing and not seen.stopping:
         # While some sends succeed, those that fail may all be the other worker's.
-        others = seen.elsewhere and (seen.refuses_some or seen.worker.sends(given))
-        found += given.evidence("backlog.refused_elsewhere" if others else "backlog.only_refused")
+        some = seen.refusing == "delivery.refused_some" or seen.worker.finishes(given)
+        found += given.evidence("backlog.refused_elsewhere" if seen.loop.others and some else "backlog.only_refused")
     if seen.given_up:
         # After a later send succeeded, they are the rest of a failure that is over.
         many = seen.given_up >= given.number("tries.pattern") and not seen.send_succeeded
         found += given.evidence("backlog.given_up" if many else "backlog.few_given_up")
-    if not seen.stopping and not seen.refusing and not seen.loop.wrong and seen.worker.sends(given):
+    if not seen.stopping and not seen.refusing and not seen.loop.wrong and seen.worker.finishes(given):
         found += given.evidence("backlog.sends")
     return found
 
@@ -329,7 +278,7 @@ def _propose_logs(given: JudgeInput, seen: BacklogReading) -> tuple[Proposal, ..
 def _propose_hold(given: JudgeInput, seen: BacklogReading) -> tuple[Proposal, ...]:
     """Propose to hold delivery if no send succeeds and rows are about to use up their tries."""
     runs_out = seen.given_up or max(seen.worker.tries, default=0) >= given.number("tries.last")
-    accepts = seen.worker.sends(given) or seen.worker.accepted
+    accepts = seen.worker.finishes(given) or seen.worker.accepted
     return (remedies.hold_delivery(given),) if runs_out and not accepts else ()
 
 
@@ -337,21 +286,25 @@ S = Conditions(BacklogReading)
 CASES = Cases[BacklogReading](
     Case(
         "backlog.not_at_work",
-        S.not_at_work,
-        lambda seen: seen.loop.status,
+        S.of("loop.wrong"),
         propose=lambda given, seen: program.proposals(given, seen.loop),
         says=lambda seen, facts: seen.loop.headline(**facts),
     ),
-    Case("backlog.stopped", S.gone, propose=lambda given, seen: (proposals.restart(given, "notification"),)),
+    # The worker itself has stopped, as opposed to waiting for the receiver.
+    Case(
+        "backlog.stopped",
+        S.one_of("stopping", *delivery.STOPPED_OBSERVATIONS) | (S.stopping & ~S.refusing),
+        propose=lambda given, seen: (proposals.restart(given, "notification"),),
+    ),
     # The tries that fail may be its own.
     Case(
         "backlog.elsewhere",
-        S.elsewhere,
+        S.of("loop.others"),
         Status.WARNING,
         propose=lambda given, seen: program.proposals(given, seen.loop),
     ),
     # Throttling would not help the few that the receiver refuses.
-    Case("backlog.refused_some", S.refuses_some, propose=_propose_logs),
+    Case("backlog.refused_some", S.one_of("refusing", "delivery.refused_some"), propose=_propose_logs),
     Case(
         "backlog.refused",
         S.refusing,
@@ -362,7 +315,7 @@ CASES = Cases[BacklogReading](
         ),
     ),
     Case("backlog.two_workers", S.workers, Status.WARNING, says="leases.two_workers"),
-    Case("backlog.empty", S.nothing_waits),
+    Case("backlog.empty", ~S.of("worker.total")),
     Case("backlog.postponed", S.postponed, Status.WARNING),
     Case("backlog.slow_outside", S.one_of("spends", "delivery.slow_outside")),
     Case("backlog.slow_statements", S.one_of("spends", "delivery.slow_statements"), propose=_propose_logs),

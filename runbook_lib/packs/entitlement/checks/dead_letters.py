@@ -592,7 +592,7 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
         observed.append("dead_letters.refuses_some")
     elif seen.refused:
         observed += [seen.refused, "dead_letters.refuses"]
-    elif seen.worker.sends(given) and not seen.clusters and "letters" in frames:
+    elif seen.worker.finishes(given) and not seen.clusters and "letters" in frames:
         observed.append("dead_letters.accepts")
     for kind in dict.fromkeys(c.kind for c in seen.clusters):
         dependency = kind == "dependency"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -11,7 +11,8 @@ from runbook_lib.checks import samples
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import seconds_between
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Frames, Status, Text, say
+from runbook_lib.model.finding import Frames, Text, say
+from runbook_lib.packs.entitlement.checks.loop import Loop
 from runbook_lib.packs.entitlement.evidence import sessions
 from runbook_lib.packs.entitlement.evidence.sessions import TimeUse
 from runbook_lib.packs.entitlement.first_look import DELIVERY, keep_delivery
@@ -30,15 +31,13 @@ RELIEVED_BY_THROTTLE = ("delivery.refused", "delivery.times_out", "delivery.refu
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """The state of the delivery worker, read from the tables.
+class Delivery(Loop):
+    """The delivery worker, read from the tables. A try is a sign of life too, if a lease or progress supports it.
 
-    `silence_s` is the time without a claim or send while rows were due; `sign_s`, the time since the newest claim, send
-    or try in any case, None for none. `tries` maps a number of failed tries to the number of rows that have it;
-    `failed` and `failed_now` are the rows whose try failed in the last seconds. `progress` tells whether a row was
-    claimed, sent or tried between two samples, `accepted` whether one was sent; both are None after one sample.
-    `in_batch` tells whether both samples show a row of the same claim: the worker was inside one batch meanwhile.
-    `finished` is the number of rows that it finished meanwhile, `use` what it did in the samples between the two.
+    `tries` maps a number of failed tries to the number of rows that have it; `failed` and `failed_now` are the rows
+    whose try failed in the last seconds. `accepted` tells whether a row was sent between two samples; None after one
+    sample. `in_batch` tells whether both samples show a row of the same claim: the worker was inside one batch
+    meanwhile. `finished` is the number of rows that it finished meanwhile, `use` what it did between the two.
     """
 
     queue: Notifications
@@ -46,14 +45,11 @@ class Delivery:
     tries: dict[int, int]
     failed: float | None
     failed_now: float | None
-    silence_s: float
-    progress: bool | None
     accepted: bool | None
-    sign_s: float | None = None
-    apart_s: float | None = None
-    in_batch: bool = False
-    finished: int = 0
-    use: TimeUse = field(default_factory=TimeUse)
+    apart_s: float | None
+    in_batch: bool
+    finished: int
+    use: TimeUse
 
     @property
     def tried(self) -> float:
@@ -68,14 +64,12 @@ class Delivery:
     def stopping(self, given: JudgeInput) -> str:
         """Return the observation of a worker that has stopped or hangs; "" for none."""
         limit = given.limits["delivery.silence"]
-        if self.progress or not limit.reached(min(self.queue.oldest_s, self.silence_s)):
-            return ""
-        if self._is_inside_statement(given):
+        stop = self.stop(limit, limit.critical)
+        if not stop or self._is_inside_statement(given):
             return ""  # the database has its word
         if self.queue.leased and self.tried >= given.number("tries.pattern"):
             return "delivery.may_be_stuck"  # or each send waits for its timeout
-        sure = not self.queue.leased or limit.reached(self.silence_s, Status.CRITICAL)
-        return "delivery.stopped" if sure else "delivery.seems_stopped"
+        return f"delivery.{stop}"
 
     def refusing(self, given: JudgeInput) -> str:
         """Return the observation of a receiver that refuses or does not answer; "" for none."""
@@ -90,7 +84,7 @@ class Delivery:
         if many or limits["backlog.waiting_retry"].reached(self.queue.waiting_retry):
             return "delivery.refused"
         # The worker makes progress, is late, and some tries failed: each send may wait for its timeout.
-        if not self.progress or not limits["delivery.silence"].reached(self.queue.oldest_s):
+        if not self.moved or not limits["delivery.silence"].reached(self.queue.oldest_s):
             return ""
         return "delivery.refused_in_part" if self.accepted else "delivery.times_out"
 
@@ -107,23 +101,18 @@ class Delivery:
         if use.working >= most:
             return "delivery.slow_statements"
         # Between two batches a worker pauses, and runs no statement either.
-        outside = self.progress and self.in_batch and use.outside >= most and not drains
+        outside = self.moved and self.in_batch and use.outside >= most and not drains
         return "delivery.slow_outside" if outside else ""
 
     def notes(self, given: JudgeInput) -> tuple[Text, ...]:
         """Return a note on what two samples showed; nothing after one sample."""
-        if self.progress is None:
+        if self.moved is None:
             return ()
         apart_s = self.apart_s or given.number("looks.apart")
-        progress = say("backlog.progress" if self.progress else "backlog.no_progress", s=round(apart_s, 1))
+        progress = say("backlog.progress" if self.moved else "backlog.no_progress", s=round(apart_s, 1))
         if not self.use.samples:
             return (progress,)
         return (progress, say("backlog.time_use", **vars(self.use), outside=self.use.outside))
-
-    def sends(self, given: JudgeInput) -> bool:
-        """Return whether a row was sent within `success.lately`."""
-        sent_s = seconds_between(self.activity.last_sent, self.activity.now)
-        return sent_s is not None and sent_s < given.number("success.lately")
 
     def _is_inside_statement(self, given: JudgeInput) -> bool:
         """Return whether nearly all samples show a statement of the worker, also one that waits for a lock."""
@@ -133,7 +122,7 @@ class Delivery:
 
     def _refuses_some(self, given: JudgeInput) -> bool:
         """Return whether most sends succeed while some fail: then those rows are at fault, not the receiver."""
-        if self.failed is None or not self.sends(given):
+        if self.failed is None or not self.finishes(given):
             return False
         sent = self.activity.sent_1m * given.number("recovery.recent") / 60
         return sent > self.failed >= given.number("tries.pattern")
@@ -144,7 +133,7 @@ class Delivery:
         A full sample of rows may have missed these, so it counts as failing.
         """
         first = bool(self.tries.get(1) or self.failed_now)
-        return not self.sends(given) or first or self.tried >= given.number("attempts.sample")
+        return not self.finishes(given) or first or self.tried >= given.number("attempts.sample")
 
 
 def collect(rb: Context, db: Snapshot) -> Frames:
@@ -206,12 +195,8 @@ def read_delivery(frames: Frames) -> Delivery:
     """Read the frames of `collect`, and of `collect_again` if there was a second sample."""
     queue = rows.one(frames.get("backlog"), Notifications)
     known = Tries.of("delivery", frames) if "tries" in frames else None
-    failed, failed_now = (known.failed, known.failed_now) if known else (None, None)
     activity = rows.one(frames.get("activity"), Activity)
-    if not {"backlog", "activity"} <= frames.keys():
-        return Delivery(queue, activity, {}, failed, failed_now, queue.oldest_due_s, None, None, None)
-    tries, oldest, progress = _count_tries(frames.get("attempts")), queue.oldest_s, None
-    accepted, apart_s = False, None
+    moved, accepted, apart_s = None, None, None
     held, seen = two_samples(frames, "held"), two_samples(frames, "activity")
     claims, claims_later = (_read_claims(frame) for frame in held or (None, None))
     if held and seen:
@@ -219,22 +204,20 @@ def read_delivery(frames: Frames) -> Delivery:
         accepted, apart_s = _is_newer(before.last_sent, later.last_sent), seconds_between(before.now, later.now)
         claimed = _is_newer(before.last_claim, later.last_claim)
         tried = [_count_tries(frame) for frame in two_samples(frames, "attempts") or ()]
-        progress = accepted or claimed or bool(claims - claims_later) or tried[1:] != tried[:1]
+        moved = accepted or claimed or bool(claims - claims_later) or tried[1:] != tried[:1]
     signs = [activity.last_claim, activity.last_sent]
-    if progress is not False or queue.leased:
-        signs.append(activity.last_try)  # an upper bound: it counts only if a lease or progress supports it
-    sign_s = seconds_between(max((at for at in signs if at is not None), default=None), activity.now)
-    silence = oldest if sign_s is None else sign_s
+    if moved is not False or queue.leased:
+        signs.append(activity.last_try)  # an upper bound
     return Delivery(
         queue=queue,
+        sign_s=seconds_between(max(filter(None, signs), default=None), activity.now),
+        finished_s=seconds_between(activity.last_sent, activity.now),
+        moved=moved,
         activity=activity,
-        tries=tries,
-        failed=failed,
-        failed_now=failed_now,
-        silence_s=0.0 if progress else max(min(silence, oldest), 0.0),
-        progress=progress,
-        accepted=None if progress is None else accepted,
-        sign_s=sign_s,
+        tries=_count_tries(frames.get("attempts")),
+        failed=known.failed if known else None,
+        failed_now=known.failed_now if known else None,
+        accepted=accepted,
         apart_s=apart_s,
         in_batch=bool(claims & claims_later),
         finished=len(claims - claims_later),

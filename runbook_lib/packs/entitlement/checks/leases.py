@@ -127,21 +127,6 @@ class Leases:
     for_long: bool
     moves: bool
 
-    @property
-    def some(self) -> bool:
-        """Whether a row is in PROCESSING."""
-        return bool(self.held.n)
-
-    @property
-    def expired(self) -> bool:
-        """Whether a lease has expired."""
-        return bool(self.held.expired)
-
-    @property
-    def bare(self) -> bool:
-        """Whether a row has no lease."""
-        return bool(self.held.without_lease)
-
 
 L = Conditions(Leases)
 LEASES = Cases[Leases](
@@ -154,9 +139,9 @@ LEASES = Cases[Leases](
         propose=lambda given, seen: (proposals.restart(given, "notification"),),
         read="5.1",
     ),
-    Case("leases.taken_back", L.expired),
-    Case("leases.without", L.bare),
-    Case("leases.held", L.some),
+    Case("leases.taken_back", L.of("held.expired")),
+    Case("leases.without", L.of("held.without_lease")),
+    Case("leases.held", L.of("held.n")),
     Case("leases.none"),
 )
 
@@ -166,7 +151,7 @@ def judge_leases(frames: Frames, given: JudgeInput) -> Finding:
     held, limits = _read_processing(frames), given.limits
     over, bare = limits.value("processing.expired_for", held.over_s), held.without_lease
     late = bool(held.expired) and over.status is not Status.OK
-    moves = bool(delivery.read_delivery(frames).progress)
+    moves = bool(delivery.read_delivery(frames).moved)
     found = LEASES.of(Leases(held, late, over.status is Status.CRITICAL, moves))
     return judged(
         found.headline(n=held.n, expired=held.expired, over=held.over_s, bare=bare, who=held.who(expired=True)),
@@ -232,11 +217,11 @@ def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
     elif stopping:
         key = "leases.stuck"
     else:
-        key = "leases.alive" if sent or seen.progress else "leases.unproven" if seen.total else "leases.idle"
-    at_work = not stopping and (bool(sent) or seen.progress)
+        key = "leases.alive" if sent or seen.moved else "leases.unproven" if seen.total else "leases.idle"
+    at_work = not stopping and (bool(sent) or seen.moved)
     spends = "" if stopping or seen.refusing(given) else seen.spends(given)
     # A worker with due rows that finished none between two samples may hang since its last sign of life.
-    may_hang = bool(seen.total) and not (seen.progress or stopping)
+    may_hang = bool(seen.total) and not (seen.moved or stopping)
     again = program.look_again_s(given, limits["delivery.silence"], seen.sign_s, seen.queue.leased)
     facts: dict[str, Any] = {
         "silence": seen.silence_s,
@@ -253,11 +238,11 @@ def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
             limits.value("delivery.silence", seen.silence_s),
             # While rows are finished, an expired lease means a slow batch (4.3.1, 4.3.4), not a dead worker, and a
             # claim long ago is no problem.
-            limits.value("processing.expired_for", 0.0 if seen.progress else held.over_s),
-            limits.value("worker.heartbeat", 0.0 if seen.progress else held.since_claim_s),
+            limits.value("processing.expired_for", 0.0 if seen.moved else held.over_s),
+            limits.value("worker.heartbeat", 0.0 if seen.moved else held.since_claim_s),
             Value("processing.holders", len(held.holders), "workers"),
             Value("processing.rows", held.n, "rows"),
-            Value("delivery.progress", {None: None, True: "yes", False: "no"}[seen.progress]),
+            Value("delivery.progress", {None: None, True: "yes", False: "no"}[seen.moved]),
             Value("notifications.sent_last_minute", sent, "1/min"),
             *([Value(f"delivery.{LOOK_AGAIN}", again, "s")] if may_hang else []),
         ],
@@ -309,15 +294,10 @@ class HolderChanges:
     alive: bool
     side_by_side: bool
 
-    @property
-    def race(self) -> bool:
-        """Whether two workers send the same row."""
-        return bool(self.stolen or (self.taken and self.alive))
-
 
 H = Conditions(HolderChanges)
 HOLDER_CHANGES = Cases[HolderChanges](
-    Case("leases.race", H.race, Status.CRITICAL, "leases.race", read="4.2"),
+    Case("leases.race", H.stolen | (H.taken & H.alive), Status.CRITICAL, "leases.race", read="4.2"),
     Case("leases.takeover", H.taken, Status.WARNING, "leases.takeover"),
     Case("leases.two_workers", H.side_by_side, Status.WARNING, "leases.two_workers"),
     Case("leases.circling", H.again, Status.WARNING, "leases.circling"),
@@ -348,7 +328,6 @@ def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
         side_by_side=len(claimers) > 1,
     )
     found = HOLDER_CHANGES.of(seen)
-    watched = seen.race or seen.side_by_side or seen.again
     return judged(
         found.headline(
             seconds=seconds, rows=seen.rows, taken=seen.taken, stolen=seen.stolen, again=seen.again,
@@ -366,7 +345,7 @@ def judge_locks(frames: Frames, given: JudgeInput) -> Finding:
             *((say("leases.capped", n=len(first)),) if frames["first"].attrs.get("capped") else ()),
         ),
         signals=found.signals(given),
-        proposals=(proposals.logs(given, "notification"),) if watched else (),
+        proposals=(proposals.logs(given, "notification"),) if found.name != "leases.no_race" else (),
         next_sections=found.sections,
         show=("second",) if taken else (),
         decision=found.decision,

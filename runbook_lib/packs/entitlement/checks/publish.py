@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -27,7 +27,6 @@ from runbook_lib.model.finding import (
     Proposal,
     Reason,
     Status,
-    Text,
     Value,
     judged,
     replace,
@@ -39,6 +38,7 @@ from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import outage, past, program, quorum
 from runbook_lib.packs.entitlement.checks.series import ask_since
+from runbook_lib.packs.entitlement.checks.loop import Loop
 from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
@@ -89,15 +89,13 @@ class Stream(rows.Row):
 
 
 @dataclass(frozen=True)
-class Relay:
-    """The state of the outbox relay and of the broker, as far as it decides what blocks the outbox.
+class Relay(Loop):
+    """The outbox relay and the broker, as far as they decide what blocks the outbox.
 
-    - `silence_s`: seconds without a claim or a publish although an event was due.
     - `kind`: the kind of most current errors (see `kind_of`).
-    - `away`: the broker did not answer the runbook, `broker_error` if it answered with an error. `gone`: publishes
-      fail as well.
+    - `away`: why the broker did not answer the runbook.
     - `cut_off`: notification, the broker's other client, has no connection.
-    - `in_batch`: it holds rows, and their lease lets a batch last that long.
+    - `stopped`: see `Loop.stop`; `seems_stopped` also if its lease lets the batch last that long.
     - `publishes`: a publish has just succeeded. `ran`: the relay's loop was seen running. `retrying`: events wait for
       their next try, with the error of the last one, and others have been published since.
     - `writes`: whether the broker's cluster can store an event; None if that is not known.
@@ -108,15 +106,12 @@ class Relay:
     """
 
     queue: Outbox
-    silence_s: float
     kind: str
     late: bool
     failing: bool
-    stopped: bool
-    in_batch: bool
+    stopped: str
     publishes: bool
-    away: bool
-    broker_error: bool
+    away: Reason | None
     cut_off: bool
     writes: bool | None
     stands: program.LoopState
@@ -131,47 +126,12 @@ class Relay:
     @property
     def wrong(self) -> bool:
         """Whether something is wrong at this moment."""
-        return self.late or self.failing or self.stopped or self.away or self.stands.wrong
+        return bool(self.late or self.failing or self.stopped or self.away or self.stands.wrong)
 
     @property
-    def not_at_work(self) -> bool:
-        """Whether the process shows why the loop does not work."""
-        return self.stands.wrong
-
-    @property
-    def failed(self) -> bool:
-        """Whether events were given up."""
-        return bool(self.queue.failed)
-
-    @property
-    def postponed(self) -> bool:
-        """Whether events that were never tried wait for a retry time, which somebody else has set."""
-        return bool(self.queue.postponed)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether events wait for their next try."""
-        return bool(self.queue.waiting_retry)
-
-    @property
-    def may_hang(self) -> bool:
-        """Whether nothing is wrong but the loop was not seen running since its last sign of life."""
-        return not (self.ran or self.wrong)
-
-    @property
-    def gone(self) -> bool:
-        """Whether the broker answers neither the runbook nor the relay."""
-        return self.away and self.failing and self.kind not in ONE_BY_ONE
-
-    @property
-    def unwritten(self) -> bool:
-        """Whether publishes fail as they do in a cluster without a quorum, and it has none or may have none."""
-        return not self.writes and self.failing and self.kind in UNWRITTEN
-
-    @property
-    def unwritable(self) -> bool:
-        """Whether the cluster certainly cannot write."""
-        return self.writes is False
+    def locked_out(self) -> bool:
+        """Whether the broker answers the runbook, but seems to answer neither of its two clients."""
+        return self.failing and self.cut_off and self.kind in ("timeout", "unseen")
 
 
 def collect(rb: Context) -> Frames:
@@ -197,7 +157,7 @@ def collect(rb: Context) -> Frames:
     if not rb.past:
         queue = rows.one(frames["backlog"], Outbox)
         late = rb.catalog.limits["outbox.oldest_due"].reached(queue.oldest_s)
-        publishes = _published_lately(queue, rb.number("success.lately"))
+        publishes = _read_loop(queue, None).finishes(rb.given())
         if late and publishes:
             with rb.snapshot() as db:
                 parts.ask(db, {"batches": RelayBatch.QUERY})
@@ -263,11 +223,10 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             hops=(Hop("relay", past=past.hop_history(frames, given, "outbox")),),
         )
     seen = _read_relay(frames, given, queue, lately.n)
-    if seen.may_hang:
-        sign_s = seconds_between(_last_sign(queue), queue.now)
-        shows_s = program.look_again_s(given, limits["outbox.oldest_due"], sign_s, queue.leased)
+    if not (seen.ran or seen.wrong):
+        shows_s = program.look_again_s(given, limits["outbox.oldest_due"], seen.sign_s, queue.leased)
         values.append(Value(f"relay.{LOOK_AGAIN}", shows_s, "s"))
-        notes.append(say("publish.may_hang", ago=sign_s, again=shows_s))
+        notes.append(say("publish.may_hang", ago=seen.sign_s, again=shows_s))
     values += [
         limits.value("outbox.oldest_due", queue.oldest_s),
         limits.value("outbox.failed", queue.failed),
@@ -306,14 +265,15 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             left=queue.published_1m,
             batch=next((b.n for b in _newest_batches(frames, given)), None),
             again=again,
+            by=seen.ended and seen.ended.by,
         ),
         values,
-        at_least=worst([found.status, Status.UNKNOWN if lately.n is None else Status.OK]),
+        at_least=worst([found.status, seen.stands.status, Status.UNKNOWN if lately.n is None else Status.OK]),
         notes=tuple(notes),
         signals=given.evidence_of(_list_observations(frames, given, seen, found.observations)),
         hops=_build_hops(seen, past.hop_history(frames, given, "outbox")),
         proposals=found.proposals(given),
-        next_sections=found.sections,
+        next_sections=found.sections or (("2",) if seen.away else ("4.4",) if queue.failed else ()),
         show=("errors",) if len(frames.get("errors", ())) else (),
         ended=seen.ended,
         decision=found.decision,
@@ -321,19 +281,15 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
 
 
 def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | None) -> Relay:
-    limit, oldest = given.limits["outbox.oldest_due"], queue.oldest_s
-    sign = _last_sign(queue)
-    since_last = oldest if queue.now is None or sign is None else (queue.now - sign).total_seconds()
-    moved = _has_moved(queue, rows.first(frames.get("backlog_later"), Outbox))
-    silence = 0.0 if moved else max(min(since_last, oldest), 0.0)
-    publishes = _published_lately(queue, given.number("success.lately"))
+    limit, loop = given.limits["outbox.oldest_due"], _read_loop(queue, rows.first(frames.get("backlog_later"), Outbox))
+    publishes = loop.finishes(given)
     live, kind = count_live_errors(frames)
     # A try of an earlier process shows nothing of the present one.
     age_s = services.read(frames, given)["entitlement"].age_s
     began = None if age_s is None or queue.now is None else queue.now - pd.Timedelta(seconds=age_s)
     since = max((at for at in (queue.last_published, began) if at is not None), default=None)
     present, present_kind = count_live_errors(frames, since)
-    if queue.tried and not live and queue.leased and not limit.reached(silence, Status.CRITICAL):
+    if queue.tried and not live and queue.leased and not limit.reached(loop.silence_s, Status.CRITICAL):
         # The relay has just claimed the failed rows again, and a claim clears the error.
         live, kind = present, present_kind = queue.tried, "unseen"
     # With an error of the broker or of the connection, rows that failed before the last success only wait for their
@@ -341,7 +297,7 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     if present and kind not in ONE_BY_ONE:
         kind = present_kind
     failing = live > 0 and queue.tried > 0 and (kind in ONE_BY_ONE or (present > 0 and not publishes))
-    late = limit.reached(oldest)
+    late = limit.reached(queue.oldest_s)
     broker = failures(frames).get("broker")
     writes = quorum.writes(frames, given, facts_of(given).streams.events, "broker")
     if kind == "no_stream" and writes and "broker" in frames:
@@ -350,27 +306,24 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
         kind = "no_subject" if rows.one(frames["broker"], Stream).refuses(errors) else kind
     away = writes and broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
     # Only the errors show whether tries fail: without them it is not known that no try is made.
-    stopped = late and not failing and limit.reached(silence) and "errors" in frames
-    steps_over = stopped and not queue.leased and not away
+    known = late and not failing and "errors" in frames
+    stopped = loop.stop(limit, facts_of(given).lease_s) if known else ""
+    steps_over = bool(stopped) and not queue.leased and not away
     return Relay(
-        queue=queue,
-        silence_s=silence,
+        **vars(loop),
         kind=kind,
         late=late,
         failing=failing,
         stopped=stopped,
-        # A batch may last as long as its lease.
-        in_batch=bool(queue.leased) and silence < facts_of(given).lease_s,
         publishes=publishes,
-        away=bool(away),
+        away=broker.reason if broker and away else None,
         writes=writes,
-        broker_error=broker is not None and broker.reason is Reason.ERROR,
         stands=program.with_due_rows(program.loop_state(frames, given, "relay"), steps_over),
         cut_off=_is_notification_cut_off(given),
         n=n,
         overloaded=_is_overloaded(frames, given, queue),
         retrying=live > 0 and not failing,
-        ran=moved or program.seen_running(frames, given, "relay"),
+        ran=bool(loop.moved) or program.seen_running(frames, given, "relay"),
     )
 
 
@@ -403,27 +356,16 @@ def _is_overloaded(frames: Frames, given: JudgeInput, queue: Outbox) -> bool:
     return bool(not keeps_up and sum(busy) < given.number("overload.busy") * sum(cycles))
 
 
-def _last_sign(queue: Outbox) -> pd.Timestamp | None:
-    """Return when the relay last claimed or published; None if never."""
-    return max((at for at in (queue.last_claim, queue.last_published) if at is not None), default=None)
-
-
-def _has_moved(queue: Outbox, later: Outbox | None) -> bool:
-    """Return whether the relay claimed, published, or finished a row of its batch between two samples."""
-    if later is None:
-        return False
-    before, after = _last_sign(queue), _last_sign(later)
-    if after is not None and (before is None or after > before):
-        return True
-    # Its batch is the same, or over.
-    same = later.last_claim in (queue.last_claim, None)
-    return same and later.leased + later.expired < queue.leased + queue.expired
-
-
-def _published_lately(queue: Outbox, lately_s: float) -> bool:
-    """Return whether a row was published within the last `lately_s` seconds."""
-    published_s = seconds_between(queue.last_published, queue.now)
-    return published_s is not None and published_s < lately_s
+def _read_loop(queue: Outbox, later: Outbox | None) -> Loop:
+    """Return the relay's work; it moved if it claimed, published, or finished a row of its batch before `later`."""
+    signs = [max(filter(None, (seen.last_claim, seen.last_published)), default=None) for seen in (queue, later) if seen]
+    moved = None
+    if later is not None:
+        # Its batch is the same, or over.
+        same = later.last_claim in (queue.last_claim, None)
+        moved = same and later.leased + later.expired < queue.leased + queue.expired
+        moved = moved or (signs[1] is not None and (signs[0] is None or signs[1] > signs[0]))
+    return Loop(queue, seconds_between(signs[0], queue.now), seconds_between(queue.last_published, queue.now), moved)
 
 
 def count_live_errors(frames: Frames, since: pd.Timestamp | None = None) -> tuple[float, str]:
@@ -457,7 +399,7 @@ def _list_observations(frames: Frames, given: JudgeInput, seen: Relay, held_up: 
     if not held_up and not seen.late and not seen.stands.wrong and seen.publishes:
         yield "publish.flows"
     # A stream that the broker reports as lost may still have existed for the last publishes.
-    if not held_up and seen.away and not seen.broker_error and seen.publishes:
+    if not held_up and seen.away not in (None, Reason.ERROR) and seen.publishes:
         yield "publish.broker_takes_them"
     for failed, recent in _failed_by_kind(frames, given).items():
         if failed in OF_THE_EVENT:
@@ -487,41 +429,31 @@ def _propose_broker_restart(given: JudgeInput, seen: Relay) -> tuple[Proposal, .
     return (proposals.restart(given, "nats"), proposals.logs(given, "nats"))
 
 
-def _propose_node_checks(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
-    return (proposals.pods(given, "nats"), proposals.logs(given, "nats"))
-
-
 def _propose_restart(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
     return (proposals.restart(given, "entitlement"),)
 
 
-def _propose_own_logs(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
-    return () if seen.away else (proposals.logs(given, "entitlement"),)
+def _propose_by_kind(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
+    if seen.away:
+        return ()
+    match seen.kind:
+        case "no_stream":
+            return remedies.make_stream(given)
+        case "closed" | "no_subject":
+            return _propose_restart(given, seen)
+        case "full" | "too_large" | "refused":
+            return (proposals.logs(given, "nats"),)
+    if seen.locked_out or seen.kind == "timeout":
+        return (remedies.check_nats_credentials(given),)
+    return (proposals.logs(given, "entitlement"),)
 
 
-def _failed_tries_status(seen: Relay) -> Status:
-    """Return the least status for failed tries; the state of the process may explain them."""
-    return seen.stands.status if seen.stands.wrong else Status.WARNING
-
-
-def _say_over(seen: Relay, facts: dict[str, Any]) -> Text:
-    return say("publish.over", by=seen.ended.by if seen.ended else None, **facts)
-
-
-def _other_sections(seen: Relay) -> tuple[str, ...]:
-    return ("2",) if seen.away else ("4.4",) if seen.failed else ()
-
-
-def _propose_stream(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
-    return () if seen.away else remedies.make_stream(given)
-
-
-def _propose_broker_logs(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
-    return () if seen.away else (proposals.logs(given, "nats"),)
-
-
-def _propose_credentials_check(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
-    return () if seen.away else (remedies.check_nats_credentials(given),)
+def _observe_failure(seen: Relay) -> tuple[str, ...]:
+    if seen.locked_out:
+        return ("publish.nobody_let_in",)
+    if seen.kind == "other":
+        return ("publish.fails",) if seen.late else ()
+    return (f"publish.fails_{seen.kind}",)
 
 
 def _outbox_observations(seen: Relay) -> tuple[str, ...]:
@@ -532,106 +464,52 @@ def _outbox_observations(seen: Relay) -> tuple[str, ...]:
 S = Conditions(Relay)
 #: The cases by the outbox alone: publishes fail, by the kind of error, or nothing is tried.
 OUTBOX = Cases[Relay](
-    Case(
-        "publish.nobody_let_in",  # the broker answers the runbook, but neither of its two clients
-        S.failing & S.one_of("kind", "timeout", "unseen") & S.cut_off,
-        Status.WARNING,
-        "publish.nobody_let_in",
-        _propose_credentials_check,
-        _other_sections,
-        "publish.failing",
-    ),
-    *(
-        Case(
-            name, S.failing & S.one_of("kind", kind), Status.WARNING, name, propose, _other_sections, "publish.failing"
-        )
-        for kind, name, propose in (
-            ("timeout", "publish.fails_timeout", _propose_credentials_check),
-            ("unseen", "publish.fails_unseen", _propose_own_logs),
-            ("closed", "publish.fails_closed", _propose_restart),
-            ("no_stream", "publish.fails_no_stream", _propose_stream),
-            ("no_subject", "publish.fails_no_subject", _propose_restart),
-            ("full", "publish.fails_full", _propose_broker_logs),
-            ("too_large", "publish.fails_too_large", _propose_broker_logs),
-            ("refused", "publish.fails_refused", _propose_broker_logs),
-            ("payload", "publish.fails_payload", _propose_own_logs),
-        )
-    ),
-    Case(
-        "publish.fails",
-        S.failing & S.late,
-        Status.WARNING,
-        "publish.fails",
-        _propose_own_logs,
-        _other_sections,
-        "publish.failing",
-    ),
-    Case("publish.fails_early", S.failing, Status.WARNING, "", _propose_own_logs, _other_sections, "publish.failing"),
+    Case("publish.failing", S.failing, Status.WARNING, _observe_failure, _propose_by_kind),
     # A broker that was not reached is no reason for a restart.
-    Case("publish.undecided", S.stopped & S.away, evidence="publish.undecided", read="2"),
-    Case("publish.seems_stopped", S.stopped & S.in_batch, evidence="publish.seems_stopped", read=_other_sections),
+    Case("publish.undecided", S.stopped & S.away, evidence="publish.undecided"),
+    Case("publish.seems_stopped", S.one_of("stopped", "seems_stopped"), evidence="publish.seems_stopped"),
     Case("publish.stopped", S.stopped, evidence="publish.stopped", propose=_propose_restart, read="5.1"),
     Case("publish.overload", S.late & S.overloaded, evidence="publish.overload", read="5.2"),
-    *(
-        Case(
-            name,
-            (S.late | S.slow) & S.retrying & S.one_of("kind", kind),
-            Status.WARNING,
-            name,
-            read=_other_sections,
-            says="publish.retries",
-        )
-        for kind, name in (
-            ("no_stream", "publish.retries_no_stream"),
-            ("no_subject", "publish.retries_no_subject"),
-            ("full", "publish.retries_full"),
-            ("timeout", "publish.retries_timeout"),
-            ("closed", "publish.retries_closed"),
-        )
+    Case(
+        "publish.retries",
+        (S.late | S.slow) & S.retrying & S.one_of("kind", "no_stream", "no_subject", "full", "timeout", "closed"),
+        Status.WARNING,
+        evidence=lambda seen: (f"publish.retries_{seen.kind}",),
     ),
-    Case("publish.late", S.late, read=_other_sections),
-    Case("publish.failed", S.failed, read=_other_sections),
-    Case("publish.postponed", S.postponed, Status.WARNING),
-    Case("publish.over", S.ended, Status.WARNING, read=_other_sections, says=_say_over),
-    Case("publish.passed", S.passed, Status.WARNING, read=_other_sections),
-    Case("publish.slow", S.slow, read=_other_sections),
-    Case("publish.flowing", S.n, read=_other_sections),
-    Case("publish.waiting", S.waiting, Status.WARNING, read=_other_sections),
-    Case("publish.quiet", read=_other_sections),
+    Case("publish.late", S.late),
+    Case("publish.failed", S.of("queue.failed")),
+    # Somebody else has set the retry time of events that were never tried.
+    Case("publish.postponed", S.of("queue.postponed"), Status.WARNING),
+    Case("publish.over", S.ended, Status.WARNING),
+    Case("publish.passed", S.passed, Status.WARNING),
+    Case("publish.slow", S.slow),
+    Case("publish.flowing", S.n),
+    Case("publish.waiting", S.of("queue.waiting_retry"), Status.WARNING),
+    Case("publish.quiet"),
 )
 #: The cases of the step: first a broker that accepts nothing, then a process that shows why it does not work.
 CASES = Cases[Relay](
     Case(
-        "publish.unwritten",
-        S.unwritten & S.unwritable,
-        _failed_tries_status,
-        "publish.no_quorum",
-        _propose_node_checks,
+        "publish.unwritten",  # publishes fail as in a cluster without a quorum, and it has none or may have none
+        S.failing & S.one_of("kind", *UNWRITTEN) & S.one_of("writes", False, None),
+        Status.WARNING,
+        lambda seen: ("publish.quorum_unclear" if seen.writes is None else "publish.no_quorum",),
+        lambda given, seen: (proposals.pods(given, "nats"), proposals.logs(given, "nats")),
         "2",
+        lambda seen, facts: say("publish.perhaps_unwritten" if seen.writes is None else "publish.unwritten", **facts),
     ),
     Case(
-        "publish.perhaps_unwritten",
-        S.unwritten,
-        _failed_tries_status,
-        "publish.quorum_unclear",
-        _propose_node_checks,
-        "2",
-    ),
-    # A connection that was closed for good shows nothing about the broker at this moment.
-    Case(
-        "publish.gone_for_good",
-        S.gone & S.one_of("kind", "closed"),
-        _failed_tries_status,
-        "publish.gone_for_good",
+        "publish.broker_gone",
+        S.failing & S.away & ~S.one_of("kind", *ONE_BY_ONE),
+        Status.WARNING,
+        # A connection that was closed for good shows nothing about the broker at this moment.
+        lambda seen: ("publish.gone_for_good" if seen.kind == "closed" else "publish.broker_gone",),
         _propose_broker_restart,
         "2",
-        "publish.broker_gone",
     ),
-    Case("publish.broker_gone", S.gone, _failed_tries_status, "publish.broker_gone", _propose_broker_restart, "2"),
     Case(
         "publish.not_at_work",
-        S.not_at_work,
-        lambda seen: seen.stands.status,
+        S.of("stands.wrong"),
         evidence=_outbox_observations,
         propose=lambda given, seen: program.proposals(given, seen.stands),
         read=lambda seen: ("2",) if seen.away else ("5.1",),
