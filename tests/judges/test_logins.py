@@ -24,7 +24,7 @@ from runbook_lib.model.finding import Frames, Proposal, Reason, Status, Unseen, 
 from runbook_lib.model.frames import row
 from runbook_lib.model.outcome import Precondition
 from runbook_lib.notebook.session import quiet_session
-from runbook_lib.packs.entitlement.actions import change, restart, scale
+from runbook_lib.packs.entitlement.actions import restart, scale
 from runbook_lib.packs.entitlement.actions.change import SettingsChange
 from runbook_lib.packs.entitlement.actions.restart import Restart
 from runbook_lib.packs.entitlement.actions.scale import Scale
@@ -324,7 +324,7 @@ def test_every_action_that_starts_a_service_needs_its_logins(
     cluster.environment.return_value, cluster.replicas.return_value, cluster.pods.return_value = {}, 1, []
     cluster.cluster.return_value = "", ""
     monkeypatch.setattr(Context, "workloads", cluster)
-    for module in (restart, scale, change):  # which would watch the claims for a lease
+    for module in (restart, scale):  # which would watch the claims for a lease
         monkeypatch.setattr(module, "check_only_worker", lambda *given: Precondition(say("not_seen"), ok=None))
     for lines, ok in (((), {None}), ((refused,), {None, False})):  # what is not known is a warning
         monkeypatch.setattr(logins, "collect", lambda rb, workload, lines=lines: {"looked": row(at=NOW)} | log(*lines))

@@ -252,7 +252,7 @@ def test_a_worker_that_may_hang_since_its_last_send_is_not_surely_well() -> None
     """Two seconds after it hangs nothing is late: only a cycle that was seen tells it from one that works."""
     frames = silent(look(due=10, oldest_due_s=2.1), 2.4)
     found = backlog.judge(later(frames), make_given())
-    expect(found, Status.OK, values={"delivery.look_again": 5.0}, notes={"backlog.may_hang"})
+    expect(found, Status.OK, values={"delivery.look_again": 5.0}, notes={"program.unproven"})
     verdict = verdict_of(found)
     assert (verdict.status, verdict.confidence, verdict.look_again_s) == (Status.OK, "medium", 5.0)
     leased = frames | look(due=10, oldest_due_s=2.1, leased=40)

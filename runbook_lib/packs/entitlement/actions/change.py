@@ -22,13 +22,9 @@ from runbook_lib.packs.entitlement.actions.restart import (
     check_cluster,
     check_cooldown,
     check_durable,
-    check_logins,
-    check_only_worker,
-    check_recreate,
-    check_servers,
+    check_restart,
     sample_until_settled,
 )
-from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Attempts, Count, Holder, Outbox, QueueCounts
 from runbook_lib.sources.source import SourceError
@@ -109,17 +105,8 @@ class SettingsChange:
         unseen = [s.variable for s in self._changed_settings() if s.variable not in environment]
         if unseen and rb.workloads.has_hidden_variables(self.program):
             found.append(Precondition(say("change.hidden", names=", ".join(unseen)), ok=None))
-        frames = logins.collect(rb, self.which)
-        found += [*check_servers(rb), *check_logins(rb, self.which, frames)]
-        replicas = rb.workloads.replicas(self.program)
-        if self.which == "notification":
-            found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
-            found += [check_recreate(rb, self.program), check_durable(rb, environment)]
-            found.append(check_only_worker(rb, self.program, frames))
-        else:
-            found.append(Precondition(say("change.replicas", name=self.program, n=replicas), replicas >= 1))
-        found.append(check_cooldown(rb))
-        return found
+        found += check_restart(rb, self.which, lambda: check_durable(rb, environment))
+        return [*found, check_cooldown(rb)]
 
     def state(self, rb: Context) -> dict[str, Any]:
         """Return each variable of the workload, or its default if it is not set."""

@@ -79,17 +79,8 @@ class Restart:
 
     def preconditions(self, rb: Context) -> list[Precondition]:
         """Check both servers, which a start needs, and that notification has no second instance."""
-        found, frames = check_cluster(rb), logins.collect(rb, self.which)
-        found += [*check_servers(rb), *check_logins(rb, self.which, frames)]
-        replicas = rb.workloads.replicas(self.program)
-        if self.which == "notification":
-            found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
-            found += [check_recreate(rb, self.program), check_start(rb, self.program)]
-            found.append(check_only_worker(rb, self.program, frames))
-        else:
-            found.append(Precondition(say("change.replicas", name=self.program, n=replicas), replicas >= 1))
-        found += [_check_not_starting(rb, self.program), check_cooldown(rb, self.program)]
-        return found
+        found = [*check_cluster(rb), *check_restart(rb, self.which, lambda: check_start(rb, self.program))]
+        return [*found, _check_not_starting(rb, self.program), check_cooldown(rb, self.program)]
 
     def state(self, rb: Context) -> dict[str, Any]:
         """Return the instances, and the rows that are due, leased, or under an expired lease."""
@@ -172,6 +163,16 @@ def check_cluster(rb: Context) -> list[Precondition]:
     context, server = rb.workloads.cluster()
     named = Precondition(say("action.restart.cluster", context=context), True, identity=f"{context} {server}".strip())
     return [named] if context else []
+
+
+def check_restart(rb: Context, workload: str, start: Callable[[], Precondition]) -> list[Precondition]:
+    """Check what a restart needs: servers, logins, and for notification its `start` and that nobody else works."""
+    name, frames = rb.facts.workloads.program(workload), logins.collect(rb, workload)
+    found, replicas = [*check_servers(rb), *check_logins(rb, workload, frames)], rb.workloads.replicas(name)
+    if workload != "notification":
+        return [*found, Precondition(say("change.replicas", name=name, n=replicas), replicas >= 1)]
+    found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
+    return [*found, check_recreate(rb, name), start(), check_only_worker(rb, name, frames)]
 
 
 def check_servers(rb: Context) -> list[Precondition]:

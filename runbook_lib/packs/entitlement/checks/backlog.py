@@ -16,7 +16,6 @@ from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.diagnosis import history
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
-    LOOK_AGAIN,
     Finding,
     Frames,
     Hop,
@@ -148,9 +147,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         values.append(Value("runbook.older_than_10min", older.count, "rows"))
     notes = [*_build_notes(frames), *worker.notes(given)]
     if not (seen.loop_ran or seen.late or seen.stopping or seen.refusing or seen.workers or seen.loop.wrong):
-        again = program.look_again_s(given, limits["delivery.silence"], worker.sign_s, queue.leased)
-        values.append(Value(f"delivery.{LOOK_AGAIN}", again, "s"))
-        notes.append(say("backlog.may_hang", ago=worker.sign_s, again=again))
+        again, note = worker.may_hang(given)
+        values, notes = [*values, again], [*notes, note]
     found, stopped = CASES.of(seen), seen.stopping or seen.loop.wrong or seen.workers
     return judged(
         found.headline(

@@ -63,8 +63,7 @@ class Delivery(Loop):
 
     def stopping(self, given: JudgeInput) -> str:
         """Return the observation of a worker that has stopped or hangs; "" for none."""
-        limit = given.limits["delivery.silence"]
-        stop = self.stop(limit, limit.critical)
+        stop = self.stop(given, given.limits["delivery.silence"].critical)
         if not stop or self._is_inside_statement(given):
             return ""  # the database has its word
         if self.queue.leased and self.tried >= given.number("tries.pattern"):
@@ -209,6 +208,7 @@ def read_delivery(frames: Frames) -> Delivery:
     if moved is not False or queue.leased:
         signs.append(activity.last_try)  # an upper bound
     return Delivery(
+        side="delivery",
         queue=queue,
         sign_s=seconds_between(max(filter(None, signs), default=None), activity.now),
         finished_s=seconds_between(activity.last_sent, activity.now),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -16,7 +16,7 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.diagnosis.stats import percentile
 from runbook_lib.model import rows
-from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Signal, Status, Threshold, Value, judged, say
+from runbook_lib.model.finding import Finding, Frames, Hop, Signal, Status, Threshold, Value, judged, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import delivery, program
@@ -210,30 +210,29 @@ def collect_workers(rb: Context) -> Frames:
 def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
     """4.3.2: a worker is alive if it finishes rows, or if nothing is due."""
     seen, held, limits = delivery.read_delivery(frames), _read_processing(frames), given.limits
-    stopping, sent = seen.stopping(given), seen.activity.sent_1m
+    stopping, sent, queue = seen.stopping(given), seen.activity.sent_1m, seen.queue
     dead = stopping in delivery.STOPPED_OBSERVATIONS or bool(stopping and not seen.refusing(given))
+    at_work = not stopping and bool(sent or seen.moved)
     if dead:
         key = "leases.dead" if held.who() else "leases.nobody"
     elif stopping:
         key = "leases.stuck"
     else:
-        key = "leases.alive" if sent or seen.moved else "leases.unproven" if seen.total else "leases.idle"
-    at_work = not stopping and (bool(sent) or seen.moved)
+        key = "leases.alive" if at_work else "leases.unproven" if seen.total else "leases.idle"
     spends = "" if stopping or seen.refusing(given) else seen.spends(given)
     # A worker with due rows that finished none between two samples may hang since its last sign of life.
-    may_hang = bool(seen.total) and not (seen.moved or stopping)
-    again = program.look_again_s(given, limits["delivery.silence"], seen.sign_s, seen.queue.leased)
-    facts: dict[str, Any] = {
-        "silence": seen.silence_s,
-        "due": seen.queue.ready,
-        "oldest": seen.queue.oldest_s,
-        "n": held.n,
-        "who": held.who(),
-        "since": held.since_claim_s,
-        "sent": sent,
-    }
+    may_hang = [seen.may_hang(given)] if seen.total and not (seen.moved or stopping) else []
     return judged(
-        say(key, **facts),
+        say(
+            key,
+            silence=seen.silence_s,
+            due=queue.ready,
+            oldest=queue.oldest_s,
+            n=held.n,
+            who=held.who(),
+            since=held.since_claim_s,
+            sent=sent,
+        ),
         [
             limits.value("delivery.silence", seen.silence_s),
             # While rows are finished, an expired lease means a slow batch (4.3.1, 4.3.4), not a dead worker, and a
@@ -244,22 +243,22 @@ def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
             Value("processing.rows", held.n, "rows"),
             Value("delivery.progress", {None: None, True: "yes", False: "no"}[seen.moved]),
             Value("notifications.sent_last_minute", sent, "1/min"),
-            *([Value(f"delivery.{LOOK_AGAIN}", again, "s")] if may_hang else []),
+            *(again for again, _ in may_hang),
         ],
         notes=(
             say("leases.name_survives", lease=facts_of(given).lease_s),
             *seen.notes(given),
-            *([say("backlog.may_hang", ago=seen.sign_s, again=again)] if may_hang else []),
+            *(note for _, note in may_hang),
         ),
         signals=given.evidence_of(filter(None, (stopping, "leases.at_work" if at_work else "", spends))),
         hops=(
             Hop(
                 "delivery_worker",
                 rate_out=sent,
-                waiting=seen.queue.ready,
-                oldest_s=seen.queue.oldest_s,
+                waiting=queue.ready,
+                oldest_s=queue.oldest_s,
                 alive=say("alive.silent", s=seen.silence_s) if stopping else held.who() or None,
-                late=limits["backlog.oldest_due"].status(seen.queue.oldest_s) is not Status.OK,
+                late=limits["backlog.oldest_due"].reached(queue.oldest_s),
             ),
         ),
         proposals=(proposals.restart(given, "notification"), proposals.logs(given, "notification")) if dead else (),

@@ -21,7 +21,7 @@ from runbook_lib.checks import samples
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Frames, Proposal, Status, Text, Threshold, say
+from runbook_lib.model.finding import Frames, Proposal, Status, Text, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import change, remedies
@@ -231,20 +231,7 @@ def seen_running(frames: Frames, given: JudgeInput, side: str) -> bool:
     service = services.read(frames, given)[which]
     own = sessions.read(frames, given)[which]
     counted = service.by == "service" and service.loops[side].doing is LoopActivity.RUNS
-    return counted or (own.says is SessionState.ALIVE and own.confidence == "high")
-
-
-def look_again_s(given: JudgeInput, limit: Threshold, sign_s: float | None, in_hand: float) -> float:
-    """Return the seconds until a loop that was not seen running can be called hanging.
-
-    `sign_s` is the age of its last sign of life. If it holds rows (`in_hand`), only the critical limit counts, since a
-    batch may take long.
-    """
-    shows_s = limit.critical if in_hand else limit.warning
-    if sign_s is None or shows_s is None or sign_s >= shows_s:
-        # No row has come for it: only another event, or its process, can show it.
-        return given.number("look_again.most")
-    return float(max(round(shows_s - sign_s), given.number("look_again.least")))
+    return counted or (own.says is SessionState.ALIVE and own.sure)
 
 
 def loop_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
@@ -290,7 +277,7 @@ def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
     # The service accepted the connection and sent nothing, and its database sessions are silent too.
     hung = service.answers is RequestResult.HUNG and own.sessions and own.says is SessionState.NOT_SEEN
     if hung or (own.says is SessionState.FROZEN and service.answers is not RequestResult.YES):
-        sure = service.answers is RequestResult.HUNG or own.confidence == "high"
+        sure = service.answers is RequestResult.HUNG or own.sure
         return now(ProcessState.HANGS if sure else ProcessState.MAY_HANG, silent_s=own.newest_s)
     if program.ready == 0:
         return now(ProcessState.NOT_UP)
@@ -310,7 +297,7 @@ def _decide_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
         return now(ProcessState.SILENT)
     if own.says is SessionState.FAILING:
         return now(database="database.rolls_back")
-    if own.says is SessionState.ALIVE and own.confidence == "high" and loop.doing is LoopActivity.NOT_SEEN:
+    if own.says is SessionState.ALIVE and own.sure and loop.doing is LoopActivity.NOT_SEEN:
         return now(ProcessState.RUNS)
     return now()
 

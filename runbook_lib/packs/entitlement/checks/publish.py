@@ -224,9 +224,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         )
     seen = _read_relay(frames, given, queue, lately.n)
     if not (seen.ran or seen.wrong):
-        shows_s = program.look_again_s(given, limits["outbox.oldest_due"], seen.sign_s, queue.leased)
-        values.append(Value(f"relay.{LOOK_AGAIN}", shows_s, "s"))
-        notes.append(say("publish.may_hang", ago=seen.sign_s, again=shows_s))
+        again_value, note = seen.may_hang(given)
+        values, notes = [*values, again_value], [*notes, note]
     values += [
         limits.value("outbox.oldest_due", queue.oldest_s),
         limits.value("outbox.failed", queue.failed),
@@ -307,7 +306,7 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     away = writes and broker is not None and broker.reason in (Reason.UNREACHABLE, Reason.TIMEOUT, Reason.ERROR)
     # Only the errors show whether tries fail: without them it is not known that no try is made.
     known = late and not failing and "errors" in frames
-    stopped = loop.stop(limit, facts_of(given).lease_s) if known else ""
+    stopped = loop.stop(given, facts_of(given).lease_s) if known else ""
     steps_over = bool(stopped) and not queue.leased and not away
     return Relay(
         **vars(loop),
@@ -365,7 +364,9 @@ def _read_loop(queue: Outbox, later: Outbox | None) -> Loop:
         same = later.last_claim in (queue.last_claim, None)
         moved = same and later.leased + later.expired < queue.leased + queue.expired
         moved = moved or (signs[1] is not None and (signs[0] is None or signs[1] > signs[0]))
-    return Loop(queue, seconds_between(signs[0], queue.now), seconds_between(queue.last_published, queue.now), moved)
+    return Loop(
+        "relay", queue, seconds_between(signs[0], queue.now), seconds_between(queue.last_published, queue.now), moved
+    )
 
 
 def count_live_errors(frames: Frames, since: pd.Timestamp | None = None) -> tuple[float, str]:
@@ -423,12 +424,6 @@ def _build_hops(seen: Relay, history: HopHistory | None) -> tuple[Hop, ...]:
     )
 
 
-def _propose_broker_restart(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
-    if seen.kind == "no_stream":
-        return ()  # 4.1.2 proposes to create the stream again
-    return (proposals.restart(given, "nats"), proposals.logs(given, "nats"))
-
-
 def _propose_restart(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
     return (proposals.restart(given, "entitlement"),)
 
@@ -454,11 +449,6 @@ def _observe_failure(seen: Relay) -> tuple[str, ...]:
     if seen.kind == "other":
         return ("publish.fails",) if seen.late else ()
     return (f"publish.fails_{seen.kind}",)
-
-
-def _outbox_observations(seen: Relay) -> tuple[str, ...]:
-    """Return what the outbox shows if the process shows why it does not work."""
-    return OUTBOX.of(seen).observations
 
 
 S = Conditions(Relay)
@@ -504,13 +494,16 @@ CASES = Cases[Relay](
         Status.WARNING,
         # A connection that was closed for good shows nothing about the broker at this moment.
         lambda seen: ("publish.gone_for_good" if seen.kind == "closed" else "publish.broker_gone",),
-        _propose_broker_restart,
+        # 4.1.2 proposes to create a stream that does not exist again.
+        lambda given, seen: (
+            () if seen.kind == "no_stream" else (proposals.restart(given, "nats"), proposals.logs(given, "nats"))
+        ),
         "2",
     ),
     Case(
         "publish.not_at_work",
         S.of("stands.wrong"),
-        evidence=_outbox_observations,
+        evidence=lambda seen: OUTBOX.of(seen).observations,
         propose=lambda given, seen: program.proposals(given, seen.stands),
         read=lambda seen: ("2",) if seen.away else ("5.1",),
         says=lambda seen, facts: seen.stands.headline(**facts),

@@ -35,6 +35,7 @@ from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import program, quorum
 from runbook_lib.packs.entitlement.checks.series import ask_since
+from runbook_lib.packs.entitlement.checks.loop import look_again_s
 from runbook_lib.packs.entitlement.checks.program import ProcessState
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
@@ -392,7 +393,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         [*_build_notes(frames, seen, facts), *_note_manual_steps(seen, given)],
     )
     if seen.may_hang:
-        again = program.look_again_s(given, given.limits["subscriber.oldest_unprocessed"], seen.oldest_s, in_hand=0)
+        again = look_again_s(given, given.limits["subscriber.oldest_unprocessed"], seen.oldest_s, in_hand=0)
         values.append(Value(f"subscriber.{LOOK_AGAIN}", again, "s"))
         notes.append(say("subscriber.may_hang", again=again, **facts))
     found = CASES.of(seen)

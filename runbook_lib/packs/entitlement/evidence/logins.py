@@ -262,7 +262,7 @@ def judge(frames: Frames, given: JudgeInput, workload: str) -> dict[Server, Logi
 
 
 def _judge_database_login(frames: Frames, given: JudgeInput, workload: str) -> LoginState:
-    seen = services.read(frames, given).get(workload, services.ServiceSeen(workload))
+    seen = services.read(frames, given).get(workload, services.ServiceSeen())
     held = {s.service: s for s in each(frames.get("service_sessions"), sessions.Sessions)}
     own = held.get(workload, sessions.Sessions(workload))
     attempts = _read_server_attempts(frames, Server.DATABASE)

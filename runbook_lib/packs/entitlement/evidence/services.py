@@ -14,7 +14,7 @@ from itertools import groupby
 import pandas as pd
 
 from runbook_lib.checks.context import Context, JudgeInput
-from runbook_lib.model.finding import Frames, Reason
+from runbook_lib.model.finding import Frames
 from runbook_lib.model.rows import Row, each
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
 from runbook_lib.sources.source import SourceError
@@ -57,7 +57,7 @@ class LoopActivity(StrEnum):
 
     RUNS = "runs"
     FAILS = "fails"  # all or some of its runs end in an exception
-    LONG = "long_run"  # inside one run for `for_s` seconds: it hangs, or each row takes long
+    LONG = "long_run"  # inside one run for long: it hangs, or each row takes long
     BEHIND = "behind"  # another loop of the process occupies the thread that they share
     STILL = "still"  # the process answers, but its loop neither runs nor is inside a run
     OFF = "off"  # switched off by its setting: other loops of the process have run, this one never has
@@ -70,8 +70,7 @@ class RequestResult(StrEnum):
     YES = "yes"
     HUNG = "hung"  # connected but no reply: a frozen process, or a tunnel without a process
     CLOSED = "closed"  # nothing listens at that address, as far as the runbook can see
-    OTHER = "other"  # another reply: refused, or no such page
-    NOT_SEEN = "not_seen"  # no address, or no route to it
+    NOT_SEEN = "not_seen"  # no address, no route to it, or another reply: refused, or no such page
 
 
 class Sample(Row):
@@ -101,16 +100,14 @@ class ServiceRequest(Row):
 
 @dataclass(frozen=True)
 class LoopSeen:
-    """The activity of one loop: `share` of its runs failed between the samples; `for_s` seconds inside its run now.
+    """The activity of one loop: the `share` of its runs that failed between the samples.
 
     `has_run`: the process has counted a run since it started.
     """
 
-    loop: str
     doing: LoopActivity = LoopActivity.NOT_SEEN
     exception: str = ""
     share: float | None = None
-    for_s: float | None = None
     has_run: bool = False
 
 
@@ -118,7 +115,6 @@ class LoopSeen:
 class ServiceSeen:
     """One process; None means unknown. `by` is "service" or "prometheus"."""
 
-    service: str
     answers: RequestResult = RequestResult.NOT_SEEN
     by: str = ""
     age_s: float | None = None
@@ -266,7 +262,7 @@ def _read_service(service: str, asked: list[ServiceRequest], samples: list[Sampl
     answers = _read_answer(direct[-1] if direct else None)
     if not series or (answers in (RequestResult.HUNG, RequestResult.CLOSED) and series[-1].by == "service"):
         # The earlier sample is out of date: the service does not answer now.
-        return ServiceSeen(service, answers, loops={n: LoopSeen(n) for n, t in TASKS.items() if t.service == service})
+        return ServiceSeen(answers, loops={n: LoopSeen() for n, t in TASKS.items() if t.service == service})
     last = series[-1]
     same = [s for s in series if s.started == last.started]
     first = same[0] if len(same) > 1 else None
@@ -274,14 +270,13 @@ def _read_service(service: str, asked: list[ServiceRequest], samples: list[Sampl
     if age is None and last.started is not None:
         age = max(last.at.timestamp() - last.started, 0.0)
     return ServiceSeen(
-        service,
         answers,
         by=last.by,
         age_s=age,
         connections=last.total("hikaricp_connections"),
         waiting=last.total("hikaricp_connections_pending"),
         loops={
-            name: replace(_read_loop(name, task, first, last, age, given), has_run=_has_run(task, last))
+            name: replace(_read_loop(task, first, last, age, given), has_run=_has_run(task, last))
             for name, task in TASKS.items()
             if task.service == service
         },
@@ -289,16 +284,16 @@ def _read_service(service: str, asked: list[ServiceRequest], samples: list[Sampl
 
 
 def _read_answer(asked: ServiceRequest | None) -> RequestResult:
-    if asked is None or asked.reason == Reason.NOT_CONFIGURED:
+    if asked is None:
         return RequestResult.NOT_SEEN
     if not asked.reason:
         return RequestResult.YES
-    known = {"hung": RequestResult.HUNG, "no_connection": RequestResult.CLOSED, "no_answer": RequestResult.NOT_SEEN}
-    return known.get(asked.code, RequestResult.OTHER)
+    known = {"hung": RequestResult.HUNG, "no_connection": RequestResult.CLOSED}
+    return known.get(asked.code, RequestResult.NOT_SEEN)
 
 
 def _read_loop(
-    name: str, task: Task, first: _SeriesSample | None, last: _SeriesSample, age: float | None, given: JudgeInput
+    task: Task, first: _SeriesSample | None, last: _SeriesSample, age: float | None, given: JudgeInput
 ) -> LoopSeen:
     long_s = given.number("service.long_run")
     worker = task.worker
@@ -306,32 +301,30 @@ def _read_loop(
     others = {w for w in last.workers() if not w.endswith(worker)}
     held = max((last.most(_ACTIVE_MAX, w) for w in others if last.most(_ACTIVE, w) > 0), default=0.0)
     ran = last.runs(worker)
-    total = sum(ran.values())
 
     if not last.has(worker):
         if held >= long_s:
-            return LoopSeen(name, LoopActivity.BEHIND, for_s=held)
+            return LoopSeen(LoopActivity.BEHIND)
         begun = age is not None and age >= given.number("service.young")
         finished = any(sum(last.runs(w).values()) > 0 for w in others)
         known = all(w.endswith(_KNOWN) for w in others)  # no other version's names
-        return LoopSeen(name, LoopActivity.OFF if begun and finished and known and not held else LoopActivity.NOT_SEEN)
+        return LoopSeen(LoopActivity.OFF if begun and finished and known and not held else LoopActivity.NOT_SEEN)
     if first is None:
-        return LoopSeen(name, LoopActivity.LONG, for_s=inside) if inside >= long_s else LoopSeen(name)
+        return LoopSeen(LoopActivity.LONG if inside >= long_s else LoopActivity.NOT_SEEN)
     before = first.runs(worker)
     grown = {how: n - before.get(how, 0.0) for how, n in ran.items() if n > before.get(how, 0.0)}
-    runs = sum(grown.values())
-    failed = runs - grown.get("none", 0.0)
-    if runs:
+    if runs := sum(grown.values()):
+        failed = runs - grown.get("none", 0.0)
         doing = LoopActivity.FAILS if failed else LoopActivity.RUNS
-        return LoopSeen(name, doing, _most_frequent_exception(grown), failed / runs, inside or None)
+        return LoopSeen(doing, _most_frequent_exception(grown), failed / runs)
     gap = (last.at - first.at).total_seconds()
-    if inside >= gap or inside >= long_s:
-        return LoopSeen(name, LoopActivity.LONG, for_s=inside)
-    if held >= gap or held >= long_s:
-        return LoopSeen(name, LoopActivity.BEHIND, for_s=held)
-    if inside or held or gap < 2 * _estimate_interval(total, age, given):
-        return LoopSeen(name)
-    return LoopSeen(name, LoopActivity.STILL)
+    if inside >= min(gap, long_s):
+        return LoopSeen(LoopActivity.LONG)
+    if held >= min(gap, long_s):
+        return LoopSeen(LoopActivity.BEHIND)
+    if inside or held or gap < 2 * _estimate_interval(sum(ran.values()), age, given):
+        return LoopSeen()
+    return LoopSeen(LoopActivity.STILL)
 
 
 def _has_run(task: Task, last: _SeriesSample) -> bool:

@@ -12,10 +12,9 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from textwrap import shorten
-from typing import Literal
 
 import pandas as pd
 
@@ -26,8 +25,6 @@ from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
 from runbook_lib.sources.postgres import Snapshot
 from runbook_lib.sources.source import SourceError
-
-Confidence = Literal["high", "medium", "low", "none"]
 
 
 class SessionState(StrEnum):
@@ -99,11 +96,10 @@ class TimeUse:
 
 @dataclass(frozen=True)
 class SessionsSeen:
-    """The state of one service by its sessions, with its confidence."""
+    """The state of one service by its sessions, and whether it is proven, as opposed to likely."""
 
-    service: str
     says: SessionState = SessionState.NOT_SEEN
-    confidence: Confidence = "none"
+    sure: bool = False
     sessions: int | None = None
     newest_s: float | None = None
     poll_s: float | None = None
@@ -160,12 +156,9 @@ def read(frames: Frames, given: JudgeInput) -> dict[str, SessionsSeen]:
     share = rollback_share(frames, given)
     either = found.get("either", Sessions())
     if not _pools_are_separate(found.values(), given):
-        return {s: SessionsSeen(s) for s in EntitlementFacts.services}
+        return {s: SessionsSeen() for s in EntitlementFacts.services}
     gap_s = _seconds_between_samples(frames)
-    return {
-        s: _judge_service(found.get(s), either, share, gap_s, given) or SessionsSeen(s)
-        for s in EntitlementFacts.services
-    }
+    return {s: _judge_service(found.get(s), either, share, gap_s, given) for s in EntitlementFacts.services}
 
 
 def _pools_are_separate(rows: Iterable[Sessions], given: JudgeInput) -> bool:
@@ -215,40 +208,33 @@ def _seconds_between_samples(frames: Frames) -> float:
 
 def _judge_service(
     row: Sessions | None, either: Sessions, share: float | None, gap_s: float, given: JudgeInput
-) -> SessionsSeen | None:
+) -> SessionsSeen:
     if row is None or not row.sees_others:
-        return None
+        return SessionsSeen()
+    seen = SessionsSeen(SessionState.NOT_SEEN, False, row.sessions, row.newest, row.poll)
     fresh = max(given.number("sessions.fresh"), 3 * facts_of(given).poll_interval_s)
     frozen = max(given.number("sessions.frozen"), 5 * facts_of(given).poll_interval_s)
-
-    def seen(says: SessionState, confidence: Confidence) -> SessionsSeen:
-        return SessionsSeen(row.service, says, confidence, row.sessions, row.newest, row.poll)
-
     if not row.sessions:
         # Sessions without a known statement, or of an unknown driver, may be its own.
-        return (
-            seen(SessionState.NOT_SEEN, "none") if either.sessions or row.strangers else seen(SessionState.NONE, "high")
-        )
+        return seen if either.sessions or row.strangers else replace(seen, says=SessionState.NONE)
     if row.newest is None:
-        return seen(SessionState.NOT_SEEN, "none")
+        return seen
     if row.waiting or (row.working and row.newest >= fresh):
-        return seen(SessionState.BLOCKED, "medium")
+        return replace(seen, says=SessionState.BLOCKED)
     if row.poll is None:
         # No session has a statement of the loop; a loop that stopped would have left its last one.
-        if row.since is None or row.since < given.number("service.young"):
-            return seen(SessionState.NOT_SEEN, "none")
-        active = min(row.newest, either.newest if either.newest is not None else row.newest) < fresh
-        return seen(SessionState.LOOP_SILENT, "medium" if active else "low")
+        young = row.since is None or row.since < given.number("service.young")
+        return seen if young else replace(seen, says=SessionState.LOOP_SILENT)
     if row.newest >= frozen and row.poll - row.newest <= fresh:
-        return seen(SessionState.FROZEN, "high" if row.newest >= given.number("sessions.sure") else "medium")
+        return replace(seen, says=SessionState.FROZEN, sure=row.newest >= given.number("sessions.sure"))
     if row.newest < fresh and row.poll >= frozen:
-        return seen(SessionState.LOOP_SILENT, "medium")
+        return replace(seen, says=SessionState.LOOP_SILENT)
     if row.poll >= fresh:
-        return seen(SessionState.NOT_SEEN, "none")  # too early to tell
+        return seen  # too early to tell
     if share is not None and share >= given.number("sessions.failing"):
-        return seen(SessionState.FAILING, "medium")
+        return replace(seen, says=SessionState.FAILING)
     # A statement older than the first sample may have been the loop's last one.
-    return seen(SessionState.ALIVE, "medium" if share is None or row.poll > gap_s else "high")
+    return replace(seen, says=SessionState.ALIVE, sure=share is not None and row.poll <= gap_s)
 
 
 def loop_has_worked(frames: Frames, given: JudgeInput, loop: str, started: pd.Timestamp | None) -> bool:
@@ -283,7 +269,7 @@ def sessions_beyond_pool(
     own, either = found.get(service), found.get("either", Sessions())
     if own is None or not own.sees_others or own.strangers or not _pools_are_separate(found.values(), given):
         return None
-    seen = services.read(frames, given).get(service, services.ServiceSeen(service))
+    seen = services.read(frames, given).get(service, services.ServiceSeen())
     pool = seen.connections if seen.by == "service" and seen.connections else assumed
     if pool is None:
         return None
