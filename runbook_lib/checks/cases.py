@@ -66,11 +66,11 @@ class Conditions:
         getattr(self, path.partition(".")[0])
         return Condition(path, (path,), lambda seen: bool(attrgetter(path)(seen)))
 
-    def one_of(self, name: str, *values: object) -> Condition:
-        """Return whether that field has one of these values."""
-        true = getattr(self, name)
-        said = f"{name} in {{{', '.join(map(str, values))}}}"
-        return Condition(said, true.reads, lambda seen: getattr(seen, name) in values, among=values)
+    def one_of(self, path: str, *values: object) -> Condition:
+        """Return whether that field, or value within a field, is one of these."""
+        true = self.of(path)
+        said = f"{path} in {{{', '.join(map(str, values))}}}"
+        return Condition(said, true.reads, lambda seen: attrgetter(path)(seen) in values, among=values)
 
     def __getattr__(self, name: str) -> Condition:
         if name.startswith("_") or name not in self._names:

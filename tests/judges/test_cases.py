@@ -124,7 +124,9 @@ STATES: dict[str, object] = {
     "leases.two_workers": replace(ONE_HAND, side_by_side=True),
     "leases.circling": replace(ONE_HAND, again=2),
     "subscriber.cluster": replace(BOUND, broken=(quorum.RaftGroup("S", 3, "", False, ("n2", "n3")),)),
-    "subscriber.deaf_idle": replace(BOUND, consumer=subscriber.ConsumerRow(num_pending=0, num_ack_pending=0)),
+    "subscriber.deaf_idle": replace(
+        BOUND, consumer=subscriber.ConsumerRow(bound=False, num_pending=0, num_ack_pending=0)
+    ),
     "subscriber.passed_by": replace(BOUND, missing=MissingEvents(5, 5, 5, lately=False)),
     "subscriber.lost_or_deleted": replace(BOUND, missing=MissingEvents(5, 5, 0, lately=False, doubtful=5)),
     "subscriber.not_registered": replace(

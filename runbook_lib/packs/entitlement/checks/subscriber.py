@@ -29,6 +29,7 @@ from runbook_lib.model.finding import (
     judged,
     say,
     unknown,
+    worst,
 )
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import missing, stream
@@ -61,9 +62,9 @@ _BROKER_STATES = {
 
 
 class ConsumerRow(rows.Row):
-    """The consumer's state at the broker: numbers of messages, and whether a client is bound."""
+    """The consumer's state at the broker: numbers of messages, and whether a client is bound; None if unknown."""
 
-    bound: bool = False
+    bound: bool | None = None
     num_pending: float | None = None
     num_ack_pending: float | None = None
     max_ack_pending: float | None = None
@@ -105,7 +106,7 @@ class SubscriberReading:
 
     oldest_s: age of the oldest unprocessed message.
     late: the lag or that age is over its threshold in docs/slo.md.
-    missing: events that were published and not processed.
+    missing: events that were published and not processed; none if they were not counted.
     given_up: messages that the subscriber gave up in the window.
     refused, reason: logins that the broker refused within the last minute, and the most frequent reason.
     client: the bound client, or "?".
@@ -119,7 +120,7 @@ class SubscriberReading:
     deleted: lost events that the stream has deleted by such a limit, or by one that it has no more, or a purge.
     """
 
-    consumer: ConsumerRow | None
+    consumer: ConsumerRow
     activity: Registered
     oldest_s: float | None
     late: bool | None
@@ -141,44 +142,9 @@ class SubscriberReading:
     deleted: int | None = None
 
     @property
-    def bound(self) -> bool | None:
-        """Whether a client is bound; None if unknown."""
-        return None if self.consumer is None else self.consumer.bound
-
-    @property
-    def not_there(self) -> bool:
-        """Whether no client is bound because notification's process does not work."""
-        return self.bound is False and self.stands.state in PROCESS_NOT_RUNNING
-
-    @property
-    def kept_out(self) -> bool:
-        """Whether no client is bound because the broker refuses its logins."""
-        return self.loop and not self.bound
-
-    @property
-    def lag(self) -> float | None:
-        """The messages that the consumer holds."""
-        return None if self.consumer is None else self.consumer.lag
-
-    @property
-    def lost(self) -> int | None:
-        """The number of those events that are surely not delivered without help; see `missing`."""
-        return self.missing.surely_lost
-
-    @property
-    def doubtful(self) -> int:
-        """The number of events that may be lost or processed, since rows that would show it may be deleted."""
-        return self.missing.doubtful
-
-    @property
-    def not_registered(self) -> int:
-        """The number of events whose notifications show that their registrations were deleted."""
-        return len(self.missing.notified)
-
-    @property
     def losing(self) -> bool:
         """Whether events are still being lost, other than by the consumer's filter."""
-        return self.missing.lately and bool(self.missing.ended) and self.bound is not False
+        return self.missing.lately and bool(self.missing.ended) and self.consumer.bound is not False
 
     @property
     def is_stalled(self) -> bool:
@@ -190,23 +156,14 @@ class SubscriberReading:
     @property
     def behind(self) -> bool:
         """Whether it holds too many messages, or one for too long."""
-        return bool(self.lag and self.late)
+        return bool(self.consumer.lag and self.late)
 
     @property
     def may_hang(self) -> bool:
         """Whether no fault shows, but the samples do not show that it processes the messages that it holds."""
-        wrong = not self.bound or self.late or self.loop or self.paused or self.full or bool(self.broken)
-        return bool(self.lag) and not (wrong or self.handled)
-
-    @property
-    def paused(self) -> bool:
-        """Whether the consumer is paused at the broker."""
-        return self.consumer is not None and self.consumer.paused
-
-    @property
-    def full(self) -> bool:
-        """Whether the stream has reached its limit and refuses new messages."""
-        return self.consumer is not None and self.consumer.full
+        seen = self.consumer
+        wrong = not seen.bound or self.late or self.loop or seen.paused or seen.full or bool(self.broken)
+        return bool(seen.lag) and not (wrong or self.handled)
 
     @property
     def holds(self) -> bool:
@@ -214,33 +171,12 @@ class SubscriberReading:
 
         One that skips messages that are registered already, such as a replay, registers nothing and acknowledges.
         """
-        received = self.consumer is not None and bool(self.consumer.num_ack_pending)
-        return self.behind and self.silent and received and not self.handled
-
-    @property
-    def unwritable(self) -> bool:
-        """Whether the cluster cannot write the stream or the consumer's state."""
-        return any(group.writes is False for group in self.broken)
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the consumer has as many unacknowledged messages as it may have."""
-        return self.consumer is not None and self.consumer.stalled
-
-    @property
-    def unseen(self) -> bool:
-        """Whether it is unknown if a client is bound."""
-        return self.bound is None
+        return self.behind and self.silent and bool(self.consumer.num_ack_pending) and not self.handled
 
     @property
     def waits(self) -> bool:
         """Whether messages wait for the subscriber, by the tables if the broker does not say; lost ones do not."""
-        return bool(self.missing.found if self.lag is None else self.lag)
-
-    @property
-    def only_passed_by(self) -> bool:
-        """Whether the consumer's filter excludes all lost events."""
-        return self.missing.passed_by == self.lost
+        return bool(self.missing.found if self.consumer.lag is None else self.consumer.lag)
 
 
 def collect(rb: Context) -> Frames:
@@ -366,41 +302,43 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     if failed is not None and failed.code in (*MISSING_AT_BROKER, *NO_ANSWER_CODES):
         return _judge_broker_error(failed, rows.one(frames.get("activity"), Registered), given)
     seen = _read_subscriber(frames, given)
-    events = failures(frames).get("events")
-    counts: dict[str, Any] = {
-        "missed": seen.missing.found,
-        "passed": seen.missing.passed_by,
-        "doubtful": seen.doubtful,
-        "unregistered": seen.not_registered,
-    }
-    facts: dict[str, Any] = (dict.fromkeys(counts) if seen.missing.found is None else counts) | {
-        "lag": seen.lag,
+    consumer, events = seen.consumer, failures(frames).get("events")
+    facts: dict[str, Any] = {
+        "lag": consumer.lag,
         "oldest": seen.oldest_s,
-        "lost": seen.lost,
+        "lost": seen.missing.surely_lost,
         "refused": seen.refused,
         "reason": seen.reason,
         "client": seen.client,
         "processed": seen.activity.processed_1m,
-        "limit": (seen.consumer.limit or None) if seen.consumer else None,
-        "kept": seen.consumer.kept_s if seen.consumer else None,
+        "limit": consumer.limit or None,
+        "kept": consumer.kept_s,
         "longest": _deliveries_s(given),
         "deleted": seen.deleted,
     }
+    if "unprocessed" in frames:
+        facts |= {
+            "missed": seen.missing.found,
+            "passed": seen.missing.passed_by,
+            "doubtful": seen.missing.doubtful,
+            "unregistered": len(seen.missing.notified),
+        }
     # Without a database the broker decides alone; a database that does not answer makes the step UNKNOWN.
     counted = events is None or events.reason is not Reason.NOT_CONFIGURED
     values, notes = (
-        _build_values(seen, given, counted=counted),
+        _build_values(frames, seen, given, counted=counted),
         [*_build_notes(frames, seen, facts), *_note_manual_steps(seen, given)],
     )
     if seen.may_hang:
         again = look_again_s(given, given.limits["subscriber.oldest_unprocessed"], seen.oldest_s, in_hand=0)
         values.append(Value(f"subscriber.{LOOK_AGAIN}", again, "s"))
         notes.append(say("subscriber.may_hang", again=again, **facts))
-    found = CASES.of(seen)
+    found, lost = CASES.of(seen), seen.missing
+    after_loss = ("5.3",) if lost.surely_lost or lost.doubtful or lost.notified else ()
     return judged(
         found.headline(**facts),
         values,
-        at_least=found.status,
+        at_least=worst([found.status, Status.WARNING if consumer.stalled or seen.loop or seen.thin else Status.OK]),
         reason=failed and failed.reason,
         notes=tuple(notes),
         signals=(
@@ -409,7 +347,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         ),
         hops=_build_hops(seen),
         proposals=found.proposals(given),
-        next_sections=("2",) if seen.refused or failed is not None else found.sections,
+        next_sections=("2",) if seen.refused or failed is not None else found.sections or after_loss,
         decision=found.decision,
         show=tuple(n for n in ("clients", "closed", "unprocessed") if n in frames and not frames[n].empty),
     )
@@ -452,9 +390,9 @@ def _propose_cluster_checks(given: JudgeInput) -> tuple[Proposal, ...]:
 
 
 def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
-    limits, consumer = given.limits, rows.first(frames.get("consumer"), ConsumerRow)
+    limits, consumer = given.limits, rows.first(frames.get("consumer"), ConsumerRow) or ConsumerRow()
     # Without waiting messages the age is 0; the age of a waiting message that could not be read is unknown.
-    waits = consumer is None or consumer.lag != 0
+    waits = consumer.lag != 0
     oldest_s = rows.value(frames.get("oldest"), "age_s", float) if waits else 0.0
     too_old = None if oldest_s is None else limits["subscriber.oldest_unprocessed"].reached(oldest_s)
     refused, reason = logins.count_refused(frames, given)
@@ -464,12 +402,12 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
     last_s = seconds_between(activity.last_processed, activity.now)
     clients_seen = "clients" in frames and not rows.one(frames.get("nodes"), quorum.Nodes).partly
     groups = quorum.groups(frames, given)
-    kept_s = None if consumer is None else consumer.kept_s
+    kept_s, lag = consumer.kept_s, consumer.lag
     expires = kept_s is not None and kept_s < _deliveries_s(given)
-    lag = None if consumer is None else consumer.lag
     missed = missing.judge_missing(frames, given, lag) if "unprocessed" in frames else MissingEvents()
     # Of events that may have been processed, the stream has deleted what it need not keep.
-    limited = consumer if (expires or kept_s is None) and not missed.doubtful else None
+    known = consumer.bound is not None and not missed.doubtful
+    limited = consumer if known and (expires or kept_s is None) else None
     return SubscriberReading(
         consumer=consumer,
         activity=activity,
@@ -508,33 +446,34 @@ def _deliveries_s(given: JudgeInput) -> float:
     return given.number("broker.ack_wait") * given.number("broker.max_deliver")
 
 
-def _handled_between_samples(first: ConsumerRow | None, later: ConsumerRow | None) -> bool:
+def _handled_between_samples(first: ConsumerRow, later: ConsumerRow | None) -> bool:
     """Return whether a message was acknowledged between two samples, or the lag became 0."""
-    if first is None or later is None:
+    if later is None:
         return False
     before, after = first.ack_floor_seq, later.ack_floor_seq
     return later.lag == 0 or (before is not None and after is not None and after > before)
 
 
-def _build_values(seen: SubscriberReading, given: JudgeInput, *, counted: bool) -> list[Value]:
-    limits, values = given.limits, []
-    if seen.consumer is not None:
-        values.append(limits.value("subscriber.lag", seen.lag))
+def _build_values(frames: Frames, seen: SubscriberReading, given: JudgeInput, *, counted: bool) -> list[Value]:
+    limits, consumer, events, values = given.limits, seen.consumer, seen.missing, []
+    known = consumer.bound is not None
+    if known:
+        values.append(limits.value("subscriber.lag", consumer.lag))
         values.append(limits.value("subscriber.oldest_unprocessed", seen.oldest_s))
     if counted:
-        values.append(limits.value("outbox.unprocessed", seen.lost))
-    if seen.consumer is not None:
+        values.append(limits.value("outbox.unprocessed", events.surely_lost))
+    if known:
         values += [
-            Value("consumer.bound", "yes" if seen.bound else "no"),
-            Value("consumer.num_pending", seen.consumer.num_pending, "messages"),
-            Value("consumer.num_ack_pending", seen.consumer.num_ack_pending, "messages"),
-            Value("consumer.num_redelivered", seen.consumer.num_redelivered, "messages"),
+            Value("consumer.bound", "yes" if consumer.bound else "no"),
+            Value("consumer.num_pending", consumer.num_pending, "messages"),
+            Value("consumer.num_ack_pending", consumer.num_ack_pending, "messages"),
+            Value("consumer.num_redelivered", consumer.num_redelivered, "messages"),
         ]
-    if seen.missing.found is not None:
-        values.append(Value("outbox.published_not_processed", seen.missing.found, "rows"))
-        values.append(Value("subscriber.passed_by", seen.missing.passed_by, "rows"))
-        values.append(Value("outbox.not_registered", seen.not_registered, "rows"))
-        values.append(Value("outbox.lost_or_deleted", seen.doubtful, "rows"))
+    if "unprocessed" in frames:
+        values.append(Value("outbox.published_not_processed", events.found, "rows"))
+        values.append(Value("subscriber.passed_by", events.passed_by, "rows"))
+        values.append(Value("outbox.not_registered", len(events.notified), "rows"))
+        values.append(Value("outbox.lost_or_deleted", events.doubtful, "rows"))
     if seen.refused:
         values.append(Value("connections.refused_last_minute", seen.refused, "1/min"))
     return values
@@ -552,12 +491,12 @@ def _build_notes(frames: Frames, seen: SubscriberReading, facts: dict[str, Any])
     if (known := rows.one(frames.get("nodes"), quorum.Nodes)).partly:
         notes.append(say("subscriber.nodes_unseen", seen=known.seen, of=known.of))
     notes += [group.text for group in seen.thin]
-    if seen.stalled:
+    if seen.consumer.stalled:
         notes.append(say("subscriber.stalled", **facts))
     if seen.missing.waiting:
         notes.append(say("subscriber.still_held", held=seen.missing.waiting))
     notes += seen.missing.notes
-    if seen.missing.found is not None and frames["unprocessed"].attrs.get("capped"):
+    if "unprocessed" in frames and frames["unprocessed"].attrs.get("capped"):
         notes.append(say("subscriber.capped", n=seen.missing.found))
     if seen.given_up:
         notes.append(say("subscriber.given_up", n=seen.given_up))
@@ -567,9 +506,9 @@ def _build_notes(frames: Frames, seen: SubscriberReading, facts: dict[str, Any])
 def _note_manual_steps(seen: SubscriberReading, given: JudgeInput) -> Iterator[Text]:
     """Note the commands for a consumer or a stream with a wrong setting, which only its owner may decide to run."""
     names = facts_of(given).streams
-    if seen.paused:
+    if seen.consumer.paused:
         yield say("subscriber.resume", stream=names.events, consumer=names.consumer)
-    if seen.full:
+    if seen.consumer.full:
         yield say("subscriber.raise_limit", stream=names.events, option=_option_without_limit(seen))
     if seen.expires:
         yield say("subscriber.keep_longer", stream=names.events, option=_option_without_limit(seen))
@@ -577,7 +516,7 @@ def _note_manual_steps(seen: SubscriberReading, given: JudgeInput) -> Iterator[T
 
 def _option_without_limit(seen: SubscriberReading) -> str:
     """Return the option of `nats stream edit` that takes the stream's limit away."""
-    name = (seen.consumer.limit if seen.consumer else "").partition(" ")[0] or "max_msgs"
+    name = seen.consumer.limit.partition(" ")[0] or "max_msgs"
     return f"--{name.replace('_', '-')}={0 if name == 'max_age' else -1}"
 
 
@@ -593,23 +532,23 @@ def _observe_losses(seen: SubscriberReading) -> Iterator[str]:
         yield "subscriber.expires"
     if seen.losing:
         yield "subscriber.losing"
-    if seen.missing.ended and seen.bound is not False:
+    if seen.missing.ended and seen.consumer.bound is not False:
         yield from ("subscriber.lost", *(["subscriber.gave_up"] if seen.given_up else []))
 
 
 def _build_hops(seen: SubscriberReading) -> tuple[Hop, ...]:
     there: Text | str = say("alive.bound") if seen.client == "?" else seen.client
     answers = Hop("jetstream")
-    if seen.consumer is not None:
+    if seen.consumer.bound is not None:
         answers = Hop("jetstream", waiting=seen.consumer.num_pending, alive=say("alive.answers"))
     return (
         answers,
         Hop(
             "subscriber",
             rate_out=seen.activity.processed_1m,
-            waiting=seen.lag,
+            waiting=seen.consumer.lag,
             oldest_s=seen.oldest_s,
-            alive={None: None, True: there, False: say("alive.not_bound")}[seen.bound],
+            alive={None: None, True: there, False: say("alive.not_bound")}[seen.consumer.bound],
             late=seen.behind,
         ),
     )
@@ -625,21 +564,19 @@ def _propose_credentials_check(given: JudgeInput, seen: SubscriberReading) -> tu
 
 def _propose_own_logs(given: JudgeInput, seen: SubscriberReading) -> tuple[Proposal, ...]:
     """Propose to read the log of a subscriber that loses events or processes none."""
-    is_stalled = seen.unseen and seen.is_stalled
+    is_stalled = seen.consumer.bound is None and seen.is_stalled
     return (proposals.logs(given, "notification"),) if seen.losing or is_stalled else ()
 
 
+def _is_unwritable(seen: SubscriberReading) -> bool:
+    """Return whether the cluster certainly cannot write the stream or the consumer's state."""
+    return any(group.writes is False for group in seen.broken)
+
+
 def _rate_cluster(seen: SubscriberReading) -> Status:
-    stopped = (seen.bound is False and not seen.not_there) or seen.paused or seen.full
-    return Status.CRITICAL if seen.unwritable or stopped else Status.UNKNOWN
-
-
-def _rate_warnings(seen: SubscriberReading) -> Status:
-    return Status.WARNING if seen.stalled or seen.loop or seen.thin else Status.OK
-
-
-def _sections_after_loss(seen: SubscriberReading) -> tuple[str, ...]:
-    return ("5.3",) if seen.lost or seen.doubtful or seen.not_registered else ()
+    unbound = seen.consumer.bound is False and seen.stands.state not in PROCESS_NOT_RUNNING
+    stopped = unbound or seen.consumer.paused or seen.consumer.full
+    return Status.CRITICAL if _is_unwritable(seen) or stopped else Status.UNKNOWN
 
 
 def _observe_unbound(seen: SubscriberReading) -> tuple[str, ...]:
@@ -654,14 +591,16 @@ def _observe_flow(seen: SubscriberReading) -> tuple[str, ...]:
         return ("subscriber.behind",)
     if seen.late is None:
         return ()
-    return ("subscriber.bound", *(("subscriber.nothing_lost",) if seen.lost == 0 and not seen.doubtful else ()))
+    none_lost = seen.missing.surely_lost == 0 and not seen.missing.doubtful
+    return ("subscriber.bound", "subscriber.nothing_lost") if none_lost else ("subscriber.bound",)
 
 
 S = Conditions(SubscriberReading)
+BOUND = S.of("consumer.bound")
 CASES = Cases[SubscriberReading](
     Case(
         "subscriber.refused",
-        S.kept_out,
+        S.loop & ~BOUND,
         Status.CRITICAL,
         # If no client is connected at all, the broker refuses everyone, not one client.
         evidence=lambda seen: ("subscriber.locked_out" if seen.locked_out else "subscriber.kept_out",),
@@ -672,24 +611,23 @@ CASES = Cases[SubscriberReading](
         "subscriber.cluster",
         S.broken,
         _rate_cluster,
-        evidence=lambda seen: ("subscriber.no_quorum" if seen.unwritable else "subscriber.quorum_unclear",),
+        evidence=lambda seen: ("subscriber.no_quorum" if _is_unwritable(seen) else "subscriber.quorum_unclear",),
         propose=lambda given, seen: _propose_cluster_checks(given),
         read="2",
         says=lambda seen, facts: say("subscriber.cluster", group=min(seen.broken, key=lambda g: g.writes is None).text),
     ),
     Case(
         "subscriber.unseen",
-        S.unseen,
+        S.one_of("consumer.bound", None),
         Status.UNKNOWN,
         evidence=lambda seen: ("subscriber.stands_still",) if seen.is_stalled else (),
         propose=_propose_own_logs,
-        read=_sections_after_loss,
     ),
     # Only the person who paused it can decide to resume it.
-    Case("subscriber.paused", S.paused, Status.CRITICAL, evidence="subscriber.paused", read=_sections_after_loss),
+    Case("subscriber.paused", S.of("consumer.paused"), Status.CRITICAL, evidence="subscriber.paused"),
     Case(
         "subscriber.switched_off",
-        ~S.bound & S.switched_off,
+        ~BOUND & S.switched_off,
         Status.CRITICAL,
         evidence="subscriber.switched_off",
         propose=_propose_credentials_check,
@@ -697,7 +635,7 @@ CASES = Cases[SubscriberReading](
     ),
     Case(
         "subscriber.not_there",
-        S.not_there,
+        ~BOUND & S.one_of("stands.state", *PROCESS_NOT_RUNNING),
         lambda seen: seen.stands.status,
         # A process that hangs is a subscriber that stands still.
         evidence=lambda seen: (
@@ -710,7 +648,7 @@ CASES = Cases[SubscriberReading](
     ),
     Case(
         "subscriber.deaf",
-        ~S.bound & S.waits,
+        ~BOUND & S.waits,
         Status.CRITICAL,
         evidence=_observe_unbound,
         propose=_propose_restart,
@@ -719,50 +657,43 @@ CASES = Cases[SubscriberReading](
     # If nothing waits for the subscriber, a present delay has its cause at another hop.
     Case(
         "subscriber.deaf_idle",
-        ~S.bound,
+        ~BOUND,
         Status.CRITICAL,
         evidence="subscriber.deaf_idle",
         propose=_propose_restart,
         read="5.1",
     ),
-    Case("subscriber.full", S.full, Status.CRITICAL, evidence="subscriber.full", read=_sections_after_loss),
+    Case("subscriber.full", S.of("consumer.full"), Status.CRITICAL, evidence="subscriber.full"),
     Case(
         "subscriber.holds",
         S.holds,
-        _rate_warnings,
         evidence="subscriber.holds",
         propose=_propose_restart,
-        read=_sections_after_loss,
     ),
     Case(
         "subscriber.passed_by",
-        S.lost & S.only_passed_by,
-        _rate_warnings,
-        _observe_flow,
-        _propose_own_logs,
-        _sections_after_loss,
+        S.of("missing.surely_lost") & ~S.of("missing.ended"),
+        evidence=_observe_flow,
+        propose=_propose_own_logs,
     ),
-    Case("subscriber.expired", S.deleted, _rate_warnings, read=_sections_after_loss),
-    Case("subscriber.lost", S.lost, _rate_warnings, _observe_flow, _propose_own_logs, _sections_after_loss),
+    Case("subscriber.expired", S.deleted),
+    Case("subscriber.lost", S.of("missing.surely_lost"), evidence=_observe_flow, propose=_propose_own_logs),
     Case(
         "subscriber.lost_or_deleted",
-        S.doubtful,
+        S.of("missing.doubtful"),
         lambda seen: seen.missing.status_of_doubt,
         _observe_flow,
         _propose_own_logs,
-        _sections_after_loss,
     ),
     # Nothing stops a second notification of these events.
-    Case("subscriber.not_registered", S.not_registered, Status.CRITICAL, _observe_flow, read=_sections_after_loss),
+    Case("subscriber.not_registered", S.of("missing.notified"), Status.CRITICAL, _observe_flow),
     Case("subscriber.expires", S.expires, Status.WARNING),
-    Case("subscriber.stalled", S.stalled, _rate_warnings, _observe_flow, _propose_own_logs, _sections_after_loss),
-    Case("subscriber.behind", S.behind, _rate_warnings, _observe_flow, _propose_own_logs, _sections_after_loss),
+    Case("subscriber.stalled", S.of("consumer.stalled"), evidence=_observe_flow, propose=_propose_own_logs),
+    Case("subscriber.behind", S.behind, evidence=_observe_flow, propose=_propose_own_logs),
     Case(
         "subscriber.bound",
         evidence=_observe_flow,
-        status=_rate_warnings,
         propose=_propose_own_logs,
-        read=_sections_after_loss,
     ),
 )
 
