@@ -94,9 +94,8 @@ def test_another_threshold_flips_the_steps_that_it_decides(output: Path, edited:
 
 def test_a_weight_of_the_documents_counts_as_well(output: Path, edited: Edited) -> None:
     stopped = "| delivery.stopped | receiver 0.3 | - |"
-    kept = json.loads(next((output / "sample" / "evidence").glob("policy-*.json")).read_bytes())["entitlement"]
-    document = "observations" if "observations" in kept else "failure-modes"
-    found = judged_all(output, edited(document, **{"delivery.stopped": stopped}))
+    edited("failure-modes")  # which names observations of its time
+    found = judged_all(output, edited("observations", **{"delivery.stopped": stopped}).parent)
     assert not flips(found) and len(found["flips"]) == 3  # verdicts: no step's status rests on it
 
 
@@ -201,7 +200,7 @@ def test_a_dossier_is_judged_by_the_thresholds_that_its_target_had(own: Archive)
 
 def test_a_targets_own_thresholds_stay_unless_others_are_given(own: Archive, edited: Edited, tmp_path: Path) -> None:
     output = Path(own.output)
-    for name in ("failure-modes", "runbook", "operations"):
+    for name in ("failure-modes", "observations", "runbook", "operations"):
         edited(name)
     edited("slo", **{"`delivery.silence`": SLOWER["`delivery.silence`"].replace("15000", "20000")})
     assert nothing_differs(judged_all(output, tmp_path)), "its own goes before the document's"

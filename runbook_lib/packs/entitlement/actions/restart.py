@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -35,8 +35,6 @@ from runbook_lib.sources.source import SourceError
 if TYPE_CHECKING:
     from runbook_lib.sources.postgres import Snapshot
 
-Which = Literal["notification", "entitlement"]
-WORKLOADS: tuple[Which, ...] = ("notification", "entitlement")
 #: Seconds between two samples of an action's effect.
 SAMPLE_EVERY_S = 1.0
 #: The queue of each workload's worker.
@@ -63,8 +61,8 @@ class Restart:
     name = "restart"
 
     def __init__(self, rb: Context, *, workload: str = "notification") -> None:
-        if workload not in WORKLOADS:
-            raise UsageError(f"'{workload}' cannot be restarted: {did_you_mean(workload, [*WORKLOADS])}")
+        if workload not in _QUEUES:
+            raise UsageError(f"'{workload}' cannot be restarted: {did_you_mean(workload, [*_QUEUES])}")
         self.which = workload
         self.rb = rb
         self.program = rb.facts.workloads.program(workload)

@@ -144,8 +144,7 @@ def ask(rb: Context, step: str, parts: FrameCollector, side: str, late: bool, at
         with parts.part("program") as answers:
             answers["program"] = _read_program(rb, side)
     elif not seen.observations:
-        with suppress(SourceError):
-            parts.answers["program"] = _read_program(rb, side)
+        parts.answers |= collect_settings(rb, side)
 
 
 def collect_settings(rb: Context, side: str) -> Frames:

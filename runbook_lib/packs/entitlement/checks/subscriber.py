@@ -316,13 +316,13 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         "longest": _deliveries_s(given),
         "deleted": seen.deleted,
     }
-    if "unprocessed" in frames:
-        facts |= {
-            "missed": seen.missing.found,
-            "passed": seen.missing.passed_by,
-            "doubtful": seen.missing.doubtful,
-            "unregistered": len(seen.missing.notified),
-        }
+    counts = {
+        "missed": seen.missing.found,
+        "passed": seen.missing.passed_by,
+        "doubtful": seen.missing.doubtful,
+        "unregistered": len(seen.missing.notified),
+    }
+    facts |= counts if "unprocessed" in frames else dict.fromkeys(counts)
     # Without a database the broker decides alone; a database that does not answer makes the step UNKNOWN.
     counted = events is None or events.reason is not Reason.NOT_CONFIGURED
     values, notes = (
