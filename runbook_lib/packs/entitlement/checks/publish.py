@@ -37,8 +37,8 @@ from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import outage, past, program, quorum
-from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.checks.loop import Loop
+from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox

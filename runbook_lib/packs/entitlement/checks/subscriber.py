@@ -35,9 +35,9 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import program, quorum
-from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.checks.loop import look_again_s
 from runbook_lib.packs.entitlement.checks.program import ProcessState
+from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.missing import MissingEvents
