@@ -761,7 +761,7 @@ def test_from_an_alert_to_recovery_by_the_command(system: System, env: dict[str,
 
         done = command("run", "6", "--target", "shop")
         assert done.returncode == 0, done.stdout
-    told = done.stdout.splitlines()[-1]
+    (told,) = re.findall("^seal:.*", done.stdout, re.MULTILINE)
     assert runbook("dossier", "INC-1", env=env, cwd=tmp_path).returncode == 0
     assert "worker" in (tmp_path / "outputs" / "INC-1" / "index.html").read_text(encoding="utf-8")
     assert runbook("verify", "INC-1", "--checkpoint", told, env=env, cwd=tmp_path).returncode == 0
@@ -776,7 +776,8 @@ def test_asked_in_another_language_the_pack_answers_in_its_own(
     system: System, env: dict[str, str], tmp_path: Path
 ) -> None:
     """Its texts are English alone; those of the engine are in the language that was asked for."""
-    done = runbook("run", "2", "--target", "shop", "--incident", "INC-1", "--lang", "ja", env=env, cwd=tmp_path)
+    words = ("--target", "shop", "--incident", "INC-1", "--lang", "ja", "--why")
+    done = runbook("run", "2", *words, env=env, cwd=tmp_path)
     assert done.returncode == Status.WARNING.value, done.stdout + done.stderr
     for shown in ("2 Reachability", "No worker is registered; nothing waits yet", "判定の根拠"):
         assert shown in done.stdout
