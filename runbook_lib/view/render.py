@@ -341,8 +341,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     lines += [f"{m.score:.2f} {m.id} {mode_title(m.id)}" for m in verdict.failure_modes[:2] if m.score >= BROKEN]
     lines += question_lines(verdict)
     if verdict.next_sections:
-        named = ", ".join(f"{number} {section_title(number)}".strip() for number in verdict.next_sections)
-        lines.append(f"{messages.text(say('ui.next_sections'))}: {named}")
+        lines.append(f"{messages.text(say('ui.next_sections'))}: {named_sections(verdict.next_sections)}")
     if verdict.proposals:
         first = proposal_texts(verdict.proposals[:1])[0]
         lines += [
@@ -489,6 +488,7 @@ def _template_environment() -> jinja2.Environment:
         why=why_lines,
         questions=question_lines,
         section_title=section_title,
+        named_sections=named_sections,
         marks=MARKS,
         action_marks=ACTION_MARKS,
         script=Markup(SCRIPT),  # noqa: S704 - our own file
@@ -594,6 +594,11 @@ def section_title(number: str) -> str:
     """Return a section's title."""
     section = catalog.load().sections.get(number)
     return "" if section is None else section.words()
+
+
+def named_sections(numbers: Iterable[str]) -> str:
+    """Return sections by number and title."""
+    return ", ".join(f"{number} {section_title(number)}".strip() for number in numbers)
 
 
 #: What a table shows of values that are no words.
