@@ -243,12 +243,14 @@ class Setting:
             seconds = duration(text) if self.unit == "s" else None
             return text if seconds is None else seconds
 
-    def spelt(self, value: SettingValue) -> str:
-        """Format the value as the application's variable takes it."""
+    def spelt(self, value: SettingValue | str) -> str:
+        """Format the value as the application's variable takes it; a text that is no value stays as it is."""
+        if isinstance(value, str):
+            return value
         if isinstance(value, bool):
             return str(value).lower()
         if self.unit == "s":
-            return f"{value:.0f}s" if value == int(value) else f"{value * 1000:.0f}ms"  # no fractions there
+            return f"{value:.0f}s" if float(value).is_integer() else f"{value * 1000:.0f}ms"  # no fractions there
         return f"{value:g}"
 
     @property

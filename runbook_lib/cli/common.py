@@ -280,7 +280,9 @@ def act(
         if outcome.result == "dry" and outcome.why.key in ("action.dry_ready", "action.dry_warned"):
             flags = [f for f in ("--approved-by", "--reason") if not words[f[2:].replace("-", "_")]]
             more = [word for f in flags for word in (f, "NAME" if f == "--approved-by" else "TEXT")]
-            click.echo(shlex.join(["runbook", *sys.argv[1:], "--execute", *more]))
+            named = "INCIDENT" if incident == ADHOC else incident  # `latest` may be another one by then
+            given = without_option("--incident", sys.argv[1:])
+            click.echo(shlex.join(["runbook", *given, "--incident", named, "--execute", *more]))
     try:
         overview.write_index(rb.context.archive)
     except OSError as e:
@@ -288,3 +290,9 @@ def act(
             f"runbook: the dossier could not be written to {rb.context.archive.place}: {e.strerror or e}", err=True
         )
     return outcome.status.value
+
+
+def without_option(option: str, words: list[str]) -> list[str]:
+    """Return the words of a command without an option and its value."""
+    before = ["", *words]
+    return [w for w, last in zip(words, before, strict=False) if option not in (w, last, w.partition("=")[0])]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from runbook_lib.cli import common
 from tests.kit import ROOT
 from tests.kit.command import runbook
 
@@ -51,3 +52,9 @@ def test_an_action_is_run_for_an_incident_that_somebody_named(tmp_path: Path) ->
     done = runbook(*words, env=ENV, cwd=tmp_path)
     assert done.returncode == 64 and "--execute needs --incident" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("named", [["--incident", "latest"], ["--incident=latest"], []])
+def test_the_command_that_executes_names_the_incident_itself(named: list[str]) -> None:
+    words = ["act", "canary", *named, "--reason", "latest"]
+    assert common.without_option("--incident", words) == ["act", "canary", "--reason", "latest"]

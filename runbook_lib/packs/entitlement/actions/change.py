@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -80,8 +81,7 @@ class SettingsChange:
     def command(self) -> str:
         """Return the command of the target's runner."""
         if len(self.sides) > 1 or any(self._find_problems()):
-            values = (f"{name}={'default' if v is None else v}" for name, v in self.settings.items())
-            return f"runbook act set {' '.join(values)}"
+            return shlex.join(["runbook", "act", "set", *proposals.setting_words(self.rb, self.settings)])
         return proposals.settings("", self.rb, self.settings).command
 
     def preconditions(self, rb: Context) -> list[Precondition]:
