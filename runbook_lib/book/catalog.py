@@ -313,6 +313,7 @@ class Catalog:
     `firm` has how the names of those observations begin that no evidence against reduces. `forbids` has, by
     observation, the proposals that would make the situation worse. `witnesses` are the parts that report on others.
     `contradicted_by` has, by observation, those that contradict it: if one of them is seen, it is no evidence.
+    `differences` has how the names of the observations begin that show no effect, and by which that there is none.
     """
 
     sections: dict[str, Section]
@@ -325,6 +326,7 @@ class Catalog:
     forbids: dict[str, tuple[str, ...]]
     witnesses: dict[str, Witness]
     contradicted_by: dict[str, tuple[str, ...]]
+    differences: dict[str, tuple[str, ...]]
     failure_modes: dict[str, FailureMode]
     phrases: dict[str, Phrase]
     settings: dict[str, Setting]
@@ -413,6 +415,18 @@ class Catalog:
 
         found = {name: [o for o in others if contradicts(o, name)] for name, others in self.contradicted_by.items()}
         return {name: others[0] for name, others in found.items() if others}
+
+    def find_differences(self, seen: Collection[str]) -> dict[str, str]:
+        """Return the observations that name a place and show no effect, each with the one which shows that none is."""
+        return {
+            name: shown
+            for name in seen
+            if any(s.weight > 0 and s.about in self.places for s in self.observations.get(name, ()))
+            for begins, whiles in self.differences.items()
+            if name.startswith(begins)
+            for shown in whiles
+            if shown in seen
+        }
 
     def phrase_evidence(self, phrase: str, mode: str, weight: float) -> Signal:
         """Return the evidence of a log phrase for a failure mode.
@@ -524,6 +538,7 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
             lambda row: Witness(row["Observed by"], row.given("At most"), row.words("Observations")),
         ),
         contradicted_by=_read_table(failures, "Contradicted", lambda row: row.words("By")),
+        differences=_read_table(failures, "Only differs", lambda row: row.words("While")),
         failure_modes=modes,
         phrases=_read_table(failures, "Log phrase", lambda row: _read_phrase(row, modes)),
         settings=_read_table(operations, "Setting", _read_setting),
@@ -535,6 +550,7 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
         ("While", "While", names, observation),
         ("Contradicted", "Contradicted", names, observation),
         ("Contradicted", "By", names, observation),
+        ("Only differs", "While", names, observation),
         ("Observed by", "Observed by", places, "among the hops"),
         ("Observed by", "Observations", {*names, *catalog.phrases}, observation),
     )

@@ -51,6 +51,8 @@ BROKEN = 0.5
 NEAR = 0.7
 #: From this score on a hop may be what something waits for, and evidence against it as strong takes it out.
 SUSPECT = 0.3
+#: How the observations begin that something differs from what it was while all was well.
+CHANGED = "changed."
 #: Why a source was not read that may be away for everybody.
 OUT_OF_REACH = (Reason.UNREACHABLE, Reason.TIMEOUT)
 #: What the score of a failure mode elsewhere is worth once the place is known.
@@ -117,7 +119,8 @@ def _drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list
     """Return the findings without contradicted evidence, and by its observation the finding that contradicts it.
 
     A finding whose evidence for a cause is all contradicted loses its proposals too. What contradicts an observation is
-    in observations.md, table "Contradicted".
+    in observations.md, table "Contradicted". Unless something is late, so is each difference without an effect, table
+    "Only differs": it names no place, and a finding that shows nothing else is a warning at most.
     """
     findings = list(findings)
     seen: dict[str, Finding] = {}
@@ -127,14 +130,19 @@ def _drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list
             if last.at is not None and f.at is not None and f.at > last.at:
                 seen[s.observation] = f
     contradicted = book.find_contradicted({name: f.at for name, f in seen.items()})
-    dropped = {name: seen[other] for name, other in contradicted.items() if name in seen}
-    return [_drop_evidence(f, dropped) for f in findings], dropped
+    late = any(hop.late for hop in strip(findings, book.hops))
+    harmless = {} if late else book.find_differences(seen)
+    dropped = {name: seen[other] for name, other in (contradicted | harmless).items() if name in seen}
+    return [_drop_evidence(f, dropped, harmless) for f in findings], dropped
 
 
-def _drop_evidence(found: Finding, dropped: Collection[str]) -> Finding:
+def _drop_evidence(found: Finding, dropped: Collection[str], harmless: Collection[str]) -> Finding:
     kept = tuple(s for s in found.signals if s.observation not in dropped)
     accused, accuses = (any(s.weight > 0 for s in signals) for signals in (found.signals, kept))
-    return replace(found, signals=kept, proposals=found.proposals if accuses or not accused else ())
+    if accuses or not accused:
+        return replace(found, signals=kept)
+    calm = found.status is Status.CRITICAL and any(s.observation in harmless for s in found.signals)
+    return replace(found, signals=kept, proposals=(), status=Status.WARNING if calm else found.status)
 
 
 def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd | None:

@@ -25,7 +25,7 @@ from markupsafe import Markup, escape
 
 from runbook_lib.book import catalog, messages, pack
 from runbook_lib.book.parameters import ACTING, parameters_class
-from runbook_lib.diagnosis.verdict import BROKEN
+from runbook_lib.diagnosis.verdict import BROKEN, CHANGED
 from runbook_lib.model.finding import (
     PROPOSAL_PARTS,
     Finding,
@@ -355,7 +355,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
 def question_lines(verdict: Verdict) -> list[str]:
     """Return what was asked to decide a verdict, between what it is undecided, and the next question.
 
-    Before that, the observations that do not count, since others contradict them.
+    Before that, what has changed and speaks for a cause, and the observations that others contradict.
     """
 
     def names(abouts: Iterable[str]) -> str | None:
@@ -376,7 +376,10 @@ def question_lines(verdict: Verdict) -> list[str]:
     if verdict.between:
         lines.append(say("ui.between", modes=" / ".join(f"{id_} {mode_title(id_)}" for id_ in verdict.between)))
     lines += [say("ui.settled_by", step=s, question=_step_title(s)) for s in verdict.settled_by[:1]]
+    because = (reason for mode in verdict.failure_modes for reason in mode.because)
+    changed = {r.steps: r for r in because if r.weight > 0 and r.observation.startswith(CHANGED)}
     return [
+        *(messages.text(say("ui.changed", steps=", ".join(s), headline=r.headline)) for s, r in changed.items()),
         *(_reason_line(reason) for reason in verdict.contradicted),
         *(messages.text(line) for line in lines),
     ]

@@ -486,3 +486,18 @@ def test_whoever_is_told_critical_is_told_where_to_read_on() -> None:
     assert conclude([seen("4.1.2", Signal("FM-NATS-02", 0.9, "a"))]).next_sections == ("4.4",)
     assert conclude([seen("6.2")]).next_sections == ("3",)
     assert conclude([seen("6.2"), seen("3.1")]).next_sections == ("2",)
+
+
+def test_a_difference_without_an_effect_names_no_place_and_is_a_warning() -> None:
+    differs, passes = seen("2.4", *BOOK.observations["scope.schema_differs"]), BOOK.observations["flow.passes"]
+    assert conclude([differs]).stuck_at == DATABASE, "nobody has seen that events pass"
+    well = replace(seen("3.1", *passes), status=Status.OK)
+    calm = conclude([well, differs])
+    assert (calm.stuck_at, calm.undecided, calm.status, calm.failure_modes) == (None, (), Status.WARNING, ())
+    assert [c.observation for c in calm.contradicted] == ["scope.schema_differs"]
+    late = replace(seen("4.1.1"), hops=(Hop("delivery_worker", late=True),))
+    assert conclude([well, differs, late]).stuck_at == DATABASE, "by now something is late"
+    race = seen("4.3.1", *BOOK.observations["leases.race"])
+    assert conclude([well, differs, race]).stuck_at == "delivery_worker", "that rows are sent twice delays none"
+    key = seen("4.2.1", *BOOK.observations["duplicates.key_broken"])
+    assert conclude([well, key]).failure_modes[0].id == "FM-NOTI-01", "it names no place, and what it will do"

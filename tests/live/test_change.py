@@ -217,7 +217,7 @@ def test_what_is_not_a_setting(open_52: Callable[..., Session]) -> None:
     ):
         with pytest.raises(UsageError, match=meant):
             SettingsChange(rb.context, **wrong)
-    asked = {"delivery.enabled": True, "relay.batch_size": "many", "relay.poll_interval": None}
+    asked: Any = {"delivery.enabled": True, "relay.batch_size": "many", "relay.poll_interval": None}
     spelt = "delivery.enabled=true relay.batch_size=many relay.poll_interval=default"
     assert SettingsChange(rb.context, settings=asked).command() == f"runbook act set {spelt}"
 

@@ -57,7 +57,10 @@ class Registered(Row, query="processed/activity"):
 
 
 class Attempts(Row, query="notifications/attempts"):
-    """The number of unfinished rows with so many failed attempts, and how many of them somebody has postponed."""
+    """The number of unfinished rows with so many failed attempts.
+
+    `postponed` wait for a retry time later than any that the worker sets by its documented settings.
+    """
 
     attempt_count: int = 0
     n: int = 0
@@ -65,7 +68,7 @@ class Attempts(Row, query="notifications/attempts"):
 
 
 class Outbox(QueueCounts, query="outbox/backlog"):
-    """The relay's queue, and the relay's last actions; `postponed` rows were never tried and wait for a retry time."""
+    """The relay's queue, and the relay's last actions; `postponed` rows are those of `Attempts`."""
 
     failed: float = 0.0
     max_attempt_count: float = 0.0

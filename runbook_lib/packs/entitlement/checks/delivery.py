@@ -234,5 +234,9 @@ def _read_claims(held: pd.DataFrame | None) -> set[tuple[str, pd.Timestamp | Non
 
 
 def _count_tries(frame: pd.DataFrame | None) -> dict[int, int]:
-    """Return the number of rows by their number of failed tries, without rows that never failed."""
-    return {row.attempt_count: row.n for row in rows.each(frame, Attempts) if row.attempt_count > 0}
+    """Return the number of rows by their number of failed tries, without rows that never failed.
+
+    Rows that are postponed do not count: nothing tells when their tries failed.
+    """
+    counted = {row.attempt_count: row.n - row.postponed for row in rows.each(frame, Attempts)}
+    return {attempts: n for attempts, n in counted.items() if attempts and n}

@@ -76,6 +76,13 @@ def find_end(frames: Frames, given: JudgeInput, *flows: str) -> OutageEnd | None
     return OutageEnd(since, _format_proof(flow, first))
 
 
+def all_in_time(frames: Frames, given: JudgeInput, *flows: str) -> bool:
+    """Return whether each flow is in time at this moment, and no event was late or failed for `outage.quiet` s."""
+    flowing = all(_steps_in_time(frames.get(f"{flow}_steps"), given).get(0, 0) > 0 for flow in flows)
+    late = _measure_late_flows(frames, given, *flows).values()
+    return flowing and all(q.for_s >= given.number("outage.quiet") for q in late)
+
+
 def has_passed(frames: Frames, given: JudgeInput, *flows: str) -> bool:
     """Return whether events were late, but each flow is in time at this moment, and has been for some events.
 

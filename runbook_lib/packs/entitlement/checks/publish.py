@@ -468,8 +468,7 @@ OUTBOX = Cases[Relay](
     ),
     Case("publish.late", S.late),
     Case("publish.failed", S.of("queue.failed")),
-    # Somebody else has set the retry time of events that were never tried.
-    Case("publish.postponed", S.of("queue.postponed"), Status.WARNING),
+    Case("publish.postponed", S.of("queue.postponed"), Status.WARNING, evidence="publish.postponed"),
     Case("publish.over", S.ended, Status.WARNING),
     Case("publish.passed", S.passed, Status.WARNING),
     Case("publish.slow", S.slow),

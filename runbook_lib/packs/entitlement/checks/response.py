@@ -352,6 +352,10 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
             notes.append(say(unpaired_key, unpaired=abs(unpaired), window=given.window_minutes))
     since_detection_s = None if given.detected_at is None else seconds_between(given.detected_at, given.as_of)
     early_s = given.number("alert.early")
+    # No effect is only what was seen to be none: every place was read, and something got through just now.
+    nothing_waits = "affected" in frames and not (doubtful or missed or late.events or lost or silent_s or unpaired)
+    if nothing_waits and outage.all_in_time(frames, given, *outage.FLOWS):
+        signals += given.evidence("flow.passes")
     if since_detection_s is not None and since_detection_s < early_s and not (missed or late.events or lost):
         notes.append(say("response.early", told=since_detection_s, again=early_s - since_detection_s))
         values.append(Value(f"impact.{LOOK_AGAIN}", early_s - since_detection_s, "s"))

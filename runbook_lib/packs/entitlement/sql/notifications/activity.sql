@@ -9,15 +9,17 @@ WITH newest AS (
     ORDER BY created_at DESC
     LIMIT 5000
 ), tried AS (
-    -- A failed try leaves only its next_retry_at: batch start + backoff x 0.5 to 1.5. The latest start that fits.
-    SELECT least(now(), next_retry_at - interval '1 second' * 0.5 * least(60, 2 ^ (attempt_count - 1))) AS at
+    -- A failed try leaves only its next_retry_at: batch start + backoff x 0.5 to 1.5. The latest start that fits;
+    -- a later retry time (5 s for its clock) has another backoff, and tells nothing.
+    SELECT least(now(), next_retry_at - 0.5 * backoff) AS at
     FROM (
-        SELECT next_retry_at, attempt_count FROM notification.notifications
+        SELECT next_retry_at, attempt_count, interval '1 second' * least(60, 2 ^ (attempt_count - 1)) AS backoff
+        FROM notification.notifications
         WHERE status = 'PENDING' AND next_retry_at IS NOT NULL
         ORDER BY next_retry_at DESC
         LIMIT 2000
     ) latest
-    WHERE attempt_count > 0
+    WHERE attempt_count > 0 AND next_retry_at <= now() + 1.5 * backoff + interval '5 s'
 )
 SELECT
     now() AS now,

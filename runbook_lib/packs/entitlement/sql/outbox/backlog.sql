@@ -23,7 +23,7 @@ SELECT
        AND created_at > now() - interval '1 minute')
     + (SELECT count(*) FROM entitlement.outbox_events
        WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED') AND created_at > now() - interval '1 minute') AS arrived_1m,
-    -- The relay sets a retry time only after a failed try.
+    -- The relay sets a retry time only after a failed try, and none later than this (and 5 s for its clock).
     waiting.postponed
 FROM
     (SELECT count(*) AS n, min(created_at) AS oldest
@@ -32,7 +32,10 @@ FROM
     (SELECT count(*) AS n, min(next_retry_at) AS oldest
      FROM entitlement.outbox_events
      WHERE status = 'PENDING' AND next_retry_at <= now()) again,
-    (SELECT count(*) AS n, count(*) FILTER (WHERE attempt_count = 0) AS postponed
+    (SELECT count(*) AS n, count(*) FILTER (
+         WHERE attempt_count = 0
+            OR next_retry_at > now() + interval '1.5 seconds' * least(60, 2 ^ (attempt_count - 1)) + interval '5 s'
+     ) AS postponed
      FROM entitlement.outbox_events
      WHERE status = 'PENDING' AND next_retry_at > now()) waiting,
     (SELECT count(*) FILTER (WHERE lease_until > now()) AS n, max(locked_at) AS last_claim
@@ -45,9 +48,11 @@ FROM
      FROM entitlement.outbox_events
      WHERE status = 'FAILED') failed,
     (SELECT max(attempt_count) AS attempts,
-            count(*) FILTER (WHERE attempt_count > 0) AS tried
+            count(*) FILTER (WHERE attempt_count > 0 AND NOT coalesce(postponed, false)) AS tried
      FROM (
-         SELECT attempt_count FROM entitlement.outbox_events
+         SELECT attempt_count,
+             next_retry_at > now() + interval '1.5 seconds' * least(60, 2 ^ (attempt_count - 1)) + interval '5 s' AS postponed
+         FROM entitlement.outbox_events
          WHERE status IN ('PENDING', 'IN_FLIGHT')
          LIMIT 5000
      ) sample) unpublished;
