@@ -89,7 +89,7 @@ def summary(order: Order, config: Settings, book: Catalog, progress: Steps, tell
 def _detail_lines(run: Run) -> Iterator[tuple[str, str]]:
     section = run.section
     yield "", f"\n{section} {render.section_title(section)}"
-    yield from ((f.status.name, f"  {render.finding_line(f)}") for f in run.findings)
+    yield from ((status.name, f"  {line}") for status, line in render.finding_lines(run.findings))
     if run.html:
         yield "", f"  {run.html}"
 

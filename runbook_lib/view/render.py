@@ -180,7 +180,7 @@ def conclusion(
     """Return a section's verdict with every step, the ranking and the read cost."""
     cost = read_cost(queries)
     shown = {"header": header, "verdict": verdict, "findings": findings, "titles": titles, "cost": cost}
-    lines = [*verdict_lines(verdict), *(finding_line(f) for f in findings)]
+    lines = [*verdict_lines(verdict), *(line for _, line in finding_lines(findings))]
     forms = {
         "text/html": html("conclusion", **shown),
         "text/plain": "\n".join(lines),
@@ -459,10 +459,19 @@ def _format_alive(seen: Text | str | None) -> str | None:
     return messages.text(seen) if isinstance(seen, Text) else seen
 
 
-def finding_line(f: Finding) -> str:
-    """Return one step as one line."""
+def finding_line(f: Finding, *others: Finding) -> str:
+    """Return one step as one line, with the names of the other steps that say the same."""
     reason = f" ({messages.text(say(f'reason.{f.reason}'))})" if f.reason else ""
-    return f"{MARKS[f.status.name]} {f.step:<6} {f.status.name}{reason}: {messages.text(f.headline)}"
+    steps = ", ".join(each.step for each in (f, *others))
+    return f"{MARKS[f.status.name]} {steps:<6} {f.status.name}{reason}: {messages.text(f.headline)}"
+
+
+def finding_lines(findings: Iterable[Finding]) -> list[tuple[Status, str]]:
+    """Return the steps as lines, each with its status; those that are unknown for one reason share one."""
+    alike: dict[str, list[Finding]] = {}
+    for f in findings:
+        alike.setdefault(messages.text(f.headline) if f.status is Status.UNKNOWN else f.step, []).append(f)
+    return [(same[0].status, finding_line(*same)) for same in alike.values()]
 
 
 def html(template: str, **values: Any) -> str:

@@ -185,3 +185,20 @@ def test_the_reason_of_an_unknown_is_told_in_the_readers_language(reason: Reason
     assert f"UNKNOWN ({reason.value}): " in render.finding_line(finding)
     with messages.using("ja"):
         assert not re.search(r"\([a-z_]+\)", render.finding_line(finding))
+
+
+def test_what_is_unknown_for_one_reason_is_said_once() -> None:
+    def away(step: str) -> Finding:
+        return unknown(step, Reason.UNREACHABLE, say("unknown.error", detail="postgres is away"))
+
+    well = Finding("2.3", Status.OK, say("ui.no_action"))
+    found = [
+        away("2.1"),
+        well,
+        away("2.2"),
+        replace(well, step="2.6"),
+        unknown("2.7", Reason.NOT_RUN, say("unknown.not_run")),
+    ]
+    assert [line.split()[1:3] for _, line in render.finding_lines(found)] == [
+        ["2.1,", "2.2"], ["2.3", "OK:"], ["2.6", "OK:"], ["2.7", "UNKNOWN"]
+    ]  # fmt: skip

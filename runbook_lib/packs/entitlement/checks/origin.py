@@ -148,7 +148,8 @@ def judge_origin(frames: Frames, given: JudgeInput) -> Finding:
 def _names_a_mode(verdict: VerdictRow, modes: Sequence[RankedModeRow], given: JudgeInput) -> bool:
     """Return whether a verdict is sure of a failure mode, which leads the next one; `modes` come by their score."""
     scores = [m.score for m in modes if m.name == verdict.name] + [0.0, 0.0]
-    leads = scores[0] >= given.number("origin.score") and scores[0] - scores[1] >= given.number("origin.lead")
+    lead = round(scores[0] - scores[1], 3)  # scores have three places
+    leads = scores[0] >= given.number("origin.score") and lead >= given.number("origin.lead")
     return leads and verdict.confidence in ("medium", "high")
 
 
