@@ -130,7 +130,7 @@ def deciding_finding(found: Iterable[Finding], place: str | None) -> Finding:
     """Return the finding with the most evidence for the place, else the worst one that counts."""
     found = list(found)
     counting = [f for f in found if f.counts] or found
-    return max(counting, key=lambda f: (sum(s.weight for s in f.signals if s.about == place), f.status.rank))
+    return max(counting, key=lambda f: (sum(max(s.weight, 0) for s in f.signals if s.about == place), f.status.rank))
 
 
 def _next_sections(

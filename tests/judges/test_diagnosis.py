@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib.book import catalog
+from runbook_lib.checks.triage import deciding_finding
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import (
     Finding,
@@ -501,3 +502,8 @@ def test_a_difference_without_an_effect_names_no_place_and_is_a_warning() -> Non
     assert conclude([well, differs, race]).stuck_at == "delivery_worker", "that rows are sent twice delays none"
     key = seen("4.2.1", *BOOK.observations["duplicates.key_broken"])
     assert conclude([well, key]).failure_modes[0].id == "FM-NOTI-01", "it names no place, and what it will do"
+
+
+def test_the_step_that_accuses_a_place_says_why_even_if_it_knows_something_for_it() -> None:
+    idle, accuses = finding("4.1.2", status=Status.OK), finding("4.1.1", ("relay", 0.7), ("relay", -0.9))
+    assert deciding_finding([idle, accuses], "relay").step == "4.1.1"

@@ -708,6 +708,17 @@ def test_a_notification_that_somebody_stopped_is_not_cut_off(observation: str) -
     assert "publish.fails_timeout" in {s.observation for s in found.signals}
 
 
+@pytest.mark.parametrize(
+    ("arrived", "place"), [((5, 5), "publish.fails_no_receipt"), ((5, 2), "publish.fails_timeout")]
+)
+def test_what_arrives_although_its_publish_failed_lacks_only_the_receipt(arrived: tuple[int, int], place: str) -> None:
+    frames = outbox([("PENDING", TIMEOUT, 5)], due=40, oldest_due_s=12, tried=5, last_published=ago(13))
+    frames["arrived"] = pd.DataFrame({"n": [arrived[0]], "arrived": [arrived[1]]})
+    found = publish.judge(frames, make_given())
+    assert place in {s.observation for s in found.signals}
+    words(found)
+
+
 @pytest.mark.parametrize(("started", "case"), [(25, "publish.waiting"), (100, "publish.failing")])
 def test_what_an_earlier_process_tried_does_not_accuse_the_present_one(started: float, case: str) -> None:
     frames = outbox([("PENDING", "Connection is Closed", 5)], waiting_retry=5, tried=5, last_published=ago(400))
@@ -1171,9 +1182,28 @@ def test_match_events_hide_no_lost_stream(servers: Servers, db: psycopg.Connecti
 
 def test_postponed_events_are_counted(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     steps.events(db, 3, 10, outbox="PENDING", publish_again=600.0, **steps.UNPROCESSED)
-    steps.events(db, 2, 10, outbox="PENDING", publish_again=60.0, publish_tries=6, **steps.UNPROCESSED)
+    steps.events(db, 2, 10, outbox="PENDING", publish_again=40.0, publish_tries=6, **steps.UNPROCESSED)
+    # No try that has just failed waits for so long by the documented backoff: nothing tells when it was.
+    steps.events(db, 4, 10, outbox="PENDING", publish_again=60.0, publish_tries=1, **steps.UNPROCESSED)
     found = run(servers, "4.1.3")["4.1.3"]
-    expect(found, Status.WARNING, "publish.postponed", values={"outbox.postponed": 3, "outbox.waiting_retry": 5})
+    values = {"outbox.postponed": 7, "outbox.waiting_retry": 9, "outbox.tried_before": 2}
+    expect(found, Status.WARNING, "publish.postponed", values=values)
+
+
+def test_failed_publishes_that_arrived_are_counted(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    failed = {"outbox": "PENDING", "publish_again": 1.0, "publish_tries": 1, "error": TIMEOUT}
+    steps.events(db, 4, 10, **failed)
+    steps.events(db, 1, 10, **failed | steps.UNPROCESSED)
+    found = run(servers, "4.1.3")["4.1.3"]
+    assert found.frames["arrived"].to_dict("records") == [{"n": 5, "arrived": 4}]
+
+
+def test_sends_that_wait_for_longer_than_the_backoff_say_nothing_of_now(
+    servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
+    steps.events(db, 5, 40, status="PENDING", tries=1, again=3000.0)
+    found = run(servers, "4.1.1")["4.1.1"]
+    expect(found, Status.WARNING, "backlog.postponed", values={"backlog.tried_before": 0, "backlog.waiting_retry": 5})
 
 
 def test_refused_logins_are_counted_and_nothing_is_restarted_meanwhile(

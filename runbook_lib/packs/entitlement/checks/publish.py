@@ -66,6 +66,17 @@ class OutboxError(rows.Row, query="outbox/errors"):
     tried_after: pd.Timestamp | None = None
 
 
+class Arrived(rows.Row, query="outbox/arrived"):
+    """How many events with a failed publish were looked for among the processed ones, and how many `arrived`."""
+
+    n: int = 0
+    arrived: int = 0
+
+    def without_receipt(self, given: JudgeInput) -> bool:
+        """Return whether the broker takes what the relay publishes, and the relay does not learn of it."""
+        return self.arrived >= given.number("tries.pattern") and 2 * self.arrived > self.n
+
+
 class RelayBatch(rows.Row, query="outbox/batches"):
     """One batch of the relay, times in seconds; `exact_s` only if commit times are tracked."""
 
@@ -137,12 +148,12 @@ class Relay(Loop):
 def collect(rb: Context) -> Frames:
     """Read the outbox, then query the broker, to distinguish a failure of the relay from one of the broker.
 
-    Only the table of the outbox is read, so that a lock on another table does not matter.
+    Only the table of the outbox is needed, so that a lock on another table does not matter.
 
-    Frames: delay, delay_now (of the last minute), backlog, errors; batches of a relay that publishes late; delays and
-    that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects: text, created: time), replicas
-    (fields of `quorum.Member`) in a cluster; those of `outage.ask` and `program.ask`; backlog_later where the latter
-    have not shown the loop running, or it seems to have stopped.
+    Frames: delay, delay_now (of the last minute), backlog, errors; arrived where publishes fail; batches of a relay
+    that publishes late; delays and that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects:
+    text, created: time), replicas (fields of `quorum.Member`) in a cluster; those of `outage.ask` and `program.ask`;
+    backlog_later where the latter have not shown the loop running, or it seems to have stopped.
     """
     parts = FrameCollector()
     frames = parts.answers
@@ -150,6 +161,8 @@ def collect(rb: Context) -> Frames:
         minutes = ask_since(rb, db, parts, Delay.QUERY, delay="window", delay_now="minute")
         if not rb.past:
             frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
+            if len(frames["errors"]):
+                parts.ask(db, {"arrived": Arrived.QUERY})
         if not rb.brief or rb.past:
             frames["delays"] = minutes
             frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
@@ -295,6 +308,9 @@ def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | Non
     # next try.
     if present and kind not in ONE_BY_ONE:
         kind = present_kind
+    arrived = rows.first(frames.get("arrived"), Arrived)
+    if kind in ("timeout", "unseen") and arrived is not None and arrived.without_receipt(given):
+        kind = "no_receipt"
     failing = live > 0 and queue.tried > 0 and (kind in ONE_BY_ONE or (present > 0 and not publishes))
     late = limit.reached(queue.oldest_s)
     broker = failures(frames).get("broker")
@@ -436,7 +452,7 @@ def _propose_by_kind(given: JudgeInput, seen: Relay) -> tuple[Proposal, ...]:
             return remedies.make_stream(given)
         case "closed" | "no_subject":
             return _propose_restart(given, seen)
-        case "full" | "too_large" | "refused":
+        case "full" | "too_large" | "refused" | "no_receipt":
             return (proposals.logs(given, "nats"),)
     if seen.locked_out or seen.kind == "timeout":
         return (remedies.check_nats_credentials(given),)
@@ -553,6 +569,6 @@ CHECKS: tuple[Check, ...] = (
         judge,
         (chart_history, chart_delay),
         # The broker is asked for the cause of what the outbox shows.
-        optional=("broker", "delays", "batches", "published_steps", "program"),
+        optional=("broker", "delays", "batches", "published_steps", "program", "arrived"),
     ),
 )

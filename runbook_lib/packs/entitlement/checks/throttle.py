@@ -17,7 +17,7 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, OutcomeRow, preconditions_hold
 from runbook_lib.diagnosis import history
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Status, Text, Value, judged, say, worst
+from runbook_lib.model.finding import Finding, Frames, Hop, Proposal, Reason, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.actions.restart import check_durable
@@ -319,7 +319,7 @@ def judge(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> Finding:
     done = result == "done"
     failed = result == "failed" or (done and not seen.outcome.verified)
     refused = result == "refused" or (result == "dry" and bool(seen.asked) and not preconditions_hold(frames))
-    unread = failures(frames).get("workload")
+    unread, uncounted = failures(frames).get("workload"), seen.flow.came is None and not (done or failed)
     unfit = not seen.durable.ok or several or (not seen.known and not unread)
     return judged(
         _choose_headline(seen, failed=failed, refused=refused, side=side),
@@ -327,9 +327,9 @@ def judge(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> Finding:
         at_least=worst([
             Status.CRITICAL if failed else Status.OK,
             Status.WARNING if refused or held or seen.changed or unfit else Status.OK,
-            Status.UNKNOWN if unread else Status.OK,
+            Status.UNKNOWN if unread or uncounted else Status.OK,
         ]),
-        reason=unread.reason if unread else None,
+        reason=unread.reason if unread else Reason.NO_DATA if uncounted else None,
         notes=tuple(_build_notes(frames, given, seen, side)),
         signals=given.evidence(side.held) if held and seen.flow.due else (),
         hops=(
