@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests and runs start hundreds of processes: none compiles the library anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test quick-tests test-all lint bench docs drills record mutants sample lock image clean
+.PHONY: venv demo test quick-tests test-all lint bench docs drills record mutants sample lock image operator clean
 
 # Stop with one line if a required command fails: the command, and the message.
 need = $(if $(shell $(1) >/dev/null 2>&1 && echo there),,$(error $(2)))
@@ -27,6 +27,10 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 image:
 	docker build -f docs/deploy/Containerfile -t runbook-notebooks:$(VERSION) .
 	docker build -f docs/deploy/Containerfile.lab --build-arg IMAGE=runbook-notebooks:$(VERSION) -t runbook-notebooks-lab:$(VERSION) .
+
+# The Prometheus Operator's objects of docs/deploy/operator, from prometheus/rules.yaml and alertmanager.yaml.
+operator: venv
+	$(RUN)/python -m tests.tools.operator_objects
 
 demo: venv
 	$(RUN)/runbook sandbox demo

@@ -21,6 +21,7 @@ from runbook_lib.packs.entitlement import ROOT, checks
 from runbook_lib.sources.settings import Route
 from tests.kit.links import anchors
 from tests.kit.programs import DEPLOY, tool
+from tests.tools import operator_objects
 
 RULES = DEPLOY / "prometheus" / "rules.yaml"
 RULES_TEST = DEPLOY / "prometheus" / "rules_test.yaml"
@@ -62,6 +63,15 @@ def test_promtool_runs_their_tests() -> None:
 def test_amtool_accepts_the_example() -> None:
     amtool = tool("amtool", "RUNBOOK_REQUIRE_ALERTMANAGER", "prometheus-alertmanager")
     run(amtool, "check-config", str(DEPLOY / "alertmanager.yaml"))
+
+
+def test_the_operators_objects_are_those_of_the_plain_files() -> None:
+    for path, text in operator_objects.WRITTEN.items():
+        assert path.read_text(encoding="utf-8") == text(), "run `make operator`"
+    config, rule = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(operator_objects.WRITTEN))
+    labels = [r["labels"] for g in rule["spec"]["groups"] for r in g["rules"] if "alert" in r]
+    # What the receiver gets is what the operator's own matcher lets through.
+    assert all(own.get("namespace") == config["metadata"]["namespace"] for own in labels if "runbook_target" in own)
 
 
 def fired(test: dict[str, Any]) -> list[set[str]]:
