@@ -29,7 +29,7 @@ def _resources(version: str, *resources: dict[str, Any]) -> dict[str, Any]:
 _APPS = {"groupVersion": "apps/v1", "version": "v1"}
 #: What a deployment says of its pods.
 _COUNTS = ("replicas", "updatedReplicas", "readyReplicas", "availableReplicas")
-_DISCOVERY = {
+_DISCOVERY: dict[str, Any] = {
     "/version": {"major": "1", "minor": "32", "gitVersion": "v1.32.0"},
     "/api": {"kind": "APIVersions", "versions": ["v1"]},
     "/apis": {
@@ -44,6 +44,22 @@ _DISCOVERY = {
         _resource("deployments/scale", "Scale", ["get", "patch", "update"], group="autoscaling", version="v1"),
     ),
 }
+
+
+def discovery(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the discovery documents of an API that has the kinds of these objects and no others."""
+    documents: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
+    for version, kind in sorted({(o["apiVersion"], o["kind"]) for o in objects}):
+        group, _, name = version.rpartition("/")
+        plural = re.sub("y$", "ie", kind.lower()) + "s"
+        known = documents.setdefault(f"/apis/{version}" if group else f"/api/{version}", _resources(version))
+        known["resources"].append(_resource(plural, kind, ["create", "get"], namespaced=kind != "Namespace"))
+        served = {"groupVersion": version, "version": name}
+        if group:
+            groups.setdefault(group, {"name": group, "versions": [], "preferredVersion": served})
+            groups[group]["versions"] = [v for v in groups[group]["versions"] if v != served] + [served]
+    return _DISCOVERY | documents | {"/apis": _DISCOVERY["/apis"] | {"groups": list(groups.values())}}
 
 
 @dataclass(frozen=True)
@@ -66,6 +82,7 @@ class Cluster:
     logs: dict[str, list[str]] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     refuse: int = 0
+    discovery: dict[str, Any] = field(default_factory=lambda: _DISCOVERY)
 
     def __enter__(self) -> Cluster:
         self._open = ExitStack()
@@ -133,7 +150,7 @@ class Cluster:
         url = urlsplit(request.path)
         query = dict(parse_qsl(url.query))
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        if (found := _DISCOVERY.get(url.path)) is None:
+        if (found := self.discovery.get(url.path)) is None:
             content_type = request.headers.get("Content-Type") or ""
             self.asked.append(Asked(request.command, url.path, query, content_type, json.loads(body) if body else None))
             if self.refuse:

@@ -24,13 +24,17 @@ from runbook_lib.receiver import routes, server
 from runbook_lib.sources import settings
 from runbook_lib.sources.source import ReadCost
 from runbook_lib.sources.workloads import KubectlRunner
-from tests.kit.cluster import NAMESPACE, Asked, Cluster
+from tests.kit.cluster import NAMESPACE, Asked, Cluster, discovery
 from tests.kit.programs import DEPLOY, tool
 
 README = (DEPLOY / "README.md").read_text(encoding="utf-8")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text(encoding="utf-8"))
-FILES = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+NAMES = (DEPLOY / "names.yaml").read_text(encoding="utf-8")
+#: The overlay of a company that the documents show.
+COMPANY = ROOT / "examples" / "deploy"
+BY_HAND = [DEPLOY / "kubernetes" / "responder.yaml", DEPLOY / "system-ingress" / "system-ingress.yaml"]
+FILES = sorted({*(DEPLOY / "kubernetes").glob("*.yaml"), *BY_HAND})
 KUBERNETES = "1.32"  # a release that is in use; the newest schemas would allow more than clusters know
 
 Manifest = dict[str, Any]
@@ -69,27 +73,81 @@ def test_a_manifest_fits_its_schema(manifest: Manifest) -> None:
     kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
 
 
-def test_kustomize_joins_what_is_meant_to_be_applied() -> None:
+def built(folder: Path) -> str:
+    """What kustomize makes of a folder."""
     kubectl = tool("kubectl", "RUNBOOK_REQUIRE_KUBECTL", "kubernetes-client")
-    done = subprocess.run([kubectl, "kustomize", str(DEPLOY)], capture_output=True, text=True, check=False)
+    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    joined = list(yaml.safe_load_all(done.stdout))
-    for manifest in joined:
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
-    config, fixed = [m for m in joined if m["kind"] == "ConfigMap"]
-    assert config["data"]["runbook.toml"] == (DEPLOY / "runbook.toml").read_text(encoding="utf-8")
-    assert (fixed["metadata"]["name"], fixed["data"]) == ("runbook-responder", config["data"])
+    return done.stdout
+
+
+def test_kustomize_joins_what_is_meant_to_be_applied() -> None:
+    joined = list(yaml.safe_load_all(built(DEPLOY)))
+    applied = {(m["kind"], m["metadata"]["name"]) for m in joined if m["kind"] != "ConfigMap"}
+    assert applied == {
+        (m["kind"], m["metadata"]["name"])
+        for f in set(FILES) - set(BY_HAND)
+        for m in yaml.safe_load_all(f.read_text(encoding="utf-8"))
+    }
+    configs = {re.sub("-[0-9a-z]{10}$", "", m["metadata"]["name"]): m for m in joined if m["kind"] == "ConfigMap"}
+    assert configs["runbook"]["data"]["runbook.toml"] == (DEPLOY / "runbook.toml").read_text(encoding="utf-8")
+    for kind in ("", "-environment"):  # the responder's have a name that stays
+        fixed = configs[f"runbook-responder{kind}"]
+        assert fixed["metadata"]["name"] == f"runbook-responder{kind}"
+        assert fixed["data"] == configs[f"runbook{kind}"]["data"]
     (receiver,) = [m for m in joined if m["kind"] == "Deployment"]
     spec = receiver["spec"]["template"]["spec"]
-    assert config["metadata"]["name"] in [v.get("configMap", {}).get("name") for v in spec["volumes"]]
-    assert spec["containers"][0]["image"] == f"runbook-notebooks:{VERSION}"
+    assert configs["runbook"]["metadata"]["name"] in [v.get("configMap", {}).get("name") for v in spec["volumes"]]
+    (container,) = spec["containers"]
+    assert container["envFrom"] == [{"configMapRef": {"name": configs["runbook-environment"]["metadata"]["name"]}}]
+    assert container["image"] == f"runbook-notebooks:{VERSION}"
+    assert all(f"({f.relative_to(DEPLOY)})" in README for f in FILES)
 
 
-def test_every_file_is_applied_or_by_hand() -> None:
-    applied = {Path(r).name for r in KUSTOMIZATION["resources"]}
-    by_hand = {f.name for f in FILES if "Not part of the kustomization" in f.read_text(encoding="utf-8")}
-    assert applied | by_hand == {f.name for f in FILES} and not applied & by_hand
-    assert all(f"(kubernetes/{f.name})" in README for f in FILES)
+@pytest.mark.parametrize("folder", [DEPLOY, COMPANY], ids=["base", "company"])
+def test_what_is_applied_fits_the_schemas_and_kubectl_takes_it(folder: Path, tmp_path: Path) -> None:
+    objects = list(yaml.safe_load_all(built(folder)))
+    for manifest in objects:
+        if "monitoring.coreos.com" not in manifest["apiVersion"]:
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    with Cluster(discovery=discovery(objects)) as cluster:
+        cluster.write_config(tmp_path / "config")
+        # The schemas are checked above: this API has none.
+        command = ["kubectl", f"--kubeconfig={tmp_path / 'config'}", f"--cache-dir={tmp_path}", "apply"]
+        command += ["--dry-run=client", "--validate=false", "-k", str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(" created (dry run)\n") == len(objects)
+
+
+def leaves(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value that is no table and no list, with the key that it has or that its list has."""
+    match tree:
+        case dict():
+            for name, value in tree.items():
+                yield from leaves(value, name)
+        case list():
+            for value in tree:
+                yield from leaves(value, key)
+        case _:
+            yield key, tree
+
+
+def test_an_overlay_changes_each_name_everywhere() -> None:
+    (patch,) = yaml.safe_load((COMPANY / "kustomization.yaml").read_text(encoding="utf-8"))["patches"]
+    base, company = (set(leaves(n["spec"])) for n in map(yaml.safe_load, (NAMES, patch["patch"])))
+    (shown,) = map(yaml.safe_load, re.findall(r"```yaml\n(resources:.*?)```", README, re.DOTALL))
+    assert set(leaves(yaml.safe_load(shown["patches"][0]["patch"])["spec"])) <= company
+    text = built(COMPANY)
+    found = set(leaves([*yaml.safe_load_all(text)]))
+    assert all(value in text for _, value in company if value)
+    labels = {(key, value) for key, value in base if key == "app"}
+    assert len(labels) == 5 and not labels & found
+    namespaces = {value for key, value in found if key in ("namespace", "kubernetes.io/metadata.name")}
+    assert namespaces == {value for key, value in company if key == "namespace"} | {"kube-system"}
+    assert ("name", "oncall") in found  # the Namespace itself
+    left = {"miniserversystem", ".runbook.svc", *(value for key, value in base if key == "documents" or "_URL" in key)}
+    assert not [name for name in left - {""} if name in text]
 
 
 def test_versions_are_those_of_the_project() -> None:
@@ -127,9 +185,9 @@ def test_what_a_pod_mounts_exists_or_is_made_by_the_documents(name: str) -> None
     spec = PODS[name]["spec"]
     made = set(re.findall(r"-n runbook create secret generic (\S+)", README))
     assert secrets_of(spec) <= made
-    assert {v["configMap"]["name"] for v in spec["volumes"] if "configMap" in v} <= {
-        g["name"] for g in KUSTOMIZATION["configMapGenerator"]
-    }
+    configs = {v["configMap"]["name"] for v in spec["volumes"] if "configMap" in v}
+    configs |= {source["configMapRef"]["name"] for c in spec["containers"] for source in c["envFrom"]}
+    assert len(configs) == 2 and configs <= {g["name"] for g in KUSTOMIZATION["configMapGenerator"]}
     claims = [v["persistentVolumeClaim"]["claimName"] for v in spec["volumes"] if "persistentVolumeClaim" in v]
     assert all(one("PersistentVolumeClaim", c) for c in claims)
     assert one("ServiceAccount", spec["serviceAccountName"])
@@ -172,11 +230,19 @@ def test_the_configuration_loads_and_each_route_can_be_run(tmp_path: Path, monke
     for name in [n for n in os.environ if n.startswith("RUNBOOK_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("RUNBOOK_CONFIG", str(tmp_path / "runbook.toml"))
+    for name, value in yaml.safe_load(NAMES)["spec"]["environment"].items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RUNBOOK_TARGETS__DEFAULT__WORKLOADS__NAMESPACE", "shop")
+    creds = re.search(r"`(RUNBOOK_\w+NATS_CREDS_FILE): (\S+)`", README)
+    assert creds
+    monkeypatch.setenv(creds[1], creds[2])
     config = settings.load()
     routes.check(config, catalog.load())
     assert config.receiver.notify_urls() == ["json://127.0.0.1:1/"]
-    assert config.target("default").facts.workloads.namespace == NAMESPACE
-    assert config.target("default").action_database_url is None
+    found = config.target("default")
+    assert (found.facts.workloads.namespace, found.action_database_url) == ("shop", None)
+    assert found.nats.creds_file == Path(creds[2])
+    assert found.address("nats_monitor_url") == f"http://nats-monitor.{NAMESPACE}.svc:8222"
 
 
 def test_who_acts_in_the_responders_pod_keeps_the_rules_of_the_target(
@@ -239,7 +305,9 @@ def test_policies_are_of_the_pods_that_they_are_meant_for() -> None:
     assert selected("closed") == selected("runbook-out") == set(PODS)
     assert selected("receiver-in") == {"Deployment/runbook-receiver"}
     (rule,) = one("NetworkPolicy", "receiver-in")["spec"]["ingress"]
-    assert [p["port"] for p in rule["ports"]] == [9095] and len(rule["from"]) == 1
+    assert [p["port"] for p in rule["ports"]] == [9095]
+    senders = [sender["podSelector"]["matchLabels"]["app"] for sender in rule["from"]]
+    assert senders == ["prometheus", "alertmanager"]  # the order that names/replacements.yaml relies on
     out = one("NetworkPolicy", "runbook-out")["spec"]["egress"]
     ports = {
         p["port"]: to["podSelector"]["matchLabels"]["app"]
