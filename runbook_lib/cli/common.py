@@ -82,7 +82,7 @@ PAIRS = click.option(
     type=words,
     multiple=True,
     metavar="NAME=VALUE",
-    help="a parameter of the notebook; docs/runbook.md has those of each section",
+    help="a parameter of the section; `runbook sections --parameters` lists them",
 )
 DEADLINE = click.option(
     "--deadline", "deadline_s", type=_DEADLINE, default=lambda: settings.load().deadline_s,

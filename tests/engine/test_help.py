@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 import pytest
 from click.testing import CliRunner
 
+from runbook_lib.book import catalog, parameters
 from runbook_lib.cli.common import Duration
 from runbook_lib.cli.main import cli
 
@@ -21,6 +24,18 @@ def test_no_line_of_a_list_of_commands_is_cut_off(group: list[str]) -> None:
 @pytest.mark.parametrize("command", [["run"], ["triage"], ["act"]], ids=" ".join)
 def test_exit_codes_stand_in_the_help(command: list[str]) -> None:
     assert "Exit code" in CliRunner().invoke(cli, [*command, "--help"]).output
+
+
+@pytest.mark.parametrize("command", ["run", "triage"])
+def test_the_help_leads_to_the_parameters_of_each_section(command: str) -> None:
+    shown = " ".join(CliRunner().invoke(cli, [command, "--help"]).output.split())
+    assert "`runbook sections --parameters`" in shown
+    listed = CliRunner().invoke(cli, ["sections", "--parameters"]).output
+    every, *own = re.split(r"(?m)^(?=\d)", listed)
+    for section, block in zip(catalog.load().runnable().values(), own, strict=True):
+        assert section.notebook and block.startswith(f"{section.number} ")
+        names = [line.split()[0] for line in (every + block).splitlines() if line.startswith(" ")]
+        assert sorted(names) == sorted(parameters.declared_names(section.notebook))
 
 
 @pytest.mark.parametrize("command", [["run"], ["triage"], ["act", "restart"], ["account"]], ids=" ".join)
