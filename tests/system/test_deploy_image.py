@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from docker.errors import BuildError  # type: ignore[import-untyped]
 from testcontainers.core.docker_client import DockerClient
 
@@ -237,7 +238,7 @@ def test_the_receiver_as_the_manifest_runs_it(docker: Any, images: tuple[str, st
         "RUNBOOK_CONFIG": "/etc/runbook/runbook.toml",
         "RUNBOOK_RECEIVER_TOKEN_FILE": "/run/secrets/receiver/token",
         "RUNBOOK_UNATTENDED": "1",
-    }
+    } | yaml.safe_load((ROOT / "docs" / "deploy" / "names.yaml").read_text(encoding="utf-8"))["spec"]["environment"]
     command = ["serve", "--host", "0.0.0.0", "--port", "9095", "--output", "/data/outputs"]
     command += ["--journal", "/data/receiver.db"]
     for path in (tmp_path, *tmp_path.rglob("*")):
