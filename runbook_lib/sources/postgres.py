@@ -95,7 +95,7 @@ class Postgres:
 
     Connecting is the most expensive part of a small query: the server forks a process, which loads the catalog anew. A
     connection that is idle for `_IDLE_S` is closed. `command` prints the password, or the whole URL. `replica` is used
-    for queries about the window while it keeps up.
+    for queries about the window while it keeps up. `console`: `pools` may read that of PgBouncer.
     """
 
     def __init__(
@@ -107,8 +107,9 @@ class Postgres:
         *,
         command: list[str] | None = None,
         replica: Postgres | None = None,
+        console: bool = False,
     ) -> None:
-        self.budget, self.read_cost, self.replica = budget, read_cost, replica
+        self.budget, self.read_cost, self.replica, self._console = budget, read_cost, replica, console
         self._url = libpq_url(url, "database_url") if url else ""
         self._command, self._printed = command, ("", 0.0)
         self._down: tuple[float, SourceError] | None = None
@@ -139,7 +140,9 @@ class Postgres:
         target, limits = opening.target, (opening.run, opening.budget, opening.read_cost)
         url, command = target.url("database_url"), target.database_url_command
         replica = cls(beside, *limits) if (beside := target.url("replica_url")) else None
-        return cls(url or "", *limits, command=command, replica=replica) if url or command else None
+        if not url and not command:
+            return None
+        return cls(url or "", *limits, command=command, replica=replica, console=target.pgbouncer_console)
 
     def clock(self, facts: TargetFacts) -> dict[str, ClockOffset]:
         """Measure the database's clock, and how far behind it what it shows is."""
@@ -171,8 +174,10 @@ class Postgres:
         """Return the pools of this database from PgBouncer's console, the longest wait first.
 
         Frame: pooler, role, mode (text); clients, waiting, servers_active, servers_idle (number); longest_wait_s (s).
-        Raises SourceError, denied where this role may not ask it.
+        Raises SourceError: not configured unless the target allows it, denied where this role may not ask it.
         """
+        if not self._console:
+            raise SourceError("postgres", Reason.NOT_CONFIGURED, "pgbouncer_console is not set")
         text = "SHOW POOLS"
         with self.read_cost.query("postgres", "pools", text, optional=True) as asked, ExitStack() as ends:
             console = self._open_connection(dbname="pgbouncer")

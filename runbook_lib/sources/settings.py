@@ -284,6 +284,8 @@ class Target(_SourceAddresses, _Strict):
 
     #: An argument vector that prints the URL, or the password alone for the URL that stands beside it.
     database_url_command: list[str] | None = Field(None, min_length=1)
+    #: Whether to read PgBouncer's console: PgBouncer 1.18 exits where `auth_query` provides the role's password.
+    pgbouncer_console: bool = False
     nats: NatsAccess = NatsAccess()
     action_nats: NatsAccess = NatsAccess()
     #: A token that may only write annotations; links to a dashboard and to an event's trace, with `LINK_FIELDS`.
@@ -673,7 +675,7 @@ def _target_from_table(name: str, written: dict[str, Any]) -> Target:
 def _build_target(where: str, values: dict[str, Any]) -> Target:
     """Build a target from its settings; those that are not addresses or rules of the engine are the pack's facts."""
     addresses = {f"{url}{how}" for url in (*_address_names(), *_SECRETS) for how in ("", "_env", "_file")}
-    addresses |= {*_NATS_KEYS, *_LINK_KEYS, *_ACTION_RULES, "database_url_command", "thresholds"}
+    addresses |= {*_NATS_KEYS, *_LINK_KEYS, *_ACTION_RULES, "database_url_command", "pgbouncer_console", "thresholds"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         if facts.workloads.runner == "supervisorctl":

@@ -51,8 +51,9 @@ def servers(embedded: Servers) -> Servers:
     return embedded
 
 
-def reader(url: str, *, command: list[str] | None = None, replica: Postgres | None = None, **budget: Any) -> Postgres:
-    return Postgres(url, "runbook test", Budget(**budget), ReadCost(Masker()), command=command, replica=replica)
+def reader(url: str, **how: Any) -> Postgres:
+    budget = {k: how.pop(k) for k in [*how] if k in Budget.model_fields}
+    return Postgres(url, "runbook test", Budget(**budget), ReadCost(Masker()), **how)
 
 
 def notes(finding: Finding) -> str:
@@ -126,7 +127,7 @@ def test_a_pooler_stands_between_and_nothing_else_changes(
     with pgbouncer(embedded, tmp_path, mode=mode) as through:
         url = through(embedded.database_url)
         psycopg.connect(through(embedded.app_url), autocommit=True).close()  # so that the services have a pool
-        found = {s: run(embedded, *steps, database_url=url) for s, steps in SECTIONS.items()}
+        found = {s: run(embedded, *steps, database_url=url, pgbouncer_console=True) for s, steps in SECTIONS.items()}
         direct = {s: run(embedded, *steps) for s, steps in SECTIONS.items()}
     assert {s: statuses(f) for s, f in found.items()} == {s: statuses(f) for s, f in direct.items()}
     said = notes(found["2"]["2.5"])
@@ -200,10 +201,10 @@ def held(url: str, *, waiting: int) -> Iterator[None]:
 def test_who_waits_in_the_queue_is_a_finding(embedded: Servers, db: psycopg.Connection, tmp_path: Path) -> None:
     with pgbouncer(embedded, tmp_path, size=1) as through:
         url = through(embedded.database_url)
-        source = reader(url)
+        source = reader(url, console=True)
         with held(through(embedded.app_url), waiting=2):
             until(lambda: source.pools()["longest_wait_s"].max() >= 1.5)
-            found = run(embedded, "4.1.4", database_url=url)["4.1.4"]
+            found = run(embedded, "4.1.4", database_url=url, pgbouncer_console=True)["4.1.4"]
             assert found.status in (Status.WARNING, Status.CRITICAL)
             assert "2 clients of miniserversystem wait in the queue of PgBouncer" in words(found)
             assert weight(found, "FM-DB-01") > 0 and weight(found, "database") > 0
@@ -215,21 +216,24 @@ def test_who_waits_in_the_queue_is_a_finding(embedded: Servers, db: psycopg.Conn
                 with pytest.raises(SourceError) as queued, reader(url, statement_timeout_ms=200).snapshot():
                     pass
                 assert (queued.value.reason, queued.value.code) == (Reason.TIMEOUT, "queued")
-                found = run(embedded, "4.1.4", database_url=url)["4.1.4"]
+                found = run(embedded, "4.1.4", database_url=url, pgbouncer_console=True)["4.1.4"]
                 expect(found, Status.CRITICAL, says="2 clients of miniserversystem wait")
         # What the runbook alone waits for says nothing of the system.
         with held(url, waiting=0):
-            found = run(embedded, "4.1.4", database_url=url)["4.1.4"]
+            found = run(embedded, "4.1.4", database_url=url, pgbouncer_console=True)["4.1.4"]
             expect(found, Status.UNKNOWN, reason=Reason.TIMEOUT, observations=set())
 
 
+@pytest.mark.parametrize("console", [True, False])
 def test_a_console_that_is_closed_to_the_runbook_is_said_and_costs_nothing_else(
-    embedded: Servers, db: psycopg.Connection, tmp_path: Path
+    embedded: Servers, db: psycopg.Connection, tmp_path: Path, console: bool
 ) -> None:
     with pgbouncer(embedded, tmp_path, may_ask="postgres") as through:
-        found = run(embedded, "4.1.4", database_url=through(embedded.database_url))["4.1.4"]
+        url = through(embedded.database_url)
+        found = run(embedded, "4.1.4", database_url=url, pgbouncer_console=console)["4.1.4"]
     assert found.status is Status.OK
-    assert "its console does not answer this role" in notes(found)
+    assert "its queue is not visible" in notes(found)
+    assert console is ("SHOW POOLS" in {q.text for q in found.queries})
     assert found.unseen == () and all(q.refused for q in found.queries if q.error)
     assert conclude([found], catalog.load()).confidence == "high"
 
