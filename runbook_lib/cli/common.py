@@ -107,12 +107,12 @@ def incident_option(what: str) -> Callable[[F], F]:
 
 
 def resolve_incident(incident: str, output: str) -> str:
-    """Return the incident's name; for `latest` that of the newest one. Raises UsageError if there is none."""
+    """Return the incident's name; for `latest` that of the newest named one. Raises UsageError if there is none."""
     from runbook_lib.store.archive import Archive
 
     if incident != LATEST:
         return incident
-    found = [name for name in Archive(output, "").newest(9) if Archive(output, name).manifest()]
+    found = [name for name in Archive(output, "").newest(9) if name != ADHOC and Archive(output, name).manifest()]
     if not found:
         raise UsageError(f"there is no incident under {output} yet: name a new one")
     return found[-1]

@@ -284,8 +284,6 @@ class Archive:
         `self` is the output: an archive without an incident's name.
         """
         written = dict.fromkeys(self.names(), "")
-        if len(written) <= count:
-            return [*written]
         with self._store_errors(""):
             if folder := self.local:
                 times = {n: m.stat().st_mtime for n in written if (m := folder / n / MANIFEST).exists()}

@@ -18,8 +18,8 @@ ENV = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "RUNBOOK_LANG": "en"}
 
 @pytest.fixture
 def two(tmp_path: Path) -> Path:
-    """An output with two incidents, of which `b` is the newer, and a folder that is none."""
-    for name, at in (("b", 2e9), ("a", 1e9)):
+    """An output with two incidents, of which `a` is the newer, newer runs without one, and a folder that is none."""
+    for name, at in (("b", 1e9), ("a", 2e9), ("adhoc", 3e9)):
         shutil.copytree(ROOT / "outputs" / "sample", tmp_path / name)
         os.utime(tmp_path / name / "manifest.jsonl", (at, at))
     (tmp_path / "zzz").mkdir()
@@ -29,14 +29,14 @@ def two(tmp_path: Path) -> Path:
 def test_incidents_are_listed_with_their_last_verdict(two: Path) -> None:
     done = runbook("incidents", "--output", str(two), env=ENV)
     assert done.returncode == 0, done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["a", "b"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["a", "adhoc", "b"]
     assert all("CRITICAL  delivery_worker" in line for line in done.stdout.splitlines())
-    listed = json.loads(runbook("incidents", "--output", str(two), "--json", "--limit", "1", env=ENV).stdout)
-    assert [i["incident"] for i in listed] == ["b"] and listed[0]["last"]
+    listed = json.loads(runbook("incidents", "--output", str(two), "--json", "--limit", "2", env=ENV).stdout)
+    assert [i["incident"] for i in listed] == ["a", "adhoc"] and listed[0]["last"]
 
 
 def test_latest_is_the_incident_with_the_newest_run(two: Path) -> None:
-    assert runbook("dossier", "latest", "--output", str(two), env=ENV).stdout == f"{two}/b/index.html\n"
+    assert runbook("dossier", "latest", "--output", str(two), env=ENV).stdout == f"{two}/a/index.html\n"
     none = runbook("dossier", "latest", "--output", str(two / "zzz"), env=ENV)
     assert (none.returncode, none.stdout) == (64, "") and "there is no incident" in none.stderr
 
