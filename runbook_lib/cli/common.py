@@ -234,6 +234,15 @@ def action_options(f: Any) -> Any:
     return f
 
 
+def missing_options(approved: str | None, reason: str | None) -> list[str]:
+    """Return the options that the execution of a dry run still needs; `approved`: a name or an approval.
+
+    >>> missing_options("approval:...", None)
+    ['--reason', 'TEXT']
+    """
+    return [*([] if approved else ["--approved-by", "NAME"]), *([] if reason else ["--reason", "TEXT"])]
+
+
 def act(
     section: str,
     name: str,
@@ -278,11 +287,9 @@ def act(
         for line in [*render.action_lines(outcome), sealed]:
             click.echo(line)
         if outcome.result == "dry" and outcome.why.key in ("action.dry_ready", "action.dry_warned"):
-            flags = [f for f in ("--approved-by", "--reason") if not words[f[2:].replace("-", "_")]]
-            more = [word for f in flags for word in (f, "NAME" if f == "--approved-by" else "TEXT")]
             named = "INCIDENT" if incident == ADHOC else incident  # `latest` may be another one by then
-            given = without_option("--incident", sys.argv[1:])
-            click.echo(shlex.join(["runbook", *given, "--incident", named, "--execute", *more]))
+            given = [*without_option("--incident", sys.argv[1:]), "--incident", named]
+            click.echo(shlex.join(["runbook", *given, "--execute", *missing_options(approved_by or approval, reason)]))
     try:
         overview.write_index(rb.context.archive)
     except OSError as e:

@@ -376,11 +376,11 @@ MISUSE: dict[str, tuple[Callable[[World], Outcome], str]] = {
         lambda w: in_another_cluster(w, SERVER="https://production.example"),
         "a different action: its preconditions were different",
     ),
-    "own": (lambda w: execute(w, w.forge(w.ask(), "aoki", "aoki")), "aoki is the person who acts: another person must"),
-    "own-by-another-name": (by_ones_own_second_name, "another is the person who acts: another person must approve"),
-    "own-by-another-approver": (by_ones_own_second_approver, "another is the person who acts: another person must"),
-    "own-before-sudo": (before_sudo, "sato is the person who acts: another person must approve"),
-    "own-by-the-system": (by_the_systems_login, "is the person who acts: another person must approve"),
+    "own": (lambda w: execute(w, w.forge(w.ask(), "aoki", "aoki")), "aoki has the login or key of the person who acts"),
+    "own-by-another-name": (by_ones_own_second_name, "another has the login or key of the person who acts"),
+    "own-by-another-approver": (by_ones_own_second_approver, "another has the login or key of the person who acts"),
+    "own-before-sudo": (before_sudo, "sato has the login or key of the person who acts"),
+    "own-by-the-system": (by_the_systems_login, "has the login or key of the person who acts"),
     "forged-by-who-acts": (lambda w: execute(w, w.forge(w.ask(), "sato", "aoki")), "signature of the approval is not"),
     "forged-name": (lambda w: altered(w, ":sato:", ":mori:"), "the signature of the approval is not by mori"),
     "forged-time": (lambda w: altered(w, r":2\d{7}T", ":29990101T"), "the signature of the approval is not by sato"),
@@ -534,8 +534,8 @@ def test_break_glass_is_marked_and_uses_no_approval_up(world: World) -> None:
 
 REFUSED: dict[str, tuple[Callable[[World], str], str]] = {
     "declined": (lambda w: w.approve(agreed=False), "sato declined to approve it"),
-    "own-login": (lambda w: w.approve(login="aoki"), "sato is the person who acts"),
-    "own-key": (lambda w: w.approve(by="aoki", login="sato"), "aoki is the person who acts"),
+    "own-login": (lambda w: w.approve(login="aoki"), "sato has the login or key of the person who acts"),
+    "own-key": (lambda w: w.approve(by="aoki", login="sato"), "aoki has the login or key of the person who acts"),
     "unlisted": (lambda w: (w.configure({}), w.approve())[1], "is not listed in [approvers]"),  # type: ignore[func-returns-value]
 }
 
