@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,7 @@ import requests
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult
 from runbook_lib.packs.entitlement.evidence.sessions import SessionState
-from tests.kit import sandboxes
+from tests.kit import ROOT, sandboxes
 from tests.kit.signatures import look
 
 pytestmark = pytest.mark.slow
@@ -49,6 +50,18 @@ def test_at_work_all_loops_run_and_ten_sessions_each_are_fresh(running: Sandbox)
         assert held[service].says is SessionState.ALIVE, held
     per_driver = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'PostgreSQL JDBC Driver'"
     assert ask(running, per_driver) == 20
+
+
+def test_the_services_export_what_the_alert_rules_read(running: Sandbox) -> None:
+    rules = (ROOT / "docs" / "deploy" / "prometheus" / "rules.yaml").read_text(encoding="utf-8")
+    read = set(re.findall(r"\b(?:entitlement|notification)_\w+_(?:total|count|sum|current)\b", rules))
+
+    def missing() -> set[str]:
+        urls = map(running.state.addresses.service_url, ("entitlement", "notification"))
+        exported = "".join(requests.get(f"{url}/actuator/prometheus", timeout=5).text for url in urls)
+        return {name for name in read if f"\n{name}" not in f"\n{exported}"}
+
+    running.wait_for("every metric but that of a first dead letter", lambda: missing() == {"notification_dlq_total"})
 
 
 def test_without_the_right_to_see_others_nothing_is_said_of_the_sessions(running: Sandbox) -> None:

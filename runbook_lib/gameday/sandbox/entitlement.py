@@ -177,7 +177,9 @@ class OutboxQueue(WorkerQueue):
     def succeeded(self, row: DictRow, now: datetime) -> bool:
         """Mark as published."""
         marked = self.mark(row, status="PUBLISHED", published_at=now)
-        if not marked:
+        if marked:
+            telemetry.timer("entitlement_outbox_publish_delay", (now - row["created_at"]).total_seconds())
+        else:
             log.warning("outbox publish succeeded but lock was lost eventId=%s", row["event_id"])
         return marked
 

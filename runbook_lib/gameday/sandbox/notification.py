@@ -209,6 +209,7 @@ class Deliveries(WorkerQueue):
         marked = self.mark(row, status="SENT", sent_at=now, next_retry_at=None)
         if marked:
             telemetry.count("notification_delivery_total", result="sent")
+            telemetry.timer("notification_delivery_e2e_delay", (now - row["occurred_at"]).total_seconds())
         else:
             log.warning("notification sent but lock was lost id=%s", row[self.KEY])
         return marked

@@ -44,6 +44,12 @@ def count(name: str, by: float = 1.0, **labels: str) -> None:
     _send_report("add", name, labels, by)
 
 
+def timer(name: str, seconds: float) -> None:
+    """Record a duration in a timer without buckets."""
+    count(f"{name}_seconds_count")
+    count(f"{name}_seconds_sum", seconds)
+
+
 def gauge(name: str, value: float, **labels: str) -> None:
     """Set a gauge."""
     _send_report("set", name, labels, value)
