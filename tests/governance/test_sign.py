@@ -160,7 +160,7 @@ def test_without_the_package_it_is_one_line(archive: Archive, monkeypatch: pytes
 
 
 def test_openssl_makes_the_keys_and_checks_the_signature(archive: Archive, tmp_path: Path) -> None:
-    """As docs/operations.md and docs/security.md have it."""
+    """As docs/howto/verify.md and docs/security.md have it."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
 
