@@ -12,7 +12,7 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import seconds_between
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Text, say
-from runbook_lib.packs.entitlement.checks.loop import Loop
+from runbook_lib.packs.entitlement.checks.loop import TableLoop
 from runbook_lib.packs.entitlement.evidence import sessions
 from runbook_lib.packs.entitlement.evidence.sessions import TimeUse
 from runbook_lib.packs.entitlement.first_look import DELIVERY, keep_delivery
@@ -31,7 +31,7 @@ RELIEVED_BY_THROTTLE = ("delivery.refused", "delivery.times_out", "delivery.refu
 
 
 @dataclass(frozen=True)
-class Delivery(Loop):
+class Delivery(TableLoop):
     """The delivery worker, read from the tables. A try is a sign of life too, if a lease or progress supports it.
 
     `tries` maps a number of failed tries to the number of rows that have it; `failed` and `failed_now` are the rows

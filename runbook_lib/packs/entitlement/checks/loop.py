@@ -13,7 +13,7 @@ _LIMITS = {"relay": "outbox.oldest_due", "delivery": "delivery.silence"}
 
 
 @dataclass(frozen=True)
-class Loop:
+class TableLoop:
     """The queue of a side's loop, and the seconds since it last claimed or finished a row, and since it finished one.
 
     None: never. `moved` tells whether it claimed or finished a row between two samples; None after one sample.

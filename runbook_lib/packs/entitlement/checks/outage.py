@@ -16,7 +16,7 @@ import pandas as pd
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.model.finding import Frames, OutageEnd, Text, say
-from runbook_lib.packs.entitlement.checks.series import Series, ask_flows
+from runbook_lib.packs.entitlement.checks.series import FlowCounts, ask_flows
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -107,7 +107,7 @@ def look_again_s(frames: Frames, given: JudgeInput, *flows: str) -> float | None
 
 def measure_quiet(frame: pd.DataFrame | None, given: JudgeInput) -> TimeSinceLate | None:
     """Measure a flow since its last late, failed or given-up event; None if there was none."""
-    in_time, series = _steps_in_time(frame, given), Series.of(frame, given)
+    in_time, series = _steps_in_time(frame, given), FlowCounts.of(frame, given)
     if frame is None or in_time.empty:
         return None
     last = pd.to_datetime(frame.loc[frame["late"] > 0, "last_late"], utc=True).max()
@@ -127,7 +127,7 @@ def measure_quiet(frame: pd.DataFrame | None, given: JudgeInput) -> TimeSinceLat
 
 def _steps_in_time(frame: pd.DataFrame | None, given: JudgeInput) -> pd.Series[float]:
     """Return the events in time by step; empty if the flow was not read."""
-    steps = Series.of(frame, given).steps
+    steps = FlowCounts.of(frame, given).steps
     return steps["n"] - steps["late"] if {"n", "late"} <= {*steps.columns} else pd.Series(dtype=float)
 
 

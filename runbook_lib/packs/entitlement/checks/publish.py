@@ -37,7 +37,7 @@ from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import outage, past, program, quorum
-from runbook_lib.packs.entitlement.checks.loop import Loop
+from runbook_lib.packs.entitlement.checks.loop import TableLoop
 from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import facts_of
@@ -100,13 +100,13 @@ class Stream(rows.Row):
 
 
 @dataclass(frozen=True)
-class Relay(Loop):
+class Relay(TableLoop):
     """The outbox relay and the broker, as far as they decide what blocks the outbox.
 
     - `kind`: the kind of most current errors (see `kind_of`).
     - `away`: why the broker did not answer the runbook.
     - `cut_off`: notification, the broker's other client, has no connection.
-    - `stopped`: see `Loop.stop`; `seems_stopped` also if its lease lets the batch last that long.
+    - `stopped`: see `TableLoop.stop`; `seems_stopped` also if its lease lets the batch last that long.
     - `publishes`: a publish has just succeeded. `ran`: the relay's loop was seen running. `retrying`: events wait for
       their next try, with the error of the last one, and others have been published since.
     - `writes`: whether the broker's cluster can store an event; None if that is not known.
@@ -371,7 +371,7 @@ def _is_overloaded(frames: Frames, given: JudgeInput, queue: Outbox) -> bool:
     return bool(not keeps_up and sum(busy) < given.number("overload.busy") * sum(cycles))
 
 
-def _read_loop(queue: Outbox, later: Outbox | None) -> Loop:
+def _read_loop(queue: Outbox, later: Outbox | None) -> TableLoop:
     """Return the relay's work; it moved if it claimed, published, or finished a row of its batch before `later`."""
     signs = [max(filter(None, (seen.last_claim, seen.last_published)), default=None) for seen in (queue, later) if seen]
     moved = None
@@ -380,7 +380,7 @@ def _read_loop(queue: Outbox, later: Outbox | None) -> Loop:
         same = later.last_claim in (queue.last_claim, None)
         moved = same and later.leased + later.expired < queue.leased + queue.expired
         moved = moved or (signs[1] is not None and (signs[0] is None or signs[1] > signs[0]))
-    return Loop(
+    return TableLoop(
         "relay", queue, seconds_between(signs[0], queue.now), seconds_between(queue.last_published, queue.now), moved
     )
 

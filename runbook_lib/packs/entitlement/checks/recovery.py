@@ -37,7 +37,7 @@ from runbook_lib.model.frames import table
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import rows as kinds
 from runbook_lib.packs.entitlement.checks import consistency, scope
-from runbook_lib.packs.entitlement.checks.series import Series, ask_flows, ask_since, ask_spans
+from runbook_lib.packs.entitlement.checks.series import FlowCounts, ask_flows, ask_since, ask_spans
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.view import charts
 
@@ -101,7 +101,7 @@ def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
         "notifications": rows.first(frames.get("notifications"), kinds.Notifications),
         "outbox": rows.first(frames.get("outbox"), kinds.Outbox),
     }
-    flows = {queue: Series.of(frames.get(name), given) for queue, name in TRIED.values()}
+    flows = {queue: FlowCounts.of(frames.get(name), given) for queue, name in TRIED.values()}
     limits = {"notifications": "backlog.oldest_due", "outbox": "outbox.oldest_due"}
     queues = {name: _judge_queue(name, waiting[name], flows[name], given, limits[name]) for name in waiting}
     return judged(
@@ -117,7 +117,7 @@ def judge_backlog(frames: Frames, given: JudgeInput) -> Finding:
 
 
 def _judge_queue(
-    name: str, now: kinds.QueueCounts | None, flows: Series, given: JudgeInput, age_limit: str
+    name: str, now: kinds.QueueCounts | None, flows: FlowCounts, given: JudgeInput, age_limit: str
 ) -> QueueState:
     if now is None or not flows.has("arrived", "gone"):
         return QueueState(Status.UNKNOWN, say("recovery.queue_unknown", queue=say(f"recovery.{name}")), ())
@@ -160,7 +160,7 @@ def _judge_queue(
     return QueueState(status, say(key, **seen), tuple(values))
 
 
-def _deciding_counts(flows: Series, due: float, given: JudgeInput) -> tuple[float, float, float]:
+def _deciding_counts(flows: FlowCounts, due: float, given: JudgeInput) -> tuple[float, float, float]:
     """Return minutes, arrivals and departures: of the last minute, or of a longer time if one minute is too short."""
 
     def count(minutes: float) -> tuple[float, float, float]:
@@ -174,7 +174,7 @@ def _deciding_counts(flows: Series, due: float, given: JudgeInput) -> tuple[floa
     return last if verdict(*last) in ("draining", "filling") or verdict(*longer) == "filling" else longer
 
 
-def _queue_hop(hop: str, now: kinds.QueueCounts | None, flows: Series, queue: QueueState) -> Hop:
+def _queue_hop(hop: str, now: kinds.QueueCounts | None, flows: FlowCounts, queue: QueueState) -> Hop:
     if now is None or not flows.has("arrived", "gone"):
         return Hop(hop)
     return Hop(
@@ -189,7 +189,7 @@ def _queue_hop(hop: str, now: kinds.QueueCounts | None, flows: Series, queue: Qu
 
 def chart_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     """Return the chart of the events that were written, published and sent, in steps of ten seconds."""
-    outbox, sent = (Series.of(frames.get(name), given) for name in ("outbox_flows", "notification_flows"))
+    outbox, sent = (FlowCounts.of(frames.get(name), given) for name in ("outbox_flows", "notification_flows"))
     if not outbox.has("arrived", "gone") or not sent.has("gone") or (outbox.steps.empty and sent.steps.empty):
         return None
     longest, step = min(given.number("recovery.lookback"), given.window_minutes), given.number("recovery.step")
@@ -250,7 +250,7 @@ def judge_errors(frames: Frames, given: JudgeInput) -> Finding:
 def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
     """Return the error rate of one part ("delivery" or "publish"), from the frames of `collect_errors`."""
     queue, flows = TRIED[part]
-    waiting, flow = rows.first(frames.get(queue), kinds.QueueCounts), Series.of(frames.get(flows), given)
+    waiting, flow = rows.first(frames.get(queue), kinds.QueueCounts), FlowCounts.of(frames.get(flows), given)
     if kinds.TRY_FRAMES[part] not in frames or waiting is None or not flow.has("gone"):
         return QueueState(Status.UNKNOWN, say("recovery.errors_unread", part=say(f"recovery.{part}")), ())
     tries = kinds.Tries.of(part, frames)
@@ -258,7 +258,7 @@ def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
     # Of the dead letters only the delivery worker's had tries; the time at which the relay gave up is not stored.
     uncounted = part == "delivery" and "letters" not in frames
     letters = table(frames, "letters", "kind", "tens_ago", "n")
-    failed = tries.failed + Series.of(letters[letters["kind"] == part], given).count("n", recent_s)
+    failed = tries.failed + FlowCounts.of(letters[letters["kind"] == part], given).count("n", recent_s)
     of = failed + flow.count("gone", recent_s)
     rate = 100 * failed / of if of else None
     succeeded_now = flow.now("gone")
@@ -335,7 +335,7 @@ def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
         outbox_quiet = created_s is not None and created_s > given.number("publish.tries_longest") + least
     else:
         outbox_quiet = not outbox.n or (failed_s is not None and failed_s >= least)
-    series = Series.of(letters, given)
+    series = FlowCounts.of(letters, given)
     minute, before = series.count("n", 60), series.count("n", skip_s=60)
     growing = minute >= 2 and minute >= before / max(given.window_minutes - 1, 1)
     quiet = not found or silence >= needed

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,14 +30,14 @@ FLOWS = {
 
 
 @dataclass(frozen=True)
-class Series:
+class FlowCounts:
     """Counts in steps of `step_s` seconds: a row a step, by the number of steps ago; the newest is 0."""
 
     steps: pd.DataFrame
     step_s: float
 
     @classmethod
-    def of(cls, frame: pd.DataFrame | None, given: JudgeInput) -> Series:
+    def of(cls, frame: pd.DataFrame | None, given: JudgeInput) -> FlowCounts:
         """Return the series of a frame with the column `tens_ago`; without columns if it was not read."""
         step_s = given.number("recovery.step")
         if frame is None or "tens_ago" not in frame:
@@ -75,8 +74,11 @@ def ask_flows(rb: Context, db: Snapshot, queue: str) -> pd.DataFrame:
     since = max(rb.since, rb.as_of - pd.Timedelta(minutes=rb.number("recovery.lookback")))
     ask = partial(db.ask_apart, name, since=since, limit_s=rb.catalog.slos[objective].number)
     if queue == "notifications":
-        with suppress(SourceError):
+        try:
             return ask(created_since=since - pd.Timedelta(hours=rb.number("recovery.created_before")))
+        except SourceError as e:
+            if e.code != "cost_gate":
+                raise
     return ask(created_since=since - pd.Timedelta(hours=1))
 
 
