@@ -100,10 +100,10 @@ LOOK: Frames = {
                        "transaction_s": 8.0, "query": "SELECT"}),
     "connections": frame({"max_connections": 100, "superuser_reserved": 3, "sees_others": True, "used": 9}),
     "table_locks": frame().reindex(columns=["pid", "transaction_s"]),
-    "server": frame({"version": "16.4", "role": "runbook", "database": "shop", "sees_others": True,
-                     "standby": False}),
+    "server": frame({"version": "16.4", "role": "runbook", "database": "shop", "monitor": True}),
+    "rights": frame({"table_name": "public.procrastinate_jobs", "may_read": True, "may_write": False}),
     "table": frame({"name": "status", "has_table": True, "is_there": True, "is_readable": True, "type": "text"}),
-    "clocks": frame({"server": "postgres", "offset_s": 0.1, "error_s": 0.01}),
+    "clocks": frame({"clock": "postgres", "against": "here", "ahead_s": 0.1, "error_s": 0.01}),
     "instances": frame({"name": "worker", "ready": True, "started": NOW - pd.Timedelta(seconds=60)}),
     "proposed": frame({"command": "x", "section": "4.1"}),
 }  # fmt: skip

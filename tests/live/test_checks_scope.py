@@ -15,6 +15,7 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import scope
+from runbook_lib.packs.postgres import locks, reach
 from runbook_lib.sources.source import SourceError
 from tests.kit.frames.scope import FRAMES, broker_frames, clocks, database_frames
 from tests.kit.steps import (
@@ -140,29 +141,29 @@ def test_what_is_missing_at_the_broker_is_named() -> None:
 
 
 def test_a_role_that_may_write_is_a_note_and_one_that_may_not_read_a_warning() -> None:
-    writer = scope.judge_database(database_frames(may_write=True, superuser=True), make_given())
+    writer = reach.judge_database(database_frames(may_write=True, superuser=True), make_given())
     expect(writer, Status.OK, notes={"scope.grants"})
-    blind = scope.judge_database(database_frames(may_read=False, monitor=False), make_given())
+    blind = reach.judge_database(database_frames(may_read=False, monitor=False), make_given())
     expect(blind, Status.WARNING, notes={"scope.unreadable", "scope.no_pg_monitor"})
 
 
 def test_no_connection_left_is_the_answer() -> None:
     full = SourceError("postgres", Reason.UNREACHABLE, "full", "too_many_clients")
-    expect(scope.judge_database_error(full, make_given()), Status.CRITICAL)
+    expect(locks.on_error(full, make_given()), Status.CRITICAL)
     denied = SourceError("postgres", Reason.DENIED, "no", "wrong_password")
-    expect(scope.judge_database_error(denied, make_given()), Status.UNKNOWN, reason=Reason.DENIED)
+    expect(locks.on_error(denied, make_given()), Status.UNKNOWN, reason=Reason.DENIED)
 
 
 @pytest.mark.parametrize(("ahead", "status"), [(0.9, Status.OK), (2.0, Status.WARNING), (-16.0, Status.CRITICAL)])
 def test_clocks_apart(ahead: float, status: Status) -> None:
-    found = scope.judge_clocks({"clocks": clocks(0.0, ahead)}, make_given())
+    found = reach.judge_clocks({"clocks": clocks(0.0, ahead)}, make_given(), 30.0, "scope.clocks_apart")
     assert found.status is status
     assert (weight(found, "FM-CLK-01") > 0) is (abs(ahead) >= 3)
 
 
 def test_an_error_larger_than_the_offset_proves_nothing() -> None:
     frames = {"clocks": clocks(0.0, 8.0, error_s=8.0)}
-    assert scope.judge_clocks(frames, make_given()).status is Status.OK
+    assert reach.judge_clocks(frames, make_given(), 30.0, "scope.clocks_apart").status is Status.OK
 
 
 # On real servers ---------------------------------------------------------------------------------------------
@@ -189,7 +190,7 @@ def test_what_is_late_and_unbound(servers: Servers, db: psycopg.Connection, brok
 
 def test_the_applications_own_role_gets_the_grants(servers: Servers, db: psycopg.Connection) -> None:
     found = run(servers, "2.5", database_url=servers.addresses.app_url)["2.5"]
-    expect(found, Status.OK, values={"postgres.may_write": 10}, notes={"scope.grants"})
+    expect(found, Status.WARNING, values={"postgres.may_write": 10}, notes={"scope.grants", "scope.no_pg_monitor"})
 
 
 def test_a_schema_that_lost_a_column_and_an_index(servers: Servers, db: psycopg.Connection) -> None:
@@ -228,13 +229,8 @@ def test_a_broker_that_refuses_or_is_not_there(servers: Servers, db: psycopg.Con
 
 @pytest.mark.parametrize(("ahead_d", "said"), [(2.0, "ends in 2.0 days"), (-2.0, "ended 2.0 days ago and no default")])
 def test_a_last_partition_that_has_ended_is_said_to_have(ahead_d: float, said: str) -> None:
-    names = [*scope.UNIQUE_INDEXES["entitlement"].split(), *scope.INDEXES["entitlement"].split()]
-    frames = {
-        "tables": pd.DataFrame(scope.TABLES["entitlement"].items(), columns=["table_name", "column_names"]),
-        "indexes": pd.DataFrame({"index_name": names, "usable": True}),
-        "partitions": row(table_name="outbox_events", partitions=3, ahead_d=ahead_d, takes_the_rest=False),
-    }
-    assert said in words(scope.judge_schema(frames, make_given(), "entitlement"))
+    last = row(table_name="outbox_events", partitions=3, ahead_d=ahead_d, takes_the_rest=False)
+    assert said in words(scope.judge_entitlement(FRAMES["2.1"] | {"partitions": last}, make_given()))
 
 
 def test_redis_that_is_declared_and_silent(servers: Servers, db: psycopg.Connection) -> None:

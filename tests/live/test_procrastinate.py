@@ -41,7 +41,7 @@ from tests.kit.waiting import until
 PACK = ROOT / "examples" / "procrastinate"
 HEARTBEAT_S, STALLED_S, POLL_S = 0.5, 30.0, 0.5
 #: How the names of queries of the rooms begin: test_queues.py and test_questions.py ask these.
-ROOMS = ("queues/", "database/")
+ROOMS = ("queues/", "database/", "scope/")
 #: The application_name of the workers' sessions.
 WORKERS = "shop-worker"
 #: The workers' settings, as the target has them.

@@ -263,6 +263,7 @@ NOT_RECORDED = {
 }
 #: What the recordings were asked, by step, and is asked no more.
 NO_LONGER = {
+    "2.4": {"notifications/holders"},
     **{step: {"processed/activity"} for step in ("3.2", "4.1.2")},
     "4.2.3": {"jetstream STREAM.INFO.entitlement-events", "jetstream STREAM.MSG.GET.entitlement-events"},
 }

@@ -191,10 +191,10 @@ def collect(
 
 
 @cache
-def list_queries() -> tuple[queries.Query, ...]:
-    """Return the queries of `collect`, for a check that queries.toml does not name."""
-    folder = Path(__file__).parent / "sql" / "database"
-    return tuple(queries.read(f"database/{name}", folder / f"{name}.sql") for name in QUERIES)
+def list_queries(names: tuple[str, ...] = tuple(f"database/{name}" for name in QUERIES)) -> tuple[queries.Query, ...]:
+    """Return queries of this room, by default those of `collect`, for a check that queries.toml does not name."""
+    folder = Path(__file__).parent / "sql"
+    return tuple(queries.read(name, folder / f"{name}.sql") for name in names)
 
 
 def _filter_pools(pools: pd.DataFrame | None, role: str) -> list[Pool]:

@@ -171,6 +171,5 @@ SHAPES: dict[str, Callable[[], Frames]] = {
     "4.3.3": lambda: {"first": held(("a", "w", 1, 29)), "second": held(("a", "w", 1, 29))},
     "4.3.4": lambda: {"holders": holders(("w", 2, 1, 3.0)),
         "batches": pd.DataFrame({"started": [ago(3)], "exact_s": [0.1], "cycle_s": [1.0], "next_waited_s": [2.0]})},
-    "4.3.5": lambda: {
-        "clocks": pd.DataFrame({"server": ["postgres", "nats"], "offset_s": [0.0, 2.0], "error_s": [0.1, 0.1]})},
+    "4.3.5": lambda: {"worker": pd.DataFrame({"tracked": [False], "held": [1], "claim_ahead_s": [-1.0]})},
 }  # fmt: skip

@@ -14,10 +14,12 @@ from tests.kit.steps import NOW, ago
 
 def schema(name: str) -> Frames:
     """A schema as it should be."""
-    unique, other = scope.UNIQUE_INDEXES[name].split(), scope.INDEXES[name].split()
+    known = scope.ENTITLEMENT if name == "entitlement" else scope.NOTIFICATION
     return {
-        "tables": pd.DataFrame([{"table_name": t, "column_names": c} for t, c in scope.TABLES[name].items()]),
-        "indexes": pd.DataFrame({"index_name": unique + other, "table_name": "t", "usable": True}),
+        "tables": pd.DataFrame([{"table_name": t, "column_names": c} for t, c in known.tables.items()]),
+        "indexes": pd.DataFrame(
+            {"index_name": [*known.unique, *known.indexes.split()], "table_name": "t", "usable": True}
+        ),
         "migrations": pd.DataFrame({"version": ["2", "1"], "success": [True, True]}),
     }
 

@@ -55,11 +55,6 @@ class Processing:
         return _max_or_zero(h.expired_for_s for h in self.holders)
 
     @property
-    def since_claim_s(self) -> float:
-        """Seconds since the last claim of the worker whose last claim is the oldest."""
-        return _max_or_zero(h.since_claim_s for h in self.holders if h.since_claim_s is not None)
-
-    @property
     def newest_claim_s(self) -> float | None:
         """Seconds since the newest claim of any worker; None if unknown."""
         return min((h.since_claim_s for h in self.holders if h.since_claim_s is not None), default=None)
@@ -230,26 +225,14 @@ def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
             oldest=queue.oldest_s,
             n=held.n,
             who=held.who(),
-            since=held.since_claim_s,
             sent=sent,
         ),
         [
             limits.value("delivery.silence", seen.silence_s),
-            # While rows are finished, an expired lease means a slow batch (4.3.1, 4.3.4), not a dead worker, and a
-            # claim long ago is no problem.
-            limits.value("processing.expired_for", 0.0 if seen.moved else held.over_s),
-            limits.value("worker.heartbeat", 0.0 if seen.moved else held.since_claim_s),
-            Value("processing.holders", len(held.holders), "workers"),
-            Value("processing.rows", held.n, "rows"),
             Value("delivery.progress", {None: None, True: "yes", False: "no"}[seen.moved]),
-            Value("notifications.sent_last_minute", sent, "1/min"),
             *(again for again, _ in may_hang),
         ],
-        notes=(
-            say("leases.name_survives", lease=facts_of(given).lease_s),
-            *seen.notes(given),
-            *(note for _, note in may_hang),
-        ),
+        notes=(*seen.notes(given), *(note for _, note in may_hang)),
         signals=given.evidence_of(filter(None, (stopping, "leases.at_work" if at_work else "", spends))),
         hops=(
             Hop(
@@ -490,25 +473,11 @@ class SubscriberClock(rows.Row, query="processed/clock"):
     to_commit_s: float | None = None
 
 
-class ServerClock(rows.Row):
-    """The seconds by which a server's clock is ahead of this machine's."""
-
-    server: str = ""
-    offset_s: float | None = None
-
-
 def collect_clocks(rb: Context) -> Frames:
-    """4.3.5: compare the workers' times with the database's, and add the servers' clocks as this run measured them.
-
-    Frames: worker, subscriber (as in notifications/clock, processed/clock); clocks (server: text, offset_s: s,
-    error_s: s).
-    """
-    clocks = [(name, c.offset_s, c.error_s) for name, c in rb.clocks.items()]
+    """4.3.5: compare the workers' times with the database's. Frames: worker, subscriber."""
     parts = FrameCollector()
     with rb.snapshot() as db:
         parts.ask(db, {"worker": WorkerClock.QUERY, "subscriber": SubscriberClock.QUERY})
-    if parts.answers:
-        parts.answers["clocks"] = pd.DataFrame(clocks, columns=["server", "offset_s", "error_s"])
     return parts.frames()
 
 
@@ -521,7 +490,6 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
     lease_s, limits = facts_of(given).lease_s, given.limits
     skews = _clock_skews(worker, subscriber, lease_s)
     name, skew = max(skews.items(), key=lambda item: abs(item[1]), default=("", 0.0))
-    servers = _server_clock_offset(rows.each(frames.get("clocks"), ServerClock))
     offset = limits.value("clock.offset", abs(skew))
     share = limits.value("clock.lease_share", abs(skew) / lease_s)
     too_long = limits.value("lease.too_long", max(worker.lease_ahead_s - lease_s, 0.0))
@@ -538,9 +506,6 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
             signals += given.evidence("leases.clock_outlives_leases")
     elif evidence and not absent and not behind_unseen:
         signals += given.evidence("leases.clock_agrees")
-    notes = [say("leases.clock_tracked" if worker.tracked else "leases.clock_untracked")]
-    if servers is not None and limits["clock.offset"].status(abs(servers)) is not Status.OK:
-        notes.append(say("leases.servers_apart", s=servers))
     if apart:
         key = "leases.clock_apart"
     elif too_long.status is not Status.OK:
@@ -556,15 +521,13 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
             offset,
             share,
             too_long,
-            Value("clock.database_to_broker", servers, "s"),
             Value("processing.born_expired", worker.born_expired, "rows"),
             *(Value(f"clock.{who}", s, "s") for who, s in skews.items()),
         ],
         at_least=Status.WARNING if born else Status.OK,
-        notes=tuple(notes),
+        notes=(say("leases.clock_tracked" if worker.tracked else "leases.clock_untracked"),),
         signals=tuple(signals),
         proposals=(remedies.check_clocks(given),) if apart else (),
-        show=("clocks",) if len(table(frames, "clocks")) else (),
     )
 
 
@@ -605,16 +568,10 @@ def _may_be_behind(worker: WorkerClock, subscriber: SubscriberClock, limit: Thre
     return not all(any(s is not None and limit.status(s) is Status.OK for s in of) for of in later_s)
 
 
-def _server_clock_offset(clocks: list[ServerClock]) -> float | None:
-    offsets = {clock.server: clock.offset_s for clock in clocks}
-    nats, postgres = offsets.get("nats"), offsets.get("postgres")
-    return None if nats is None or postgres is None else nats - postgres
-
-
 CHECKS: tuple[Check, ...] = (
     Check("4.3.1", collect_leases, judge_leases, (chart_leases,), needs=("holders",)),
     Check("4.3.2", collect_workers, judge_workers, needs=("backlog", "activity", "holders")),
     Check("4.3.3", collect_locks, judge_locks, needs=("first", "second")),
     Check("4.3.4", collect_length, judge_length, needs=("holders", "batches")),
-    Check("4.3.5", collect_clocks, judge_clocks, needs=("clocks",)),
+    Check("4.3.5", collect_clocks, judge_clocks),
 )

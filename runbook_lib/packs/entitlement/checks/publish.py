@@ -170,7 +170,7 @@ def collect(rb: Context) -> Frames:
     if not rb.past:
         queue = rows.one(frames["backlog"], Outbox)
         late = rb.catalog.limits["outbox.oldest_due"].reached(queue.oldest_s)
-        publishes = _read_loop(queue, None).finishes(rb.given())
+        publishes = read_loop(queue).finishes(rb.given())
         if late and publishes:
             with rb.snapshot() as db:
                 parts.ask(db, {"batches": RelayBatch.QUERY})
@@ -293,7 +293,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
 
 
 def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | None) -> Relay:
-    limit, loop = given.limits["outbox.oldest_due"], _read_loop(queue, rows.first(frames.get("backlog_later"), Outbox))
+    limit, loop = given.limits["outbox.oldest_due"], read_loop(queue, rows.first(frames.get("backlog_later"), Outbox))
     publishes = loop.finishes(given)
     live, kind = count_live_errors(frames)
     # A try of an earlier process shows nothing of the present one.
@@ -371,7 +371,7 @@ def _is_overloaded(frames: Frames, given: JudgeInput, queue: Outbox) -> bool:
     return bool(not keeps_up and sum(busy) < given.number("overload.busy") * sum(cycles))
 
 
-def _read_loop(queue: Outbox, later: Outbox | None) -> TableLoop:
+def read_loop(queue: Outbox, later: Outbox | None = None) -> TableLoop:
     """Return the relay's work; it moved if it claimed, published, or finished a row of its batch before `later`."""
     signs = [max(filter(None, (seen.last_claim, seen.last_published)), default=None) for seen in (queue, later) if seen]
     moved = None

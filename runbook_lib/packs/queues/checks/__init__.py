@@ -12,6 +12,7 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.triage import action_check, compound_check, judge_criteria, judge_place, record_check
 from runbook_lib.model.finding import Finding, Frames
 from runbook_lib.packs.postgres import locks
+from runbook_lib.packs.postgres.reach import clocks_check, database_check
 from runbook_lib.view.charts import Chart
 
 from ..queue import Queue
@@ -97,9 +98,9 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         )
 
     return {
-        "server": step("server", reach.judge_server, "server"),
+        "server": database_check(ids["server"], queue.schemas),
         "table": step("table", reach.judge_table, "table"),
-        "clocks": Check(ids["clocks"], reach.collect_clocks, partial(reach.judge_clocks, queue), needs=("clocks",)),
+        "clocks": clocks_check(ids["clocks"]),
         "impact": step("impact", _sampled(triage.judge_impact), "backlog", "flow", chart=_sampled(work.chart_flow)),
         "smallest": action_check(ids["smallest"], ids["place"]),
         "record": record_check(ids["record"], ids["impact"], ids["place"], triage.RECORDED),

@@ -1,10 +1,6 @@
-"""Section 2: whether the server answers, and whether the table is as the pack describes it."""
+"""2.2: whether the table is as the pack describes it."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-import pandas as pd
 
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
@@ -13,21 +9,8 @@ from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Val
 from .. import remedies
 from ..queue import STATES, TIMES, Queue
 
-if TYPE_CHECKING:
-    from runbook_lib.checks.context import Context
-
 _TIMESTAMP = "timestamp without time zone"
 _TIME_TYPES = (_TIMESTAMP, "timestamp with time zone")
-
-
-class ServerReached(rows.Row, query="queues/server"):
-    """Our login on the server, and the server's version."""
-
-    version: str = ""
-    role: str = ""
-    database: str = ""
-    sees_others: bool = False
-    standby: bool = False
 
 
 class ColumnThere(rows.Row, query="queues/table"):
@@ -41,24 +24,6 @@ class ColumnThere(rows.Row, query="queues/table"):
     type: str = ""
     labels: str = ""
     common: str = ""
-
-
-class Clock(rows.Row):
-    """A server's clock against this machine's."""
-
-    offset_s: float | None = None
-
-
-def judge_server(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
-    """Judge 2.1: without the right to see other sessions, nobody who blocks is named."""
-    server = rows.one(frames["server"], ServerReached)
-    blind = not server.sees_others
-    return judged(
-        say("reach.blind" if blind else "reach.server", version=server.version, role=server.role, db=server.database),
-        [Value("server.version", server.version), Value("server.role", server.role)],
-        at_least=Status.WARNING if blind or server.standby else Status.OK,
-        notes=(say("reach.standby"),) if server.standby else (),
-    )
 
 
 def judge_table(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
@@ -97,19 +62,3 @@ def _notes(queue: Queue, local: list[str], *, may_write: bool) -> tuple[Text, ..
         *([say("reach.local_times", names=", ".join(local))] if local else []),
         *([say("reach.absent", names=", ".join(absent))] if absent else []),
     )
-
-
-def collect_clocks(rb: Context) -> Frames:
-    """Collect 2.3: the clock offsets measured when the section was opened."""
-    clocks = [(name, c.offset_s) for name, c in rb.clocks.items()]
-    return {"clocks": pd.DataFrame(clocks, columns=["server", "offset_s"])}
-
-
-def judge_clocks(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
-    """Judge 2.3: ages are by the database's clock; a person compares them with this machine's."""
-    offsets = [abs(c.offset_s) for c in rows.each(frames["clocks"], Clock) if c.offset_s is not None]
-    if not offsets:
-        return unknown("", Reason.NO_DATA, say("unknown.no_data", detail="clock"))
-    value = given.limits.value("clock.offset", max(offsets))
-    apart = value.status is not Status.OK
-    return judged(say("reach.clock_apart" if apart else "reach.clock", s=max(offsets)), [value], show=("clocks",))

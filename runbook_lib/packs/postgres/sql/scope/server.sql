@@ -10,9 +10,9 @@ SELECT
     pg_postmaster_start_time() AS started_at,
     now() AS now,
     r.rolsuper AS superuser,
+    -- What of pg_monitor shows other sessions.
+    pg_has_role(r.oid, 'pg_read_all_stats', 'USAGE') AS monitor,
     -- A role that this version does not know gives NULL.
-    coalesce(pg_has_role(r.oid, (SELECT m.oid FROM pg_catalog.pg_roles m WHERE m.rolname = 'pg_monitor'), 'USAGE'),
-        false) AS monitor,
     coalesce(pg_has_role(r.oid, (SELECT m.oid FROM pg_catalog.pg_roles m
         WHERE m.rolname = 'pg_use_reserved_connections'), 'USAGE'), false) AS may_use_reserved,
     current_setting('transaction_read_only') AS read_only,
