@@ -14,7 +14,8 @@ from runbook_lib.packs.entitlement.checks.program import SIGNS, ProcessState
 from tests.kit.syntax import DECIDING, PACK, called
 
 LIBRARY = Path(catalog.__file__).parents[1]
-MODULES = [*sorted((PACK.folder / "checks").glob("*.py")), *(load_room(room).folder / "locks.py" for room in PACK.uses)]
+ROOMS = [load_room(room).folder for room in PACK.uses]
+MODULES = [path for folder in (PACK.folder / "checks", *ROOMS) for path in sorted(folder.glob("*.py"))]
 #: Nothing, one, a half or a pair; an hour, a day, percent, milliseconds, nanoseconds.
 PHYSICAL = {0, 1, -1, 2, 24, 60, 100, 1000, 3600, 1e9}
 #: How functions that describe a chart are called, and calls whose numbers are layout after so many arguments.
@@ -67,8 +68,9 @@ def asked(trees: list[ast.Module], method: str) -> set[str]:
     }
 
 
-FOLDERS = [PACK.folder, *(load_room(room).folder for room in PACK.uses)]
-TREES = [ast.parse(path.read_text(encoding="utf-8")) for folder in FOLDERS for path in folder.rglob("*.py")]
+TREES = [
+    ast.parse(path.read_text(encoding="utf-8")) for folder in (PACK.folder, *ROOMS) for path in folder.rglob("*.py")
+]
 ENGINE = [
     ast.parse((LIBRARY / name).read_text(encoding="utf-8"))
     for name in ("diagnosis/questions.py", "notebook/session.py")

@@ -25,15 +25,15 @@ def test_the_nearest_before_the_onset_is_named_and_blames_nobody() -> None:
     seen = frames(
         (100, "restarted meanwhile"), (400, "settings loaded"), (3000, "stream made"), (90000, "of yesterday")
     )
-    found = changed.judge(seen, make_given(earlier=(begun,)))
+    found = changed.CHECK.judge(seen, make_given(earlier=(begun,)))
     assert "100 s before the onset: settings loaded, 400 s ago" in words(found) and "3 changes" in words(found)
     assert (found.status, found.signals, found.value("changes.before_onset")) == (Status.OK, (), 2)
     assert list(found.frames["lately"]["what"]) == ["restarted meanwhile", "settings loaded", "stream made"]
     # Without an onset it is the newest; what lies after the moment that is looked at is not told.
-    assert "restarted meanwhile" in words(changed.judge(seen, make_given()))
-    past = changed.judge(seen, make_given(as_of=NOW - pd.Timedelta(seconds=350)))
+    assert "restarted meanwhile" in words(changed.CHECK.judge(seen, make_given()))
+    past = changed.CHECK.judge(seen, make_given(as_of=NOW - pd.Timedelta(seconds=350)))
     assert "settings loaded" in words(past) and past.value("changes") == 2
-    assert "No change was found" in words(changed.judge(frames((90000, "of yesterday")), make_given()))
+    assert "No change was found" in words(changed.CHECK.judge(frames((90000, "of yesterday")), make_given()))
 
 
 def test_what_came_just_before_the_end_of_an_outage_is_named_with_it() -> None:
@@ -41,20 +41,22 @@ def test_what_came_just_before_the_end_of_an_outage_is_named_with_it() -> None:
     onset = [Value("impact.onset", ago(120).isoformat())]
     begun = replace(judged(say("response.impact_over"), onset), step="3.1", ended=over)
     seen = frames((20, "a pod started"), (62, "the broker started"), (90, "settings loaded"), (400, "a migration"))
-    found = changed.judge(seen, make_given(earlier=(begun,)))
+    found = changed.CHECK.judge(seen, make_given(earlier=(begun,)))
     assert found.ended and found.ended.since == over.since
     assert found.ended.after == say("changed.before_the_end", what="the broker started", at="02:59:08")
     # The last late row is timed by the start of its batch, which waited for the broker.
-    while_it_waited = changed.judge(frames((44, "the broker started")), make_given(earlier=(begun,)))
+    while_it_waited = changed.CHECK.judge(frames((44, "the broker started")), make_given(earlier=(begun,)))
     assert while_it_waited.ended and while_it_waited.ended.after
     # A short outage may have no onset that the counts per minute show.
     short = replace(begun, values=())
-    named = changed.judge(frames((62, "the broker started"), (90, "settings loaded")), make_given(earlier=(short,)))
+    named = changed.CHECK.judge(
+        frames((62, "the broker started"), (90, "settings loaded")), make_given(earlier=(short,))
+    )
     assert named.ended and named.ended.after == say("changed.before_the_end", what="the broker started", at="02:59:08")
-    assert changed.judge(frames((90, "settings loaded")), make_given(earlier=(short,))).ended is None
+    assert changed.CHECK.judge(frames((90, "settings loaded")), make_given(earlier=(short,))).ended is None
     for earlier in ((replace(begun, ended=None),), ()):
-        assert changed.judge(seen, make_given(earlier=earlier)).ended is None
-    assert changed.judge(frames((10, "a"), (400, "b")), make_given(earlier=(begun,))).ended is None
+        assert changed.CHECK.judge(seen, make_given(earlier=earlier)).ended is None
+    assert changed.CHECK.judge(frames((10, "a"), (400, "b")), make_given(earlier=(begun,))).ended is None
 
 
 def test_what_changed_on_real_servers(servers: Servers, db: psycopg.Connection, broker: str) -> None:
@@ -136,7 +138,7 @@ def drifted(**values: str) -> Frames:
 def test_a_difference_to_the_healthy_configuration_is_evidence_while_something_is_late(
     values: dict[str, str], observed: str, told: str
 ) -> None:
-    found = changed.judge(drifted(**values), make_given(earlier=(LATE,)))
+    found = changed.CHECK.judge(drifted(**values), make_given(earlier=(LATE,)))
     assert told in words(found) and found.value("changes.configuration") == len(values)
     assert observed in {s.observation for s in found.signals}
     assert "FM-CFG-01" in {s.about for s in found.signals}
@@ -145,7 +147,7 @@ def test_a_difference_to_the_healthy_configuration_is_evidence_while_something_i
         replace(LATE, status=Status.OK),
         replace(LATE, ended=OutageEnd(ago(50), say("outage.published", n=9))),
     ):
-        calm = changed.judge(drifted(**values), make_given(earlier=(earlier,)))
+        calm = changed.CHECK.judge(drifted(**values), make_given(earlier=(earlier,)))
         assert told in words(calm) and calm.signals == ()
 
 
@@ -164,13 +166,13 @@ def test_a_variable_that_two_workloads_share_is_one_change(variable: str, also: 
     for name, value in (("configuration", "1"), ("healthy", "5")):
         rows = [("workloads", item, setting, value) for item, setting in changes]
         seen[name] = pd.DataFrame(rows, columns=SETTING_COLUMNS).assign(at=ago(3600))
-    signals = changed.judge(seen, make_given(earlier=(LATE,))).signals
+    signals = changed.CHECK.judge(seen, make_given(earlier=(LATE,))).signals
     assert [s.about for s in signals].count("FM-CFG-01") == times
     assert "delivery_worker" in {s.about for s in signals}
 
 
 def test_a_variable_of_the_other_workload_is_no_evidence() -> None:
-    found = changed.judge(drifted(ENTITLEMENT_OUTBOX_BATCH_SIZE="2"), make_given(earlier=(LATE,)))
+    found = changed.CHECK.judge(drifted(ENTITLEMENT_OUTBOX_BATCH_SIZE="2"), make_given(earlier=(LATE,)))
     assert "ENTITLEMENT_OUTBOX_BATCH_SIZE changed" in words(found) and found.signals == ()
 
 
@@ -182,7 +184,7 @@ def test_a_column_that_nobody_fills_breaks_each_insert(definition: str, observed
     seen = drifted()
     added = pd.DataFrame([("postgres", "table t", "column channel", definition)], columns=SETTING_COLUMNS)
     seen["configuration"] = pd.concat([seen["configuration"], added])
-    assert {s.observation for s in changed.judge(seen, make_given(earlier=(LATE,))).signals} == {observed}
+    assert {s.observation for s in changed.CHECK.judge(seen, make_given(earlier=(LATE,))).signals} == {observed}
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,7 @@ def test_row_security_that_is_forced_refuses_rows_of_the_owner(value: str, obser
     seen = drifted()
     enabled = pd.DataFrame([("postgres", "table t", "row security", value)], columns=SETTING_COLUMNS)
     seen["configuration"] = pd.concat([seen["configuration"], enabled])
-    signals = changed.judge(seen, make_given(earlier=(LATE,))).signals
+    signals = changed.CHECK.judge(seen, make_given(earlier=(LATE,))).signals
     assert {s.observation for s in signals} == {observed}
     assert ("FM-DB-05" in {s.about for s in signals}) is (observed == "changed.row_security")
 
@@ -205,7 +207,7 @@ def test_a_key_against_duplicates_that_is_gone_stops_no_hop(table: str, observed
     seen = drifted()
     key = ("postgres", f"table {table}", "constraint pkey", "PRIMARY KEY (event_id)")
     seen["healthy"] = pd.concat([seen["healthy"], pd.DataFrame([key], columns=SETTING_COLUMNS).assign(at=ago(3600))])
-    signals = changed.judge(seen, make_given(earlier=(LATE,))).signals
+    signals = changed.CHECK.judge(seen, make_given(earlier=(LATE,))).signals
     assert {s.observation for s in signals} == {observed}
     assert ("database" in {s.about for s in signals}) is (observed == "changed.database")
 
@@ -218,7 +220,7 @@ def test_a_trigger_and_its_function_are_one_change() -> None:
     for named, added in (("one", changes), ("another", [changes[0], ("function notification.refuse_all()", "", "1")])):
         more = pd.DataFrame([("postgres", *change) for change in added], columns=SETTING_COLUMNS)
         configuration = pd.concat([seen["configuration"], more])
-        signals = changed.judge(seen | {"configuration": configuration}, make_given(earlier=(LATE,))).signals
+        signals = changed.CHECK.judge(seen | {"configuration": configuration}, make_given(earlier=(LATE,))).signals
         observed = {"changed.queue_trigger", *(("changed.database",) if named == "another" else ())}
         assert {s.observation for s in signals} == observed
 
@@ -226,16 +228,16 @@ def test_a_trigger_and_its_function_are_one_change() -> None:
 def test_a_difference_to_a_configuration_of_long_ago_names_no_place() -> None:
     seen = drifted(statement_timeout="5s", filter_subject="other.>")
     seen["healthy"] = seen["healthy"].assign(at=ago(3600 * 25))
-    (signal,) = changed.judge(seen, make_given(earlier=(LATE,))).signals
+    (signal,) = changed.CHECK.judge(seen, make_given(earlier=(LATE,))).signals
     assert (signal.about, signal.observation) == ("FM-CFG-01", "changed.long_ago")
 
 
 def test_a_source_that_did_not_answer_has_not_lost_its_settings() -> None:
     seen = drifted()
-    assert changed.judge(seen, make_given()).value("changes.configuration") == 0
+    assert changed.CHECK.judge(seen, make_given()).value("changes.configuration") == 0
     seen["configuration"] = seen["configuration"][seen["configuration"]["source"] != "jetstream"]
-    assert changed.judge(seen, make_given()).value("changes.configuration") == 0
-    assert changed.judge(frames(), make_given()).value("changes.configuration") is None
+    assert changed.CHECK.judge(seen, make_given()).value("changes.configuration") == 0
+    assert changed.CHECK.judge(frames(), make_given()).value("changes.configuration") is None
 
 
 def test_a_table_that_is_locked_has_not_lost_its_columns() -> None:
@@ -243,9 +245,9 @@ def test_a_table_that_is_locked_has_not_lost_its_columns() -> None:
     columns = [("postgres", "table t", f"column {name}", "text") for name in "ab"]
     seen["healthy"] = pd.concat([seen["healthy"], pd.DataFrame(columns, columns=SETTING_COLUMNS).assign(at=ago(3600))])
     locked = pd.DataFrame([("postgres", "table t", LOCKED, "")], columns=SETTING_COLUMNS)
-    assert changed.judge(seen, make_given()).value("changes.configuration") == 2
+    assert changed.CHECK.judge(seen, make_given()).value("changes.configuration") == 2
     seen["configuration"] = pd.concat([seen["configuration"], locked])
-    assert changed.judge(seen, make_given()).value("changes.configuration") == 0
+    assert changed.CHECK.judge(seen, make_given()).value("changes.configuration") == 0
 
 
 @pytest.mark.parametrize(
@@ -256,10 +258,10 @@ def test_without_a_baseline_what_no_migration_makes_is_named(name: str, value: s
     seen = drifted()
     del seen["healthy"]
     seen["configuration"] = pd.DataFrame([own], columns=SETTING_COLUMNS)
-    found = changed.judge(seen, make_given(earlier=(LATE,)))
+    found = changed.CHECK.judge(seen, make_given(earlier=(LATE,)))
     assert found.signals == () and "migrations" not in words(found)
     seen["configuration"] = pd.DataFrame([own, (*own[:2], name, value)], columns=SETTING_COLUMNS)
-    found = changed.judge(seen, make_given(earlier=(LATE,)))
+    found = changed.CHECK.judge(seen, make_given(earlier=(LATE,)))
     assert f"{name} is not made by the services' migrations: {value}" in words(found)
     assert {s.observation for s in found.signals} == {"changed.unexpected"}
 

@@ -170,7 +170,7 @@ def flows(sandbox: Sandbox) -> bool:
 
 
 def configuration(sandbox: Sandbox) -> pd.DataFrame:
-    return changed.collect(context(sandbox))[CONFIGURATION]
+    return changed.CHECK.collected(context(sandbox))[CONFIGURATION]
 
 
 def look(sandbox: Sandbox, output: Path, section: str) -> dict[str, Any]:

@@ -6,14 +6,14 @@ import pandas as pd
 
 from runbook_lib.checks.check import NOT_READ_COLUMNS
 from runbook_lib.model.finding import Frames
-from runbook_lib.packs.entitlement.checks import changed
+from runbook_lib.packs.changes.changes import COLUMNS
 from tests.kit.steps import ago
 
 
 def frames(*changes: tuple[float, str]) -> Frames:
     rows = [(ago(seconds), what, "postgres", "exact") for seconds, what in changes]
     return {
-        "changes": pd.DataFrame(rows, columns=changed.COLUMNS),
+        "changes": pd.DataFrame(rows, columns=COLUMNS),
         "settings": pd.DataFrame({"whose": ["role app"], "setting": ["statement_timeout=5s"]}),
         "asked": pd.DataFrame({"source": ["postgres"]}),
         "failed": pd.DataFrame(columns=NOT_READ_COLUMNS),

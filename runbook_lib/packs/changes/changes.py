@@ -1,0 +1,362 @@
+"""List what changed around a system in the hours before the run, and compare its configuration with the healthy one.
+
+The configuration is a frame of texts (source, item, setting, value): one row for each setting of the server and of its
+roles; column, constraint, trigger, index, owner and grant of its schemas; field of a stream or a consumer; variable of
+a workload. Values that may be secret are masked before they leave their source.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from runbook_lib.checks.check import Check
+from runbook_lib.checks.context import JudgeInput
+from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
+from runbook_lib.diagnosis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTING_COLUMNS, drift
+from runbook_lib.dossier import baseline
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    OutageEnd,
+    Signal,
+    Status,
+    Text,
+    Value,
+    judged,
+    replace,
+    say,
+)
+from runbook_lib.model.frames import table
+from runbook_lib.sources.source import SourceError
+from runbook_lib.store.archive import ACTION_LOG
+
+if TYPE_CHECKING:
+    from runbook_lib.checks.context import Context
+    from runbook_lib.sources.settings import TargetFacts
+
+COLUMNS = ["at", "what", "source", "time"]
+
+#: Fields of a stream or a consumer that hold nanoseconds.
+_DURATIONS = ("max_age", "duplicate_window", "ack_wait", "inactive_threshold", "idle_heartbeat", "max_expires")
+#: Fields that the broker sets anew with each connection or for itself.
+_VOLATILE = ("metadata", "deliver_subject")
+
+Change = dict[str, Any]
+Row = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What can change around a system: its database `role` and `schemas`, its streams and its workloads.
+
+    `migrations` has the query of a service's migrations (version, description, installed_on, success), `durables` the
+    durable consumer of each stream. `impact` is the step that finds the onset and the end of an outage. `observe`
+    returns what a difference (the columns of `snapshots.drift`) is by observations.md, "" if it is none; without it
+    nothing is weighed. `unexpected` returns the settings that no migration makes.
+    """
+
+    role: str = ""
+    schemas: tuple[str, ...] = ()
+    migrations: Mapping[str, str] = field(default_factory=dict)
+    durables: Mapping[str, str] = field(default_factory=dict)
+    workloads: tuple[str, ...] = ()
+    impact: str = "3.1"
+    observe: Callable[[Mapping[Hashable, str], JudgeInput], str] | None = None
+    unexpected: Callable[[pd.DataFrame], pd.DataFrame] = lambda settings: settings.iloc[:0]
+
+
+def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
+    """Collect starts, migrations, created streams and consumers, actions of this runbook, and the configuration.
+
+    Frames: changes (at: time; what, source: text; time: text, "exact", "of the newest" where only the newest of its
+    kind is known, or "zone not kept"), settings of the role and the database (whose, setting: text, "name=value" or the
+    name alone), configuration (source, item, setting, value: text), healthy (the same of the last healthy baseline, and
+    at: time, when it was read), asked (source: text).
+    """
+    require_present(rb, "postgres")
+    around, parts, changes, settings = of(rb.facts), FrameCollector(), list[Change](), list[Row]()
+    asked: list[str] = []
+
+    def part(name: str, found: Iterator[Change]) -> None:
+        with parts.part(name):
+            changes.extend(found)
+            asked.append(name)
+
+    part("postgres", _read_database_changes(rb, around, parts, settings))
+    if around.durables:
+        part("jetstream", _read_stream_changes(rb, around, settings))
+        part("nats_monitor", _read_broker_changes(rb))
+    part("workloads", _read_pod_starts(rb, around, settings))
+    with suppress(OSError):
+        changes += _read_actions(rb)
+    if not asked:
+        return parts.frames()
+    parts.answers["changes"] = pd.DataFrame(changes, columns=COLUMNS)
+    parts.answers["asked"] = pd.DataFrame({"source": asked})
+    # A source that answered in part would seem to have lost the rest.
+    read = [s for s in settings if s[0] not in parts.failures]
+    parts.answers[CONFIGURATION] = pd.DataFrame(read, columns=SETTING_COLUMNS)
+    with suppress(OSError, ValueError, KeyError):
+        healthy = baseline.configuration(rb.archive.output, rb.parameters.target)
+        if healthy is not None:
+            parts.answers["healthy"] = healthy
+    return parts.frames()
+
+
+def _build_change(at: Any, what: str, source: str, time: str = "of the newest") -> Change:
+    return {"at": pd.Timestamp(at), "what": what, "source": source, "time": time}
+
+
+def _read_start(rb: Context, server: str, source: str, started: Any, loaded: Any) -> Iterator[Change]:
+    """Yield the start of a server, and when it read its configuration, if that was not at the start."""
+    if started:
+        yield _build_change(started, f"{server} started", source)
+        if loaded and pd.Timestamp(loaded) > pd.Timestamp(started) + pd.Timedelta(seconds=rb.number("changed.apart")):
+            yield _build_change(loaded, f"{server} read its configuration", source)
+
+
+def _read_database_changes(
+    rb: Context, around: Surroundings, parts: FrameCollector, settings: list[Row]
+) -> Iterator[Change]:
+    with rb.snapshot() as db:
+        server = db.ask("changed/server").iloc[0]
+        roles = parts.answers["settings"] = db.ask("changed/settings", role=around.role)
+        with parts.part("catalog"):
+            catalog = db.ask_apart("changed/catalog", schemas=list(around.schemas))
+            if not catalog.attrs.get("capped"):
+                named = [(whose, *str(setting).partition("=")) for whose, setting in roles.itertuples(index=False)]
+                settings += (("postgres", whose, name, value or "***") for whose, name, _, value in named)
+                settings += (("postgres", str(item), str(name), str(value)) for item, name, value in catalog.to_numpy())
+        histories = {}
+        for service, query in around.migrations.items():
+            with parts.part(f"migrations of {service}"):
+                histories[service] = db.ask_apart(query)
+    yield from _read_start(rb, "PostgreSQL", "postgres", server["started_at"], server["loaded_at"])
+    for service, history in histories.items():
+        for migration in history.to_dict("records"):
+            failed = "" if migration["success"] else ", failed"
+            what = f"migration of {service}: {migration['version']} {migration['description']}{failed}"
+            yield _build_change(f"{migration['installed_on']}Z", what, "postgres", "zone not kept")
+
+
+def _read_stream_changes(rb: Context, around: Surroundings, settings: list[Row]) -> Iterator[Change]:
+    for stream, durable in around.durables.items():
+        for what, name in ((f"stream {stream}", None), (f"consumer {durable}", durable)):
+            try:
+                info = rb.consumer(stream, name).info if name else rb.stream(stream)
+            except SourceError as e:
+                if e.code not in ("stream_not_found", "consumer_not_found"):
+                    raise
+                continue
+            settings += of_broker(what, info)
+            if created := info.get("created"):
+                yield _build_change(created, f"{what} created", "jetstream")
+
+
+def of_broker(item: str, info: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield the fields of the configuration of a stream or a consumer.
+
+    The broker keeps the end of a pause that is over, which is no setting.
+
+    >>> [*of_broker("stream s", {"config": {"name": "s", "max_age": 90_000_000_000, "subjects": ["a.>"]}})]
+    [('jetstream', 'stream s', 'max_age', '90 s'), ('jetstream', 'stream s', 'subjects', '["a.>"]')]
+    >>> [*of_broker("consumer c", {"config": {"pause_until": "1970-01-01T00:00:00Z"}, "paused": False})]
+    []
+    """
+    for name, value in sorted(info.get("config", {}).items()):
+        if name == "pause_until" and not info.get("paused"):
+            continue
+        if name in _DURATIONS and isinstance(value, int):
+            yield "jetstream", item, name, f"{value / 1e9:g} s"
+        elif name not in ("name", "durable_name", *_VOLATILE):
+            yield "jetstream", item, name, value if isinstance(value, str) else json.dumps(value)
+
+
+def _read_broker_changes(rb: Context) -> Iterator[Change]:
+    for server in rb.nats_monitor.servers():
+        name = f"NATS server {server.get('server_name') or server.get('server_id')}"
+        yield from _read_start(rb, name, "nats_monitor", server.get("start"), server.get("config_load_time"))
+
+
+def _read_pod_starts(rb: Context, around: Surroundings, settings: list[Row]) -> Iterator[Change]:
+    for name in around.workloads:
+        found = {"replicas": str(rb.workloads.replicas(name))} | dict(sorted(rb.workloads.environment(name).items()))
+        settings += (("workloads", f"workload {name}", setting, value) for setting, value in found.items())
+        for pod in rb.workloads.pods(name):
+            if pod["started"]:
+                again = f" ({pod['restarts']} restarts before)" if pod["restarts"] else ""
+                yield _build_change(pod["started"], f"{pod['name']} started{again}", "workloads")
+
+
+def _read_actions(rb: Context) -> Iterator[Change]:
+    for line in rb.archive.lines(ACTION_LOG):
+        if line.get("result") in ("done", "failed") and line.get("time"):
+            yield _build_change(
+                line["time"], f"action {line.get('command') or line.get('action')}", "actions.jsonl", "exact"
+            )
+
+
+def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: JudgeInput) -> Finding:
+    """List the changes of the last hours, newest first, without judging whether one is the cause.
+
+    If an outage is over, its last change before the end is named.
+    """
+    around = of(given.facts)
+    impact = next((f for f in given.earlier if f.step == around.impact), None)
+    lasts = impact is not None and impact.status is not Status.OK and not impact.ended
+    back = pd.Timedelta(hours=given.number("changed.look_back"))
+    changes = table(frames, "changes", *COLUMNS)
+    changes = changes.assign(at=pd.to_datetime(changes["at"], utc=True))
+    lately = changes[(changes["at"] > given.as_of - back) & (changes["at"] <= given.as_of)]
+    lately = lately.sort_values("at", ascending=False, ignore_index=True)
+    lately.attrs["since"] = (given.as_of - back).isoformat()
+    onset = _read_onset(impact)
+    before = lately[lately["at"] <= onset] if onset is not None else lately.iloc[:0]
+    settings = table(frames, "settings", "whose", "setting")
+    differing, healthy_at = _find_drift(frames)
+    nearest = before.iloc[0] if len(before) else lately.iloc[0] if len(lately) else None
+    facts = {
+        "n": len(lately),
+        "hours": given.number("changed.look_back"),
+        "what": None if nearest is None else str(nearest["what"]),
+        "ago": None if nearest is None else seconds_between(nearest["at"], given.as_of),
+        "before": seconds_between(nearest["at"], onset) if len(before) and nearest is not None else None,
+    }
+    notes = [say("changed.no_cause")] if len(lately) else []
+    if len(settings):
+        listed = "; ".join(f"{s.whose}: {s.setting}" for s in settings.itertuples())
+        notes.append(say("changed.settings", told=listed))
+    notes.append(say("changed.asked", names=", ".join(table(frames, "asked", "source")["source"])))
+    headline = say("changed.some" if len(lately) else "changed.none", **facts)
+    foreign = table(frames, CONFIGURATION, *SETTING_COLUMNS).iloc[:0]
+    if healthy_at is None:
+        notes.append(say("changed.no_baseline"))
+        foreign = around.unexpected(table(frames, CONFIGURATION, *SETTING_COLUMNS))
+        if len(foreign):
+            headline = _describe("changed.unexpected", foreign)
+    elif len(differing):
+        since = f"{healthy_at:%m-%d %H:%M}"
+        headline = _describe("changed.drift", differing, since=since, until=f"{given.as_of:%H:%M}")
+        notes.append(say("changed.restore", since=since))
+    return judged(
+        headline,
+        [
+            Value("changes", len(lately), "changes"),
+            Value("changes.before_onset", len(before), "changes"),
+            Value("changes.configuration", None if healthy_at is None else len(differing), "settings"),
+        ],
+        signals=_weigh_changes(around, differing, healthy_at, foreign, given) if lasts else (),
+        notes=tuple(notes),
+        frames={"lately": lately, "drift": differing},
+        show=tuple(name for name, frame in (("drift", differing), ("lately", lately)) if len(frame)),
+        ended=_add_preceding_change(impact, given, lately, onset),
+    )
+
+
+def _find_drift(frames: Frames) -> tuple[pd.DataFrame, pd.Timestamp | None]:
+    """Return what differs from the last healthy configuration, and when that was read; None where none is kept."""
+    healthy = table(frames, "healthy", *SETTING_COLUMNS, "at")
+    if healthy.empty:
+        return pd.DataFrame(columns=DRIFT_COLUMNS), None
+    now = table(frames, CONFIGURATION, *SETTING_COLUMNS)
+    return drift(healthy, now), pd.Timestamp(healthy["at"].iloc[0])
+
+
+def _describe(key: str, rows: pd.DataFrame, **facts: str) -> Text:
+    """Return the first of these settings as a sentence, and how many others there are."""
+    first = {str(name): textwrap.shorten(str(value), 100) for name, value in rows.iloc[0].items() if name != "source"}
+    if first.get("before") == "":
+        key = "changed.drift_added"
+    elif first.get("now") == "":
+        key = "changed.drift_removed"
+    return say(key, **first, others=len(rows) - 1 or None, **facts)
+
+
+def _weigh_changes(
+    around: Surroundings,
+    differing: pd.DataFrame,
+    healthy_at: pd.Timestamp | None,
+    foreign: pd.DataFrame,
+    given: JudgeInput,
+) -> tuple[Signal, ...]:
+    """Return what the differences, and the unexpected definitions, support.
+
+    Differences from a configuration that was healthy long ago name no place: any of them may be harmless.
+    """
+    if around.observe is None:
+        return ()
+    if healthy_at is not None and given.as_of - healthy_at > pd.Timedelta(hours=given.number("changed.baseline")):
+        found = ["changed.long_ago"] if len(differing) else []
+    else:
+        changes = differing.to_dict("records")
+        triggers = [change["now"] for change in changes]
+        found = ["" if _executes(triggers, change["item"]) else around.observe(change, given) for change in changes]
+    unexpected = ["changed.unexpected"] if len(foreign) else []
+    signals = given.evidence_of(dict.fromkeys(filter(None, [*found, *unexpected])))
+    repeated = _find_repeated(differing, found)
+    return tuple(s for s in signals if s.observation not in repeated or s.about in given.catalog.places)
+
+
+def _executes(definitions: list[str], item: str) -> bool:
+    """Return whether one of these is the definition of a trigger that executes the function: one change, not two."""
+    kind, _, function = item.partition(" ")
+    return kind == "function" and any(f"EXECUTE FUNCTION {function.partition('(')[0]}(" in d for d in definitions)
+
+
+def _find_repeated(differing: pd.DataFrame, found: list[str]) -> set[str]:
+    """Return the observations of a workload's variables that another workload has, too: one change, not two."""
+    own, first = set[str](), dict[tuple[str, ...], str]()
+    for change, name in zip(differing.itertuples(), found, strict=False):
+        of_workload = str(change.item).startswith("workload ")
+        told = tuple(map(str, (change.setting, change.before, change.now)))
+        if not of_workload or (name and first.setdefault(told, name) == name):
+            own.add(name)
+    return {*found} - own
+
+
+def _add_preceding_change(
+    impact: Finding | None, given: JudgeInput, lately: pd.DataFrame, onset: pd.Timestamp | None
+) -> OutageEnd | None:
+    """Return the outage that is over, with the last change before its end; None if there is none.
+
+    Without an onset, which a short outage may lack, only a change shortly before the end counts.
+    """
+    ended = impact.ended if impact else None
+    if ended is None:
+        return None
+    most = pd.Timedelta(seconds=given.number("changed.last_try"))
+    since = lately[lately["at"] > (ended.since - most if onset is None else onset)]
+    before = since[since["at"] <= ended.since]
+    if before.empty:
+        # The end is the start of the last late try, and that try may itself have waited for the change.
+        before = since[since["at"] <= ended.since + most].tail(1)
+    if before.empty:
+        return None
+    newest = before.iloc[0]
+    return replace(ended, after=say("changed.before_the_end", what=str(newest["what"]), at=f"{newest['at']:%H:%M:%S}"))
+
+
+def _read_onset(impact: Finding | None) -> pd.Timestamp | None:
+    """Return the onset of the impact; None if it has none."""
+    onset = impact.value("impact.onset") if impact else None
+    return pd.Timestamp(onset) if isinstance(onset, str) else None
+
+
+def check_of(step: str, of: Callable[[TargetFacts], Surroundings], migrations: Iterable[str] = ()) -> Check:
+    """Return the check that lists the changes; `migrations` are the services of those in `Surroundings`."""
+    return Check(
+        step,
+        partial(collect, of),
+        partial(judge, of),
+        needs=("changes",),
+        # Without its tool or its port a target is no less well; what was asked is named.
+        optional=("workloads", "nats_monitor", *(f"migrations of {service}" for service in migrations)),
+    )
