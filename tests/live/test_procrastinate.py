@@ -41,7 +41,7 @@ from tests.kit.waiting import until
 PACK = ROOT / "examples" / "procrastinate"
 HEARTBEAT_S, STALLED_S, POLL_S = 0.5, 30.0, 0.5
 #: How the names of queries of the rooms begin: test_queues.py and test_questions.py ask these.
-ROOMS = ("queues/", "database/", "scope/")
+ROOMS = ("queues/", "database/", "scope/", "changed/")
 #: The application_name of the workers' sessions.
 WORKERS = "shop-worker"
 #: The workers' settings, as the target has them.
@@ -797,7 +797,7 @@ def test_every_notebook_of_a_queue_that_is_well(system: System, env: dict[str, s
     done = runbook("run", *numbers, "--target", "shop", "--incident", "INC-1", "--json", env=env, cwd=tmp_path)
     said = json.loads(done.stdout)
     assert (done.returncode, said["status"]) == (0, "OK"), done.stdout
-    assert [f["status"] for run in said["runs"] for f in run["findings"]] == ["OK"] * 18
+    assert [f["status"] for run in said["runs"] for f in run["findings"]] == ["OK"] * 19
 
 
 @pytest.mark.slow

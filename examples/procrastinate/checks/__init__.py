@@ -13,7 +13,7 @@ from .sample import JOBS
 
 CHECKS = checks_of(
     JOBS,
-    steps={"clocks": "2.4", "criteria": None, "record": None, "history": None},
+    steps={"clocks": "2.4", "criteria": None, "record": None, "history": None, "changes": "3.4"},
     own=(*waiting.CHECKS, *held.CHECKS),
     places=tuple(check for check in held.CHECKS if check.step.startswith("4.2")),
 )

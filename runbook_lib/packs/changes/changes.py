@@ -12,11 +12,13 @@ import textwrap
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from runbook_lib.book import queries
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
@@ -359,4 +361,12 @@ def check_of(step: str, of: Callable[[TargetFacts], Surroundings], migrations: I
         needs=("changes",),
         # Without its tool or its port a target is no less well; what was asked is named.
         optional=("workloads", "nats_monitor", *(f"migrations of {service}" for service in migrations)),
+    )
+
+
+@cache
+def list_queries() -> tuple[queries.Query, ...]:
+    """Return the queries of `collect`, for a check that queries.toml does not name."""
+    return tuple(
+        queries.read(f"changed/{f.stem}", f) for f in sorted((Path(__file__).parent / "sql/changed").iterdir())
     )

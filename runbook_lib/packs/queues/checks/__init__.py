@@ -11,15 +11,18 @@ from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.triage import action_check, compound_check, judge_criteria, judge_place, record_check
 from runbook_lib.model.finding import Finding, Frames
+from runbook_lib.packs.changes import changes
 from runbook_lib.packs.postgres import locks
 from runbook_lib.packs.postgres.reach import clocks_check, database_check
+from runbook_lib.sources.settings import TargetFacts
 from runbook_lib.view.charts import Chart
 
+from ..facts import Workloads
 from ..queue import Queue
 from . import database, lookback, reach, sample, triage, work
 from .sample import TOO_COSTLY, Collector, QueueSample, read_sample
 
-#: The steps that this room has, with their usual ids.
+#: The steps that this room has, with their usual ids; a pack that wants one without an id gives it one.
 STEPS = {
     "server": "2.1",
     "table": "2.2",
@@ -29,6 +32,7 @@ STEPS = {
     "smallest": "3.3",
     "criteria": "3.4",
     "record": "3.5",
+    "changes": "",
     "backlog": "4.1.1",
     "takers": "4.1.2",
     "errors": "4.1.3",
@@ -104,6 +108,10 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         "impact": step("impact", _sampled(triage.judge_impact), "backlog", "flow", chart=_sampled(work.chart_flow)),
         "smallest": action_check(ids["smallest"], ids["place"]),
         "record": record_check(ids["record"], ids["impact"], ids["place"], triage.RECORDED),
+        "changes": replace(
+            changes.check_of(ids["changes"], partial(_find_surroundings, queue, ids["impact"])),
+            queries=changes.list_queries(),
+        ),
         "backlog": step("backlog", _sampled(work.judge_backlog), "backlog", "flow", chart=_sampled(work.chart_flow)),
         "takers": step("takers", _sampled(work.judge_takers), "backlog", "flow owners"),
         "errors": step("errors", _sampled(work.judge_errors), "backlog errors", "flow"),
@@ -120,6 +128,11 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         "takers_now": step("takers_now", _sampled(work.judge_takers), "backlog", "flow owners"),
         "history": step("history", lookback.judge_history, "history", chart=lookback.chart_history),
     }
+
+
+def _find_surroundings(queue: Queue, impact: str, facts: TargetFacts) -> changes.Surroundings:
+    workloads = (facts.workloads.worker,) if isinstance(facts.workloads, Workloads) else ()
+    return changes.Surroundings(schemas=tuple(queue.schemas or ("public",)), workloads=workloads, impact=impact)
 
 
 __all__ = ["PLACES", "STEPS", "checks_of"]
