@@ -12,9 +12,11 @@ import pytest
 from runbook_lib.book import messages
 from runbook_lib.checks.cases import OTHERWISE, Case, Cases, Conditions
 from runbook_lib.model.finding import Decision, OutageEnd, Reason, Status, say
-from runbook_lib.packs.entitlement.checks import backlog, leases, program, publish, quorum, subscriber
+from runbook_lib.packs.entitlement.checks import backlog, leases, program, publish, subscriber
 from runbook_lib.packs.entitlement.missing import MissingEvents, Unprocessed
 from runbook_lib.packs.entitlement.rows import Holder, Outbox
+from runbook_lib.packs.jetstream import quorum
+from runbook_lib.packs.jetstream.consumer import ConsumerRow
 from runbook_lib.runs import replay
 from tests.kit import RECORDINGS
 from tests.kit.frames.delivery import consumer, look, outbox, runs
@@ -103,7 +105,7 @@ def test_no_case_is_shadowed_and_each_has_its_words(step: str) -> None:
 
 
 BOUND = subscriber._read_subscriber(consumer(), make_given())
-STALLED = subscriber.ConsumerRow(bound=True, num_pending=5, num_ack_pending=9, max_ack_pending=9)
+STALLED = ConsumerRow(bound=True, num_pending=5, num_ack_pending=9, max_ack_pending=9)
 FLOWING = publish._read_relay(outbox() | runs("relay"), make_given(), Outbox(now=NOW, last_published=ago(1)), 5.0)
 FAILING = replace(FLOWING, failing=True, publishes=False)
 LATE = backlog._read_backlog(look(due=9, oldest_due_s=20), make_given())
@@ -124,9 +126,7 @@ STATES: dict[str, object] = {
     "leases.two_workers": replace(ONE_HAND, side_by_side=True),
     "leases.circling": replace(ONE_HAND, again=2),
     "subscriber.cluster": replace(BOUND, broken=(quorum.RaftGroup("S", 3, "", False, ("n2", "n3")),)),
-    "subscriber.deaf_idle": replace(
-        BOUND, consumer=subscriber.ConsumerRow(bound=False, num_pending=0, num_ack_pending=0)
-    ),
+    "subscriber.deaf_idle": replace(BOUND, consumer=ConsumerRow(bound=False, num_pending=0, num_ack_pending=0)),
     "subscriber.passed_by": replace(BOUND, missing=MissingEvents(5, 5, 5, lately=False)),
     "subscriber.lost_or_deleted": replace(BOUND, missing=MissingEvents(5, 5, 0, lately=False, doubtful=5)),
     "subscriber.not_registered": replace(

@@ -15,7 +15,8 @@ from tests.kit.syntax import DECIDING, PACK, called
 
 LIBRARY = Path(catalog.__file__).parents[1]
 ROOMS = [load_room(room).folder for room in PACK.uses]
-MODULES = [path for folder in (PACK.folder / "checks", *ROOMS) for path in sorted(folder.glob("*.py"))]
+JUDGING = (path for room in ROOMS for path in room.glob("*.py") if "JudgeInput" in path.read_text(encoding="utf-8"))
+MODULES = sorted([*(PACK.folder / "checks").glob("*.py"), *JUDGING])
 #: Nothing, one, a half or a pair; an hour, a day, percent, milliseconds, nanoseconds.
 PHYSICAL = {0, 1, -1, 2, 24, 60, 100, 1000, 3600, 1e9}
 #: How functions that describe a chart are called, and calls whose numbers are layout after so many arguments.

@@ -26,10 +26,11 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Status
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import Session, quiet_session
-from runbook_lib.packs.entitlement import account, event_lookup, stream
+from runbook_lib.packs.entitlement import account, event_lookup
 from runbook_lib.packs.entitlement.account import Account, StateCount
 from runbook_lib.packs.entitlement.event_lookup import FoundTraces
 from runbook_lib.packs.entitlement.event_place import PLACES, State
+from runbook_lib.packs.jetstream import search
 from runbook_lib.runs import forks
 from tests.kit import sandboxes
 from tests.kit.command import runbook
@@ -195,8 +196,8 @@ def test_a_moment_is_found_in_a_stream_with_gaps(rb: Session, broker: str) -> No
 def test_few_spans_cover_all_that_is_looked_for(wanted: list[tuple[int, int]]) -> None:
     zero = pd.Timestamp("2026-01-01", tz="UTC")
     spans = [(zero + pd.Timedelta(a, "s"), zero + pd.Timedelta(a + s, "s")) for a, s in wanted]
-    merged = stream._merge_spans(spans)
-    assert len(merged) <= stream.SPANS
+    merged = search.merge_spans(spans)
+    assert len(merged) <= search.SPANS
     assert all(any(a <= since and until <= b for a, b in merged) for since, until in spans)
     assert all(b < a for (_, b), (a, _) in pairwise(merged))
 

@@ -27,8 +27,9 @@ from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.checks import publish, quorum
-from runbook_lib.packs.entitlement.checks.quorum import META, Member, Nodes
+from runbook_lib.packs.entitlement.checks import publish
+from runbook_lib.packs.jetstream import quorum
+from runbook_lib.packs.jetstream.quorum import META, Member, Nodes
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import settings
 from runbook_lib.sources.jetstream import JetStream

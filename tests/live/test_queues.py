@@ -142,7 +142,7 @@ def test_a_queue_that_flows_is_ok(database: Database, parcels: Path) -> None:
     assert said.findings["4.1.1"].value("queue.working") == 1
     assert said.findings["7.1"].value("history.succeeded") == 60
     told = set(said.findings["3.6"].frames["configuration"]["item"])
-    assert {"server", "table shipping.parcels"} <= told and said.findings["3.6"].value("changes") > 0
+    assert {"server", "table shipping.parcels"} <= told and said.findings["3.6"].value("changes")
 
 
 def test_rows_that_nobody_takes(database: Database, parcels: Path) -> None:

@@ -32,6 +32,6 @@ PACK = Pack(
         "first_samples": "first_look:take_samples",
         "first_sections": "first_look:sections_of_late_hops",
     },
-    uses=("runbook_lib.packs.postgres", "runbook_lib.packs.changes"),
-    asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:Nats"},
+    uses=("runbook_lib.packs.postgres", "runbook_lib.packs.changes", "runbook_lib.packs.jetstream"),
+    asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:Broker"},
 )

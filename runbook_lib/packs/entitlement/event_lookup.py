@@ -20,6 +20,8 @@ from runbook_lib.packs.entitlement import event_trace, missing, stream
 from runbook_lib.packs.entitlement.actions.stores import EVENT_FIELDS
 from runbook_lib.packs.entitlement.event_trace import EventTrace
 from runbook_lib.packs.entitlement.event_trace_chart import chart_trace
+from runbook_lib.packs.jetstream.consumer import ConsumerPosition
+from runbook_lib.packs.jetstream.search import Span
 from runbook_lib.privacy.masking import TOKEN
 from runbook_lib.sources.source import SourceError
 from runbook_lib.view import render
@@ -223,10 +225,10 @@ def _read_rows(db: Snapshot, events: list[str], id: str) -> Frames:
     return found | {name: frame for name, frame in others.items() if frame is not None}
 
 
-def _read_messages(rb: Context, found: Frames, before: stream.ConsumerPosition | None) -> pd.DataFrame:
+def _read_messages(rb: Context, found: Frames, before: ConsumerPosition | None) -> pd.DataFrame:
     """Read the events' messages, and locate those that are not processed at the broker. Raises SourceError."""
     processed = {str(r["event_id"]): r["processed_at"] for r in found["processed"].to_dict("records")}
-    spans: dict[str, list[stream.Span]] = {}
+    spans: dict[str, list[Span]] = {}
     for r in found["outbox"].to_dict("records"):
         if r["status"] == "PUBLISHED":
             spans[str(r["event_id"])] = stream.search_spans(rb, r["created_at"], r["published_at"])

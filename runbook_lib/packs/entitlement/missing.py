@@ -22,6 +22,7 @@ from runbook_lib.model.finding import Frames, Status, Text, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import stream
 from runbook_lib.packs.entitlement.retention import Oldest
+from runbook_lib.packs.jetstream.consumer import ConsumerPosition
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -140,12 +141,7 @@ class MissingEvents:
         }
 
 
-def count_held(pending: float | None, unacknowledged: float | None) -> float | None:
-    """Return the number of messages that the consumer holds, delivered or not; None if one of the counts is missing."""
-    return None if pending is None or unacknowledged is None else pending + unacknowledged
-
-
-def settled_s(rb: Context, before: stream.ConsumerPosition | None) -> float:
+def settled_s(rb: Context, before: ConsumerPosition | None) -> float:
     """Return the age in seconds from which on a published event is registered, unless it is held or lost.
 
     An event that is older than the oldest message which the consumer holds was acknowledged or given up. `before` is
@@ -157,7 +153,7 @@ def settled_s(rb: Context, before: stream.ConsumerPosition | None) -> float:
     return min(most, before.held_s + rb.number("missing.answered"))
 
 
-def locate(rb: Context, parts: FrameCollector, before: stream.ConsumerPosition | None) -> None:
+def locate(rb: Context, parts: FrameCollector, before: ConsumerPosition | None) -> None:
     """Look for other traces of the events of the frame "unprocessed": a notification, else their place in the broker.
 
     Frames notified; broker (event_id: id; place: text). If the broker does not show how they were lost, also what was

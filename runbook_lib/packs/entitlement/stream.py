@@ -1,131 +1,37 @@
-"""Find the stream's messages by the event that they carry; the broker itself indexes only sequences and times."""
+"""Locate events at the broker by their messages."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.packs.entitlement.actions.stores import FETCH_SIZE, advised_sequence, read_event
+from runbook_lib.packs.entitlement.actions.stores import read_event
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.jetstream import consumer, search
+from runbook_lib.packs.jetstream.consumer import ConsumerPosition
+from runbook_lib.packs.jetstream.search import FoundMessages, Span
 from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
-    from runbook_lib.sources.jetstream import Consumer, Message
+    from runbook_lib.sources.jetstream import Message
 
 #: A message is searched first within this time before and after the times in its row.
 SOON = pd.Timedelta(seconds=1), pd.Timedelta(seconds=5)
-#: The largest number of spans that are searched; the broker is asked for the sequences at both ends of each.
-SPANS = 16
-Span = tuple[pd.Timestamp, pd.Timestamp]
-
-
-@dataclass(frozen=True)
-class ConsumerPosition:
-    """The position of the subscriber's consumer before the tables were read.
-
-    Every message up to the sequence `delivered` was delivered at least once; every message up to `answered` was
-    acknowledged or given up. `unanswered` counts the delivered messages without acknowledgement. `there` is False if
-    the broker has no such consumer. `subjects` are the subjects of its filter; without any it takes all subjects.
-    `held_s` is the age of the oldest message that it holds in seconds, 0 if it holds none; None if it was not read.
-    """
-
-    delivered: int = 0
-    answered: int = 0
-    unanswered: int = 0
-    there: bool = True
-    subjects: tuple[str, ...] = ()
-    held_s: float | None = None
-
-    @classmethod
-    def of(cls, consumer: Consumer, held_s: float | None = None) -> ConsumerPosition:
-        """Return the position of a consumer as the broker reports it now."""
-        delivered, answered, unanswered = consumer.delivered_seq, consumer.ack_floor_seq, consumer.num_ack_pending
-        return cls(delivered, answered, unanswered, subjects=consumer.subjects, held_s=held_s)
-
-    def takes(self, subject: str) -> bool:
-        """Return whether the consumer's filter includes this subject; it never delivers the others."""
-        return not self.subjects or any(matches(subject, wanted) for wanted in self.subjects)
-
-
-def matches(subject: str, wanted: str) -> bool:
-    """Return whether a subject matches a pattern: `*` stands for one token, `>` for one or more tokens at the end.
-
-    >>> matches("a.b", "a.*"), matches("a.b.c", "a.>"), matches("a", "a.>"), matches("a.b", "a")
-    (True, True, False, False)
-    """
-    tokens, patterns = subject.split("."), wanted.split(".")
-    if patterns[-1] == ">":
-        patterns, tokens = [*patterns[:-1], "*"], tokens[: len(patterns)]
-    return len(tokens) == len(patterns) and all(p in ("*", t) for t, p in zip(tokens, patterns, strict=True))
-
-
-class MessagePosition(NamedTuple):
-    """The position of an event's message: its sequence, its time of storage, and its subject."""
-
-    seq: int
-    time: pd.Timestamp
-    subject: str
-
-
-@dataclass
-class FoundMessages:
-    """The newest message of each event; `complete` has the events whose spans were read completely."""
-
-    messages: dict[str, MessagePosition] = field(default_factory=dict)
-    complete: set[str] = field(default_factory=set)
-
-
-def read_oldest_held(rb: Context, consumer: Consumer) -> tuple[Message | None, float | None]:
-    """Return the oldest message that the consumer holds and its age in seconds; (None, 0) if it holds none.
-
-    Both are None if the stream no longer has the message. Raises SourceError.
-    """
-    if not (consumer.num_pending or consumer.num_ack_pending):
-        return None, 0.0
-    events, first = facts_of(rb).streams.events, consumer.ack_floor_seq + 1
-    found = [rb.jetstream.message(events, first, subject) for subject in consumer.subjects or (">",)]
-    message = min((m for m in found if m), key=lambda m: m.seq, default=None)
-    if message is None:
-        return None, None
-    now = pd.Timestamp(ts) if (ts := consumer.info.get("ts")) else rb.now()
-    return message, max((now - pd.Timestamp(message.time)).total_seconds(), 0.0)
 
 
 def read_consumer_position(rb: Context) -> ConsumerPosition:
-    """Return the consumer's position. Raises SourceError, except for a missing consumer, which has no messages."""
+    """Return the position of the subscriber's consumer; a missing one has no messages. Raises SourceError."""
     names = facts_of(rb).streams
-    try:
-        return ConsumerPosition.of(rb.jetstream.consumer(names.events, names.consumer))
-    except SourceError as e:
-        if e.code != "consumer_not_found":
-            raise
-        return ConsumerPosition(there=False)
+    return consumer.read_position(rb, names.events, names.consumer)
 
 
 def find_messages(rb: Context, spans: Mapping[str, Sequence[Span]], most: int) -> FoundMessages:
-    """Find the messages of these events within their spans of time, beginning with the first span of each.
-
-    Reads at most `most` messages. Raises SourceError.
-    """
-    found, left, stream = FoundMessages(), most, facts_of(rb).streams.events
-    for nth in range(max((len(s) for s in spans.values()), default=0)):
-        missing = {e: s[nth] for e, s in spans.items() if e not in found.messages and nth < len(s)}
-        merged = _merge_spans(missing.values())
-        bounds = rb.jetstream.positions(stream, [t.floor("us").to_pydatetime() for s in merged for t in s])
-        for (since, until), first, end in zip(merged, bounds[::2], bounds[1::2], strict=True):
-            for message in _read_messages(rb, stream, range(first, min(end, first + left))):
-                for event in _read_event_ids(message):
-                    found.messages[event] = MessagePosition(message.seq, pd.Timestamp(message.time), message.subject)
-            if end - first <= left:
-                inside = {e for e, (a, b) in missing.items() if since <= a and b <= until}
-                found.complete |= {e for e in inside if nth == len(spans[e]) - 1}
-            left -= min(end - first, left)
-    return found
+    """Find the messages of these events within their spans of time. Raises SourceError."""
+    return search.find_messages(rb.jetstream, facts_of(rb).streams.events, spans, most, _read_event_ids)
 
 
 def locate_events(rb: Context, published: pd.DataFrame, before: ConsumerPosition) -> dict[str, str]:
@@ -207,8 +113,8 @@ def _find_given_up(rb: Context, stored: Mapping[int, pd.Timestamp], most: int) -
             newest = range(max(first, last - most + 1, 1), last + 1)
             given_up += [
                 (seq, pd.Timestamp(m.time))
-                for m in _read_messages(rb, stream, newest)
-                if (seq := advised_sequence(m)) is not None
+                for m in search.read_messages(rb.jetstream, stream, newest)
+                if (seq := search.advised_sequence(m)) is not None
             ]
     return {seq for seq, at in given_up if seq in stored and stored[seq] <= at + apart}
 
@@ -223,11 +129,6 @@ def _ignore_missing_stream() -> Iterator[None]:
             raise
 
 
-def _read_messages(rb: Context, stream: str, seqs: range) -> Iterable[Message]:
-    for first in range(seqs.start, seqs.stop, FETCH_SIZE):
-        yield from rb.jetstream.messages(stream, range(first, min(first + FETCH_SIZE, seqs.stop)))
-
-
 def _read_event_ids(message: Message) -> set[str]:
     """Return the event ids in the message id of the relay and in the body: a redriven message has another id."""
     events = {message.headers.get("Nats-Msg-Id", "")}
@@ -235,17 +136,3 @@ def _read_event_ids(message: Message) -> set[str]:
         event = read_event(message)
         events |= {str(event[0])} if event else set()
     return events - {""}
-
-
-def _merge_spans(spans: Iterable[Span]) -> list[Span]:
-    """Merge overlapping spans, then the nearest ones until there are at most `SPANS`."""
-    merged: list[Span] = []
-    for since, until in sorted(spans):
-        if merged and since <= merged[-1][1]:
-            merged[-1] = (merged[-1][0], max(merged[-1][1], until))
-        else:
-            merged.append((since, until))
-    while len(merged) > SPANS:
-        nearest = min(range(1, len(merged)), key=lambda n: merged[n][0] - merged[n - 1][1])
-        merged[nearest - 1 : nearest + 1] = [(merged[nearest - 1][0], merged[nearest][1])]
-    return merged

@@ -30,6 +30,7 @@ from runbook_lib.packs.entitlement.rows import (
     Outbox,
     QueueCounts,
 )
+from runbook_lib.packs.jetstream import clients
 from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _check_broker_refusals(rb: Context) -> Iterator[Precondition]:
     """Check that the broker refuses no client, if its monitoring port is known; a refused pod aborts at its start."""
     n, why = None, ""
     try:
-        n, why = logins.count_refused({"closed": logins.count_closed(rb.nats_monitor.closed())}, rb.given())
+        n, why = clients.count_refused({"closed": clients.count_closed(rb.nats_monitor.closed())}, rb.given())
     except SourceError as e:
         if e.reason is Reason.NOT_CONFIGURED:
             return

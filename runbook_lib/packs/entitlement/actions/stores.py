@@ -6,7 +6,6 @@ letter and its line in the ledger together.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from runbook_lib.model.finding import Reason
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import DatabaseIdentity
+from runbook_lib.packs.jetstream.search import FETCH_SIZE, advised_sequence, read_messages
 from runbook_lib.sources.jetstream import JetStream, Message
 from runbook_lib.sources.postgres import cut_when_hung, libpq_url, source_error
 from runbook_lib.sources.settings import Budget
@@ -39,7 +39,7 @@ MATCH_FIELDS = ["match_id"]
 #: The advisory lock class of redrives, one lock per store: "RUND".
 _LOCK = 0x52554E44
 #: Messages that are fetched over one connection, and rows that one statement reads.
-FETCH_SIZE, PAGE = 250, 1000
+PAGE = 1000
 DAY_S = 86400.0
 #: The rights to read what shows that an event was processed.
 _TRACES = tuple(
@@ -334,8 +334,7 @@ class BrokerLetters:
         return found
 
     def _fetch_messages(self, stream: str, seqs: Sequence[int]) -> list[Message]:
-        parts = [seqs[i : i + FETCH_SIZE] for i in range(0, len(seqs), FETCH_SIZE)]
-        return [message for part in parts for message in self._jetstream.messages(stream, part)]
+        return list(read_messages(self._jetstream, stream, seqs))
 
 
 Store: TypeAlias = Table | BrokerLetters
@@ -401,12 +400,3 @@ def read_event(message: Message) -> tuple[uuid.UUID, str, datetime] | None:
         return (uuid.UUID(event.event_id), event.user_id, at) if at.tzinfo and "\0" not in event.user_id else None
     except (wire.WireError, ValueError):
         return None
-
-
-def advised_sequence(message: Message) -> int | None:
-    """Return the sequence that an advisory of the broker names; None if it names none."""
-    try:
-        seq = json.loads(message.body)["stream_seq"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return seq if isinstance(seq, int) and seq > 0 else None

@@ -12,10 +12,11 @@ from runbook_lib.checks.parts import FrameCollector, collector, require_present
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement import missing, stream
+from runbook_lib.packs.entitlement import missing
 from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count, Letters
+from runbook_lib.packs.jetstream.consumer import ConsumerPosition, count_held, read_oldest_held
 from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class ConsumerLag(rows.Row):
     @property
     def lag(self) -> float | None:
         """Return the number of events that it holds, delivered or not."""
-        return missing.count_held(self.pending, self.unacknowledged)
+        return count_held(self.pending, self.unacknowledged)
 
 
 class Scope(rows.Row):
@@ -97,8 +98,8 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
         names = facts_of(rb).streams
         consumer = rb.jetstream.consumer(names.events, names.consumer)
         answers["consumer"] = row(pending=consumer.num_pending, unacknowledged=consumer.num_ack_pending)
-        _, held_s = stream.read_oldest_held(rb, consumer)
-        before = stream.ConsumerPosition.of(consumer, held_s)
+        _, held_s = read_oldest_held(rb, names.events, consumer)
+        before = ConsumerPosition.of(consumer, held_s)
     settled_s = missing.settled_s(rb, before)
     with rb.snapshot() as db:
         events = db.try_ask("consistency/unprocessed_day", settled_s=settled_s) if day else None

@@ -21,12 +21,12 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement import PACK
-from runbook_lib.packs.entitlement.actions.stores import advised_sequence
 from runbook_lib.packs.entitlement.checks import errors
 from runbook_lib.packs.entitlement.checks.series import ask_per_minute
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, WireError, decode
+from runbook_lib.packs.jetstream.search import advised_sequence
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context

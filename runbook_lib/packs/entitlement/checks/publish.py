@@ -36,12 +36,13 @@ from runbook_lib.model.finding import (
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import outage, past, program, quorum
+from runbook_lib.packs.entitlement.checks import outage, past, program
 from runbook_lib.packs.entitlement.checks.loop import TableLoop
 from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
+from runbook_lib.packs.jetstream import quorum
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:

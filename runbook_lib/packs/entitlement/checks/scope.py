@@ -34,10 +34,11 @@ from runbook_lib.model.finding import (
 from runbook_lib.model.frames import row
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import retention
-from runbook_lib.packs.entitlement.checks import publish, quorum
+from runbook_lib.packs.entitlement.checks import publish
 from runbook_lib.packs.entitlement.checks.loop import TableLoop
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Holder, Notifications, Outbox, OutboxAges, Registered
+from runbook_lib.packs.jetstream import quorum
 from runbook_lib.packs.postgres import reach
 from runbook_lib.sources.source import SourceError
 

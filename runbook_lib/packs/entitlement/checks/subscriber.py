@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
+from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.diagnosis.verdict import evidence_from_error
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
@@ -32,16 +30,23 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement import missing, stream
+from runbook_lib.packs.entitlement import missing
 from runbook_lib.packs.entitlement.actions import remedies
-from runbook_lib.packs.entitlement.checks import program, quorum
+from runbook_lib.packs.entitlement.checks import program
 from runbook_lib.packs.entitlement.checks.loop import look_again_s
 from runbook_lib.packs.entitlement.checks.program import ProcessState
 from runbook_lib.packs.entitlement.checks.series import ask_since
-from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.missing import MissingEvents
 from runbook_lib.packs.entitlement.rows import Letters, Registered
+from runbook_lib.packs.jetstream import clients, quorum
+from runbook_lib.packs.jetstream.consumer import (
+    ConsumerPosition,
+    ConsumerRow,
+    handled_between,
+    option_without_limit,
+    read_consumer,
+)
 from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
@@ -59,45 +64,6 @@ _BROKER_STATES = {
     "stream_not_found": "alive.no_stream",
     "no_jetstream": "alive.no_stream",
 }
-
-
-class ConsumerRow(rows.Row):
-    """The consumer's state at the broker: numbers of messages, and whether a client is bound; None if unknown."""
-
-    bound: bool | None = None
-    num_pending: float | None = None
-    num_ack_pending: float | None = None
-    max_ack_pending: float | None = None
-    num_redelivered: float | None = None
-    ack_floor_seq: float | None = None
-    deliver_subject: str = ""
-    paused: bool = False
-    full: bool = False
-    limit: str = ""
-    kept_s: float | None = None
-    first_message: pd.Timestamp | None = None
-
-    @property
-    def lag(self) -> float | None:
-        """Return its unacknowledged messages, delivered or not; None if the server does not report them."""
-        return missing.count_held(self.num_pending, self.num_ack_pending)
-
-    @property
-    def stalled(self) -> bool:
-        """Return whether it delivers nothing more until a message is acknowledged."""
-        if not self.max_ack_pending or self.num_ack_pending is None:
-            return False
-        return 0 < self.max_ack_pending <= self.num_ack_pending and bool(self.num_pending)
-
-
-class Client(rows.Row):
-    """A client of the broker."""
-
-    name: str = ""
-    user: str = ""
-    ip: str = ""
-    port: int = 0
-    bound: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,13 +148,10 @@ class SubscriberReading:
 def collect(rb: Context) -> Frames:
     """Query the consumer, then the broker's clients, then the tables; each may fail on its own.
 
-    Frames: consumer (ts: time, bound: flag, push: flag, num_waiting: number, num_pending, num_ack_pending,
-    max_ack_pending, num_redelivered: messages, delivered_seq, ack_floor_seq, last_seq: number, last_message: time,
-    stream_created: time, deliver_subject: text, paused, full: flag; limit: text, kept_s: s if the stream has a limit;
-    first_message: time if it has deleted earlier ones); replicas (fields of `quorum.Member`) in a cluster; oldest (seq:
-    number, stored: time, age_s: s) if messages wait, and consumer_later (as consumer) if it may hang; those of
-    `list_clients`, `logins.count_closed` and `quorum.nodes`; if no client is bound, own_settings (listens: flag) and
-    those of `program.ask`; unprocessed, and that of `missing.locate`; nats_dlq and activity if their queries are cheap.
+    Frames: those of `jetstream.consumer.read_consumer`, and consumer_later (as consumer) if it may hang; those of
+    `clients.list_clients`, `clients.count_closed` and `quorum.nodes`; if no client is bound, own_settings (listens:
+    flag) and those of `program.ask`; unprocessed, and that of `missing.locate`; nats_dlq and activity if their queries
+    are cheap.
     """
     parts, before = FrameCollector(), None
     with parts.part("consumer") as frames:
@@ -226,74 +189,19 @@ def _sample_consumer_again(rb: Context, first: Frames) -> Frames:
     return later
 
 
-def _read_consumer(rb: Context) -> tuple[Frames, stream.ConsumerPosition]:
-    require_present(rb, "jetstream")
+def _read_consumer(rb: Context) -> tuple[Frames, ConsumerPosition]:
     names = facts_of(rb).streams
-    info, consumer = rb.stream(names.events), rb.consumer(names.events, names.consumer)
-    config, state = consumer.config, info["state"]
-    seen = {
-        "ts": consumer.info.get("ts"),
-        "bound": consumer.bound,
-        "push": bool(config.get("deliver_subject")),
-        "num_waiting": consumer.info.get("num_waiting"),
-        "num_pending": consumer.num_pending,
-        "num_ack_pending": consumer.num_ack_pending,
-        "max_ack_pending": config.get("max_ack_pending"),
-        "num_redelivered": consumer.num_redelivered,
-        "delivered_seq": consumer.delivered_seq,
-        "ack_floor_seq": consumer.ack_floor_seq,
-        "last_seq": state.get("last_seq"),
-        "last_message": state.get("last_ts"),
-        "stream_created": info.get("created"),
-        "deliver_subject": config.get("deliver_subject"),
-        "paused": bool(consumer.info.get("paused")),
-    }
-    now = pd.Timestamp(seen["ts"]) if seen["ts"] else rb.now()
-    if state["first_seq"] > 1:
-        seen["first_message"] = state["first_ts"] if state["messages"] else now
-    seen |= {"full": False, **_read_limit(info["config"], state, now)}
-    members = [*quorum.members(names.events, info), *quorum.members(names.consumer, consumer.info)]
-    frames = {"consumer": row(**seen), "replicas": rows.frame(members, quorum.Member)}
-    message, held_s = stream.read_oldest_held(rb, consumer)
-    if message is not None:
-        frames["oldest"] = row(seq=message.seq, stored=message.time, age_s=held_s)
-    return frames, stream.ConsumerPosition.of(consumer, held_s)
-
-
-def _read_limit(config: dict[str, Any], state: dict[str, Any], now: pd.Timestamp) -> dict[str, Any]:
-    """Return the limit that a stream has, as "name value": it is full, or it keeps a message for `kept_s` seconds."""
-    n = state["messages"]
-    # One more message, of mean size, would exceed it.
-    used = {"max_msgs": n, "max_bytes": state["bytes"]}
-    reached = [f"{name} {config[name]}" for name, of in used.items() if n and 0 < config.get(name, -1) < of + of / n]
-    if reached and config.get("discard") == "new":
-        return {"limit": reached[0], "full": True}
-    if age_ns := config.get("max_age"):
-        return {"limit": f"max_age {age_ns / 1e9:g} s", "kept_s": age_ns / 1e9}
-    if not reached:
-        return {}
-    return {"limit": reached[0], "kept_s": (now - pd.Timestamp(state["first_ts"])).total_seconds()}
+    return read_consumer(rb, names.events, names.consumer)
 
 
 def _read_clients(rb: Context, inbox: str) -> Frames:
     monitor = rb.nats_monitor
-    clients, closed = monitor.connections(), monitor.closed()
+    connections, closed = monitor.connections(), monitor.closed()
     return {
-        "clients": list_clients(clients, inbox),
-        "closed": logins.count_closed(closed),
+        "clients": clients.list_clients(connections, inbox),
+        "closed": clients.count_closed(closed),
         "nodes": quorum.nodes(monitor.cluster()),
     }
-
-
-def list_clients(connections: pd.DataFrame, inbox: str) -> pd.DataFrame:
-    """Return the clients other than runbooks; `bound` marks those that subscribe to the consumer's delivery subject.
-
-    Frame clients (cid: number, name: text, ip: text, port: number, start: time, user: text, pending_bytes: bytes,
-    bound: flag).
-    """
-    others = connections[~connections["name"].fillna("").str.startswith("runbook/")]
-    listens = [bool(inbox) and inbox in str(subjects).split() for subjects in others["subjects"]]
-    return others[["cid", "name", "ip", "port", "start", "user", "pending_bytes"]].assign(bound=listens)
 
 
 def judge(frames: Frames, given: JudgeInput) -> Finding:
@@ -395,7 +303,7 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
     waits = consumer.lag != 0
     oldest_s = rows.value(frames.get("oldest"), "age_s", float) if waits else 0.0
     too_old = None if oldest_s is None else limits["subscriber.oldest_unprocessed"].reached(oldest_s)
-    refused, reason = logins.count_refused(frames, given)
+    refused, reason = clients.count_refused(frames, given)
     loop = refused is not None and refused >= given.number("refused.loop")
     activity = rows.one(frames.get("activity"), Registered)
     given_up = rows.first(frames.get("nats_dlq"), Letters)
@@ -417,7 +325,7 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
         given_up=None if given_up is None else given_up.n,
         refused=refused,
         reason=reason,
-        client=_name_bound_client(frames),
+        client=clients.name_bound_client(frames),
         clients_seen=clients_seen,
         switched_off=rows.value(frames.get("own_settings"), "listens", bool) is False,
         stands=program.loop_state(frames, given, "delivery"),
@@ -429,7 +337,7 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
         thin=tuple(g for g in groups if g.writes and g.away),
         expires=expires,
         deleted=None if limited is None else _count_deleted(frames, limited),
-        handled=_handled_between_samples(consumer, rows.first(frames.get("consumer_later"), ConsumerRow)),
+        handled=handled_between(consumer, rows.first(frames.get("consumer_later"), ConsumerRow)),
     )
 
 
@@ -444,14 +352,6 @@ def _count_deleted(frames: Frames, consumer: ConsumerRow) -> int:
 def _deliveries_s(given: JudgeInput) -> float:
     """Return the seconds that all deliveries of a message take if none is acknowledged."""
     return given.number("broker.ack_wait") * given.number("broker.max_deliver")
-
-
-def _handled_between_samples(first: ConsumerRow, later: ConsumerRow | None) -> bool:
-    """Return whether a message was acknowledged between two samples, or the lag became 0."""
-    if later is None:
-        return False
-    before, after = first.ack_floor_seq, later.ack_floor_seq
-    return later.lag == 0 or (before is not None and after is not None and after > before)
 
 
 def _build_values(frames: Frames, seen: SubscriberReading, given: JudgeInput, *, counted: bool) -> list[Value]:
@@ -479,11 +379,6 @@ def _build_values(frames: Frames, seen: SubscriberReading, given: JudgeInput, *,
     return values
 
 
-def _name_bound_client(frames: Frames) -> str:
-    bound = next((c for c in rows.each(frames.get("clients"), Client) if c.bound), None)
-    return "?" if bound is None else f"{bound.name or bound.user} {bound.ip}:{bound.port}".strip()
-
-
 def _build_notes(frames: Frames, seen: SubscriberReading, facts: dict[str, Any]) -> list[Text]:
     notes = []
     if seen.refused:
@@ -509,15 +404,9 @@ def _note_manual_steps(seen: SubscriberReading, given: JudgeInput) -> Iterator[T
     if seen.consumer.paused:
         yield say("subscriber.resume", stream=names.events, consumer=names.consumer)
     if seen.consumer.full:
-        yield say("subscriber.raise_limit", stream=names.events, option=_option_without_limit(seen))
+        yield say("subscriber.raise_limit", stream=names.events, option=option_without_limit(seen.consumer.limit))
     if seen.expires:
-        yield say("subscriber.keep_longer", stream=names.events, option=_option_without_limit(seen))
-
-
-def _option_without_limit(seen: SubscriberReading) -> str:
-    """Return the option of `nats stream edit` that takes the stream's limit away."""
-    name = seen.consumer.limit.partition(" ")[0] or "max_msgs"
-    return f"--{name.replace('_', '-')}={0 if name == 'max_age' else -1}"
+        yield say("subscriber.keep_longer", stream=names.events, option=option_without_limit(seen.consumer.limit))
 
 
 def _observe_losses(seen: SubscriberReading) -> Iterator[str]:

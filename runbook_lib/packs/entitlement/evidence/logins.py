@@ -1,4 +1,4 @@
-"""Count the logins that the broker refuses, and judge whether a service can log in to the servers that its start needs.
+"""Judge whether a service can log in to the servers that its start needs.
 
 A running service that loses its database or its broker recovers by itself; restarted without them, it does not start
 (docs/failure-modes.md, FM-DB-05 and FM-NATS-05). No source predicts the next login, so the last known one decides: from
@@ -30,59 +30,6 @@ from runbook_lib.sources.logs import LogEntry
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
-
-_CLOSED_CONNECTION = patterns.source(PACK, "closed connection")
-
-
-class Closed(rows.Row):
-    """The connections of one client that were closed for one reason."""
-
-    reason: str = ""
-    last_minute: float = 0.0
-    last_s_ago: float | None = None
-
-
-def count_closed(connections: pd.DataFrame) -> pd.DataFrame:
-    """Count closed connections by client and reason.
-
-    Frame closed (client: text, ip: text, reason: text, n: number, last_minute: 1/min, last_s_ago: s).
-    """
-    columns = ["client", "ip", "reason", "n", "last_minute", "last_s_ago"]
-    others = connections[
-        ~connections["name"].fillna("").str.startswith("runbook/")
-        & connections["reason"].map(lambda reason: not _CLOSED_CONNECTION.says("quiet", str(reason)))
-    ]
-    if others.empty:
-        return pd.DataFrame(columns=columns)
-    client = others["name"].replace("", None).fillna(others["user"]).fillna("-")
-    ago = (others["now"] - others["stop"]).dt.total_seconds().round(1)
-    grouped = (
-        others.assign(client=client, recent=ago < 60, ago=ago)
-        .groupby(["client", "ip", "reason"], dropna=False)
-        .agg(n=("reason", "size"), last_minute=("recent", "sum"), last_s_ago=("ago", "min"))
-        .reset_index()
-    )
-    return grouped[columns].sort_values("last_s_ago").head(50).reset_index(drop=True)
-
-
-def count_refused(frames: Frames, given: JudgeInput) -> tuple[float | None, str]:
-    """Return the number of logins refused within the last minute (None: unknown), and the most frequent reason."""
-    if "closed" not in frames:
-        return None, ""
-    quiet_s = given.number("refused.quiet")
-    found = [
-        closed
-        for closed in each(frames.get("closed"), Closed)
-        # A refused client tries again every 2 s, so a reason without recent refusals is over.
-        if _CLOSED_CONNECTION.says("refused", closed.reason)
-        and closed.last_s_ago is not None
-        and closed.last_s_ago < quiet_s
-    ]
-    most = max(found, key=lambda closed: closed.last_minute, default=Closed())
-    return sum(closed.last_minute for closed in found), most.reason
-
-
-# Can a service log in? ----------------------------------------------------------------------------------------
 
 
 class Server(StrEnum):
