@@ -9,6 +9,7 @@ import pytest
 
 from runbook_lib.model.finding import Reason
 from runbook_lib.packs.entitlement.checks import dead_letters, errors, publish
+from runbook_lib.packs.logs.logs import fingerprint
 from runbook_lib.sources.jetstream import _connect_error
 from runbook_lib.sources.postgres import source_error
 
@@ -108,7 +109,7 @@ def test_a_kind_is_read_before_numbers_are_folded() -> None:
     ],
 )
 def test_what_a_dead_letters_text_speaks_for(text: str, kind: str) -> None:
-    assert errors.text_kind(text) == errors.text_kind(errors.fingerprint(text)) == kind
+    assert errors.text_kind(text) == errors.text_kind(fingerprint(text)) == kind
 
 
 @pytest.mark.parametrize(

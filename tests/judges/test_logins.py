@@ -31,6 +31,7 @@ from runbook_lib.packs.entitlement.actions.scale import Scale
 from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.evidence.logins import Server
+from runbook_lib.packs.logs.logs import read_attempts
 from runbook_lib.sources.source import SourceError
 from tests.kit.frames.services import NOBODY, looked, of_sessions, process
 from tests.kit.steps import NOW, ago, make_given, odd_frames, read_log, weight, words
@@ -56,7 +57,7 @@ def no_connection(seconds_ago: float, cause: str = PASSWORD) -> str:
 
 
 def log(*lines: str) -> Frames:
-    return {"logins": logins.read_attempts(read_log(*sorted(lines)).entries)}
+    return {"logins": read_attempts(read_log(*sorted(lines)).entries, logins.SIGNS)}
 
 
 def held(**changes: Any) -> Frames:
@@ -421,4 +422,11 @@ def test_reading_is_total(data: st.DataObject) -> None:
 
 @given(st.lists(st.text(max_size=200) | st.sampled_from([no_connection(5), line(2, DENIED), line(2, UP)]), max_size=9))
 def test_any_lines_can_be_read(lines: list[str]) -> None:
-    assert list(logins.read_attempts(read_log(*lines).entries).columns) == ["server", "came", "n", "last", "detail"]
+    found = read_attempts(read_log(*lines).entries, logins.SIGNS)
+    assert list(found.columns) == [
+        "server",
+        "came",
+        "n",
+        "last",
+        "detail",
+    ]

@@ -32,6 +32,11 @@ PACK = Pack(
         "first_samples": "first_look:take_samples",
         "first_sections": "first_look:sections_of_late_hops",
     },
-    uses=("runbook_lib.packs.postgres", "runbook_lib.packs.changes", "runbook_lib.packs.jetstream"),
+    uses=(
+        "runbook_lib.packs.postgres",
+        "runbook_lib.packs.changes",
+        "runbook_lib.packs.jetstream",
+        "runbook_lib.packs.logs",
+    ),
     asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:Broker"},
 )

@@ -43,6 +43,7 @@ from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, 
 from runbook_lib.packs.entitlement.checks.delivery import RELIEVED_BY_THROTTLE
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Attempts, Outbox, Tries
+from runbook_lib.packs.logs.logs import fingerprint
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -216,7 +217,7 @@ def _letter_kinds(frames: Frames, given: JudgeInput) -> Iterable[tuple[Any, ...]
     kinds = {c.error: c.kind for c in given_up.cluster_letters(frames, given)}
     weight = errors.weight_of(letters)
     for r in rows.each(letters, given_up.DeliveryLetter):
-        fields, kind = given_up.list_field_problems(r.shape), kinds.get(errors.fingerprint(r.error_message))
+        fields, kind = given_up.list_field_problems(r.shape), kinds.get(fingerprint(r.error_message))
         if kind == "data" or (fields and kind != "dependency"):
             name = "missing_field" if fields else "refused"
             yield "delivery", name, r.event_type, r.source, fields, weight, r.created_at, r.event_id
@@ -350,7 +351,7 @@ class Transient:
         sends = history.counts(frames.get("sent_per_minute"))  # of a past moment it is all that is known
         return cls(
             clusters=clusters,
-            users=letters[letters["error_message"].map(errors.fingerprint).isin(texts)]["user_id"].nunique(),
+            users=letters[letters["error_message"].map(fingerprint).isin(texts)]["user_id"].nunique(),
             data=sum(c.n for c in every if c.kind == "data"),
             lost=lost,
             unpublished=unpublished,
@@ -500,7 +501,7 @@ def _group_by_error(unpublished: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     weight = errors.weight_of(unpublished)
     texts = unpublished["last_error"]  # the kind depends on numbers that the fingerprint removes
-    grouped = unpublished.groupby([texts.map(errors.fingerprint), texts.map(publish.kind_of)], sort=False)["failed_at"]
+    grouped = unpublished.groupby([texts.map(fingerprint), texts.map(publish.kind_of)], sort=False)["failed_at"]
     found = [(error, kind, len(at) * weight, at.min(), at.max()) for (error, kind), at in grouped]
     return pd.DataFrame(found, columns=columns).sort_values("n", ascending=False, ignore_index=True)
 

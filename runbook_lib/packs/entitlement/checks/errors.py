@@ -1,13 +1,9 @@
-"""Group error texts of failed deliveries by fingerprint, and classify each group as a dependency or data error.
-
-The library drain3 (log templates) is not used: its templates depend on the order of the lines, it is no longer
-maintained, and it pins old versions of its dependencies; a few patterns are enough for two dozen texts.
-"""
+"""Group error texts of failed deliveries by fingerprint, and classify each group as a dependency or data error."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -15,21 +11,9 @@ import pandas as pd
 from runbook_lib.book import patterns
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.packs.entitlement import PACK
+from runbook_lib.packs.logs.logs import Kind, fingerprint, kind_by_words, status_code
 
-Kind = Literal["dependency", "data", "unclear"]
-
-_ERROR_TEXT, _NAMES = patterns.source(PACK, "error text"), patterns.source(PACK, "names")
-_STATUS, _STATUS_CODE = patterns.source(PACK, "status"), patterns.source(PACK, "status code")
-_SEND_ERROR, _ERROR_WORDS = patterns.source(PACK, "send error"), patterns.source(PACK, "error words")
-
-
-def fingerprint(text: object) -> str:
-    """Return the text with ids, users, addresses, times and numbers replaced by placeholders; status codes stay.
-
-    >>> fingerprint("receiver answered 503 after 1024 ms for userId=alice at 10.0.0.7:8080")
-    'receiver answered 503 after <n> ms for userId=<user> at <address>'
-    """
-    return _ERROR_TEXT.fold(" ".join(str(text or "").split()))[:200]
+_STATUS_CODE, _SEND_ERROR = patterns.source(PACK, "status code"), patterns.source(PACK, "send error")
 
 
 def text_kind(text: object) -> Kind:
@@ -38,10 +22,9 @@ def text_kind(text: object) -> Kind:
     >>> text_kind("receiver answered 503"), text_kind("receiver answered 400"), text_kind("oops")
     ('dependency', 'data', 'unclear')
     """
-    words = str(text or "")
-    if status := _STATUS.find(words).detail:
+    if status := status_code(text):
         return "data" if _STATUS_CODE.find(status).kind == "data" else "dependency"
-    return cast("Kind", _ERROR_WORDS.find(_NAMES.fold(words)).kind or "unclear")
+    return kind_by_words(text)
 
 
 def classify_send(text: object) -> str:
@@ -52,9 +35,8 @@ def classify_send(text: object) -> str:
     >>> classify_send("receiver answered 503"), classify_send("receiver unreachable: Connection refused")
     ('sends.answered', 'sends.refused')
     """
-    words = str(text or "")
-    status = _STATUS.find(words).detail
-    return (_STATUS_CODE.find(status) if status else _SEND_ERROR.find(words)).observation
+    status = status_code(text)
+    return (_STATUS_CODE.find(status) if status else _SEND_ERROR.find(str(text or ""))).observation
 
 
 @dataclass(frozen=True)

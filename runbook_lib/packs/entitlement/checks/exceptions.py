@@ -36,6 +36,7 @@ from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import errors, recovery
 from runbook_lib.packs.entitlement.evidence import logins
 from runbook_lib.packs.entitlement.facts import facts_of, parameters_of
+from runbook_lib.packs.logs.logs import fingerprint, read_attempts
 from runbook_lib.sources.logs import Log, LogEntry
 from runbook_lib.sources.source import SourceError
 from runbook_lib.view import charts
@@ -180,7 +181,7 @@ def log_frames(
             "n", ascending=False, kind="stable", ignore_index=True
         ),
         "per_minute": minutely.sort_index().rename("n").reset_index()[_MINUTES],
-        "logins": logins.read_attempts(records),
+        "logins": read_attempts(records, logins.SIGNS),
     }
 
 
@@ -197,7 +198,7 @@ def _classify_entries(records: Sequence[LogEntry], phrases: Mapping[str, Phrase]
         if level in ("WARN", "ERROR"):
             # An application may put the error behind the phrase. Its first line alone: the next ones may quote the row.
             behind = record.message.partition(phrase)[2].strip(": ").partition("\n")[0] if phrase else ""
-            text = errors.fingerprint(record.error or behind or record.message)
+            text = fingerprint(record.error or behind or record.message)
             what = phrase or text
             if record.error or not phrase or _DATABASE_ERROR.find(behind).observation:
                 key = (phrase, text) if len(known) < most or (phrase, text) in known else ("", OTHER)

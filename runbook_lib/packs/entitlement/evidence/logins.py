@@ -26,7 +26,7 @@ from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Outbox
-from runbook_lib.sources.logs import LogEntry
+from runbook_lib.packs.logs.logs import Attempt, LoginResult, LoginSign, read_attempts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -39,34 +39,15 @@ class Server(StrEnum):
     BROKER = "broker"
 
 
-class LoginResult(StrEnum):
-    """The result of a login."""
-
-    ACCEPTED = "accepted"
-    REFUSED = "refused"  # the server answered, and did not let the service in
-    UNREACHED = "unreached"  # no server answered at the service's address
-
-
 _DATABASE_REFUSAL = patterns.source(PACK, "database refusal")
-#: What shows logins in a service's log, in order: the servers, and whether the text of an error is read or the message.
-_LOGINS = (
-    (tuple(Server), False, patterns.source(PACK, "start line")),
-    ((Server.DATABASE,), False, patterns.source(PACK, "database pool line")),
-    ((Server.DATABASE,), True, patterns.source(PACK, "database login error")),
-    ((Server.BROKER,), False, patterns.source(PACK, "broker line")),
-    ((Server.BROKER,), True, patterns.source(PACK, "broker login error")),
+#: What shows logins in a service's log, in order.
+SIGNS = (
+    LoginSign(tuple(Server), False, patterns.source(PACK, "start line")),
+    LoginSign((Server.DATABASE,), False, patterns.source(PACK, "database pool line")),
+    LoginSign((Server.DATABASE,), True, patterns.source(PACK, "database login error")),
+    LoginSign((Server.BROKER,), False, patterns.source(PACK, "broker line")),
+    LoginSign((Server.BROKER,), True, patterns.source(PACK, "broker login error")),
 )
-_MAX_DETAIL = 160
-
-
-class Attempt(rows.Row):
-    """Logins to one server with one result in a service's log: their number, and the last one's time and text."""
-
-    server: str = ""
-    came: str = ""
-    n: int = 0
-    last: pd.Timestamp | None = None
-    detail: str = ""
 
 
 class Instances(rows.Row):
@@ -115,35 +96,14 @@ class LoginState:
         return isinstance(self.why, str) and _DATABASE_REFUSAL.says("full", self.why)
 
 
-def read_attempts(records: Iterable[LogEntry]) -> pd.DataFrame:
-    """Read the logins in a service's log; a row for each server and result (fields of `Attempt`)."""
-    found: dict[tuple[str, str], Attempt] = {}
-    for record in records:
-        if record.time is None:
-            continue
-        for server, came, detail in _match_logins(record):
-            before = found.get((server, came), Attempt())
-            last = max(pd.Timestamp(record.time), before.last or pd.Timestamp(record.time))
-            found[server, came] = Attempt(server, came, before.n + 1, last, detail[:_MAX_DETAIL])
-    return rows.frame(found.values(), Attempt)
-
-
-def _match_logins(record: LogEntry) -> Iterable[tuple[Server, LoginResult, str]]:
-    text = " ".join((record.message, *record.above, record.error))
-    for servers, is_error, source in _LOGINS:
-        if (found := source.find(text if is_error else record.message)).kind:
-            return [(server, LoginResult(found.kind), found.detail if is_error else "") for server in servers]
-    return []
-
-
 def collect(rb: Context, workload: str) -> Frames:
     """Query every source on a service's logins; each source may fail on its own.
 
-    Frames: logins (see `read_attempts`) and those of `collect_without_log`.
+    Frames: logins (see `logs.read_attempts`) and those of `collect_without_log`.
     """
     parts, name = FrameCollector(), rb.facts.workloads.program(workload)
     with parts.part("log") as found:
-        found["logins"] = read_attempts(rb.workloads.logs(name, rb.number("login.log")).entries)
+        found["logins"] = read_attempts(rb.workloads.logs(name, rb.number("login.log")).entries, SIGNS)
     return parts.answers | collect_without_log(rb, workload)
 
 

@@ -13,6 +13,7 @@ from runbook_lib.checks.cases import Case, Cases, Conditions
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.diagnosis import stats
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Hop, Proposal, Status, Value, judged, replace, say
+from runbook_lib.packs.logs.logs import fingerprint
 from runbook_lib.view import charts
 
 from .. import remedies
@@ -277,14 +278,13 @@ def judge_errors(seen: QueueSample) -> Finding:
     )
 
 
-#: What differs between two texts of one error: ids, numbers, quoted words.
-_VARIES = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|0x[0-9a-f]+|'[^']*'|\"[^\"]*\"|\d+", re.IGNORECASE)
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 
 
 def count_kinds(seen: QueueSample) -> Counter[str]:
     """Return how many rows fail with each kind of error: its text without ids, numbers and quoted words."""
     found: Counter[str] = Counter()
     for each in seen.failing:
-        kind = _VARIES.sub("#", " ".join(each.text.split()))
+        kind = fingerprint(_QUOTED.sub("#", each.text))
         found[kind[:120]] += each.failed + each.tried if kind else 0
     return +found
