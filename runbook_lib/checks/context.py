@@ -11,9 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast, overload
 
 import pandas as pd
 
@@ -25,12 +24,11 @@ from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.answers import Answers
-from runbook_lib.sources.jetstream import Consumer, JetStream
+from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.logs import Log
 from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres, Snapshot
 from runbook_lib.sources.prometheus import Exposition, Prometheus
-from runbook_lib.sources.redis import Redis
 from runbook_lib.sources.settings import Budget, Settings, Target, TargetFacts, facts_of
 from runbook_lib.sources.source import ClockOffset, HasClock, Opening, ReadCost, SourceError
 from runbook_lib.sources.workloads import Runner
@@ -206,6 +204,14 @@ class Context:
         """The facts of the system in the target's settings."""
         return self.target.facts
 
+    @overload
+    def source(self, name: Literal["jetstream"]) -> JetStream: ...
+    @overload
+    def source(self, name: Literal["nats_monitor"]) -> NatsMonitor: ...
+    @overload
+    def source(self, name: Literal["prometheus"]) -> Prometheus: ...
+    @overload
+    def source(self, name: str) -> Any: ...
     def source(self, name: str) -> Any:
         """Return a source by its name, of the engine or of a pack's own. Raises SourceError, KeyError."""
         return self.sources.get(name)
@@ -214,26 +220,6 @@ class Context:
     def postgres(self) -> Postgres:
         """The system's database; queries go through `snapshot`."""
         return cast(Postgres, self.source("postgres"))
-
-    @property
-    def jetstream(self) -> JetStream:
-        """The broker's own API."""
-        return cast(JetStream, self.source("jetstream"))
-
-    @property
-    def nats_monitor(self) -> NatsMonitor:
-        """The broker's monitoring port."""
-        return cast(NatsMonitor, self.source("nats_monitor"))
-
-    @property
-    def redis(self) -> Redis:
-        """Redis, where used."""
-        return cast(Redis, self.source("redis"))
-
-    @property
-    def prometheus(self) -> Prometheus:
-        """Prometheus, where used."""
-        return cast(Prometheus, self.source("prometheus"))
 
     def service(self, name: str) -> Exposition:
         """Return a service of the system, to read its metrics."""
@@ -256,16 +242,6 @@ class Context:
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Open one short read-only transaction for queries about this window. Raises SourceError."""
         return self.postgres.snapshot(self.window, self.answers)
-
-    def stream(self, name: str) -> dict[str, Any]:
-        """Return STREAM.INFO, which another step of the run may have read a moment ago. Raises SourceError."""
-        ask = partial(self.jetstream.stream, name)
-        return self.answers.once(("STREAM.INFO", name), SHARED_S, self.read_cost, ask)
-
-    def consumer(self, stream: str, durable: str) -> Consumer:
-        """Return CONSUMER.INFO, which another step of the run may have read a moment ago. Raises SourceError."""
-        ask = partial(self.jetstream.consumer, stream, durable)
-        return self.answers.once(("CONSUMER.INFO", stream, durable), SHARED_S, self.read_cost, ask)
 
     def of(self, step: str) -> Context:
         """Return a copy that collects for a step: it takes over what other steps have asked a moment ago.

@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from annotated_types import Predicate
 from markdown_it import MarkdownIt
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from runbook_lib.model.finding import Text, say
 

@@ -132,8 +132,10 @@ class Run:
     """As much of a run's context as a look needs: no address of a service, and a Prometheus or none."""
 
     def __init__(self, vector: pd.DataFrame | None) -> None:
-        self.vector, self.prometheus = vector, self
-        self.asked: list[pd.Timestamp] = []
+        self.vector, self.asked = vector, list[pd.Timestamp]()
+
+    def source(self, name: str) -> Any:
+        return self
 
     def service(self, name: str) -> Any:
         raise SourceError(name, Reason.NOT_CONFIGURED, "not declared")

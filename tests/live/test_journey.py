@@ -184,11 +184,11 @@ def test_a_moment_is_found_in_a_stream_with_gaps(rb: Session, broker: str) -> No
     deleted = {1, 2, *range(20, 45), 60}
     for seq in deleted:
         applications.visit(broker, lambda js, seq=seq: js.delete_msg(applications.STREAM, seq))  # type: ignore[misc]
-    stored = {m.seq: m.time for m in rb.context.jetstream.messages(applications.STREAM, range(1, 61))}
+    stored = {m.seq: m.time for m in rb.context.source("jetstream").messages(applications.STREAM, range(1, 61))}
     assert stored.keys() == set(range(1, 61)) - deleted
     times = sorted(stored.values())
     asked = [times[0] - timedelta(1), *times, times[-1] + timedelta(1)]
-    for moment, at in zip(asked, rb.context.jetstream.positions(applications.STREAM, asked), strict=True):
+    for moment, at in zip(asked, rb.context.source("jetstream").positions(applications.STREAM, asked), strict=True):
         assert {s for s, t in stored.items() if t < moment} == {s for s in stored if s < at}
 
 

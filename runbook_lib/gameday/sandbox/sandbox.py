@@ -33,17 +33,7 @@ from . import broker, database, faults, history, servers
 from .intruder import INTRUDERS
 from .pod import FAILED_START
 from .settings import read_env
-from .state import (
-    DATABASE,
-    FILE_NAME,
-    SERVICES,
-    Addresses,
-    SandboxError,
-    SandboxState,
-    command,
-    load,
-    write_private,
-)
+from .state import DATABASE, FILE_NAME, SERVICES, Addresses, SandboxError, SandboxState, command, load, write_private
 
 T = TypeVar("T")
 

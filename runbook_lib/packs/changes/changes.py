@@ -24,20 +24,9 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
 from runbook_lib.diagnosis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTING_COLUMNS, drift
 from runbook_lib.dossier import baseline
-from runbook_lib.model.finding import (
-    Finding,
-    Frames,
-    OutageEnd,
-    Signal,
-    Status,
-    Text,
-    Value,
-    judged,
-    replace,
-    say,
-)
+from runbook_lib.model.finding import Finding, Frames, OutageEnd, Signal, Status, Text, Value, judged, replace, say
 from runbook_lib.model.frames import table
-from runbook_lib.sources.source import SourceError
+from runbook_lib.packs.jetstream.consumer import ask_consumer, ask_stream, none_if_missing
 from runbook_lib.store.archive import ACTION_LOG
 
 if TYPE_CHECKING:
@@ -150,16 +139,12 @@ def _read_database_changes(
 
 
 def _read_stream_changes(rb: Context, around: Surroundings, settings: list[Row]) -> Iterator[Change]:
-    for stream, durable in around.durables.items():
-        for what, name in ((f"stream {stream}", None), (f"consumer {durable}", durable)):
-            try:
-                info = rb.consumer(stream, name).info if name else rb.stream(stream)
-            except SourceError as e:
-                if e.code not in ("stream_not_found", "consumer_not_found"):
-                    raise
-                continue
-            settings += of_broker(what, info)
-            if created := info.get("created"):
+    for name, durable in around.durables.items():
+        stream = none_if_missing(partial(ask_stream, rb, name))
+        consumer = none_if_missing(partial(ask_consumer, rb, name, durable))
+        for what, info in ((f"stream {name}", stream), (f"consumer {durable}", consumer and consumer.info)):
+            settings += of_broker(what, info or {})
+            if created := (info or {}).get("created"):
                 yield _build_change(created, f"{what} created", "jetstream")
 
 
@@ -183,7 +168,7 @@ def of_broker(item: str, info: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _read_broker_changes(rb: Context) -> Iterator[Change]:
-    for server in rb.nats_monitor.servers():
+    for server in rb.source("nats_monitor").servers():
         name = f"NATS server {server.get('server_name') or server.get('server_id')}"
         yield from _read_start(rb, name, "nats_monitor", server.get("start"), server.get("config_load_time"))
 
@@ -223,7 +208,9 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
     onset = _read_onset(impact)
     before = lately[lately["at"] <= onset] if onset is not None else lately.iloc[:0]
     settings = table(frames, "settings", "whose", "setting")
-    differing, healthy_at = _find_drift(frames)
+    healthy, now = table(frames, "healthy", *SETTING_COLUMNS, "at"), table(frames, CONFIGURATION, *SETTING_COLUMNS)
+    healthy_at = None if healthy.empty else pd.Timestamp(healthy["at"].iloc[0])
+    differing = pd.DataFrame(columns=DRIFT_COLUMNS) if healthy.empty else drift(healthy, now)
     nearest = before.iloc[0] if len(before) else lately.iloc[0] if len(lately) else None
     facts = {
         "n": len(lately),
@@ -238,10 +225,10 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
         notes.append(say("changed.settings", told=listed))
     notes.append(say("changed.asked", names=", ".join(table(frames, "asked", "source")["source"])))
     headline = say("changed.some" if len(lately) else "changed.none", **facts)
-    foreign = table(frames, CONFIGURATION, *SETTING_COLUMNS).iloc[:0]
+    foreign = now.iloc[:0]
     if healthy_at is None:
         notes.append(say("changed.no_baseline"))
-        foreign = around.unexpected(table(frames, CONFIGURATION, *SETTING_COLUMNS))
+        foreign = around.unexpected(now)
         if len(foreign):
             headline = _describe("changed.unexpected", foreign)
     elif len(differing):
@@ -261,15 +248,6 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
         show=tuple(name for name, frame in (("drift", differing), ("lately", lately)) if len(frame)),
         ended=_add_preceding_change(impact, given, lately, onset),
     )
-
-
-def _find_drift(frames: Frames) -> tuple[pd.DataFrame, pd.Timestamp | None]:
-    """Return what differs from the last healthy configuration, and when that was read; None where none is kept."""
-    healthy = table(frames, "healthy", *SETTING_COLUMNS, "at")
-    if healthy.empty:
-        return pd.DataFrame(columns=DRIFT_COLUMNS), None
-    now = table(frames, CONFIGURATION, *SETTING_COLUMNS)
-    return drift(healthy, now), pd.Timestamp(healthy["at"].iloc[0])
 
 
 def _describe(key: str, rows: pd.DataFrame, **facts: str) -> Text:

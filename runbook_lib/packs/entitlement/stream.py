@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib.packs.entitlement.actions.stores import read_event
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.jetstream import consumer, search
-from runbook_lib.packs.jetstream.consumer import ConsumerPosition
+from runbook_lib.packs.jetstream import search
+from runbook_lib.packs.jetstream.consumer import ConsumerPosition, none_if_missing
 from runbook_lib.packs.jetstream.search import FoundMessages, Span
-from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -26,12 +26,13 @@ SOON = pd.Timedelta(seconds=1), pd.Timedelta(seconds=5)
 def read_consumer_position(rb: Context) -> ConsumerPosition:
     """Return the position of the subscriber's consumer; a missing one has no messages. Raises SourceError."""
     names = facts_of(rb).streams
-    return consumer.read_position(rb, names.events, names.consumer)
+    found = none_if_missing(partial(rb.source("jetstream").consumer, names.events, names.consumer))
+    return ConsumerPosition.of(found) if found else ConsumerPosition(there=False)
 
 
 def find_messages(rb: Context, spans: Mapping[str, Sequence[Span]], most: int) -> FoundMessages:
     """Find the messages of these events within their spans of time. Raises SourceError."""
-    return search.find_messages(rb.jetstream, facts_of(rb).streams.events, spans, most, _read_event_ids)
+    return search.find_messages(rb.source("jetstream"), facts_of(rb).streams.events, spans, most, _read_event_ids)
 
 
 def locate_events(rb: Context, published: pd.DataFrame, before: ConsumerPosition) -> dict[str, str]:
@@ -105,28 +106,19 @@ def _find_given_up(rb: Context, stored: Mapping[int, pd.Timestamp], most: int) -
     with rb.snapshot() as db:
         recorded = db.ask("dead_letters/recorded", seqs=sorted(stored))
     given_up = [(int(r["stream_seq"]), r["created_at"]) for r in recorded.to_dict("records")]
-    names = facts_of(rb).streams
+    names, jetstream = facts_of(rb).streams, rb.source("jetstream")
     for stream in (names.advisory, names.terminated):
-        with _ignore_missing_stream():
-            last = int(rb.jetstream.stream(stream)["state"]["last_seq"])
-            (first,) = rb.jetstream.positions(stream, [(min(stored.values()) - apart).floor("us").to_pydatetime()])
-            newest = range(max(first, last - most + 1, 1), last + 1)
-            given_up += [
-                (seq, pd.Timestamp(m.time))
-                for m in search.read_messages(rb.jetstream, stream, newest)
-                if (seq := search.advised_sequence(m)) is not None
-            ]
+        if (info := none_if_missing(partial(jetstream.stream, stream))) is None:
+            continue
+        last = int(info["state"]["last_seq"])
+        (first,) = jetstream.positions(stream, [(min(stored.values()) - apart).floor("us").to_pydatetime()])
+        newest = range(max(first, last - most + 1, 1), last + 1)
+        given_up += [
+            (seq, pd.Timestamp(m.time))
+            for m in search.read_messages(jetstream, stream, newest)
+            if (seq := search.advised_sequence(m)) is not None
+        ]
     return {seq for seq, at in given_up if seq in stored and stored[seq] <= at + apart}
-
-
-@contextmanager
-def _ignore_missing_stream() -> Iterator[None]:
-    """Treat a missing stream as an empty one."""
-    try:
-        yield
-    except SourceError as e:
-        if e.code != "stream_not_found":
-            raise
 
 
 def _read_event_ids(message: Message) -> set[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
+from runbook_lib.checks.context import SHARED_S
 from runbook_lib.checks.parts import require_present
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames
@@ -17,6 +20,8 @@ from runbook_lib.sources.source import SourceError
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
     from runbook_lib.sources.jetstream import Consumer, Message
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def read_oldest_held(rb: Context, stream: str, consumer: Consumer) -> tuple[Mess
     if not (consumer.num_pending or consumer.num_ack_pending):
         return None, 0.0
     first = consumer.ack_floor_seq + 1
-    found = [rb.jetstream.message(stream, first, subject) for subject in consumer.subjects or (">",)]
+    found = [rb.source("jetstream").message(stream, first, subject) for subject in consumer.subjects or (">",)]
     message = min((m for m in found if m), key=lambda m: m.seq, default=None)
     if message is None:
         return None, None
@@ -109,14 +114,26 @@ def read_oldest_held(rb: Context, stream: str, consumer: Consumer) -> tuple[Mess
     return message, max((now - pd.Timestamp(message.time)).total_seconds(), 0.0)
 
 
-def read_position(rb: Context, stream: str, durable: str) -> ConsumerPosition:
-    """Return the consumer's position. Raises SourceError, except for a missing consumer, which has no messages."""
+def none_if_missing(ask: Callable[[], T]) -> T | None:
+    """Return the broker's reply, or None if it reports that the stream or consumer does not exist."""
     try:
-        return ConsumerPosition.of(rb.jetstream.consumer(stream, durable))
+        return ask()
     except SourceError as e:
-        if e.code != "consumer_not_found":
-            raise
-        return ConsumerPosition(there=False)
+        if e.code in ("stream_not_found", "consumer_not_found"):
+            return None
+        raise
+
+
+def ask_stream(rb: Context, name: str) -> dict[str, Any]:
+    """Return STREAM.INFO, which another step of the run may have read a moment ago. Raises SourceError."""
+    ask = partial(rb.source("jetstream").stream, name)
+    return rb.answers.once(("STREAM.INFO", name), SHARED_S, rb.read_cost, ask)
+
+
+def ask_consumer(rb: Context, stream: str, durable: str) -> Consumer:
+    """Return CONSUMER.INFO, which another step of the run may have read a moment ago. Raises SourceError."""
+    ask = partial(rb.source("jetstream").consumer, stream, durable)
+    return rb.answers.once(("CONSUMER.INFO", stream, durable), SHARED_S, rb.read_cost, ask)
 
 
 def read_consumer(rb: Context, stream: str, durable: str) -> tuple[Frames, ConsumerPosition]:
@@ -129,7 +146,7 @@ def read_consumer(rb: Context, stream: str, durable: str) -> tuple[Frames, Consu
     number, stored: time, age_s: s) if messages wait.
     """
     require_present(rb, "jetstream")
-    info, consumer = rb.stream(stream), rb.consumer(stream, durable)
+    info, consumer = ask_stream(rb, stream), ask_consumer(rb, stream, durable)
     config, state = consumer.config, info["state"]
     seen = {
         "ts": consumer.info.get("ts"),

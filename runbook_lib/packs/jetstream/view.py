@@ -55,7 +55,7 @@ class Nats:
         """Return the state and configuration of a stream, by default the first: counts, bytes, UTC, s (`_s`)."""
         name = _check_name(name or self._default)
         with self._as_usage_error(name):
-            return self._build_series(name, _select_fields(self._rb.jetstream.stream(name), _STREAM))
+            return self._build_series(name, _select_fields(self._rb.source("jetstream").stream(name), _STREAM))
 
     def consumer(self, name: str | None = None, stream: str | None = None) -> pd.Series:
         """Return the state of a durable consumer, by default of the first stream: counts, sequences, UTC, s (`_s`).
@@ -68,7 +68,7 @@ class Nats:
             raise UsageError(f"name a consumer of {stream}: the target's settings know none")
         name = _check_name(name or known[stream])
         with self._as_usage_error(stream, name):
-            info = self._rb.jetstream.consumer(stream, name).info
+            info = self._rb.source("jetstream").consumer(stream, name).info
             # The broker leaves out fields that are false.
             return self._build_series(name, _select_fields({"push_bound": False, "paused": False} | info, _CONSUMER))
 
@@ -79,8 +79,8 @@ class Nats:
         """
         name, number = _check_name(stream or self._default), _check_sequence(seq)
         with self._as_usage_error(name):
-            info = self._rb.jetstream.stream(name)
-            found = self._rb.jetstream.message(name, number)
+            info = self._rb.source("jetstream").stream(name)
+            found = self._rb.source("jetstream").message(name, number)
         if found is None:
             held = info["state"]
             which = f"it holds {held['messages']:,}, of sequence {held['first_seq']} to {held['last_seq']}"
@@ -114,9 +114,9 @@ class Nats:
             line = f"{e.source}: {e.detail}"
             with suppress(SourceError):
                 if e.code == "stream_not_found":
-                    line += f": {did_you_mean(stream, self._rb.jetstream.names())}"
+                    line += f": {did_you_mean(stream, self._rb.source('jetstream').names())}"
                 elif e.code == "consumer_not_found":
-                    line += f": {did_you_mean(consumer, self._rb.jetstream.names(stream))}"
+                    line += f": {did_you_mean(consumer, self._rb.source('jetstream').names(stream))}"
             raise UsageError(self._masker.scrub(line)) from None
 
 

@@ -111,7 +111,7 @@ class Restart:
         if self.which == "notification":
             streams = facts_of(rb).streams
             try:
-                bound = rb.jetstream.consumer(streams.events, streams.consumer).bound
+                bound = rb.source("jetstream").consumer(streams.events, streams.consumer).bound
             except SourceError as e:
                 return False, False, say("action.restart.not_bound", detail=e.detail)
             if not bound:
@@ -192,7 +192,7 @@ def _check_broker_refusals(rb: Context) -> Iterator[Precondition]:
     """Check that the broker refuses no client, if its monitoring port is known; a refused pod aborts at its start."""
     n, why = None, ""
     try:
-        n, why = clients.count_refused({"closed": clients.count_closed(rb.nats_monitor.closed())}, rb.given())
+        n, why = clients.count_refused({"closed": clients.count_closed(rb.source("nats_monitor").closed())}, rb.given())
     except SourceError as e:
         if e.reason is Reason.NOT_CONFIGURED:
             return
@@ -269,7 +269,7 @@ def check_start(rb: Context, name: str) -> Precondition:
 def check_durable(rb: Context, environment: Mapping[str, str]) -> Precondition:
     """Check that the durable consumer has the values that notification expects; otherwise its next start fails."""
     try:
-        config = rb.jetstream.consumer(facts_of(rb).streams.events, facts_of(rb).streams.consumer).config
+        config = rb.source("jetstream").consumer(facts_of(rb).streams.events, facts_of(rb).streams.consumer).config
     except SourceError as e:
         made = e.code in ("stream_not_found", "consumer_not_found")  # the start creates it
         return Precondition(say("change.durable_agrees"), ok=True if made else None)
@@ -334,10 +334,10 @@ def _identify_database(rb: Context) -> str:
 
 def identify_broker(rb: Context) -> str:
     """Return the events' stream and the time at which it was made; "" if it cannot be read. Raises SourceError."""
-    rb.jetstream.ready()
+    rb.source("jetstream").ready()
     name = facts_of(rb).streams.events
     with suppress(SourceError):
-        return f"{name} of {rb.jetstream.stream(name).get('created', '')}"
+        return f"{name} of {rb.source('jetstream').stream(name).get('created', '')}"
     return ""
 
 

@@ -92,7 +92,7 @@ class Scale:
 
         def sample(spent_s: float) -> tuple[bool, bool, Text]:
             pods = rb.workloads.pods(self.program)
-            bound = rb.jetstream.consumer(streams.events, streams.consumer).bound
+            bound = rb.source("jetstream").consumer(streams.events, streams.consumer).bound
             gone = not pods and not bound
             text = say("action.scale.gone" if gone else "action.scale.still_there", name=self.program, n=len(pods))
             return gone, gone, text

@@ -96,7 +96,7 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
     with parts.part("consumer") as answers:
         require_present(rb, "jetstream")
         names = facts_of(rb).streams
-        consumer = rb.jetstream.consumer(names.events, names.consumer)
+        consumer = rb.source("jetstream").consumer(names.events, names.consumer)
         answers["consumer"] = row(pending=consumer.num_pending, unacknowledged=consumer.num_ack_pending)
         _, held_s = read_oldest_held(rb, names.events, consumer)
         before = ConsumerPosition.of(consumer, held_s)

@@ -14,12 +14,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import (
-    FrameCollector,
-    collect_each,
-    judge_each,
-    seconds_between,
-)
+from runbook_lib.checks.parts import FrameCollector, collect_each, judge_each, seconds_between
 from runbook_lib.diagnosis import history, stats
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (

@@ -14,18 +14,7 @@ from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, collector, require_present, seconds_between
 from runbook_lib.model import rows
-from runbook_lib.model.finding import (
-    Finding,
-    Frames,
-    Hop,
-    Signal,
-    Status,
-    Text,
-    Value,
-    judged,
-    say,
-    worst,
-)
+from runbook_lib.model.finding import Finding, Frames, Hop, Signal, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement import PACK, retention
 from runbook_lib.packs.entitlement.actions import remedies
@@ -332,7 +321,7 @@ def collect_absorbed(rb: Context) -> Frames:
 
 def _read_consumer(rb: Context) -> pd.DataFrame:
     names = facts_of(rb).streams
-    found = rb.jetstream.consumer(names.events, names.consumer)
+    found = rb.source("jetstream").consumer(names.events, names.consumer)
     return row(
         ts=found.info.get("ts"),
         created=found.info.get("created"),

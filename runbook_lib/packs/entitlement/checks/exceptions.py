@@ -102,7 +102,7 @@ def collect_exceptions(rb: Context) -> Frames:
         recovery.ask_errors(rb, parts, [PART[which]])
     if which == "notification":
         with parts.part("results") as found:
-            found["results"] = rb.prometheus.instant(_SUM, rb.as_of)
+            found["results"] = rb.source("prometheus").instant(_SUM, rb.as_of)
     return parts.frames() | {"about": row(workload=which, name=name, minutes=minutes)}
 
 

@@ -147,10 +147,10 @@ def collect_advisories(rb: Context, parts: FrameCollector) -> None:
     names, most = facts_of(rb).streams, int(rb.number("dead_letters.advisories"))
     for name, stream in (("terminated", names.terminated), ("exhausted", names.advisory)):
         with parts.part(name) as answers:
-            state = rb.jetstream.stream(stream)["state"]
+            state = rb.source("jetstream").stream(stream)["state"]
             first = max(state["first_seq"], state["last_seq"] - most + 1, 1)
             newest = range(first, state["last_seq"] + 1)
-            found = rb.jetstream.messages(stream, newest)
+            found = rb.source("jetstream").messages(stream, newest)
             frame = pd.DataFrame(
                 [(m.seq, pd.Timestamp(m.time), advised_sequence(m)) for m in found],
                 columns=["advisory_seq", "time", "stream_seq"],
@@ -169,7 +169,7 @@ def fetch_messages(rb: Context, parts: FrameCollector, *kinds: str) -> None:
             recent = rows_between(answers.get(kind), rb.since, until)
             newest = recent.sort_values("time")["stream_seq"].dropna().tail(most)
             seqs |= {int(s) for s in newest}
-        found = rb.jetstream.messages(facts_of(rb).streams.events, sorted(seqs)) if seqs else []
+        found = rb.source("jetstream").messages(facts_of(rb).streams.events, sorted(seqs)) if seqs else []
         columns = ["stream_seq", "stored_at", "bytes", "by_relay", "event_type", "source", "event_id", "fields"]
         answers["messages"] = pd.DataFrame([classify(m) for m in found], columns=[*columns, "problem"])
 

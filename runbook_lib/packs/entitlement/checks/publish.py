@@ -43,6 +43,7 @@ from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
 from runbook_lib.packs.jetstream import quorum
+from runbook_lib.packs.jetstream.consumer import ask_stream
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def collect(rb: Context) -> Frames:
             with rb.of("").snapshot() as db:
                 frames["backlog_later"] = db.ask("outbox/backlog")
         with parts.part("broker") as answers:
-            stream = rb.stream(facts_of(rb).streams.events)
+            stream = ask_stream(rb, facts_of(rb).streams.events)
             answers["broker"] = row(
                 answers=True,
                 last_seq=stream.get("state", {}).get("last_seq"),

@@ -11,28 +11,10 @@ import pandas as pd
 
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import (
-    FrameCollector,
-    collect_each,
-    collector,
-    judge_each,
-    seconds_between,
-)
+from runbook_lib.checks.parts import FrameCollector, collect_each, collector, judge_each, seconds_between
 from runbook_lib.diagnosis import stats
 from runbook_lib.model import rows
-from runbook_lib.model.finding import (
-    LOOK_AGAIN,
-    Finding,
-    Frames,
-    Hop,
-    Status,
-    Text,
-    Value,
-    judged,
-    replace,
-    say,
-    worst,
-)
+from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Status, Text, Value, judged, replace, say, worst
 from runbook_lib.model.frames import table
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import rows as kinds

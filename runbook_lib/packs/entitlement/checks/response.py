@@ -151,7 +151,7 @@ def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None
     if oldest is not None and oldest.may_lack(1, rb.number("retention.notifications")):
         with parts.part("consumer") as answers:
             names = facts_of(rb).streams
-            consumer = rb.jetstream.consumer(names.events, names.consumer)
+            consumer = rb.source("jetstream").consumer(names.events, names.consumer)
             answers["consumer"] = row(pending=consumer.num_pending, unacknowledged=consumer.num_ack_pending)
 
 
@@ -172,7 +172,7 @@ def _query_requests(rb: Context) -> pd.DataFrame:
     buckets = f"sum by (le) (rate(http_server_requests_seconds_bucket{{{route}}}{window}))"
 
     def value(promql: str) -> float | None:
-        return rows.value(rb.prometheus.instant(promql, rb.as_of), "value", float)
+        return rows.value(rb.source("prometheus").instant(promql, rb.as_of), "value", float)
 
     asked, failed = value(total), value(bad)
     return row(

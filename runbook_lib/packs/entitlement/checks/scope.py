@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,6 +38,7 @@ from runbook_lib.packs.entitlement.checks.loop import TableLoop
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Holder, Notifications, Outbox, OutboxAges, Registered
 from runbook_lib.packs.jetstream import quorum
+from runbook_lib.packs.jetstream.consumer import none_if_missing
 from runbook_lib.packs.postgres import reach
 from runbook_lib.sources.source import SourceError
 
@@ -243,19 +243,19 @@ def collect_broker(rb: Context) -> Frames:
     """
     require_present(rb, "jetstream")
     names = facts_of(rb).streams
-    info = rb.jetstream.server()
+    info = rb.source("jetstream").server()
     server = {
         "version": info.get("version"),
         "server": info.get("server_name"),
         "jetstream": bool(info.get("jetstream")),
-        "user": rb.jetstream.user,
+        "user": rb.source("jetstream").user,
         "clients": None,
         "slow_consumers": None,
         "started_at": None,
     }
     parts, members = FrameCollector(), list[quorum.Member]()
     with parts.part("monitor") as answers:
-        varz, cluster = rb.nats_monitor.servers(), rb.nats_monitor.cluster()
+        varz, cluster = rb.source("nats_monitor").servers(), rb.source("nats_monitor").cluster()
         server |= {
             "clients": _sum_counts(varz, "connections"),
             "slow_consumers": _sum_counts(varz, "slow_consumers"),
@@ -266,7 +266,7 @@ def collect_broker(rb: Context) -> Frames:
         members += quorum.meta(cluster)
     streams, consumers = [], []
     for stream, durable in names.durables.items():
-        found = _none_if_missing(partial(rb.jetstream.stream, stream)) or {}
+        found = none_if_missing(partial(rb.source("jetstream").stream, stream)) or {}
         config, state = found.get("config", {}), found.get("state", {})
         members += quorum.members(stream, found)
         streams.append(
@@ -281,7 +281,7 @@ def collect_broker(rb: Context) -> Frames:
                 "created": found.get("created"),
             }
         )
-        consumer = _none_if_missing(partial(rb.jetstream.consumer, stream, durable)) if found else None
+        consumer = none_if_missing(partial(rb.source("jetstream").consumer, stream, durable)) if found else None
         config = consumer.config if consumer else {}
         members += quorum.members(durable, consumer.info if consumer else {})
         consumers.append(
@@ -463,14 +463,6 @@ def _find_raft_problems(
     return broken, [g for g in groups if g.writes and g.away]
 
 
-def _none_if_missing(query: Callable[[], T]) -> T | None:
-    """Return the broker's reply, or None if it reports that the stream or consumer does not exist."""
-    try:
-        return query()
-    except SourceError as e:
-        if e.code in ("stream_not_found", "consumer_not_found"):
-            return None
-        raise
 
 
 def judge_source_error(e: SourceError, given: JudgeInput) -> Finding:
@@ -498,7 +490,7 @@ def collect_optional(rb: Context) -> Frames:
     """
     parts = FrameCollector()
     with parts.part("redis") as answers:
-        info = rb.redis.info()
+        info = rb.source("redis").info()
         answers["redis"] = row(
             version=info.get("redis_version"),
             role=info.get("role"),
@@ -506,7 +498,7 @@ def collect_optional(rb: Context) -> Frames:
             clients=info.get("connected_clients"),
         )
     with parts.part("prometheus") as answers:
-        up = rb.prometheus.instant("up", rb.as_of)
+        up = rb.source("prometheus").instant("up", rb.as_of)
         columns = [c for c in ("job", "instance", "value") if c in up.columns]
         answers["prometheus"] = up[columns] if columns else pd.DataFrame(columns=["job", "instance", "value"])
     return parts.frames()

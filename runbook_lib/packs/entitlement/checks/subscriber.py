@@ -195,7 +195,7 @@ def _read_consumer(rb: Context) -> tuple[Frames, ConsumerPosition]:
 
 
 def _read_clients(rb: Context, inbox: str) -> Frames:
-    monitor = rb.nats_monitor
+    monitor = rb.source("nats_monitor")
     connections, closed = monitor.connections(), monitor.closed()
     return {
         "clients": clients.list_clients(connections, inbox),

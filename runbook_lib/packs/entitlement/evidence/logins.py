@@ -140,15 +140,15 @@ def _find_user(values: Iterable[str]) -> str:
 def _read_activity(rb: Context, workload: str) -> pd.DataFrame:
     if workload == "notification":
         streams = facts_of(rb).streams
-        return row(bound=rb.jetstream.consumer(streams.events, streams.consumer).bound)
+        return row(bound=rb.source("jetstream").consumer(streams.events, streams.consumer).bound)
     with rb.snapshot() as db:
         return row(last_published=rows.one(db.ask(Outbox.QUERY), Outbox).last_published)
 
 
 def _read_broker(rb: Context) -> Frames:
-    nodes = rb.nats_monitor.servers()
+    nodes = rb.source("nats_monitor").servers()
     moments = {name: [pd.Timestamp(n[key]) for n in nodes if n.get(key)] for name, key in _NODE_TIMES.items()}
-    clients = rb.nats_monitor.connections()
+    clients = rb.source("nats_monitor").connections()
     others = clients[~clients["name"].fillna("").str.startswith("runbook/")]
     return {
         "node": row(**{name: max(found, default=None) for name, found in moments.items()}),

@@ -146,7 +146,7 @@ def collect(rb: Context) -> Frames:
         now = rb.now()
         for at in (now - _SCRAPE_GAP, now):
             try:
-                found = rb.prometheus.instant(_QUERY, at)
+                found = rb.source("prometheus").instant(_QUERY, at)
             except SourceError as error:
                 asked += [ServiceRequest(s, at, "prometheus", error.reason, error.code, error.detail) for s in missing]
                 break
