@@ -463,8 +463,6 @@ def _find_raft_problems(
     return broken, [g for g in groups if g.writes and g.away]
 
 
-
-
 def judge_source_error(e: SourceError, given: JudgeInput) -> Finding:
     """Judge a source that does not answer; one that the target does not declare is a WARNING, not UNKNOWN."""
     if e.reason is Reason.NOT_CONFIGURED:
