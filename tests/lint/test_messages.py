@@ -94,7 +94,7 @@ FAMILIES: dict[str, Iterable[str]] = {
     "program.": (*{*program.ProcessState} - {"runs", "blocked"}, *DATABASE.split()),
     "program.loop_": program.SIGNS,
     "proposal.": [f"{name}.{part}" for name in PROPOSALS.split() for part in PROPOSAL_PARTS],
-    "publish.kind_": (*patterns.source(PACK, "publish error").kinds, "no_subject", "unseen", "other"),
+    "publish.kind_": (*patterns.source(PACK, "publish error").kinds, "no_subject", "no_receipt", "unseen", "other"),
     "reason.": Reason,
     "receiver.state.": "waiting running done failed",
     "recovery.": ("notifications", "outbox", *recovery.TRIED),

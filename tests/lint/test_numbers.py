@@ -81,7 +81,7 @@ NAMED |= {kind.observation for source in patterns.load(PACK.folder).values() for
 NAMED |= {
     f"publish.{now}_{kind}"
     for now in ("fails", "retries")
-    for kind in ("unseen", "no_subject", *patterns.load(PACK.folder)["publish error"].kinds)
+    for kind in ("unseen", "no_subject", "no_receipt", *patterns.load(PACK.folder)["publish error"].kinds)
 }
 NAMED |= {f"{side}.{state}" for side in SIGNS for state in (*ProcessState, "elsewhere")}
 
