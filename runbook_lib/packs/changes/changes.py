@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from runbook_lib.sources.settings import TargetFacts
 
 COLUMNS = ["at", "what", "source", "time"]
+#: What belongs to a system's start. A migration that failed, a pod that restarted and a read configuration do not.
+_PART_OF_START = r" (?:started|created)$|^migration .*(?<!, failed)$"
 
 #: Fields of a stream or a consumer that hold nanoseconds.
 _DURATIONS = ("max_age", "duplicate_window", "ack_wait", "inactive_threshold", "idle_heartbeat", "max_expires")
@@ -194,7 +196,7 @@ def _read_actions(rb: Context) -> Iterator[Change]:
 def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: JudgeInput) -> Finding:
     """List the changes of the last hours, newest first, without judging whether one is the cause.
 
-    If an outage is over, its last change before the end is named.
+    If an outage is over, its last change before the end is named. The start of the whole system is one change.
     """
     around = of(given.facts)
     impact = next((f for f in given.earlier if f.step == around.impact), None)
@@ -202,6 +204,7 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
     back = pd.Timedelta(hours=given.number("changed.look_back"))
     changes = table(frames, "changes", *COLUMNS)
     changes = changes.assign(at=pd.to_datetime(changes["at"], utc=True))
+    changes = _join_start(changes, pd.Timedelta(seconds=given.number("changed.together")))
     lately = changes[(changes["at"] > given.as_of - back) & (changes["at"] <= given.as_of)]
     lately = lately.sort_values("at", ascending=False, ignore_index=True)
     lately.attrs["since"] = (given.as_of - back).isoformat()
@@ -248,6 +251,20 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
         show=tuple(name for name, frame in (("drift", differing), ("lately", lately)) if len(frame)),
         ended=_add_preceding_change(impact, given, lately, onset),
     )
+
+
+def _join_start(changes: pd.DataFrame, pause: pd.Timedelta) -> pd.DataFrame:
+    """Return the changes with the start of the whole system as one row, if both servers started without a pause."""
+    starts = changes[changes["what"].str.contains(_PART_OF_START)].sort_values("at")
+    series = (starts["at"].diff() > pause).cumsum()
+    servers = starts[starts["what"].str.match("(?:PostgreSQL|NATS server .*) started")]
+    if servers["source"].nunique() < 2 or series[servers.index].nunique() > 1:
+        return changes
+    joined = starts[series == series[servers.index[0]]]
+    what = f"the system started: PostgreSQL, NATS and {len(joined) - len(servers)} others together"
+    start = joined.head(1).assign(what=what, source=", ".join(joined["source"].unique()), time="of the newest")
+    every: pd.DataFrame = pd.concat([changes.drop(joined.index), start], ignore_index=True)
+    return every
 
 
 def _describe(key: str, rows: pd.DataFrame, **facts: str) -> Text:
