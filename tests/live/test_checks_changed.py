@@ -62,7 +62,7 @@ def test_what_came_just_before_the_end_of_an_outage_is_named_with_it() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ([], ["the system started (PostgreSQL, NATS and 3 others within 9 s)"]),
+        ([], ["the system started: PostgreSQL, NATS and 3 others together"]),
         # Each of these is a change of its own: a broker that was started again, and what did not go well.
         ([(80, "NATS server b started")], None),
         (
@@ -70,7 +70,7 @@ def test_what_came_just_before_the_end_of_an_outage_is_named_with_it() -> None:
             [
                 "migration of entitlement: 2 b, failed",
                 "pod-2 started (3 restarts before)",
-                "the system started (PostgreSQL, NATS and 3 others within 9 s)",
+                "the system started: PostgreSQL, NATS and 3 others together",
             ],
         ),
     ],
@@ -91,7 +91,7 @@ def test_what_changed_on_real_servers(servers: Servers, db: psycopg.Connection, 
     assert found.status is Status.OK, words(found)
     told = set(found.frames["lately"]["what"])
     # The streams of this test are made long after the servers' start, or with it.
-    joined = any(what.startswith("the system started (PostgreSQL, NATS and") for what in told)
+    joined = any(what.startswith("the system started: PostgreSQL, NATS and") for what in told)
     assert joined or {"PostgreSQL started", "stream entitlement-events created"} <= told
     assert "statement_timeout=7s" in set(found.frames["settings"]["setting"])
     assert {"postgres", "jetstream", "nats_monitor"} <= set(found.frames["asked"]["source"])
