@@ -193,6 +193,11 @@ WITH event AS (
 ), audit AS (
     INSERT INTO entitlement.entitlement_audit (audit_id, occurred_at, user_id, stock_keeping_unit, action)
     SELECT gen_random_uuid(), t, who, 'sku', 'GRANT' FROM event WHERE %(audit)s
+), held AS (
+    INSERT INTO entitlement.entitlements (user_id, stock_keeping_unit, status, updated_at)
+    SELECT who, 'sku', 'ACTIVE', t FROM event WHERE %(audit)s
+    ON CONFLICT (user_id, stock_keeping_unit) DO UPDATE
+        SET updated_at = greatest(entitlements.updated_at, excluded.updated_at)
 ), outbox AS (
     INSERT INTO entitlement.outbox_events (event_id, event_type, aggregate_key, payload, status, created_at,
         published_at, attempt_count, last_error, next_retry_at)

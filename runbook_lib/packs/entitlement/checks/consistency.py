@@ -12,7 +12,7 @@ from runbook_lib.checks.parts import FrameCollector, collector, require_present
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement import missing
+from runbook_lib.packs.entitlement import missing, retention
 from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count, Letters
@@ -242,14 +242,15 @@ def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
 def collect_audit(rb: Context) -> Frames:
     """5.3.5: collect audit rows without an event: of 24 h if cheap, else of the window in the newest audit pages.
 
-    Frames: changes; scope (hours: h, None for the window).
+    Frames: changes; scope (hours: h, None for the window); without_event, the notifications of the window without one.
     """
-    hours = _hours_kept(rb)
+    parts, hours = FrameCollector(), _hours_kept(rb)
     with rb.snapshot() as db:
         day = db.try_ask("consistency/audit_without_event_day")
-        if day is not None:
-            return {"changes": day, "scope": row(hours=hours)}
-        return {"changes": db.ask("consistency/audit_without_event_tail"), "scope": row(hours=None)}
+        parts.answers["changes"] = db.ask(Change.QUERY) if day is None else day
+        parts.answers["scope"] = row(hours=None if day is None else hours)
+        parts.ask(db, {"without_event": retention.WithoutEvent.QUERY})
+    return parts.frames()
 
 
 class Change(rows.Row, query="consistency/audit_without_event_tail"):
@@ -260,7 +261,10 @@ class Change(rows.Row, query="consistency/audit_without_event_tail"):
 
 
 def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
-    """5.3.5: judge entitlement changes without an outbox event: never written, or deleted after it was processed."""
+    """5.3.5: judge entitlement changes without an outbox event: never written, or deleted after it was processed.
+
+    And the reverse: notifications of events that the outbox never had.
+    """
     changes, scope = rows.each(frames["changes"], Change), rows.one(frames.get("scope"), Scope)
     read = _say_read(scope, "consistency.audit_tail", given)
     notified = [c.occurred_at for c in changes if c.notification and c.occurred_at is not None]
@@ -271,21 +275,31 @@ def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
         until=f"{max(notified):%H:%M:%S}" if notified else None,
     )
     found = len(changes) - len(notified)
-    headline = say("consistency.no_event", n=found, read=read) if found else deleted
+    foreign = retention.judge_without_event(frames, given)
+    told = [
+        *([say("consistency.no_event", n=found, read=read)] if found else []),
+        *foreign.notes,
+        *([deleted] if notified else []),
+    ]
     return judged(
-        headline if changes else say("consistency.all_events", read=read),
-        [given.limits.value("integrity.lost", found), Value("outbox.deleted", len(notified), "rows")],
-        at_least=Status.WARNING if notified else Status.OK,
+        told[0] if told else say("consistency.all_events", read=read),
+        [
+            given.limits.value("integrity.lost", found),
+            Value("outbox.deleted", len(notified), "rows"),
+            *foreign.values,
+        ],
+        at_least=Status.CRITICAL if foreign.notes else Status.WARNING if notified else Status.OK,
         notes=(
-            *((deleted,) if notified and found else ()),
+            *told[1:],
             *(() if scope.hours else (say("consistency.gate_day"),)),
-            *_note_row_limit(frames["changes"]),
+            *_note_row_limit(frames["changes"], frames.get("without_event")),
         ),
         signals=(
             *(given.evidence("consistency.no_event") if found else ()),
             *(given.evidence("consistency.event_deleted") if notified else ()),
+            *foreign.signals,
         ),
-        show=("changes",),
+        show=("changes", *(("without_event",) if foreign.notes else ())),
     )
 
 

@@ -133,11 +133,11 @@ ORDER = {
 def collect_order(rb: Context) -> Frames:
     """4.2.2: collect differences between the window's notifications and their registrations, and any duplicates.
 
-    Frames: those of `ORDER`, arrivals, copies.
+    Frames: those of `ORDER`, without_event, arrivals, copies.
     """
     parts = FrameCollector()
     with rb.snapshot() as db:
-        parts.ask(db, ORDER)
+        parts.ask(db, ORDER | {"without_event": retention.WithoutEvent.QUERY})
         ask_per_minute(rb, db, parts, "notifications", arrivals="arrived")
         if len(parts.answers.get("duplicates", ())):
             parts.ask(db, {"copies": "duplicates/copies"})
@@ -174,11 +174,11 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
     problem = next((name for name, n in found.items() if n), None)
     headline = _ORDER_PROBLEMS[problem] if problem is not None else "none" if queued == 0 else "in_order"
     whole = {*ORDER, "arrivals"} <= frames.keys()
-    clean_up = retention.judge_clean_up(frames, given)
+    clean_up, foreign = retention.judge_clean_up(frames, given), retention.judge_without_event(frames, given)
     # Rows that the frame of duplicates explains are not shown a second time.
-    shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"]}
+    shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"], "without_event": 1}
     return judged(
-        say(f"duplicates.{headline}", **facts),
+        say(f"duplicates.{headline}", **facts) if problem or not foreign.notes else foreign.notes[0],
         [
             given.limits.value("integrity.rows", sum(found.values()) - found["replays"] - found["close"]),
             Value("duplicates", found["events"], "events"),
@@ -191,18 +191,24 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
             Value("queued_after_30_days", found["replays"], "rows"),
             Value("notifications.created", queued, "rows"),
             *clean_up.values,
+            *foreign.values,
         ],
-        at_least=Status.WARNING if found["replays"] or found["close"] else Status.OK,
-        notes=(*_order_notes(frames, found, facts), *clean_up.notes),
+        at_least=Status.CRITICAL
+        if foreign.notes
+        else Status.WARNING
+        if found["replays"] or found["close"]
+        else Status.OK,
+        notes=(*_order_notes(frames, found, facts), *clean_up.notes, *(foreign.notes if problem else ())),
         signals=(
             *_order_signals(given, problem, still, whole),
             *clean_up.signals,
+            *foreign.signals,
         ),
         # Holding delays every user: it is proposed only for duplicates that are not sent yet.
         proposals=(remedies.hold_delivery(given), remedies.resume_delivery(given))
         if unsent or _is_still_duplicating(frames, given)
         else (),
-        next_sections=("5.3",) if problem else (),
+        next_sections=("5.3",) if problem or foreign.notes else (),
         show=tuple(name for name, n in shown.items() if n and len(frames.get(name, ()))),
     )
 
