@@ -1498,6 +1498,19 @@ def held_questions(*found: Finding) -> list[str]:
     return [q.name for f in found for q in f.queries if q.name == "notifications/held"]
 
 
+def test_rows_of_the_future_are_named_and_have_no_age(servers: Servers, db: psycopg.Connection, broker: str) -> None:
+    for age, sent_after in ((30, 1), (31, 1), (32, 1), (-7200, -7210)):
+        steps.events(db, 1, age, sent_after=sent_after)  # each in a transaction of its own, as the subscriber
+    event(db, 1, "PENDING", -3600)
+    found = run(servers, "4.3.5")["4.3.5"]
+    expect(found, Status.WARNING, "leases.rows_ahead", weights={"FM-CLK-01": "> 0"}, says="4 rows of entitlement.outb")
+    assert found.value("notification.processed_events.ahead") == pytest.approx(7200, abs=60)
+    # The newest event, publish, registration and sending are those of the past.
+    of_2 = run(servers, "2.1", "2.2", "2.4")
+    ages = {v.name: float(v.value) for f in of_2.values() for v in f.values if v.unit == "s" and v.value is not None}
+    assert ages["entitlement.last_event"] >= 30 and min(ages.values()) >= 0, ages
+
+
 def test_a_worker_clock_that_is_ahead(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     began = time.monotonic()
     notify(db, 3, "PROCESSING", 10, by="one", locked=-45, over=-75)

@@ -91,6 +91,8 @@ def fill(db: psycopg.Connection) -> None:
     events(db, 2, 130, outbox=None, **UNPROCESSED)
     events(db, 2, 140, by="pod-1", locked=20.0, over=2.0)
     events(db, 2, 150, status="PENDING", by="pod-1", locked=20.0, over=2.0)
+    events(db, 1, -7200, audit=False, outbox=None)  # of another system, and ahead
+    db.execute("UPDATE notification.notifications SET created_at = now() WHERE occurred_at > now()")
     db.execute(
         "INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at, payload_json,"
         " status, created_at, sent_at) SELECT gen_random_uuid(), event_id, user_id, type, occurred_at, payload_json,"

@@ -473,11 +473,22 @@ class SubscriberClock(rows.Row, query="processed/clock"):
     to_commit_s: float | None = None
 
 
+class RowsAhead(rows.Row, query="scope/ahead"):
+    """The rows of a table with a time later than the database's, and the seconds of the most distant one."""
+
+    table_name: str = ""
+    n: float = 0.0
+    ahead_s: float = 0.0
+
+
 def collect_clocks(rb: Context) -> Frames:
-    """4.3.5: compare the workers' times with the database's. Frames: worker, subscriber."""
+    """4.3.5: compare the workers' times with the database's.
+
+    Frames: worker, subscriber, ahead (as in notifications/clock, processed/clock, scope/ahead).
+    """
     parts = FrameCollector()
     with rb.snapshot() as db:
-        parts.ask(db, {"worker": WorkerClock.QUERY, "subscriber": SubscriberClock.QUERY})
+        parts.ask(db, {"worker": WorkerClock.QUERY, "subscriber": SubscriberClock.QUERY, "ahead": RowsAhead.QUERY})
     return parts.frames()
 
 
@@ -496,6 +507,19 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
     born = worker.born_expired > 0
     apart = born or offset.status is not Status.OK or share.status is not Status.OK
     evidence = bool(worker.held or worker.sent or subscriber.n)
+    # What no writer's clock explains was written by something else; no query computes an age from it.
+    explained_s = _max_or_zero(skews.values())
+    unexplained = [
+        r
+        for r in rows.each(frames.get("ahead"), RowsAhead)
+        if limits["clock.offset"].status(r.ahead_s - explained_s) is not Status.OK
+    ]
+    ahead = say(
+        "leases.rows_ahead",
+        n=sum(r.n for r in unexplained),
+        tables=", ".join(r.table_name for r in unexplained),
+        s=_max_or_zero(r.ahead_s for r in unexplained),
+    )
     behind_unseen = _may_be_behind(worker, subscriber, limits["clock.offset"])
     signals: list[Signal] = []
     if apart:
@@ -504,8 +528,13 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
         )
         if share.status is Status.CRITICAL:
             signals += given.evidence("leases.clock_outlives_leases")
-    elif evidence and not absent and not behind_unseen:
+    elif evidence and not absent and not behind_unseen and not unexplained:
         signals += given.evidence("leases.clock_agrees")
+    if unexplained:
+        signals += given.evidence("leases.rows_ahead")
+    notes = [say("leases.clock_tracked" if worker.tracked else "leases.clock_untracked")]
+    if unexplained and apart:
+        notes.append(ahead)
     if apart:
         key = "leases.clock_apart"
     elif too_long.status is not Status.OK:
@@ -516,16 +545,17 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
         key = "leases.clock_not_ahead" if behind_unseen else "leases.clock_agrees"
     headline = say(key, who=name, skew=skew, lease=lease_s, share=100 * abs(skew) / lease_s, too_long=too_long.value)
     return judged(
-        headline,
+        ahead if unexplained and not apart else headline,
         [
             offset,
             share,
             too_long,
             Value("processing.born_expired", worker.born_expired, "rows"),
+            *(Value(f"{r.table_name}.ahead", r.ahead_s, "s") for r in unexplained),
             *(Value(f"clock.{who}", s, "s") for who, s in skews.items()),
         ],
-        at_least=Status.WARNING if born else Status.OK,
-        notes=(say("leases.clock_tracked" if worker.tracked else "leases.clock_untracked"),),
+        at_least=Status.WARNING if born or unexplained else Status.OK,
+        notes=tuple(notes),
         signals=tuple(signals),
         proposals=(remedies.check_clocks(given),) if apart else (),
     )

@@ -6,9 +6,11 @@ SELECT count(*) AS n
 FROM (
     (SELECT created_at FROM notification.notifications
      WHERE status IN ('PENDING', 'PROCESSING') AND created_at > CAST(:moment AS timestamptz)
+       AND created_at <= now() + interval '5 minutes'
      LIMIT 5000)
     UNION ALL
     (SELECT created_at FROM notification.notifications
      WHERE status IN ('SENT', 'FAILED') AND created_at > CAST(:moment AS timestamptz)
+       AND created_at <= now() + interval '5 minutes'
      LIMIT 5000)
 ) created;

@@ -3,6 +3,7 @@
 -- cost: index
 -- answers: present
 -- reuse: 15 s
+-- A time that is further ahead than clocks differ is not read: 4.3.5 counts such rows.
 SELECT
     now() AS now,
     fresh.n + again.n AS due,
@@ -15,18 +16,21 @@ SELECT
     unpublished.attempts AS max_attempt_count,
     unpublished.tried AS tried,
     leased.last_claim,
-    (SELECT max(published_at) FROM entitlement.outbox_events WHERE status = 'PUBLISHED') AS last_published,
+    (SELECT max(published_at) FROM entitlement.outbox_events
+     WHERE status = 'PUBLISHED' AND published_at <= now() + interval '5 minutes') AS last_published,
     (SELECT count(*) FROM entitlement.outbox_events
-     WHERE status = 'PUBLISHED' AND published_at > now() - interval '1 minute') AS published_1m,
+     WHERE status = 'PUBLISHED' AND published_at > now() - interval '1 minute'
+       AND published_at <= now() + interval '5 minutes') AS published_1m,
     (SELECT count(*) FROM entitlement.outbox_events
      WHERE status = 'PUBLISHED' AND published_at > now() - interval '2 minutes'
-       AND created_at > now() - interval '1 minute')
+       AND created_at > now() - interval '1 minute' AND created_at <= now() + interval '5 minutes')
     + (SELECT count(*) FROM entitlement.outbox_events
-       WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED') AND created_at > now() - interval '1 minute') AS arrived_1m,
+       WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED')
+         AND created_at > now() - interval '1 minute' AND created_at <= now() + interval '5 minutes') AS arrived_1m,
     -- The relay sets a retry time only after a failed try, and none later than this (and 5 s for its clock).
     waiting.postponed
 FROM
-    (SELECT count(*) AS n, min(created_at) AS oldest
+    (SELECT count(*) AS n, min(least(created_at, now())) AS oldest
      FROM entitlement.outbox_events
      WHERE status = 'PENDING' AND next_retry_at IS NULL) fresh,
     (SELECT count(*) AS n, min(next_retry_at) AS oldest

@@ -47,7 +47,7 @@ WITH published AS MATERIALIZED (
      LIMIT 20000)
 )
 SELECT coalesce(place, 'all') AS place, count(*) AS events, count(DISTINCT who) AS users,
-    extract(epoch FROM now() - min(created_at)) AS oldest_s
+    extract(epoch FROM now() - min(least(created_at, now()))) AS oldest_s
 FROM late
 GROUP BY ROLLUP (place)
 ORDER BY place;
