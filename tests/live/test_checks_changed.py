@@ -79,7 +79,7 @@ def test_the_start_of_the_whole_system_is_one_change(changes: list[tuple[float, 
     started = [(100, "PostgreSQL started"), (99, "NATS server a started"), (98, "migration of entitlement: 1 a")]
     seen = frames(*started, (95, "pod-1 started"), (91, "stream s created"), *changes)
     seen["changes"].loc[seen["changes"]["what"].str.startswith("NATS"), "source"] = "nats_monitor"
-    found = changed.judge(seen, make_given())
+    found = changed.CHECK.judge(seen, make_given())
     assert list(found.frames["lately"]["what"]) == (told or [*seen["changes"].sort_values("at")["what"][::-1]])
 
 
