@@ -215,15 +215,28 @@ def _find_difference(rb: Context, asked: Mapping[str, Any], word: Approval) -> T
     approved = next((e for e in lines if e.get("id") == word.id and _request_digest(e) == word.digest), {})
     today, then = _bound_values(asked), _bound_values(approved)
     differs = [name for name in today if today[name] != then[name]] if approved else ["unknown"]
-    return say(f"action.approval.differs.{differs[0]}")
+    known, new = list(then["preconditions"]), None
+    for precondition in _preconditions(asked):
+        if (state := _bound_state(precondition)) in known:
+            known.remove(state)
+        else:
+            new = new or record.text_from_json(precondition["text"])
+    return say(f"action.approval.differs.{differs[0]}", now=new)
 
 
 def _bound_values(line: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of an action log line that an approval is bound to."""
-    fields = ("ok", "waived", "identity")
-    stood = [[str(p.get("key")), *(p.get(name) for name in fields)] for p in line.get("preconditions") or ()]
-    others = sorted((s for s in stood if not s[0].startswith("action.approval.")), key=str)
-    return {name: line.get(name) for name in _BOUND} | {"preconditions": others}
+    states = sorted(map(_bound_state, _preconditions(line)), key=str)
+    return {name: line.get(name) for name in _BOUND} | {"preconditions": states}
+
+
+def _preconditions(line: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the preconditions of an action log line, without that of the approval itself."""
+    return [p for p in line.get("preconditions") or () if not str(p.get("key")).startswith("action.approval.")]
+
+
+def _bound_state(precondition: Mapping[str, Any]) -> list[Any]:
+    return [str(precondition.get("key")), *(precondition.get(name) for name in ("ok", "waived", "identity"))]
 
 
 def _request_digest(line: Mapping[str, Any]) -> str:

@@ -369,7 +369,7 @@ MISUSE: dict[str, tuple[Callable[[World], Outcome], str]] = {
     "by-nobody": (by_nobody, "nobody is known by name here"),
     "changed-preconditions": (
         lambda w: executed(w, Counting(seen=(("postgres", True),))),
-        "a different action: its preconditions were different",
+        "a different action: its preconditions were different; new: postgres",
     ),
     "other-cluster": (lambda w: in_another_cluster(w, CONTEXT="production"), "a different action: its command differs"),
     "other-cluster-of-the-same-name": (
