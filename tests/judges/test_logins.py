@@ -364,7 +364,7 @@ def test_only_a_value_that_was_read_keeps_a_start_back(
     cluster.environment.return_value = environment
     broker.consumer.return_value.config = {"ack_wait": 20e9, "max_deliver": 10}
     monkeypatch.setattr(Context, "workloads", cluster)
-    monkeypatch.setattr(Context, "source", lambda self, name: broker)
+    monkeypatch.setattr(Context, "source", lambda rb, name: broker)
     found = restart.check_start(rb, "notification")
     assert (found.ok, found.holds) == (ok, ok is not False)
 

@@ -26,7 +26,6 @@ from runbook_lib.model.frames import row
 from runbook_lib.notebook.session import quiet_session
 from runbook_lib.packs.entitlement import missing
 from runbook_lib.packs.entitlement.checks import consistency, subscriber
-from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.packs.jetstream.consumer import ConsumerPosition, read_oldest_held
 from runbook_lib.sources.jetstream import Consumer
 from runbook_lib.sources.source import SourceError
@@ -161,7 +160,8 @@ def test_the_oldest_held_message_is_of_a_subject_that_the_consumer_takes() -> No
     def message(stream: str, first: int, subject: str) -> Any:
         return SimpleNamespace(seq=stored[subject], time=ago(stored[subject]))
 
-    rb: Any = SimpleNamespace(facts=EntitlementFacts(), now=lambda: NOW, jetstream=SimpleNamespace(message=message))
+    broker = SimpleNamespace(message=message)
+    rb: Any = SimpleNamespace(now=lambda: NOW, source=lambda name: broker)
     consumer = Consumer({"config": {"filter_subjects": ["a", "b"]}}, 1, 0, 0, 0, 0, 0)
     found, age_s = read_oldest_held(rb, applications.STREAM, consumer)
     assert found is not None and (found.seq, age_s) == (5, 5.0)
