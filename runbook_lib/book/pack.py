@@ -357,7 +357,7 @@ def _build_runbook(asked: list[Pack], installed: Mapping[str, Pack]) -> Runbook:
     if not systems:
         raise UsageError(f"no pack is installed (entry point '{GROUP}'), and runbook.toml names none")
     system = systems[0]
-    rooms = (replace(room, extends=system.name) for room in _load_rooms(system))
+    rooms = {room.name: replace(room, extends=system.name) for room in _load_rooms(system)}.values()
     packs = (system, *rooms, *(p for p in every if p.extends == system.name))
     for pack in asked:
         if pack.extends and pack not in packs:

@@ -99,6 +99,16 @@ def test_the_system_s_own_pack_is_found_like_any_other(here: Path) -> None:
     assert gameday.extends == own.name
 
 
+def test_a_room_that_another_uses_too_is_there_once(tmp_path: Path) -> None:
+    uses = ("runbook_lib.packs.queues", "runbook_lib.packs.changes")
+    (tmp_path / "__init__.py").write_text(
+        f"from pathlib import Path\nfrom runbook_lib.book.pack import Pack\nPACK = Pack('own', Path(), uses={uses})\n"
+    )
+    with pack.use_pack(tmp_path) as runbook:
+        names = [p.name for p in runbook.packs if p.room]
+    assert names == ["queues", "postgres", "changes", "logs"]
+
+
 def test_commands_whose_packages_are_not_installed_are_not_listed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Called all the same, they say what to install."""
     monkeypatch.setitem(pack.EXTRAS, "sandbox", ("no_such_package",))
