@@ -100,7 +100,6 @@ FAMILIES: dict[str, Iterable[str]] = {
     "recovery.": ("notifications", "outbox", *recovery.TRIED),
     "report.col.": {column for _, columns in report._TABLES.values() for column in columns},
     "report.took.": "postmortem detected_at not_known",
-    "response.by_": "user_report alert slo",
     "response.onset_": "oldest change slow",
     "response.target_": "1 2 3 4",
     "scope.clock_": "here postgres nats",

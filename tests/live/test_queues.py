@@ -234,8 +234,15 @@ def test_a_state_without_a_meaning_is_no_success(database: Database, parcels: Pa
     database.flows()
     database.parcels(9, 20, phase=50)
     database.run("ANALYZE shipping.parcels")
-    found = ask(database, "2").findings["2.2"]
+    findings = ask(database, "2").findings
+    found = findings["2.2"]
     assert found.status is Status.WARNING and found.headline.params["states"] == "50"
+    login, clocks = findings["2.1"], findings["2.3"]
+    assert (login.value("postgres.unreadable"), login.frames["rights"]["table_name"].tolist()) == (
+        0,
+        ["shipping.parcels"],
+    )
+    assert clocks.status is Status.OK and clocks.value("clock.lease_share") is None
 
 
 def test_what_a_table_cannot_tell_is_not_ok(database: Database, env: dict[str, str], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A room for what is alike in every system on PostgreSQL: lock waits, commits, and free connections."""
+"""A room for what is alike in every system on PostgreSQL: locks, commits, connections, logins, schemas and clocks."""
 
 from __future__ import annotations
 

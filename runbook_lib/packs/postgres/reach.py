@@ -184,14 +184,16 @@ class TablePrivilege(rows.Row, query="scope/rights"):
     may_write: bool = False
 
 
-def collect_database(rb: Context, schemas: list[str] | None) -> Frames:
-    """Query the server, the runbook's role and its rights on the tables of these schemas (None: of the search path).
+def collect_database(rb: Context, schemas: list[str] | None, tables: list[str] | None = None) -> Frames:
+    """Query the server, the runbook's role and its rights on tables of these schemas (None: of the search path).
+
+    `tables` are their names without the schema; None for all.
 
     Frames: those of `DATABASE` and of `locks.collect_server_info`; window (asked: flag; behind_s: s) if the target
     declares a replica for queries about the window.
     """
     with rb.snapshot() as db:
-        frames = {name: db.ask(query, schemas=schemas) for name, query in DATABASE.items()}
+        frames = {name: db.ask(query, schemas=schemas, tables=tables) for name, query in DATABASE.items()}
         if rb.target.replica_url is not None:
             at = db.of_the_window
             frames["window"] = row(asked=at is not None, behind_s=at and at.behind_s)
@@ -258,11 +260,11 @@ def _note_server_place(place: ServerInfo, pools: list[Pool], window: ReplicaWind
         yield say("scope.window_asked", behind=window.behind_s) if window.asked else say("scope.window_away")
 
 
-def database_check(step: str, schemas: list[str] | None) -> Check:
-    """Return the check of the server and the login, for a system with its tables in these schemas."""
+def database_check(step: str, schemas: list[str] | None, tables: list[str] | None = None) -> Check:
+    """Return the check of the server and the login, for a system with these tables (see `collect_database`)."""
     return Check(
         step,
-        partial(collect_database, schemas=schemas),
+        partial(collect_database, schemas=schemas, tables=tables),
         partial(judge_database, schemas=schemas),
         on_error=locks.on_error,
         needs=("server", "rights", "connections"),

@@ -36,7 +36,6 @@ from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, given_up, outage, program, publish
 from runbook_lib.packs.entitlement.checks.delivery import RELIEVED_BY_THROTTLE
-from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Attempts, Outbox, Tries
 from runbook_lib.packs.logs.logs import fingerprint
 from runbook_lib.view import charts
@@ -427,12 +426,12 @@ class Transient:
 def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
     """4.4.2: judge which dependency failed, since when, and whether it still fails."""
     seen, limits = Transient.of(frames, given), given.limits
-    load = _predict_retries(frames, given)
+    next_minute, peak = _predict_retries(frames, given)
     now = [
         limits.value("backlog.waiting_retry", seen.worker.queue.waiting_retry),
         Value("outbox.waiting_retry", seen.outbox.waiting_retry if seen.outbox else None, "rows"),
-        Value("retries.next_minute", load["next_minute"], "rows"),
-        Value("retries.peak", load["peak"], "1/min"),
+        Value("retries.next_minute", next_minute, "rows"),
+        Value("retries.peak", peak, "1/min"),
     ]
     recovered = [] if seen.past else seen.recovered_stores(given)
     portion, recent = given.number("redrive.portion"), seen.recent_stores(given)
@@ -451,7 +450,7 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
         at_least=worst(
             [Status.WARNING if seen.total or seen.live else Status.OK, Status.UNKNOWN if seen.past else Status.OK]
         ),
-        notes=(*_transient_notes(seen, frames, given, load), *given_up.reading_notes(frames, given)),
+        notes=(*_transient_notes(seen, frames, given), *given_up.reading_notes(frames, given)),
         signals=tuple(_transient_signals(seen, frames, given)),
         hops=() if seen.past else _transient_hops(seen),
         proposals=(
@@ -509,18 +508,13 @@ class RetryCount(rows.Row, query="dead_letters/retry_load"):
     n: float = 0.0
 
 
-def _predict_retries(frames: Frames, given: JudgeInput) -> dict[str, float | None]:
-    """Return the retries due within a minute, their peak rate (1/min), and the worker's highest rates (1/min)."""
+def _predict_retries(frames: Frames, given: JudgeInput) -> tuple[float | None, float | None]:
+    """Return the retries due within a minute, and their peak rate (1/min); None if they were not read."""
     retries = [r for r in rows.each(frames.get("retry_load"), RetryCount) if r.what == "delivery"]
     known, minute = "retry_load" in frames, 60 / given.number("retries.stretch")
-    batch, pause_s = facts_of(given).batch_size, facts_of(given).poll_interval_s
-    return {
-        "next_minute": sum(r.n for r in retries if r.tens_ahead < minute) if known else None,
-        "peak": max((r.n for r in retries), default=0.0) * minute if known else None,
-        "most": 60 * batch / pause_s,
-        # The proposal halves the batch and doubles the pause.
-        "throttled": 60 * max(batch // 2, 1) / (2 * pause_s),
-    }
+    if not known:
+        return None, None
+    return sum(r.n for r in retries if r.tens_ahead < minute), max((r.n for r in retries), default=0.0) * minute
 
 
 def _transient_headline(seen: Transient, given: JudgeInput) -> Text:
@@ -555,21 +549,15 @@ class Retrying(rows.Row, query="dead_letters/retrying"):
     top_user_n: float = 0.0
 
 
-def _transient_notes(
-    seen: Transient, frames: Frames, given: JudgeInput, load: dict[str, float | None]
-) -> Iterable[Text]:
+def _transient_notes(seen: Transient, frames: Frames, given: JudgeInput) -> Iterable[Text]:
     if seen.past:
         yield say("letters.present_only")
-    elif load["next_minute"]:
-        yield say("letters.load", **load | ({} if seen.relieved else {"throttled": None}))
     if seen.refused:
         yield say("letters.backoff")
     retrying = rows.first(frames.get("retrying"), Retrying)
     if retrying and retrying.n >= given.number("tries.pattern"):
         share = 100 * retrying.top_user_n / retrying.n
         yield say("letters.retrying", n=retrying.n, users=retrying.users, share=share)
-    if seen.data:
-        yield say("letters.data_elsewhere", n=seen.data)
     if any(c.kind == "unclear" for c in seen.clusters):
         yield say("letters.unclear")
     if not seen.past:

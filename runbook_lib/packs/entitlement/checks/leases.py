@@ -157,7 +157,6 @@ def judge_leases(frames: Frames, given: JudgeInput) -> Finding:
             Value("processing.without_lease", bare, "rows"),
         ],
         at_least=Status.WARNING if bare else Status.OK,
-        notes=(say("leases.by_hand", bare=bare),) if bare else (),
         signals=found.signals(given),
         hops=(Hop("delivery_worker", oldest_s=held.over_s, late=True),) if late and not moves else (),
         proposals=found.proposals(given),
@@ -399,14 +398,12 @@ def judge_length(frames: Frames, given: JudgeInput) -> Finding:
         values.append(limits.value("lease.headroom", headroom))
     short = headroom is not None and limits["lease.headroom"].status(headroom) is not Status.OK
     long = too_long.status is not Status.OK
-    notes = [say("leases.batches_exact" if exact else "leases.batches_estimated", n=len(batches))]
+    notes = [] if exact else [say("leases.batches_estimated", n=len(batches))]
     if before is not None:
         notes.append(say("leases.longer_before", s=before))
     if differs:
         other = next(s for s in (shortest, written) if s is not None and abs(s - configured) > tolerance)
         notes.append(say("leases.differs", written=other, configured=configured))
-    if written is None:
-        notes.append(say("leases.nothing_held"))
     key = "leases.too_short" if short else "leases.too_long" if long else "leases.fits"
     return judged(
         say(key if longest or long else "leases.no_batches", lease=lease, configured=configured, longest=longest,
@@ -532,7 +529,7 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
         signals += given.evidence("leases.clock_agrees")
     if unexplained:
         signals += given.evidence("leases.rows_ahead")
-    notes = [say("leases.clock_tracked" if worker.tracked else "leases.clock_untracked")]
+    notes = [] if worker.tracked else [say("leases.clock_untracked")]
     if unexplained and apart:
         notes.append(ahead)
     if apart:

@@ -366,9 +366,6 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         unclear.append(say("response.silence_unclear", silent=_seconds_without_event(frames, given)))
     if unseen := [str(r["slo"]) for r in slis if r["why"] == Reason.NOT_CONFIGURED.value]:
         notes.append(say("response.not_from_sql", names=", ".join(unseen)))
-    if given.detected_by or detected_at:
-        by = say(f"response.by_{given.detected_by}") if given.detected_by else None
-        notes.append(say("response.detected", by=by, at=detected_at))
     if how:
         notes.append(say(f"response.onset_{how}", at=since, ago=seconds_between(begin, given.as_of)))
     elif begin_before := _began_before(frames, given):

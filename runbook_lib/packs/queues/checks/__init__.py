@@ -102,7 +102,7 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         )
 
     return {
-        "server": database_check(ids["server"], queue.schemas),
+        "server": database_check(ids["server"], queue.schemas, [queue.table.split(".")[-1]]),
         "table": step("table", reach.judge_table, "table"),
         "clocks": clocks_check(ids["clocks"]),
         "impact": step("impact", _sampled(triage.judge_impact), "backlog", "flow", chart=_sampled(work.chart_flow)),
