@@ -203,7 +203,7 @@ def run_line(parameters: dict[str, Any]) -> RunLine:
 
 def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
-    (changed,) = (tmp_path / "sample").glob("*-4.1-*.ipynb")
+    (changed,) = (tmp_path / "sample").glob("evidence/*-4.1-*.json")
     changed.write_text(changed.read_text(encoding="utf-8").replace("595", "5"), encoding="utf-8")
     page = overview.page(Archive(str(tmp_path), "sample"))
     assert 'id="step-3.1"' in page and 'id="step-4.1.1"' not in page

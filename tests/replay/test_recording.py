@@ -210,19 +210,18 @@ def planted(tmp_path: Path) -> Archive:
     archive.prepare()
     for entry in (e for e in source.manifest() if "section" in e):
         files = {name: source.read(name) for name in entry["sha256"]}
-        nb = json.loads(files[f"{entry['name']}.ipynb"])
-        for data in (o["data"] for c in nb["cells"] for o in c.get("outputs", []) if "data" in o):
-            if found := data.get(record.FINDING_MIME):
-                found["notes"] += [{"en": line, "ja": line} for line in LINES]
-                found["questions"] += [found["questions"][0] | {"error": LINES[0]}] if found["questions"] else []
-                held = pd.DataFrame({"locked_by": PODS, "usename": ["quilla", "miniserversystem", None]})
-                found["frames"]["planted"] = record.frame_to_json(held)
-            if ended := data.get(record.VERDICT_MIME):
-                ended["header"] |= {"by": "quilla", "dashboard": "https://mailgate.quill.net/d/1"}
-                ended["header"]["parameters"]["reason"] = "for Zoe Quillfeather"
-                psql = "kubectl --context quillprod exec deploy/bouncer -- psql -h pg-quill -d shop"
-                ended["header"]["given"]["workloads"] |= {"context": "quillprod", "psql": psql}
-        files[f"{entry['name']}.ipynb"] = json.dumps(nb).encode()
+        file = f"evidence/{entry['name']}.json"
+        run = json.loads(files[file])
+        for found in run["findings"]:
+            found["notes"] += [{"en": line, "ja": line} for line in LINES]
+            found["questions"] += [found["questions"][0] | {"error": LINES[0]}] if found["questions"] else []
+            held = pd.DataFrame({"locked_by": PODS, "usename": ["quilla", "miniserversystem", None]})
+            found["frames"]["planted"] = record.frame_to_json(held)
+        run["header"] |= {"by": "quilla", "dashboard": "https://mailgate.quill.net/d/1"}
+        run["header"]["parameters"]["reason"] = "for Zoe Quillfeather"
+        psql = "kubectl --context quillprod exec deploy/bouncer -- psql -h pg-quill -d shop"
+        run["header"]["given"]["workloads"] |= {"context": "quillprod", "psql": psql}
+        files[file] = json.dumps(run).encode()
         archive.append({k: v for k, v in entry.items() if k not in ("previous", "sha256")}, files)
     archive.add_line(
         "notes.jsonl", {"time": "2026-11-28T00:00:00Z", "who": "山田珊瑚", "text": "called Zoe Quillfeather"}
