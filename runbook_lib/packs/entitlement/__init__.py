@@ -38,5 +38,5 @@ PACK = Pack(
         "runbook_lib.packs.jetstream",
         "runbook_lib.packs.logs",
     ),
-    asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:Broker"},
+    asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:EntitlementNats"},
 )

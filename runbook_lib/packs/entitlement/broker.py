@@ -27,7 +27,7 @@ _HEADERS = {
 }
 
 
-class Broker(Nats):
+class EntitlementNats(Nats):
     """The broker; of an event's body it shows the id, the user's token and what is wrong with it.
 
     Of an advisory it shows the sequence that the advisory names.
