@@ -375,7 +375,10 @@ def question_lines(verdict: Verdict) -> list[str]:
     ]
     if verdict.between:
         lines.append(say("ui.between", modes=" / ".join(f"{id_} {mode_title(id_)}" for id_ in verdict.between)))
-    lines += [say("ui.settled_by", step=s, question=_step_title(s)) for s in verdict.settled_by[:1]]
+    lines += [
+        say("ui.settled_by", step=s, section=s.rpartition(".")[0], question=_step_title(s))
+        for s in verdict.settled_by[:1]
+    ]
     because = (reason for mode in verdict.failure_modes for reason in mode.because)
     changed = {r.steps: r for r in because if r.weight > 0 and r.observation.startswith(CHANGED)}
     return [
