@@ -209,12 +209,12 @@ def test_a_section_starts_with_the_finding_that_names_it_and_only_section_3_name
 def test_progress_says_what_is_known_and_what_is_waited_for() -> None:
     told: list[RunProgress] = []
     progress = investigation.tell_progress(told.append, catalog.load())
-    for finding in (None, found("3.1", hops=1), found("3.2", hops=5)):
+    for finding in (None, found("3.1", hops=1), found("3.6"), found("3.2", hops=5)):
         progress("3", finding)
-    assert [t.waits for t in told] == ["Waiting for 3.1", "Waiting for 3.2", "Waiting for 3.3"]
-    assert [bool(t.strip) for t in told] == [False, False, True]  # the first numbers know more than one step
-    assert "2 of 6 steps" in told[-1].strip[0] and told[-1].line.startswith("✖ 3.2")
-    for step in catalog.load().sections["3"].steps[2:]:
+    assert [t.waits for t in told] == [f"Waiting for {step}" for step in ("3.1", "3.6", "3.2", "3.3")]
+    assert [bool(t.strip) for t in told] == [False, False, False, True]  # the first numbers know more than one step
+    assert "3 of 6 steps" in told[-1].strip[0] and told[-1].line.startswith("✖ 3.2")
+    for step in catalog.load().sections["3"].steps[3:]:
         progress("3", found(step.id))
     assert told[-1].waits == "Waiting for the pages and the dossier"
 
