@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests and runs start hundreds of processes: none compiles the library anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test quick-tests test-all lint bench docs drills record mutants sample lock image operator clean
+.PHONY: venv demo test quick-tests test-all lint bench docs drills knobs record mutants sample lock image operator clean
 
 # Stop with one line if a required command fails: the command, and the message.
 need = $(if $(shell $(1) >/dev/null 2>&1 && echo there),,$(error $(2)))
@@ -70,6 +70,13 @@ DRILLS := tests/drills.jsonl.gz
 drills: venv
 	$(RUN)/runbook drill --seeds $(SEEDS) $(if $(FAMILY),--family $(FAMILY)) --results $(DRILLS) --at-once 3
 	$(RUN)/runbook drill report $(DRILLS) --short --write docs/truth.md
+
+# Change at random what the servers let a person change, N times, two at once, and say what the runbook made of it.
+KNOBS ?= build/knobs.jsonl
+knobs: venv
+	mkdir -p $(dir $(KNOBS))
+	$(RUN)/runbook drill knobs --plays $(N) --results $(KNOBS) --at-once 2
+	$(RUN)/runbook drill report $(KNOBS)
 
 # Record each fault of the sandbox, and moments without one, in tests/recordings, which `make test` judges. Default: the missing ones.
 # CHANGED=1: also the stale ones; ONLY="name ...": these; ACCEPT=1: expect today's verdicts; QUERIES=1: only write queries.toml.

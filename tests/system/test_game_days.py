@@ -16,17 +16,18 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from nats.js.api import DiscardPolicy
 
 from runbook_lib.book import catalog
 from runbook_lib.gameday.cli import drill as drills
 from runbook_lib.gameday.cli import sandbox as sandbox_commands
 from runbook_lib.gameday.cli.drill import drill, without_paths
-from runbook_lib.gameday.drills import judge, play, results
+from runbook_lib.gameday.drills import judge, knobs, play, results
 from runbook_lib.gameday.drills.judge import Truth, changes, helped, took_effect, wilson
 from runbook_lib.gameday.drills.probe import FlowSample
 from runbook_lib.gameday.drills.report import report
 from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, Scenario, draw, round_of
-from runbook_lib.gameday.sandbox.faults import CATALOGUE
+from runbook_lib.gameday.sandbox.faults import CATALOGUE, TABLES
 from runbook_lib.model.usage import UsageError
 from tests.kit import ROOT
 
@@ -305,6 +306,132 @@ def test_wilson_s_bounds_are_around_the_share(hits: int, more: int) -> None:
     low, high = wilson(hits, hits + more)
     share = hits / (hits + more) if hits + more else 0.5
     assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
+
+
+# Knobs ------------------------------------------------------------------------------------------------------
+
+
+def setting(name: str, kind: str, context: str = "user", category: str = "Autovacuum", **more: Any) -> dict[str, Any]:
+    row = {"name": name, "vartype": kind, "context": context, "category": category, "unit": None, "setting": "10"}
+    return {**row, "min_val": "-1", "max_val": "1000", "enumvals": ["on", "off", "10"], **more}
+
+
+SETTINGS = [
+    setting("a", "bool", "sighup", setting="off"),
+    setting("b", "enum", "superuser"),
+    setting("c", "real"),
+    setting("d", "integer", unit="8kB", max_val="2000000000"),
+    setting("e", "string"),
+    setting("f", "integer", "postmaster"),
+]
+FIXED = [
+    setting("port", "integer", "postmaster"),
+    setting("g", "integer", "internal"),
+    setting("listen_addresses", "string", "postmaster"),
+    setting("log_directory", "string", "sighup", "Reporting and Logging / Where to Log"),
+    setting("ssl_key_file", "string", "sighup", "Connections and Authentication / SSL"),
+]
+OBJECT = {"item": "notification.notifications", "value": "drop index i", "words": ["i"], "do": ["1"], "undo": ["2"]}
+SERVERS = knobs.Servers(
+    settings=[*SETTINGS, *FIXED],
+    objects=[{**OBJECT, "kind": kind} for kind in ("privilege", "schema")],
+    stream={
+        "name": "s",
+        "max_age": 0.0,
+        "subjects": ["a"],
+        "sealed": False,
+        "discard": DiscardPolicy.OLD,
+        "mirror": None,
+    },
+    consumer={"durable_name": "c", "max_deliver": 10, "filter_subject": "a"},
+    variables={**knobs.read_defaults(), "NATS_URL": "nats://app:secret@127.0.0.1:4222", "SANDBOX_RATE": "5"},
+    programs={"nats": [], "notification": ["subscriber", "worker"]},
+)
+
+
+def test_the_knobs_of_a_seed_are_the_same_and_of_every_kind_and_each_can_be_restored() -> None:
+    drawn = [next(knobs.draw(seed, SERVERS)) for seed in range(800)]
+    assert drawn == [next(knobs.draw(seed, SERVERS)) for seed in range(800)]
+    assert all(turned[0].kind == knobs.KINDS[seed % len(knobs.KINDS)] for seed, turned in enumerate(drawn))
+    assert 150 < sum(len({knob.kind for knob in turned}) == 2 for turned in drawn) < 250
+    every = [knob for turned in drawn for knob in turned]
+    assert all(callable(act) for knob in every for act in knob.pair())
+    assert {knob.item for knob in every if knob.kind == "setting"} == {row["name"] for row in SETTINGS}
+    assert {knob.item for knob in every if knob.kind == "stream"} == {"max_age", "subjects", "sealed", "discard"}
+    assert {p for knob in every for p in knob.places} == {*catalog.load().places}
+    assert all("secret" not in knob.value and knob.item != "SANDBOX_RATE" for knob in every)
+
+
+@pytest.mark.parametrize(
+    ("row", "values"),
+    [
+        (SETTINGS[0], ["on"]),
+        (SETTINGS[1], ["on", "off"]),
+        (SETTINGS[2], ["-1", "1", "100", "1000"]),
+        (SETTINGS[3], ["-1", "1", "100", "32768"]),  # 256 MiB
+        (SETTINGS[5], ["-1", "1", "100"]),
+    ],
+)
+def test_values_of_a_setting_are_other_ones_within_its_type_and_bounds(row: dict[str, Any], values: list[str]) -> None:
+    assert knobs.values(row) == values
+
+
+def test_variables_are_those_that_the_programs_read() -> None:
+    defaults = knobs.read_defaults()
+    set_by_faults = {name for fault in TABLES.values() for name in fault.get("settings", {}) if "__" not in name}
+    assert set_by_faults <= {*defaults} and not [name for name in defaults if "{" in name]
+    assert all(value != defaults[name] for name in defaults for value in knobs.vary_variable(name, defaults[name]))
+
+
+def play_of(said: Any, after: FlowSample, at_look: FlowSample | None = None, *texts: str) -> dict[str, Any]:
+    turned = {
+        "kind": "consumer",
+        "item": "max_deliver",
+        "value": "1",
+        "places": ["subscriber"],
+        "words": ["max_deliver", "1"],
+    }
+    flows = {"before": FLOWS, "seen": at_look or after, "acted": after, "alone": after}
+    told = {"knobs": [turned], "verdict": said, "headline": "why", "said": texts, "seconds": 7.0, "proposal": None}
+    return {"seed": 1, **told, **{name: vars(flow) for name, flow in flows.items()}}
+
+
+HERE, ELSEWHERE, AMONG = verdict("subscriber"), verdict("relay"), verdict(undecided=["jetstream", "subscriber"])
+
+
+@pytest.mark.parametrize(
+    ("played", "answer", "sure"),
+    [
+        (play_of(HERE, STUCK), "right", False),
+        (play_of(ELSEWHERE, STUCK), "wrong", True),
+        (play_of({**ELSEWHERE, "confidence": "low"}, STUCK), "wrong", False),
+        (play_of(AMONG, STUCK), "undecided", False),
+        (play_of(verdict(**OK), STUCK), "wrong", True),
+        (play_of(verdict(**OK, confidence="low"), STUCK, STUCK, "consumer: max_deliver changed to 1"), "right", False),
+        (play_of(verdict(**OK, confidence="low"), STUCK, STUCK, "max_deliver changed"), "wrong", False),
+        (play_of(verdict(**OK), STUCK, FLOWS), "right", False),  # it hurts later
+        (play_of(verdict(**OK), FLOWS, STUCK), "right", False),  # it is over
+        (play_of(ELSEWHERE, FLOWS, STUCK), "wrong", True),
+        (play_of(HERE, FLOWS), "wrong", True),
+        (play_of(verdict(status="WARNING"), FLOWS), "right", False),
+        (play_of(None, STUCK), "wrong", False),
+        (play_of(HERE, STUCK) | {"proposal": RESTART}, "right", True),  # and it does nothing
+    ],
+)
+def test_a_play_is_judged_by_the_place_and_the_name_of_what_was_turned(
+    played: dict[str, Any], answer: str, sure: bool
+) -> None:
+    found = knobs.grade(played)
+    assert (found.answer, found.sure) == (answer, sure)
+
+
+def test_the_page_of_knobs_has_a_row_by_kind_and_each_miss(tmp_path: Path) -> None:
+    plays = [play_of(HERE, STUCK), play_of(ELSEWHERE, STUCK) | {"seed": 2}, {"seed": 3, "error": "it did not come up"}]
+    results.write(tmp_path / "knobs.jsonl", plays)
+    page = CliRunner().invoke(drill, ["report", str(tmp_path / "knobs.jsonl")], catch_exceptions=False).output
+    assert "| consumer | 2 | 2 | 1 | 0 | 1 | 1 |" in page and "| setting | 0 | 0 | 0 | 0 | 0 | 0 |" in page
+    assert "seed 2, consumer max_deliver: 1. Flow: sent, waiting, oldest_s. wrong, sure: CRITICAL, relay, high." in page
+    assert "seed 3: it did not come up" in page and "seed 1," not in page
 
 
 # The page ---------------------------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
 from runbook_lib.book import catalog
-from runbook_lib.gameday.drills import play
+from runbook_lib.gameday.drills import knobs, play
 from runbook_lib.gameday.drills.play import DrillClock, drill
 from runbook_lib.gameday.drills.report import judged
 from runbook_lib.gameday.drills.scenario import Scenario, draw
@@ -83,6 +84,21 @@ def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch:
     if line["proposal"]:  # what it is worth is the flow's to say; that it could be carried out is ours
         assert line["proposal"]["exit"] == 0, line
         assert line["after_s"] == 25 and judged(line).help == "helps", line
+
+
+def test_a_turned_knob_is_judged_and_restored(tmp_path: Path) -> None:
+    """A play as `runbook drill knobs` does it, and the restore, which a play does not need."""
+    turned: list[knobs.Knob] = []
+    with play.incident(knobs.scenario(1), tmp_path / "sandbox", DrillClock()) as it:
+        for seed in range(len(knobs.KINDS)):
+            knobs.turn(seed, turned, it.sandbox)
+            for knob in reversed(turned):
+                knob.pair()[1](it.sandbox)
+            turned.clear()
+        it.sandbox.wait_for_flow(90)
+    line = knobs.drill(replace(knobs.scenario(17), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)
+    assert "error" not in line and line["verdict"], line
+    assert line["knobs"][0]["kind"] == "privilege" and knobs.grade(json.loads(json.dumps(line))).effect, line
 
 
 def test_the_command_plays_what_has_not_been_played(tmp_path: Path) -> None:

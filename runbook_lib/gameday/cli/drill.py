@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +20,10 @@ from runbook_lib.gameday.cli import tell, use_language
 from runbook_lib.model.finding import Text, say
 
 if TYPE_CHECKING:
+    from runbook_lib.gameday.drills.play import DrillClock
     from runbook_lib.gameday.drills.scenario import Scenario
+
+    Play = Callable[[Scenario, DrillClock], dict[str, Any]]
 
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -79,7 +82,7 @@ def drill(
     use_language(context)
     if context.invoked_subcommand:
         return 0
-    from runbook_lib.gameday.drills.results import read, write
+    from runbook_lib.gameday.drills import play
     from runbook_lib.gameday.drills.scenario import draw
     from runbook_lib.gameday.sandbox.faults import CATALOGUE
 
@@ -87,17 +90,36 @@ def drill(
     own = [fault.name for fault in CATALOGUE if fault.family == family]
     if person is not None:
         return _play_with_person(draw(person, kinds, longest, own))
+    book, kept = catalog.load(), keep.absolute() if keep else None
+    _play_missing(
+        [draw(seed, kinds, longest, own) for seed in seeds],
+        results,
+        at_once,
+        lambda scenario, clock: play.drill(scenario, book, clock, after_s, kept),
+        _print_drill,
+    )
+    return 0
+
+
+def _play_missing(
+    scenarios: Sequence[Scenario],
+    results: Path,
+    at_once: int,
+    play: Play,
+    show: Callable[[dict[str, Any]], None],
+) -> None:
+    """Play those of which the file has no line, and add theirs as they end."""
+    from runbook_lib.gameday.drills.results import read, write
+
     lines = read(results)
     done = {line["seed"] for line in lines if "error" not in line}
-    scenarios = [draw(seed, kinds, longest, own) for seed in seeds if seed not in done]
-    tell("drill.begins", n=len(scenarios), done=len(seeds) - len(scenarios), results=results)
-    kept = keep.absolute() if keep else None
-    with closing(_play_all(scenarios, at_once, after_s, kept)) as played:
+    left = [scenario for scenario in scenarios if scenario.seed not in done]
+    tell("drill.begins", n=len(left), done=len(scenarios) - len(left), results=results)
+    with closing(_play_all(left, at_once, play)) as played:
         for line in played:
             lines.append(json.loads(without_paths(json.dumps(line, ensure_ascii=False))))
             write(results, lines)
-            _print_drill(line)
-    return 0
+            show(line)
 
 
 def without_paths(line: str) -> str:
@@ -105,16 +127,14 @@ def without_paths(line: str) -> str:
     return line.replace(sys.executable, "python").replace(f"{tempfile.gettempdir()}/", "")
 
 
-def _play_all(
-    scenarios: Iterable[Scenario], at_once: int, after_s: float, keep: Path | None
-) -> Generator[dict[str, Any], None, None]:
+def _play_all(scenarios: Iterable[Scenario], at_once: int, play: Play) -> Generator[dict[str, Any], None, None]:
     """Yield the lines as the drills end; if this is interrupted, the drills end and remove what they have started."""
-    from runbook_lib.gameday.drills.play import DrillClock, drill
+    from runbook_lib.gameday.drills.play import DrillClock
 
-    book, clock = catalog.load(), DrillClock()
+    clock = DrillClock()
     with ThreadPoolExecutor(at_once) as lanes:
         try:
-            for future in as_completed([lanes.submit(drill, s, book, clock, after_s, keep) for s in scenarios]):
+            for future in as_completed([lanes.submit(play, scenario, clock) for scenario in scenarios]):
                 yield future.result()
         finally:
             clock.stop.set()
@@ -192,15 +212,51 @@ def _ask_choice(key: str, known: list[str]) -> str:
 
 
 @drill.command()
+@click.option("--plays", type=click.IntRange(1), default=40, help="at most so many: the first of the seeds")
+@click.option("--seeds", callback=_parse_seeds, default="1:1000", metavar="N|N:M", help="which plays")
+@click.option("--results", type=FILE, default="knobs.jsonl", help="a line per play")
+@click.option("--at-once", type=click.IntRange(1, 16), default=1, help="sandboxes side by side")
+def knobs(plays: int, seeds: range, results: Path, at_once: int) -> int:
+    """Change random settings, rights and objects, and judge.
+
+    What can be changed is read from the servers: there is no list of faults.
+    """
+    from runbook_lib.gameday.drills import knobs
+
+    _play_missing([knobs.scenario(seed) for seed in seeds[:plays]], results, at_once, knobs.drill, _print_knobs)
+    return 0
+
+
+def _print_knobs(line: dict[str, Any]) -> None:
+    from runbook_lib.gameday.drills.knobs import grade, tell_knobs
+
+    if "error" in line:
+        return tell("drill.failed", seed=line["seed"], kind="knobs", why=line["error"])
+    found = grade(line)
+    tell(
+        "drill.knobs",
+        seed=line["seed"],
+        knobs=tell_knobs(line),
+        effect=", ".join(found.effect) or None,
+        answer=_say_result(found.answer),
+        confidence=(line["verdict"] or {}).get("confidence", "none"),
+        s=line["seconds"],
+    )
+
+
+@drill.command()
 @click.argument("results", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--write", type=FILE, help="the page goes there")
 @click.option("--short", is_flag=True, help="the figures alone")
 def report(results: Path, write: Path | None, *, short: bool) -> int:
     """Print the report on a file of drill results, as Markdown."""
+    from runbook_lib.gameday.drills import knobs
+    from runbook_lib.gameday.drills.report import latest
     from runbook_lib.gameday.drills.report import report as page
     from runbook_lib.gameday.drills.results import read
 
-    text = page(read(results), short=short)
+    lines = latest(read(results))
+    text = knobs.report(lines) if any("knobs" in line for line in lines) else page(lines, short=short)
     if write:
         write.write_text(text, encoding="utf-8")
         tell("drill.written", file=write)

@@ -11,7 +11,7 @@ import click
 from runbook_lib.book import messages
 from runbook_lib.cli.common import NumberRange
 from runbook_lib.gameday.cli import tell, use_language
-from runbook_lib.gameday.sandbox.state import SERVICES, command, load
+from runbook_lib.gameday.sandbox.state import command, load, owners
 from runbook_lib.model.finding import Text
 from runbook_lib.model.usage import sandbox_folder
 
@@ -135,9 +135,7 @@ def set_(settings: dict[str, str], directory: Path) -> None:
     """
     opened = _open_sandbox(directory)
     opened.configure(settings)
-    owners = {name.split("_")[0].lower() for name in settings if name != "SANDBOX_RATE"}
-    pods = owners & {*SERVICES, "receiver"}
-    restarted = sorted(pods | {*SERVICES} if owners - pods else pods)
+    restarted = owners(settings)
     opened.restart(*restarted)
     tell("sandbox.set", names=", ".join(restarted))
 

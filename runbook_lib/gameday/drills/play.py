@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -89,11 +89,12 @@ def incident(
     clock: DrillClock,
     settings: Mapping[str, str] | None = None,
     output: Path | None = None,
+    turn: Callable[[Sandbox], object] | None = None,
 ) -> Iterator[PlayedIncident]:
     """Run the scenario from a new sandbox to its onset, or to the end of faults that have ended.
 
-    With `output`, the healthy system's configuration is stored there. The sandbox is removed at the end.
-    Raises SandboxError.
+    With `output`, the healthy system's configuration is stored there; `turn` breaks what the scenario does not name.
+    The sandbox is removed at the end. Raises SandboxError.
     """
     sandbox = Sandbox(directory)
     sandbox.intensity = scenario.intensity
@@ -117,6 +118,8 @@ def incident(
                 faults.find(name).inject(sandbox)
             except Exception as error:  # a second fault may not get in; what has been broken the probe sees
                 problems.append(f"{name}: {error}".splitlines()[0])
+        if turn:
+            turn(sandbox)
         broken = None
         if scenario.ended_s:
             clock.wait(scenario.look_after_s)
@@ -146,6 +149,11 @@ def drill(
 
     `after_s` is how long the flow is given after the first proposal; `keep` is a folder for the runbook's artifacts.
     """
+    return record(scenario, lambda scratch: _play_scenario(scenario, book, scratch, clock, after_s, keep))
+
+
+def record(scenario: Scenario, play: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Play it in a folder that is removed afterwards; return its line, with `error` if it could not be played."""
     line: dict[str, Any] = {
         "seed": scenario.seed,
         "scenario": asdict(scenario),
@@ -155,7 +163,7 @@ def drill(
     }
     with tempfile.TemporaryDirectory(prefix="drill-") as scratch:
         try:
-            line |= _play_scenario(scenario, book, Path(scratch), clock, after_s, keep)
+            line |= play(Path(scratch))
         except (SandboxError, psycopg.Error, OSError) as error:
             line["error"] = (str(error).splitlines() or [type(error).__name__])[0]
     return line
@@ -179,7 +187,7 @@ def _play_scenario(
     output = (keep or scratch) / f"drill-{scenario.seed}"
     later = False
     with (
-        _Twin(scenario, scratch / "twin", clock) as twin,
+        Twin(scenario, scratch / "twin", clock) as twin,
         incident(scenario, scratch / "sandbox", clock, output=output) as it,
     ):
         onset = time.monotonic()
@@ -211,7 +219,7 @@ def _play_scenario(
         "families": sorted({f.family for f in broken}),
         "restore": [word for f in broken for word in f.restore],
         "verdict": verdict,
-        "headline": _find_headline(document) if document else problem,
+        "headline": find_headline(document) if document else problem,
         "seconds": round(seconds, 1),
         "proposal": {**proposal, **done} if proposal and done else None,
         "before": asdict(it.before),
@@ -222,18 +230,26 @@ def _play_scenario(
     }
 
 
-class _Twin:
+class Twin:
     """The same incident, left alone, in a thread of its own, which ends with the block."""
 
-    def __init__(self, scenario: Scenario, directory: Path, clock: DrillClock) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        directory: Path,
+        clock: DrillClock,
+        turn: Callable[[Sandbox], object] | None = None,
+    ) -> None:
         self._lane, self._clock, self._up = ThreadPoolExecutor(1), clock, contextlib.ExitStack()
-        self._begun = self._lane.submit(self._start_incident, scenario, directory)
+        self._begun = self._lane.submit(self._start_incident, scenario, directory, turn)
 
-    def _start_incident(self, scenario: Scenario, directory: Path) -> tuple[Sandbox, float]:
-        sandbox = self._up.enter_context(incident(scenario, directory, self._clock)).sandbox
+    def _start_incident(
+        self, scenario: Scenario, directory: Path, turn: Callable[[Sandbox], object] | None
+    ) -> tuple[Sandbox, float]:
+        sandbox = self._up.enter_context(incident(scenario, directory, self._clock, turn=turn)).sandbox
         return sandbox, time.monotonic()
 
-    def __enter__(self) -> _Twin:
+    def __enter__(self) -> Twin:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -326,7 +342,7 @@ def environment(sandbox: Sandbox) -> Mapping[str, str]:
     }
 
 
-def _find_headline(document: Mapping[str, Any]) -> str:
+def find_headline(document: Mapping[str, Any]) -> str:
     """Return the sentence that gives the reason: the step's that names a place, or the first with the worst status."""
     findings = [f for run in document["runs"] for f in run["findings"]]
     worst = [f for f in findings if f["status"] == document["status"]]

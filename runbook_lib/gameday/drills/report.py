@@ -17,7 +17,7 @@ _WHOLE = (
     " site (`make docs`)."
 )
 _LEVELS = ("high", "medium", "low", "none")
-_ANSWERS: tuple[Answer, ...] = ("right", "undecided", "wrong")
+ANSWERS: tuple[Answer, ...] = ("right", "undecided", "wrong")
 _HELP: tuple[Help, ...] = ("helps", "nothing", "harms")
 
 
@@ -163,7 +163,7 @@ def _format_summary(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
         ("alarms without a fault", _format_share(sum(_is_alarm(d) for d in calm), len(calm)), "0"),
         ("seconds to the verdict, median", f"{median:.0f}", "at most 9"),
     ]
-    return _format_table(("", "seen", "to reach"), rows)
+    return format_table(("", "seen", "to reach"), rows)
 
 
 def _group_by(drills: Iterable[Drill], key: Callable[[Drill], str]) -> dict[str, list[Drill]]:
@@ -179,9 +179,9 @@ def _format_families(real: Sequence[Drill]) -> str:
         own = [d for d in real if family in (*d.families, "all")]
         answers, named = Counter(d.judged.answer for d in own), Counter(d.named for d in own)
         rows.append(
-            (family, len(own), *(answers[a] for a in _ANSWERS), _format_share(named[True], named[True] + named[False]))
+            (family, len(own), *(answers[a] for a in ANSWERS), _format_share(named[True], named[True] + named[False]))
         )
-    return _format_table(("family", "drills", *_ANSWERS, "names what to restore"), rows)
+    return format_table(("family", "drills", *ANSWERS, "names what to restore"), rows)
 
 
 def _format_kinds(real: Sequence[Drill]) -> str:
@@ -194,10 +194,10 @@ def _format_kinds(real: Sequence[Drill]) -> str:
         if kind != "all" and answers["right"] == len(own) and only_help in rest:
             rest[only_help].setdefault(len(own), []).append(kind)
         else:
-            said = ", ".join(f"{answers[a]} {a}" for a in _ANSWERS if answers[a])
+            said = ", ".join(f"{answers[a]} {a}" for a in ANSWERS if answers[a])
             proposed = ", ".join(f"{help_[h]} {h or 'none'}" for h in (*_HELP, None) if help_[h])
             rows.append((kind, len(own), said or "-", proposed or "-"))
-    parts = [_format_table(("kind", "drills", "verdicts", "proposals"), rows)]
+    parts = [format_table(("kind", "drills", "verdicts", "proposals"), rows)]
     for only_help, what in (("helps", "the first proposal helped"), (None, "no proposal changes anything")):
         if groups := rest[only_help]:
             kinds = "; ".join(f"{n} each: {', '.join(names)}" for n, names in sorted(groups.items()))
@@ -213,8 +213,8 @@ def _format_calibration(real: Sequence[Drill]) -> str:
         share = answers["right"] / len(own) if own else 0.0
         low, high = wilson(answers["right"], len(own))
         shown = (f"{share:.0%}", f"{low:.0%} to {high:.0%}") if own else ("-", "-")
-        rows.append((level, len(own), *(answers[a] for a in _ANSWERS), *shown))
-    return _format_table(("confidence", "drills", *_ANSWERS, "share right", "bounds"), rows)
+        rows.append((level, len(own), *(answers[a] for a in ANSWERS), *shown))
+    return format_table(("confidence", "drills", *ANSWERS, "share right", "bounds"), rows)
 
 
 def _format_no_fault_table(calm: Sequence[Drill]) -> str:
@@ -222,7 +222,7 @@ def _format_no_fault_table(calm: Sequence[Drill]) -> str:
         (noise, len(own), sum(_is_alarm(d) for d in own), sum(d.judged.answer == "undecided" for d in own))
         for noise, own in _group_by(calm, lambda d: d.line["scenario"]["noise"]).items()
     ]
-    return _format_table(("noise", "drills", "alarms", "undecided"), rows)
+    return format_table(("noise", "drills", "alarms", "undecided"), rows)
 
 
 def _is_alarm(drill: Drill) -> bool:
@@ -279,6 +279,7 @@ def _format_share(n: int, of: int) -> str:
     return f"{n} of {of}" + (f" ({n / of:.0%})" if of else "")
 
 
-def _format_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def format_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a table of Markdown."""
     first, *rest = ("| " + " | ".join(str(cell) for cell in line) + " |" for line in (head, *rows))
     return "\n".join([first, "|" + "---|" * len(head), *rest])

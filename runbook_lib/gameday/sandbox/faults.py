@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from signal import Signals
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -101,7 +100,7 @@ def frozen(program: str) -> Pair:
 
 def signalled(number: str, app: str, part: str = "") -> Pair:
     """Send a signal to a pod, or to one part of it, and restart it."""
-    return lambda sandbox: sandbox.signal_pod(Signals[number], app, part), restart(app)
+    return lambda sandbox: sandbox.signal_program(app, number, part), restart(app)
 
 
 def settings(pods: Sequence[str], values: Mapping[str, Sequence[str]]) -> Pair:
@@ -293,22 +292,27 @@ _MEANS: dict[str, Callable[[Any], Pair]] = {
 }
 
 
-def _make_fault(name: str, table: dict[str, Any]) -> Fault:
+def pair(table: Mapping[str, Any], *also: Pair) -> Pair:
+    """Return what a table of faults.toml does and how it is undone, and then `also`."""
     pairs = []
     if "do" in table:
-        pairs.append((alter(*table.pop("do")), mend(*table.pop("undo", ()))))
+        pairs.append((alter(*table["do"]), mend(*table.get("undo", ()))))
     if {"settings", "restarts"} & table.keys():
-        pairs.append(settings(table.pop("restarts", ()), table.pop("settings", {})))
-    pairs += [make(table.pop(key)) for key, make in _MEANS.items() if key in table]
-    if name in _ACTS:
-        pairs.append(_ACTS[name])
-    inject, heal = stack(*pairs)
+        pairs.append(settings(table.get("restarts", ()), table.get("settings", {})))
+    pairs += [make(table[key]) for key, make in _MEANS.items() if key in table]
+    return stack(*pairs, *also)
+
+
+def _make_fault(name: str, table: Mapping[str, Any]) -> Fault:
+    inject, heal = pair(table, *([_ACTS[name]] if name in _ACTS else []))
+    told = {f.name for f in fields(Fault)} & table.keys()
     lists = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
-    return Fault(name, inject, each(heal, _COUNT_ANEW), **{**table, **lists})
+    return Fault(name, inject, each(heal, _COUNT_ANEW), **{key: {**table, **lists}[key] for key in told})
 
 
 _FILE = Path(__file__).with_name("faults.toml")
-CATALOGUE = tuple(_make_fault(*each) for each in tomllib.loads(_FILE.read_text(encoding="utf-8")).items())
+TABLES: dict[str, dict[str, Any]] = tomllib.loads(_FILE.read_text(encoding="utf-8"))
+CATALOGUE = tuple(_make_fault(*each) for each in TABLES.items())
 
 
 def find(name: str) -> Fault:

@@ -32,7 +32,7 @@ def main(directory: Path) -> None:
     set_up_logging("receiver")
     env = read_env(directory / "pods.env")
     delay = seconds(env.get("RECEIVER_DELAY", "0s"))
-    refuses, limit = (int(env.get(name, "0")) for name in ("RECEIVER_REFUSES", "RECEIVER_LIMIT"))
+    refuses, limit = int(env.get("RECEIVER_REFUSES", "0")), int(env.get("RECEIVER_LIMIT", "0"))
     error, status = env.get("RECEIVER_ERROR_BODY", ""), int(env.get("RECEIVER_STATUS", "0"))
     asked: Counter[int] = Counter()  # by the second
 

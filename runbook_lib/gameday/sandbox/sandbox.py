@@ -233,9 +233,12 @@ class Sandbox:
             self.stop(name)
             self.start(name)
 
-    def signal_program(self, name: str, number: str) -> None:
-        """Send a signal, such as STOP, to a program."""
-        self._call_supervisor("signalProcess", name, number, unless=Faults.NOT_RUNNING)
+    def signal_program(self, name: str, number: str, part: str = "") -> None:
+        """Send a signal, such as STOP, to a program; to a pod and all its parts, or to one part, which has to run."""
+        if name in SERVICES:
+            self._each_process(name, part, lambda process: process.send_signal(signal.Signals[f"SIG{number}"]))
+        else:
+            self._call_supervisor("signalProcess", name, number, unless=Faults.NOT_RUNNING)
 
     def pod(self, app: str) -> Any:
         """Return a pod's name and the process ids of its parts."""
@@ -243,10 +246,6 @@ class Sandbox:
             return json.loads((self.directory / "run" / f"{app}.json").read_text())
         except FileNotFoundError:
             raise SandboxError(f"pod {app} has not started yet") from None
-
-    def signal_pod(self, number: signal.Signals, app: str, part: str = "") -> None:
-        """Send a signal to one part of a pod, which has to run, or to the pod and all its parts."""
-        self._each_process(app, part, lambda process: process.send_signal(number))
 
     def limit_files(self, app: str, part: str) -> None:
         """Let one part of a pod open no more files and connections than it has open now."""

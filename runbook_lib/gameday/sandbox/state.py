@@ -8,6 +8,7 @@ import secrets
 import shlex
 import socket
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,17 @@ def command(verb: str, directory: Path) -> str:
     """Return the command line for the sandbox in `directory`, to be typed in this folder."""
     here = directory.resolve() == sandbox_folder().resolve()
     return f"runbook sandbox {verb}" + ("" if here else f" --dir {shlex.quote(str(directory))}")
+
+
+def owners(variables: Iterable[str]) -> list[str]:
+    """Return the pods that read these variables: a name without the prefix of one belongs to both services.
+
+    >>> owners(["NATS_URL"]), owners(["RECEIVER_DELAY", "NOTIFICATION__IMAGE"]), owners(["SANDBOX_RATE"])
+    (['entitlement', 'notification'], ['notification', 'receiver'], [])
+    """
+    prefixes = {name.split("_")[0].lower() for name in variables if name != "SANDBOX_RATE"}
+    pods = prefixes & {*SERVICES, "receiver"}
+    return sorted(pods | {*SERVICES} if prefixes - pods else pods)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,447 @@
+"""Drills without a catalogue: something that the servers themselves let a person change is changed at random.
+
+`read` returns what a sandbox's servers can be told, `draw` the knobs of a seed, in the order in which they are tried;
+the flow shows whether the turn hurt, and `grade` whether the runbook was right.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from functools import partial
+from http import HTTPStatus
+from itertools import islice
+from pathlib import Path
+from threading import Timer
+from typing import Any, get_args, get_type_hints
+
+import nats.errors
+import psycopg
+from nats.js import JetStreamContext
+from psycopg.rows import dict_row
+
+from runbook_lib.gameday.sandbox import broker, entitlement, faults, notification
+from runbook_lib.gameday.sandbox.sandbox import PROGRAMS, Sandbox
+from runbook_lib.gameday.sandbox.state import DATABASE, SERVICES, SandboxError, owners
+
+from . import play, probe
+from .judge import NAMED, Answer, Truth, changing, helped, judge, took_effect
+from .report import ANSWERS, format_table
+from .scenario import Scenario
+
+KINDS = ("setting", "privilege", "schema", "stream", "consumer", "variable", "process", "receiver")
+Row = Mapping[str, Any]
+Line = dict[str, Any]
+
+#: Categories of pg_settings that are no knobs: they would end the sandbox or hide its logs, or debug the server itself.
+_LEFT_OUT = re.compile(r"File Locations|Preset Options|Developer Options|/ SSL|/ Where to Log|Customized Options")
+#: By its port the sandbox finds the server; other kinds of shared memory would outlive it; the load is no setting.
+_OURS = {"port", "shared_memory_type", "dynamic_shared_memory_type", "SANDBOX_RATE"}
+#: No value takes more memory: the machine must have it.
+_MOST_BYTES = 256 << 20
+_UNITS = {"B": 1, "kB": 1 << 10, "8kB": 8 << 10, "MB": 1 << 20}
+_CHANGED = "FM-CFG-01"
+_TRIES = 20
+_LOOKED_AT_S = (15.0, 60.0)
+_HOPS = {
+    "entitlement": ("producer", "relay"),
+    "notification": ("subscriber", "delivery_worker"),
+    "receiver": ("receiver",),
+}
+_SERVERS = {"postgres": ("database",), "nats": ("jetstream", "relay", "subscriber")}
+_PLACES = {
+    **dict.fromkeys(("setting", "privilege", "schema"), ("database",)),
+    "stream": ("jetstream", "relay", "subscriber"),
+    "consumer": ("subscriber",),
+}
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One thing turned: `value` is what is set or done, `words` are those of a text that names it.
+
+    `act` has the keys of faults.toml: statements (do, undo), settings, stream, consumer, restarts; or is a signal.
+    """
+
+    kind: str
+    item: str
+    value: str
+    places: Sequence[str]
+    words: Sequence[str]
+    act: Mapping[str, Any] = field(repr=False)
+
+    def pair(self) -> faults.Pair:
+        """Return the acts that turn it and restore it."""
+        if self.kind == "process":
+            return partial(_disturb, **self.act), faults.each(partial(_go_on, **self.act), faults.start(*PROGRAMS))
+        if self.kind != "setting":
+            return faults.pair(self.act)
+        again = [faults.restart("postgres")] if self.act["restarts"] else []
+        return (
+            faults.each(faults.alter(*self.act["do"]), *again),
+            faults.each(faults.alter(*self.act["undo"]), *again, faults.mend()),
+        )
+
+
+@dataclass(frozen=True)
+class Servers:
+    """What the servers of a sandbox can be told; `objects` are the rows of knobs.sql."""
+
+    settings: Sequence[Row]
+    objects: Sequence[Row]
+    stream: Row
+    consumer: Row
+    variables: Mapping[str, str]
+    programs: Mapping[str, Sequence[str]]
+    """Programs, and the parts of those that have any."""
+
+
+def read(sandbox: Sandbox) -> Servers:
+    """Ask the servers. Raises psycopg.Error, SandboxError."""
+
+    async def ask(js: JetStreamContext) -> list[Row]:
+        found = [await js.stream_info(broker.STREAM), await js.consumer_info(broker.STREAM, broker.CONSUMER)]
+        return [_read_fields(info.config) for info in found]
+
+    with psycopg.connect(sandbox.state.addresses.admin_url, row_factory=dict_row) as connection:
+        settings = connection.execute("SELECT * FROM pg_settings ORDER BY name").fetchall()
+        objects = connection.execute(Path(__file__).with_suffix(".sql").read_bytes()).fetchall()
+    stream, consumer = sandbox.visit(ask)
+    parts = {name: sorted(sandbox.pod(name)["parts"]) if name in SERVICES else [] for name in PROGRAMS}
+    return Servers(settings, objects, stream, consumer, {**read_defaults(), **sandbox.settings}, parts)
+
+
+def _read_fields(config: Any) -> Row:
+    """Return the fields of a configuration; of those with a list of values, as members of their type."""
+    row = {}
+    for name, hint in get_type_hints(type(config)).items():
+        kinds = [kind for kind in get_args(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
+        value = getattr(config, name)
+        row[name] = kinds[0](value) if kinds and value is not None else value
+    return row
+
+
+def read_defaults() -> dict[str, str]:
+    """Return the variables that the sandbox's programs read, with their defaults, from the code that reads them."""
+    found: dict[str, str] = {}
+    prefixes = [queue.SETTINGS for queue in (entitlement.OutboxQueue, notification.Deliveries)]
+    for file in sorted(Path(faults.__file__).parent.glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        for name, default in re.findall(r'env\.get\(f?"([^"]+)", "([^"]*)"\)', text):
+            found |= {re.sub(r"\{.*\}", s.upper(), name): default for s in SERVICES}
+        for name, default in re.findall(r'[^.]get\("([A-Z_]+)", "([^"]*)"\)', text):
+            found |= {f"{prefix}_{name}": default for prefix in prefixes}
+    return found
+
+
+# The generator ----------------------------------------------------------------------------------------------
+
+
+def draw(seed: int, servers: Servers) -> Iterator[tuple[Knob, ...]]:
+    """Yield the turns of that seed without end: a server may refuse one, then the next is tried.
+
+    Kinds follow one another; one seed in four turns two.
+    """
+    dice = random.Random(f"knobs {seed}")
+    kinds = [KINDS[seed % len(KINDS)]]
+    if dice.random() < 1 / 4:
+        kinds.append(dice.choice([kind for kind in KINDS if kind not in kinds]))
+    while True:
+        knobs = tuple(_DRAWS[kind](kind, servers, dice) for kind in kinds)
+        yield knobs
+
+
+def scenario(seed: int) -> Scenario:
+    """Return what is around the turn of that seed: a steady load, and the time of the first look."""
+    looked_at_s = random.Random(f"look {seed}").uniform(*_LOOKED_AT_S)
+    return Scenario(seed, (), 1.0, "steady", "", round(looked_at_s, 1))
+
+
+def is_knob(setting: Row) -> bool:
+    """Return whether a row of pg_settings may be turned."""
+    fixed = setting["context"] == "internal" or (setting["context"], setting["vartype"]) == ("postmaster", "string")
+    return not (fixed or _LEFT_OUT.search(setting["category"]) or setting["name"] in _OURS)
+
+
+def values(setting: Row) -> list[str]:
+    """Return other values of a setting, within its type and its bounds: the ends, and a large step each way."""
+    now, kind = setting["setting"], setting["vartype"]
+    if kind == "bool":
+        return ["off" if now == "on" else "on"]
+    if kind == "enum":
+        return [value for value in setting["enumvals"] if value != now]
+    if kind == "string":
+        return ["knob"]
+    make = int if kind == "integer" else float
+    least, most, value = (make(setting[name]) for name in ("min_val", "max_val", "setting"))
+    if setting["unit"] in _UNITS:
+        most = min(most, max(make(_MOST_BYTES / _UNITS[setting["unit"]]), value))
+    ends = [least] if setting["context"] == "postmaster" else [least, most]  # what it reserves at its start is bounded
+    steps = [make(min(max(step, least), most)) for step in (value * 10, value / 10)]
+    return [f"{v:.12g}" for v in sorted({*ends, *steps} - {value})] or [str(value)]
+
+
+def _pick(rows: Sequence[Row], group: Callable[[Row], str], dice: random.Random) -> Row:
+    """Pick a group, and one of it: else what there are many of would be all."""
+    chosen = dice.choice(sorted({group(row) for row in rows}))
+    return dice.choice([row for row in rows if group(row) == chosen])
+
+
+def _draw_setting(kind: str, servers: Servers, dice: random.Random) -> Knob:
+    setting = _pick([row for row in servers.settings if is_knob(row)], lambda row: row["category"], dice)
+    name, value = setting["name"], dice.choice(values(setting))
+    where = ["SYSTEM"]
+    if setting["context"] not in ("postmaster", "sighup"):
+        where = [dice.choice(["SYSTEM", f"DATABASE {DATABASE}", f"ROLE {DATABASE}"])]
+    do, undo = f"ALTER {where[0]} SET {name} = '{value}'", f"ALTER {where[0]} RESET {name}"
+    begin = () if setting["context"] == "postmaster" else ("reload", "new sessions")
+    act = {"do": [do, *begin], "undo": [undo, *begin], "restarts": not begin}
+    return Knob(kind, name, do, _PLACES[kind], [name], act)
+
+
+def _draw_object(kind: str, servers: Servers, dice: random.Random) -> Knob:
+    row = _pick([row for row in servers.objects if row["kind"] == kind], lambda row: row["value"].split()[1], dice)
+    statements = {"do": row["do"], "undo": row["undo"]}
+    return Knob(kind, row["item"], row["value"], _PLACES[kind], row["words"], statements)
+
+
+def vary(value: Any) -> list[Any]:
+    """Return other values of the type of this one, from a configuration; the server may refuse them."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, Enum):
+        return [other.value for other in type(value) if other is not value]
+    if isinstance(value, (int, float)):
+        kind = type(value)
+        return [other for other in (kind(0), kind(1), kind(-1), kind(value * 100), kind(10**6)) if other != value]
+    if isinstance(value, list):
+        return [["knob.other"], [*value, "knob.also"]]
+    return ["knob.other"] if isinstance(value, str) else []
+
+
+def _draw_field(kind: str, servers: Servers, dice: random.Random) -> Knob:
+    config = servers.stream if kind == "stream" else servers.consumer
+    name = dice.choice(sorted(n for n, v in config.items() if vary(v) and n not in ("name", "durable_name")))
+    value, right = dice.choice(vary(config[name])), config[name]
+    right = right.value if isinstance(right, Enum) else right
+    return Knob(kind, name, f"{value!r}", _PLACES[kind], [name], {kind: {name: [value, right]}})
+
+
+def vary_variable(name: str, default: str) -> list[str]:
+    """Return other values of a variable: of a switch the other one, both ends of a number or of a duration, ...
+
+    >>> vary_variable("X_ENABLED", "true"), vary_variable("X_LEASE", "30s"), vary_variable("X_STATUS", "0")[:2]
+    (['false'], ['1ms', '24h'], ['200', '201'])
+    """
+    if default in ("true", "false"):
+        return ["false" if default == "true" else "true"]
+    if re.fullmatch(r"[\d.]+(ms|s|m|h|d)", default):
+        return [value for value in ("1ms", "24h") if value != default]
+    if name.endswith("_STATUS"):
+        return [str(int(status)) for status in HTTPStatus if status >= HTTPStatus.OK]
+    if re.fullmatch(r"[\d.]+", default):
+        return [value for value in ("0", "1", "1000000") if float(value) != float(default)]
+    if "://" in default:
+        return [re.sub(r":\d+(?=/|$)", ":1", default), re.sub(r"[\d.]+:\d+", "knob.invalid", default)]
+    return ["knob"]
+
+
+def _draw_variable(kind: str, servers: Servers, dice: random.Random) -> Knob:
+    of_receiver = kind == "receiver"
+    names = sorted(n for n in servers.variables if n.startswith("RECEIVER_") == of_receiver and n not in _OURS)
+    name = dice.choice(names)
+    value = dice.choice(vary_variable(name, servers.variables[name]))
+    pods = owners([name])
+    as_set = name
+    if len(pods) > 1:  # of both services: one of them gets another value
+        pods = [dice.choice(pods)]
+        as_set = f"{pods[0].upper()}__{name}"
+    places = [hop for pod in pods for hop in _HOPS[pod]]
+    return Knob(
+        kind, as_set, value.rpartition("@")[2], places, [name], {"settings": {as_set: [value]}, "restarts": pods}
+    )
+
+
+def _draw_process(kind: str, servers: Servers, dice: random.Random) -> Knob:
+    program = dice.choice(sorted(servers.programs))
+    part = dice.choice(["", *servers.programs[program]])
+    ways = ["stop 5", "stop 30", "stop 120", "kill", *(["files"] if part else [])]
+    way, _, s = dice.choice(ways).partition(" ")
+    act = {"program": program, "part": part, "way": way, "s": float(s or 0)}
+    places = {**_SERVERS, **_HOPS}[program]
+    # No text can name a change: a process that was disturbed has its place only.
+    return Knob(kind, " ".join(filter(None, (program, part))), f"{way} {s}".strip(), places, [], act)
+
+
+_DRAWS: dict[str, Callable[[str, Servers, random.Random], Knob]] = {
+    "setting": _draw_setting,
+    **dict.fromkeys(("privilege", "schema"), _draw_object),
+    **dict.fromkeys(("stream", "consumer"), _draw_field),
+    **dict.fromkeys(("variable", "receiver"), _draw_variable),
+    "process": _draw_process,
+}
+
+
+def _disturb(sandbox: Sandbox, program: str, part: str, way: str, s: float) -> None:
+    if way == "files":
+        sandbox.limit_files(program, part)
+    else:
+        sandbox.signal_program(program, "KILL" if way == "kill" else "STOP", part)
+    if s:
+        again = Timer(s, _go_on, (sandbox, program, part, way, s))
+        again.daemon = True
+        again.start()
+
+
+def _go_on(sandbox: Sandbox, program: str, part: str, way: str, s: float) -> None:
+    with contextlib.suppress(SandboxError):  # it has been removed by then
+        if way == "files":
+            sandbox.restart(program)
+        elif way == "stop":
+            sandbox.signal_program(program, "CONT", part)
+
+
+# A play -----------------------------------------------------------------------------------------------------
+
+
+def drill(scene: Scenario, clock: play.DrillClock, after_s: float = 30.0) -> Line:
+    """Play one and return its line: what was turned, the flow before and after, and what the runbook said.
+
+    A proposal of high confidence is carried out, and compared with a twin that has the same knobs and is left alone.
+    """
+    return play.record(scene, lambda scratch: _play(scene, scratch, clock, after_s))
+
+
+def _play(scene: Scenario, scratch: Path, clock: play.DrillClock, after_s: float) -> Line:
+    turned: list[Knob] = []
+    with play.incident(scene, scratch / "sandbox", clock, output=scratch, turn=partial(turn, scene.seed, turned)) as it:
+        onset = time.monotonic()
+        clock.wait(scene.look_after_s)
+        seen = probe.sample_flow(it.sandbox, scene.look_after_s)
+        document, seconds, problem = play.triage(it.sandbox, scene, scratch, clock)
+        verdict = document["verdict"] if document else None
+        sure = bool(verdict and verdict["confidence"] == "high")
+        proposal = changing(verdict["proposals"]) if verdict and sure else None
+        with contextlib.ExitStack() as up:
+            done, acted_at = None, time.monotonic()
+            if proposal:
+                done = play.carry_out(proposal["command"], it.sandbox, scratch, clock)
+                again = faults.each(*(knob.pair()[0] for knob in turned))
+                twin = up.enter_context(play.Twin(scene, scratch / "twin", clock, again))
+                alone = twin.look_at(acted_at + after_s - onset, after_s)
+            clock.wait(acted_at + after_s - time.monotonic())
+            acted = probe.sample_flow(it.sandbox, after_s)
+            left = alone.result() if proposal else acted
+    said = [f["headline"] for run in document["runs"] for f in run["findings"]] if document else []
+    return {
+        "knobs": [{key: value for key, value in asdict(knob).items() if key != "act"} for knob in turned],
+        "verdict": verdict,
+        "headline": play.find_headline(document) if document else problem,
+        "said": said,
+        "seconds": round(seconds, 1),
+        "proposal": {**proposal, **done} if proposal and done else None,
+        **{
+            name: asdict(flow)
+            for name, flow in {"before": it.before, "seen": seen, "acted": acted, "alone": left}.items()
+        },
+    }
+
+
+def turn(seed: int, turned: list[Knob], sandbox: Sandbox) -> None:
+    """Turn the knobs of the seed, and note them; of a kind the first that the servers accept."""
+    for knobs in islice(draw(seed, read(sandbox)), _TRIES):
+        for knob in knobs:
+            if knob.kind not in {known.kind for known in turned}:
+                with contextlib.suppress(psycopg.Error, nats.errors.Error, ValueError):
+                    knob.pair()[0](sandbox)
+                    turned.append(knob)
+        if len(turned) == len(knobs):
+            return
+    raise SandboxError(f"no server takes a turn of seed {seed}")
+
+
+# The judgement ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A play, judged. `effect` are the signs by which the flow was hurt; () if it was not."""
+
+    effect: tuple[str, ...]
+    answer: Answer
+    sure: bool
+    """Whether a wrong place, or a proposal that does not help, had high confidence."""
+
+
+def grade(line: Row) -> Grade:
+    """Judge a line without an error.
+
+    Where the flow was hurt, a place of what was turned is right, and so is a text that names it; where it was not,
+    naming no place. What was not yet or no longer felt may go unnamed.
+    """
+    before, seen, acted, alone = (probe.FlowSample(**line[name]) for name in ("before", "seen", "acted", "alone"))
+    at_look, later = took_effect(before, seen), took_effect(before, alone)
+    effect = tuple(dict.fromkeys((*at_look, *later)))
+    verdict = line["verdict"]
+    high = bool(verdict) and verdict["confidence"] == "high"
+    useless = bool(line["proposal"]) and helped(acted, alone) != "helps"
+    if not effect:
+        answer = judge(verdict, None).answer
+        return Grade(effect, answer, high and (answer == "wrong" or useless))
+    places = frozenset(place for knob in line["knobs"] for place in knob["places"])
+    place = judge(verdict, Truth(places, frozenset({_CHANGED}), over=not (at_look and later))).place
+    return Grade(effect, "right" if is_named(line) else place, high and (place == "wrong" or useless))
+
+
+def is_named(line: Row) -> bool:
+    """Return whether a text of the verdict or of a step names something turned: all of its words in one text."""
+    modes = (line["verdict"] or {}).get("failure_modes", ())
+    because = [b["headline"] for m in modes if m["score"] >= NAMED for b in m["because"] if b["headline"]]
+    texts = [*(text["en"] for text in because), *line["said"], line["headline"]]
+    named_by = [knob["words"] for knob in line["knobs"] if knob["words"]]
+    return any(all(word in text for word in words) for words in named_by for text in texts)
+
+
+def report(lines: Sequence[Row]) -> str:
+    """Return the page: a row by kind of knob, each miss, and what could not be played."""
+    played = [(line, grade(line)) for line in lines if "error" not in line]
+    rows = []
+    for kind in (*KINDS, "all"):
+        own = [g for line, g in played if kind in (*(knob["kind"] for knob in line["knobs"]), "all")]
+        answers, hurt = Counter(g.answer for g in own), sum(bool(g.effect) for g in own)
+        rows.append((kind, len(own), hurt, *(answers[a] for a in ANSWERS), sum(g.sure for g in own)))
+    missed = [_tell_miss(line, g) for line, g in played if g.answer == "wrong" or g.sure]
+    failed = [f"- seed {line['seed']}: {line['error']}" for line in lines if "error" in line]
+    return "\n\n".join([
+        "# Knobs",
+        "What the servers let a person change, changed at random. *Effective*: the flow was hurt.",
+        format_table(("kind", "plays", "effective", *ANSWERS, "sure and wrong"), rows),
+        "## Misses",
+        "\n".join(missed) or "None.",
+        "## Not played",
+        "\n".join(failed) or "None.",
+    ]) + "\n"  # fmt: skip
+
+
+def tell_knobs(line: Row) -> str:
+    """Return what was turned, in one line."""
+    return " + ".join(f"{knob['kind']} {knob['item']}: {knob['value']}" for knob in line.get("knobs", ()))
+
+
+def _tell_miss(line: Row, found: Grade) -> str:
+    verdict = line["verdict"] or {}
+    modes = [m["id"] for m in verdict.get("failure_modes", ())[:2]]
+    place = verdict.get("stuck_at") or " / ".join(verdict.get("undecided", ())) or "no place"
+    said = ", ".join([verdict.get("status", "no verdict"), place, *modes, verdict.get("confidence", "none")])
+    proposal = f" Proposal: {line['proposal']['name']}." if line["proposal"] else ""
+    sure = ", sure" if found.sure else ""
+    return (
+        f"- seed {line['seed']}, {tell_knobs(line)}. Flow: {', '.join(found.effect) or 'not hurt'}. "
+        f"{found.answer}{sure}: {said}.{proposal} “{line['headline']}”"
+    )
