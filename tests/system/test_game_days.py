@@ -88,7 +88,7 @@ def test_a_result_holds_no_path_of_the_machine() -> None:
 def test_results_are_added_to_those_that_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     file, before = tmp_path / name, b'{"seed": 1}\n{"seed": 2, "scen'
     file.write_bytes(gzip.compress(before) if name.endswith(".gz") else before)
-    monkeypatch.setattr(drills, "_play_all", lambda scenarios, *_: ({"seed": s.seed, "error": "x"} for s in scenarios))
+    monkeypatch.setattr(play, "drill", lambda scenario, *_: {"seed": scenario.seed, "error": "x"})
     monkeypatch.setattr(drills, "_print_drill", lambda line: None)
     done = CliRunner().invoke(drill, ["--seeds", "3:4", "--results", str(file)], catch_exceptions=False)
     assert done.exit_code == 0, done.output

@@ -6,9 +6,8 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +90,7 @@ def drill(
     if person is not None:
         return _play_with_person(draw(person, kinds, longest, own))
     book, kept = catalog.load(), keep.absolute() if keep else None
-    _play_missing(
+    _play_all(
         [draw(seed, kinds, longest, own) for seed in seeds],
         results,
         at_once,
@@ -101,44 +100,39 @@ def drill(
     return 0
 
 
-def _play_missing(
+def _play_all(
     scenarios: Sequence[Scenario],
     results: Path,
     at_once: int,
     play: Play,
     show: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Play those of which the file has no line, and add theirs as they end."""
+    """Play those of which the file has no line, and add theirs as they end.
+
+    If this is interrupted, the drills end and remove what they have started.
+    """
+    from runbook_lib.gameday.drills.play import DrillClock
     from runbook_lib.gameday.drills.results import read, write
 
-    lines = read(results)
+    lines, clock = read(results), DrillClock()
     done = {line["seed"] for line in lines if "error" not in line}
     left = [scenario for scenario in scenarios if scenario.seed not in done]
     tell("drill.begins", n=len(left), done=len(scenarios) - len(left), results=results)
-    with closing(_play_all(left, at_once, play)) as played:
-        for line in played:
-            lines.append(json.loads(without_paths(json.dumps(line, ensure_ascii=False))))
-            write(results, lines)
-            show(line)
+    with ThreadPoolExecutor(at_once) as lanes:
+        try:
+            for future in as_completed([lanes.submit(play, scenario, clock) for scenario in left]):
+                line = json.loads(without_paths(json.dumps(future.result(), ensure_ascii=False)))
+                lines.append(line)
+                write(results, lines)
+                show(line)
+        finally:
+            clock.stop.set()
+            lanes.shutdown(cancel_futures=True)
 
 
 def without_paths(line: str) -> str:
     """Return a result line without this machine's paths, which the commands of its proposals hold."""
     return line.replace(sys.executable, "python").replace(f"{tempfile.gettempdir()}/", "")
-
-
-def _play_all(scenarios: Iterable[Scenario], at_once: int, play: Play) -> Generator[dict[str, Any], None, None]:
-    """Yield the lines as the drills end; if this is interrupted, the drills end and remove what they have started."""
-    from runbook_lib.gameday.drills.play import DrillClock
-
-    clock = DrillClock()
-    with ThreadPoolExecutor(at_once) as lanes:
-        try:
-            for future in as_completed([lanes.submit(play, scenario, clock) for scenario in scenarios]):
-                yield future.result()
-        finally:
-            clock.stop.set()
-            lanes.shutdown(cancel_futures=True)
 
 
 def _print_drill(line: dict[str, Any]) -> None:
@@ -223,7 +217,7 @@ def knobs(plays: int, seeds: range, results: Path, at_once: int) -> int:
     """
     from runbook_lib.gameday.drills import knobs
 
-    _play_missing([knobs.scenario(seed) for seed in seeds[:plays]], results, at_once, knobs.drill, _print_knobs)
+    _play_all([knobs.scenario(seed) for seed in seeds[:plays]], results, at_once, knobs.drill, _print_knobs)
     return 0
 
 

@@ -46,19 +46,16 @@ _OURS = {"port", "shared_memory_type", "dynamic_shared_memory_type", "SANDBOX_RA
 #: No value takes more memory: the machine must have it.
 _MOST_BYTES = 256 << 20
 _UNITS = {"B": 1, "kB": 1 << 10, "8kB": 8 << 10, "MB": 1 << 20}
-_CHANGED = "FM-CFG-01"
 _TRIES = 20
 _LOOKED_AT_S = (15.0, 60.0)
-_HOPS = {
+#: The right places, by kind or by program: whoever is told something, and the hops that need a stream.
+_PLACES = {
+    **dict.fromkeys(("setting", "privilege", "schema", "postgres"), ("database",)),
+    **dict.fromkeys(("stream", "nats"), ("jetstream", "relay", "subscriber")),
+    "consumer": ("subscriber",),
     "entitlement": ("producer", "relay"),
     "notification": ("subscriber", "delivery_worker"),
     "receiver": ("receiver",),
-}
-_SERVERS = {"postgres": ("database",), "nats": ("jetstream", "relay", "subscriber")}
-_PLACES = {
-    **dict.fromkeys(("setting", "privilege", "schema"), ("database",)),
-    "stream": ("jetstream", "relay", "subscriber"),
-    "consumer": ("subscriber",),
 }
 
 
@@ -91,7 +88,11 @@ class Knob:
 
 @dataclass(frozen=True)
 class Servers:
-    """What the servers of a sandbox can be told; `objects` are the rows of knobs.sql."""
+    """What the servers of a sandbox can be told.
+
+    `settings` are rows of pg_settings, `objects` those of knobs.sql, `stream` and `consumer` configurations,
+    `variables` and their values, `programs` and the parts of those that have any.
+    """
 
     settings: Sequence[Row]
     objects: Sequence[Row]
@@ -99,7 +100,6 @@ class Servers:
     consumer: Row
     variables: Mapping[str, str]
     programs: Mapping[str, Sequence[str]]
-    """Programs, and the parts of those that have any."""
 
 
 def read(sandbox: Sandbox) -> Servers:
@@ -253,19 +253,15 @@ def vary_variable(name: str, default: str) -> list[str]:
 
 
 def _draw_variable(kind: str, servers: Servers, dice: random.Random) -> Knob:
-    of_receiver = kind == "receiver"
-    names = sorted(n for n in servers.variables if n.startswith("RECEIVER_") == of_receiver and n not in _OURS)
-    name = dice.choice(names)
+    readers = {name: owners([name]) for name in sorted({*servers.variables} - _OURS)}
+    name = dice.choice([name for name, pods in readers.items() if ("receiver" in pods) == (kind == "receiver")])
     value = dice.choice(vary_variable(name, servers.variables[name]))
-    pods = owners([name])
-    as_set = name
+    pods, as_set = readers[name], name
     if len(pods) > 1:  # of both services: one of them gets another value
         pods = [dice.choice(pods)]
         as_set = f"{pods[0].upper()}__{name}"
-    places = [hop for pod in pods for hop in _HOPS[pod]]
-    return Knob(
-        kind, as_set, value.rpartition("@")[2], places, [name], {"settings": {as_set: [value]}, "restarts": pods}
-    )
+    act = {"settings": {as_set: [value]}, "restarts": pods}
+    return Knob(kind, as_set, value.rpartition("@")[2], _PLACES[pods[0]], [name], act)
 
 
 def _draw_process(kind: str, servers: Servers, dice: random.Random) -> Knob:
@@ -274,9 +270,8 @@ def _draw_process(kind: str, servers: Servers, dice: random.Random) -> Knob:
     ways = ["stop 5", "stop 30", "stop 120", "kill", *(["files"] if part else [])]
     way, _, s = dice.choice(ways).partition(" ")
     act = {"program": program, "part": part, "way": way, "s": float(s or 0)}
-    places = {**_SERVERS, **_HOPS}[program]
     # No text can name a change: a process that was disturbed has its place only.
-    return Knob(kind, " ".join(filter(None, (program, part))), f"{way} {s}".strip(), places, [], act)
+    return Knob(kind, f"{program} {part}".strip(), f"{way} {s}".strip(), _PLACES[program], [], act)
 
 
 _DRAWS: dict[str, Callable[[str, Servers, random.Random], Knob]] = {
@@ -338,18 +333,17 @@ def _play(scene: Scenario, scratch: Path, clock: play.DrillClock, after_s: float
             clock.wait(acted_at + after_s - time.monotonic())
             acted = probe.sample_flow(it.sandbox, after_s)
             left = alone.result() if proposal else acted
-    said = [f["headline"] for run in document["runs"] for f in run["findings"]] if document else []
     return {
         "knobs": [{key: value for key, value in asdict(knob).items() if key != "act"} for knob in turned],
         "verdict": verdict,
         "headline": play.find_headline(document) if document else problem,
-        "said": said,
+        "said": [f["headline"] for run in document["runs"] for f in run["findings"]] if document else [],
         "seconds": round(seconds, 1),
         "proposal": {**proposal, **done} if proposal and done else None,
-        **{
-            name: asdict(flow)
-            for name, flow in {"before": it.before, "seen": seen, "acted": acted, "alone": left}.items()
-        },
+        "before": asdict(it.before),
+        "seen": asdict(seen),
+        "acted": asdict(acted),
+        "alone": asdict(left),
     }
 
 
@@ -395,7 +389,7 @@ def grade(line: Row) -> Grade:
         answer = judge(verdict, None).answer
         return Grade(effect, answer, high and (answer == "wrong" or useless))
     places = frozenset(place for knob in line["knobs"] for place in knob["places"])
-    place = judge(verdict, Truth(places, frozenset({_CHANGED}), over=not (at_look and later))).place
+    place = judge(verdict, Truth(places, frozenset({"FM-CFG-01"}), over=not (at_look and later))).place
     return Grade(effect, "right" if is_named(line) else place, high and (place == "wrong" or useless))
 
 
