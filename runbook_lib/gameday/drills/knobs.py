@@ -77,6 +77,9 @@ class Knob:
         """Return the acts that turn it and restore it."""
         if self.kind == "process":
             return partial(_disturb, **self.act), faults.each(partial(_go_on, **self.act), faults.start(*PROGRAMS))
+        if self.kind == "stream":
+            do, undo = faults.pair(self.act)
+            return do, partial(_restore_stream, undo)
         if self.kind != "setting":
             return faults.pair(self.act)
         again = [faults.restart("postgres")] if self.act["restarts"] else []
@@ -302,6 +305,16 @@ def _go_on(sandbox: Sandbox, program: str, part: str, way: str, s: float) -> Non
             sandbox.signal_program(program, "CONT", part)
 
 
+def _restore_stream(undo: faults.Act, sandbox: Sandbox) -> None:
+    """Undo it; a stream that does not take something back is deleted, and the services make it again."""
+    try:
+        undo(sandbox)
+    except nats.errors.Error:
+        sandbox.visit(lambda js: js.delete_stream(broker.STREAM))
+        faults.restart(*SERVICES)(sandbox)
+        faults.mend()(sandbox)
+
+
 # A play -----------------------------------------------------------------------------------------------------
 
 
@@ -348,9 +361,12 @@ def _play(scene: Scenario, scratch: Path, clock: play.DrillClock, after_s: float
 
 
 def turn(seed: int, turned: list[Knob], sandbox: Sandbox) -> None:
-    """Turn the knobs of the seed, and note them; of a kind the first that the servers accept."""
+    """Turn the knobs of the seed, and note them; of a kind the first that the servers accept.
+
+    A process is disturbed last: a server that is stopped takes nothing.
+    """
     for knobs in islice(draw(seed, read(sandbox)), _TRIES):
-        for knob in knobs:
+        for knob in sorted(knobs, key=lambda knob: knob.kind == "process"):
             if knob.kind not in {known.kind for known in turned}:
                 with contextlib.suppress(psycopg.Error, nats.errors.Error, ValueError):
                     knob.pair()[0](sandbox)
