@@ -358,6 +358,7 @@ def test_the_knobs_of_a_seed_are_the_same_and_of_every_kind_and_each_can_be_rest
     assert all(callable(act) for knob in every for act in knob.pair())
     assert {knob.item for knob in every if knob.kind == "setting"} == {row["name"] for row in SETTINGS}
     assert {knob.item for knob in every if knob.kind == "stream"} == {"max_age", "subjects", "sealed", "discard"}
+    assert {knob.kind for knob in every if not knob.words} == {"process", "receiver"}, "what no text can name"
     assert {p for knob in every for p in knob.places} == {*catalog.load().places}
     assert all("secret" not in knob.value and knob.item != "SANDBOX_RATE" for knob in every)
 
@@ -430,7 +431,7 @@ def test_the_page_of_knobs_has_a_row_by_kind_and_each_miss(tmp_path: Path) -> No
     results.write(tmp_path / "knobs.jsonl", plays)
     page = CliRunner().invoke(drill, ["report", str(tmp_path / "knobs.jsonl")], catch_exceptions=False).output
     assert "| consumer | 2 | 2 | 1 | 0 | 1 | 1 |" in page and "| setting | 0 | 0 | 0 | 0 | 0 | 0 |" in page
-    assert "seed 2, consumer max_deliver: 1. Flow: sent, waiting, oldest_s. wrong, sure: CRITICAL, relay, high." in page
+    assert "seed 2, consumer max_deliver: 1. Flow: sent, waiting, oldest_s. wrong, sure: CRITICAL, relay." in page
     assert "seed 3: it did not come up" in page and "seed 1," not in page
 
 

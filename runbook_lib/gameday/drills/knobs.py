@@ -32,7 +32,7 @@ from runbook_lib.gameday.sandbox.state import DATABASE, SERVICES, SandboxError, 
 
 from . import play, probe
 from .judge import NAMED, Answer, Truth, changing, helped, judge, took_effect
-from .report import ANSWERS, format_table
+from .report import ANSWERS, format_table, format_verdict
 from .scenario import Scenario
 
 KINDS = ("setting", "privilege", "schema", "stream", "consumer", "variable", "process", "receiver")
@@ -61,7 +61,7 @@ _PLACES = {
 
 @dataclass(frozen=True)
 class Knob:
-    """One thing turned: `value` is what is set or done, `words` are those of a text that names it.
+    """One thing turned: `value` is what is set or done, `words` are those of a text that names it, if one can.
 
     `act` has the keys of faults.toml: statements (do, undo), settings, stream, consumer, restarts; or is a signal.
     """
@@ -264,7 +264,8 @@ def _draw_variable(kind: str, servers: Servers, dice: random.Random) -> Knob:
         pods = [dice.choice(pods)]
         as_set = f"{pods[0].upper()}__{name}"
     act = {"settings": {as_set: [value]}, "restarts": pods}
-    return Knob(kind, as_set, value.rpartition("@")[2], _PLACES[pods[0]], [name], act)
+    words = [] if kind == "receiver" else [name]  # how the sandbox tells its receiver is no setting of the system
+    return Knob(kind, as_set, value.rpartition("@")[2], _PLACES[pods[0]], words, act)
 
 
 def _draw_process(kind: str, servers: Servers, dice: random.Random) -> Knob:
@@ -445,13 +446,9 @@ def tell_knobs(line: Row) -> str:
 
 
 def _tell_miss(line: Row, found: Grade) -> str:
-    verdict = line["verdict"] or {}
-    modes = [m["id"] for m in verdict.get("failure_modes", ())[:2]]
-    place = verdict.get("stuck_at") or " / ".join(verdict.get("undecided", ())) or "no place"
-    said = ", ".join([verdict.get("status", "no verdict"), place, *modes, verdict.get("confidence", "none")])
     proposal = f" Proposal: {line['proposal']['name']}." if line["proposal"] else ""
     sure = ", sure" if found.sure else ""
     return (
         f"- seed {line['seed']}, {tell_knobs(line)}. Flow: {', '.join(found.effect) or 'not hurt'}. "
-        f"{found.answer}{sure}: {said}.{proposal} “{line['headline']}”"
+        f"{found.answer}{sure}: {format_verdict(line['verdict'])}.{proposal} “{line['headline']}”"
     )

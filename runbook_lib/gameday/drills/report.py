@@ -243,10 +243,6 @@ def _format_misses(missed: Sequence[Drill]) -> str:
 
 def _format_miss(drill: Drill) -> str:
     line, what = drill.line, drill.line["scenario"]
-    verdict = line["verdict"] or {}
-    modes = [m["id"] for m in verdict.get("failure_modes", ())[:2]]
-    between = " / ".join([*verdict.get("undecided", ()), *verdict.get("between", ())])
-    said = [verdict.get("status", "no verdict"), verdict.get("stuck_at") or between or "no place", *modes]
     done = f" {line['proposal']['name']}: {drill.help}." if line["proposal"] else ""
     if drill.judged.answer == "wrong" and line["truth"]:
         allowed = (name or "no place" for name in (*line["truth"]["places"], *line["truth"]["modes"]))
@@ -258,8 +254,17 @@ def _format_miss(drill: Drill) -> str:
     cause = f"Cause: {line['cause']}" if line.get("cause") else f"“{line['headline']}”"
     return (
         f"- seed {line['seed']}, {' + '.join(what['faults']) or 'no fault'} ({around}): {drill.judged.answer} with "
-        f"confidence {drill.confidence}: {', '.join(said)}.{done} {cause}"
+        f"confidence {drill.confidence}: {format_verdict(line['verdict'])}.{done} {cause}"
     )
+
+
+def format_verdict(verdict: Mapping[str, Any] | None) -> str:
+    """Return the status, the place or the candidates, and the first two modes."""
+    if verdict is None:
+        return "no verdict, no place"
+    between = " / ".join([*verdict["undecided"], *verdict.get("between", ())])
+    modes = [m["id"] for m in verdict["failure_modes"][:2]]
+    return ", ".join([verdict["status"], verdict["stuck_at"] or between or "no place", *modes])
 
 
 def _format_not_counted(lines: Sequence[Line], drills: Sequence[Drill]) -> str:
