@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -305,9 +305,9 @@ def pair(table: Mapping[str, Any], *also: Pair) -> Pair:
 
 def _make_fault(name: str, table: Mapping[str, Any]) -> Fault:
     inject, heal = pair(table, *([_ACTS[name]] if name in _ACTS else []))
-    told = {f.name for f in fields(Fault)} & table.keys()
-    lists = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
-    return Fault(name, inject, each(heal, _COUNT_ANEW), **{key: {**table, **lists}[key] for key in told})
+    told = {key: value for key, value in table.items() if key not in ("do", "undo", "settings", "restarts", *_MEANS)}
+    lists = {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
+    return Fault(name, inject, each(heal, _COUNT_ANEW), **{**told, **lists})
 
 
 _FILE = Path(__file__).with_name("faults.toml")
