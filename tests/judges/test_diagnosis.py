@@ -507,3 +507,10 @@ def test_a_difference_without_an_effect_names_no_place_and_is_a_warning() -> Non
 def test_the_step_that_accuses_a_place_says_why_even_if_it_knows_something_for_it() -> None:
     idle, accuses = finding("4.1.2", status=Status.OK), finding("4.1.1", ("relay", 0.7), ("relay", -0.9))
     assert deciding_finding([idle, accuses], "relay").step == "4.1.1"
+
+
+def test_a_status_that_blames_the_request_leaves_open_which_side_changed() -> None:
+    names = ("delivery.refused", "receiver.answers", "sends.rejected")
+    told = (signal for name in names for signal in BOOK.observations[name])
+    verdict = conclude([replace(seen("4.5.2", *told), hops=(Hop("delivery_worker", late=True),))])
+    assert (verdict.stuck_at, verdict.undecided) == (None, ("delivery_worker", "receiver"))
