@@ -169,7 +169,7 @@ def test_nothing_that_listens_silence_and_an_unknown_name_are_told_apart(monkeyp
         ("HTTP 429 Too Many Requests", "sends.answered"),
         ("receiver answered 401", "sends.denied"),
         ("status 403", "sends.denied"),
-        ("receiver answered 400", ""),
+        ("receiver answered 400", "sends.rejected"),
         ("java.net.ConnectException: Connection refused", "sends.refused"),
         ("receiver unreachable: No route to host", "sends.refused"),
         ("java.net.UnknownHostException: receiver.example", "sends.no_host"),
