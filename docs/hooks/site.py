@@ -104,6 +104,7 @@ _MEANINGS = {
     "[targets.NAME]": {
         "database_url": "the database",
         "replica_url": "a streaming replica, for queries about the window",
+        "pgbouncer_console": "whether PgBouncer's console may be asked (the role is in its `stats_users`)",
         "nats_url": "the broker; one or several nodes",
         "nats_monitor_url": "its monitoring ports; one or several",
         "destination_url": "a health address of the notifications' destination",
