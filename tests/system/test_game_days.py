@@ -25,7 +25,7 @@ from runbook_lib.gameday.cli.drill import drill, without_paths
 from runbook_lib.gameday.drills import judge, knobs, play, results
 from runbook_lib.gameday.drills.judge import Truth, changes, helped, took_effect, wilson
 from runbook_lib.gameday.drills.probe import FlowSample
-from runbook_lib.gameday.drills.report import report
+from runbook_lib.gameday.drills.report import judged, report
 from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, Scenario, draw, round_of
 from runbook_lib.gameday.sandbox.faults import CATALOGUE, TABLES
 from runbook_lib.model.usage import UsageError
@@ -332,7 +332,7 @@ FIXED = [
     setting("ssl_key_file", "string", "sighup", "Connections and Authentication / SSL"),
 ]
 OBJECT = {"item": "notification.notifications", "value": "drop index i", "words": ["i"], "do": ["1"], "undo": ["2"]}
-SERVERS = knobs.Servers(
+TUNABLES = knobs.Tunables(
     settings=[*SETTINGS, *FIXED],
     objects=[{**OBJECT, "kind": kind} for kind in ("privilege", "schema")],
     stream={
@@ -350,8 +350,8 @@ SERVERS = knobs.Servers(
 
 
 def test_the_knobs_of_a_seed_are_the_same_and_of_every_kind_and_each_can_be_restored() -> None:
-    drawn = [next(knobs.draw(seed, SERVERS)) for seed in range(800)]
-    assert drawn == [next(knobs.draw(seed, SERVERS)) for seed in range(800)]
+    drawn = [next(knobs.draw(seed, TUNABLES)) for seed in range(800)]
+    assert drawn == [next(knobs.draw(seed, TUNABLES)) for seed in range(800)]
     assert all(turned[0].kind == knobs.KINDS[seed % len(knobs.KINDS)] for seed, turned in enumerate(drawn))
     assert 150 < sum(len({knob.kind for knob in turned}) == 2 for turned in drawn) < 250
     every = [knob for turned in drawn for knob in turned]
@@ -422,7 +422,7 @@ HERE, ELSEWHERE, AMONG = verdict("subscriber"), verdict("relay"), verdict(undeci
 def test_a_play_is_judged_by_the_place_and_the_name_of_what_was_turned(
     played: dict[str, Any], answer: str, sure: bool
 ) -> None:
-    found = knobs.grade(played)
+    found = judged(played)
     assert (found.answer, found.sure) == (answer, sure)
 
 
@@ -430,7 +430,7 @@ def test_the_page_of_knobs_has_a_row_by_kind_and_each_miss(tmp_path: Path) -> No
     plays = [play_of(HERE, STUCK), play_of(ELSEWHERE, STUCK) | {"seed": 2}, {"seed": 3, "error": "it did not come up"}]
     results.write(tmp_path / "knobs.jsonl", plays)
     page = CliRunner().invoke(drill, ["report", str(tmp_path / "knobs.jsonl")], catch_exceptions=False).output
-    assert "| consumer | 2 | 2 | 1 | 0 | 1 | 1 |" in page and "| setting | 0 | 0 | 0 | 0 | 0 | 0 |" in page
+    assert "| consumer | 2 | 2 | 1 | 0 | 1 | 1 |" in page and "| all | 2 |" in page
     assert "seed 2, consumer max_deliver: 1. Flow: sent, waiting, oldest_s. wrong, sure: CRITICAL, relay." in page
     assert "seed 3: it did not come up" in page and "seed 1," not in page
 

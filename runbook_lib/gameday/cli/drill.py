@@ -136,22 +136,24 @@ def without_paths(line: str) -> str:
 
 
 def _print_drill(line: dict[str, Any]) -> None:
-    from runbook_lib.gameday.drills.report import judged
+    from runbook_lib.gameday.drills.report import format_knobs, judged
 
     what = line["scenario"]
-    kind = " + ".join(what["faults"]) or messages.text(_say_result("no_fault"))
+    kind = format_knobs(line) or " + ".join(what["faults"]) or messages.text(_say_result("no_fault"))
     if "error" in line:
         return tell("drill.failed", seed=line["seed"], kind=kind, why=line["error"])
     found = judged(line)
+    told = "drill.knobs" if "knobs" in line else "drill.line" if found.counts else "drill.no_effect"
     tell(
-        "drill.line" if found.counts else "drill.no_effect",
+        told,
         seed=line["seed"],
         kind=kind,
+        effect=", ".join(found.effect) or None,
         load=what["load"],
         noise=what["noise"],
         look=what["look_after_s"],
         ended=what["ended_s"] or None,
-        answer=_say_result(found.judged.answer),
+        answer=_say_result(found.answer),
         confidence=found.confidence,
         help=_say_result(found.help),
         s=line["seconds"],
@@ -217,25 +219,8 @@ def knobs(plays: int, seeds: range, results: Path, at_once: int) -> int:
     """
     from runbook_lib.gameday.drills import knobs
 
-    _play_all([knobs.scenario(seed) for seed in seeds[:plays]], results, at_once, knobs.drill, _print_knobs)
+    _play_all([knobs.scenario(seed) for seed in seeds[:plays]], results, at_once, knobs.drill, _print_drill)
     return 0
-
-
-def _print_knobs(line: dict[str, Any]) -> None:
-    from runbook_lib.gameday.drills.knobs import grade, tell_knobs
-
-    if "error" in line:
-        return tell("drill.failed", seed=line["seed"], kind="knobs", why=line["error"])
-    found = grade(line)
-    tell(
-        "drill.knobs",
-        seed=line["seed"],
-        knobs=tell_knobs(line),
-        effect=", ".join(found.effect) or None,
-        answer=_say_result(found.answer),
-        confidence=(line["verdict"] or {}).get("confidence", "none"),
-        s=line["seconds"],
-    )
 
 
 @drill.command()
@@ -244,13 +229,12 @@ def _print_knobs(line: dict[str, Any]) -> None:
 @click.option("--short", is_flag=True, help="the figures alone")
 def report(results: Path, write: Path | None, *, short: bool) -> int:
     """Print the report on a file of drill results, as Markdown."""
-    from runbook_lib.gameday.drills import knobs
-    from runbook_lib.gameday.drills.report import latest
-    from runbook_lib.gameday.drills.report import report as page
+    from runbook_lib.gameday.drills import report as pages
     from runbook_lib.gameday.drills.results import read
 
-    lines = latest(read(results))
-    text = knobs.report(lines) if any("knobs" in line for line in lines) else page(lines, short=short)
+    lines = read(results)
+    knobs = any("knobs" in line for line in lines)
+    text = pages.report_knobs(lines) if knobs else pages.report(lines, short=short)
     if write:
         write.write_text(text, encoding="utf-8")
         tell("drill.written", file=write)

@@ -1,7 +1,7 @@
 """Drills without a catalogue: something that the servers themselves let a person change is changed at random.
 
 `read` returns what a sandbox's servers can be told, `draw` the knobs of a seed, in the order in which they are tried;
-the flow shows whether the turn hurt, and `grade` whether the runbook was right.
+`report.judged` says whether the turn hurt the flow, and whether the runbook was right.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import random
 import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -31,8 +30,7 @@ from runbook_lib.gameday.sandbox.sandbox import PROGRAMS, Sandbox
 from runbook_lib.gameday.sandbox.state import DATABASE, SERVICES, SandboxError, owners
 
 from . import play, probe
-from .judge import NAMED, Answer, Truth, changing, helped, judge, took_effect
-from .report import ANSWERS, format_table, format_verdict
+from .judge import changing
 from .scenario import Scenario
 
 KINDS = ("setting", "privilege", "schema", "stream", "consumer", "variable", "process", "receiver")
@@ -90,7 +88,7 @@ class Knob:
 
 
 @dataclass(frozen=True)
-class Servers:
+class Tunables:
     """What the servers of a sandbox can be told.
 
     `settings` are rows of pg_settings, `objects` those of knobs.sql, `stream` and `consumer` configurations,
@@ -105,7 +103,7 @@ class Servers:
     programs: Mapping[str, Sequence[str]]
 
 
-def read(sandbox: Sandbox) -> Servers:
+def read(sandbox: Sandbox) -> Tunables:
     """Ask the servers. Raises psycopg.Error, SandboxError."""
 
     async def ask(js: JetStreamContext) -> list[Row]:
@@ -117,7 +115,7 @@ def read(sandbox: Sandbox) -> Servers:
         objects = connection.execute(Path(__file__).with_suffix(".sql").read_bytes()).fetchall()
     stream, consumer = sandbox.visit(ask)
     parts = {name: sorted(sandbox.pod(name)["parts"]) if name in SERVICES else [] for name in PROGRAMS}
-    return Servers(settings, objects, stream, consumer, {**read_defaults(), **sandbox.settings}, parts)
+    return Tunables(settings, objects, stream, consumer, {**read_defaults(), **sandbox.settings}, parts)
 
 
 def _read_fields(config: Any) -> Row:
@@ -146,7 +144,7 @@ def read_defaults() -> dict[str, str]:
 # The generator ----------------------------------------------------------------------------------------------
 
 
-def draw(seed: int, servers: Servers) -> Iterator[tuple[Knob, ...]]:
+def draw(seed: int, tunables: Tunables) -> Iterator[tuple[Knob, ...]]:
     """Yield the turns of that seed without end: a server may refuse one, then the next is tried.
 
     Kinds follow one another; one seed in four turns two.
@@ -156,7 +154,7 @@ def draw(seed: int, servers: Servers) -> Iterator[tuple[Knob, ...]]:
     if dice.random() < 1 / 4:
         kinds.append(dice.choice([kind for kind in KINDS if kind not in kinds]))
     while True:
-        knobs = tuple(_DRAWS[kind](kind, servers, dice) for kind in kinds)
+        knobs = tuple(_DRAWS[kind](kind, tunables, dice) for kind in kinds)
         yield knobs
 
 
@@ -196,8 +194,8 @@ def _pick(rows: Sequence[Row], group: Callable[[Row], str], dice: random.Random)
     return dice.choice([row for row in rows if group(row) == chosen])
 
 
-def _draw_setting(kind: str, servers: Servers, dice: random.Random) -> Knob:
-    setting = _pick([row for row in servers.settings if is_knob(row)], lambda row: row["category"], dice)
+def _draw_setting(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
+    setting = _pick([row for row in tunables.settings if is_knob(row)], lambda row: row["category"], dice)
     name, value = setting["name"], dice.choice(values(setting))
     where = ["SYSTEM"]
     if setting["context"] not in ("postmaster", "sighup"):
@@ -208,8 +206,8 @@ def _draw_setting(kind: str, servers: Servers, dice: random.Random) -> Knob:
     return Knob(kind, name, do, _PLACES[kind], [name], act)
 
 
-def _draw_object(kind: str, servers: Servers, dice: random.Random) -> Knob:
-    row = _pick([row for row in servers.objects if row["kind"] == kind], lambda row: row["value"].split()[1], dice)
+def _draw_object(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
+    row = _pick([row for row in tunables.objects if row["kind"] == kind], lambda row: row["value"].split()[1], dice)
     statements = {"do": row["do"], "undo": row["undo"]}
     return Knob(kind, row["item"], row["value"], _PLACES[kind], row["words"], statements)
 
@@ -228,8 +226,8 @@ def vary(value: Any) -> list[Any]:
     return ["knob.other"] if isinstance(value, str) else []
 
 
-def _draw_field(kind: str, servers: Servers, dice: random.Random) -> Knob:
-    config = servers.stream if kind == "stream" else servers.consumer
+def _draw_field(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
+    config = tunables.stream if kind == "stream" else tunables.consumer
     name = dice.choice(sorted(n for n, v in config.items() if vary(v) and n not in ("name", "durable_name")))
     value, right = dice.choice(vary(config[name])), config[name]
     right = right.value if isinstance(right, Enum) else right
@@ -255,10 +253,10 @@ def vary_variable(name: str, default: str) -> list[str]:
     return ["knob"]
 
 
-def _draw_variable(kind: str, servers: Servers, dice: random.Random) -> Knob:
-    readers = {name: owners([name]) for name in sorted({*servers.variables} - _OURS)}
+def _draw_variable(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
+    readers = {name: owners([name]) for name in sorted({*tunables.variables} - _OURS)}
     name = dice.choice([name for name, pods in readers.items() if ("receiver" in pods) == (kind == "receiver")])
-    value = dice.choice(vary_variable(name, servers.variables[name]))
+    value = dice.choice(vary_variable(name, tunables.variables[name]))
     pods, as_set = readers[name], name
     if len(pods) > 1:  # of both services: one of them gets another value
         pods = [dice.choice(pods)]
@@ -268,9 +266,9 @@ def _draw_variable(kind: str, servers: Servers, dice: random.Random) -> Knob:
     return Knob(kind, as_set, value.rpartition("@")[2], _PLACES[pods[0]], words, act)
 
 
-def _draw_process(kind: str, servers: Servers, dice: random.Random) -> Knob:
-    program = dice.choice(sorted(servers.programs))
-    part = dice.choice(["", *servers.programs[program]])
+def _draw_process(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
+    program = dice.choice(sorted(tunables.programs))
+    part = dice.choice(["", *tunables.programs[program]])
     ways = ["stop 5", "stop 30", "stop 120", "kill", *(["files"] if part else [])]
     way, _, s = dice.choice(ways).partition(" ")
     act = {"program": program, "part": part, "way": way, "s": float(s or 0)}
@@ -278,7 +276,7 @@ def _draw_process(kind: str, servers: Servers, dice: random.Random) -> Knob:
     return Knob(kind, f"{program} {part}".strip(), f"{way} {s}".strip(), _PLACES[program], [], act)
 
 
-_DRAWS: dict[str, Callable[[str, Servers, random.Random], Knob]] = {
+_DRAWS: dict[str, Callable[[str, Tunables, random.Random], Knob]] = {
     "setting": _draw_setting,
     **dict.fromkeys(("privilege", "schema"), _draw_object),
     **dict.fromkeys(("stream", "consumer"), _draw_field),
@@ -375,80 +373,3 @@ def turn(seed: int, turned: list[Knob], sandbox: Sandbox) -> None:
         if len(turned) == len(knobs):
             return
     raise SandboxError(f"no server takes a turn of seed {seed}")
-
-
-# The judgement ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Grade:
-    """A play, judged. `effect` are the signs by which the flow was hurt; () if it was not."""
-
-    effect: tuple[str, ...]
-    answer: Answer
-    sure: bool
-    """Whether a wrong place, or a proposal that does not help, had high confidence."""
-
-
-def grade(line: Row) -> Grade:
-    """Judge a line without an error.
-
-    Where the flow was hurt, a place of what was turned is right, and so is a text that names it; where it was not,
-    naming no place. What was not yet or no longer felt may go unnamed.
-    """
-    before, seen, acted, alone = (probe.FlowSample(**line[name]) for name in ("before", "seen", "acted", "alone"))
-    at_look, later = took_effect(before, seen), took_effect(before, alone)
-    effect = tuple(dict.fromkeys((*at_look, *later)))
-    verdict = line["verdict"]
-    high = bool(verdict) and verdict["confidence"] == "high"
-    useless = bool(line["proposal"]) and helped(acted, alone) != "helps"
-    if not effect:
-        answer = judge(verdict, None).answer
-        return Grade(effect, answer, high and (answer == "wrong" or useless))
-    places = frozenset(place for knob in line["knobs"] for place in knob["places"])
-    place = judge(verdict, Truth(places, frozenset({"FM-CFG-01"}), over=not (at_look and later))).place
-    return Grade(effect, "right" if is_named(line) else place, high and (place == "wrong" or useless))
-
-
-def is_named(line: Row) -> bool:
-    """Return whether a text of the verdict or of a step names something turned: all of its words in one text."""
-    modes = (line["verdict"] or {}).get("failure_modes", ())
-    because = [b["headline"] for m in modes if m["score"] >= NAMED for b in m["because"] if b["headline"]]
-    texts = [*(text["en"] for text in because), *line["said"], line["headline"]]
-    named_by = [knob["words"] for knob in line["knobs"] if knob["words"]]
-    return any(all(word in text for word in words) for words in named_by for text in texts)
-
-
-def report(lines: Sequence[Row]) -> str:
-    """Return the page: a row by kind of knob, each miss, and what could not be played."""
-    played = [(line, grade(line)) for line in lines if "error" not in line]
-    rows = []
-    for kind in (*KINDS, "all"):
-        own = [g for line, g in played if kind in (*(knob["kind"] for knob in line["knobs"]), "all")]
-        answers, hurt = Counter(g.answer for g in own), sum(bool(g.effect) for g in own)
-        rows.append((kind, len(own), hurt, *(answers[a] for a in ANSWERS), sum(g.sure for g in own)))
-    missed = [_tell_miss(line, g) for line, g in played if g.answer == "wrong" or g.sure]
-    failed = [f"- seed {line['seed']}: {line['error']}" for line in lines if "error" in line]
-    return "\n\n".join([
-        "# Knobs",
-        "What the servers let a person change, changed at random. *Effective*: the flow was hurt.",
-        format_table(("kind", "plays", "effective", *ANSWERS, "sure and wrong"), rows),
-        "## Misses",
-        "\n".join(missed) or "None.",
-        "## Not played",
-        "\n".join(failed) or "None.",
-    ]) + "\n"  # fmt: skip
-
-
-def tell_knobs(line: Row) -> str:
-    """Return what was turned, in one line."""
-    return " + ".join(f"{knob['kind']} {knob['item']}: {knob['value']}" for knob in line.get("knobs", ()))
-
-
-def _tell_miss(line: Row, found: Grade) -> str:
-    proposal = f" Proposal: {line['proposal']['name']}." if line["proposal"] else ""
-    sure = ", sure" if found.sure else ""
-    return (
-        f"- seed {line['seed']}, {tell_knobs(line)}. Flow: {', '.join(found.effect) or 'not hurt'}. "
-        f"{found.answer}{sure}: {format_verdict(line['verdict'])}.{proposal} “{line['headline']}”"
-    )

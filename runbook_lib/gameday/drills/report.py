@@ -52,9 +52,32 @@ class Drill:
         words = self.line.get("restore")
         if not words or self.over or self.help == "helps":
             return None
+        return self._names_one([[word] for word in words])
+
+    @property
+    def answer(self) -> Answer:
+        """The verdict's; where knobs hurt the flow, a text that names one of them is right whatever its place."""
+        knobs = [knob["words"] for knob in self.line.get("knobs", ()) if knob["words"]]
+        return "right" if self.effect and self._names_one(knobs) else self.judged.answer
+
+    @property
+    def sure(self) -> bool:
+        """Whether a wrong place, or a proposal that does not help, had high confidence."""
+        return self.confidence == "high" and (self.judged.place == "wrong" or self.useless)
+
+    @property
+    def useless(self) -> bool:
+        """Whether a proposal was carried out and did not help."""
+        return self.help in ("nothing", "harms")
+
+    def _names_one(self, groups: Iterable[Sequence[str]]) -> bool:
+        """Return whether one text of the verdict, or of a step, has all words of one of these groups."""
         modes = (self.line["verdict"] or {}).get("failure_modes", ())
-        said = [b["headline"]["en"] for m in modes if m["score"] >= NAMED for b in m["because"] if b["headline"]]
-        return any(word in text for word in words for text in (*said, self.line["headline"]))
+        because = [
+            b["headline"]["en"] for m in modes if m["score"] >= NAMED for b in m.get("because", ()) if b["headline"]
+        ]
+        texts = [*because, *self.line.get("said", ()), self.line["headline"]]
+        return any(all(word in text for word in words) for words in groups for text in texts)
 
     @property
     def confidence(self) -> str:
@@ -69,21 +92,29 @@ class Drill:
     @property
     def missed(self) -> bool:
         """Whether the verdict is wrong, or the proposal does not help."""
-        return self.judged.answer == "wrong" or self.help in ("nothing", "harms")
+        return self.answer == "wrong" or self.sure or self.useless
 
 
 def judged(line: Line) -> Drill:
     """Judge a result line without an error by its content."""
-    right = line["truth"]
     before, acted, alone = (FlowSample(**line[name]) for name in ("before", "acted", "alone"))
-    broken = FlowSample(**line["broken"]) if line.get("broken") else alone
-    lists = {key: frozenset(value) for key, value in (right or {}).items() if isinstance(value, list)}
-    return Drill(
-        line,
-        judge(line["verdict"], Truth(**{**right, **lists}) if right else None),
-        took_effect(before, broken),
-        helped(acted, alone) if line["proposal"] else None,
-    )
+    first = line.get("seen") or line.get("broken")
+    at_look, later = took_effect(before, FlowSample(**first) if first else alone), took_effect(before, alone)
+    effect = tuple(dict.fromkeys((*at_look, *later))) if "knobs" in line else at_look
+    verdict = judge(line["verdict"], _find_truth(line, effect, over=not (at_look and later)))
+    if "knobs" in line:  # no failure mode is the right one for all that can be turned
+        verdict = Judged(verdict.place, verdict.place)
+    return Drill(line, verdict, effect, helped(acted, alone) if line["proposal"] else None)
+
+
+def _find_truth(line: Line, effect: Sequence[str], *, over: bool) -> Truth | None:
+    """Return the right answers; of knobs that hurt the flow their places, and none if it was not yet or no longer."""
+    if "knobs" not in line:
+        right = line["truth"]
+        lists = {key: frozenset(value) for key, value in (right or {}).items() if isinstance(value, list)}
+        return Truth(**{**right, **lists}) if right else None
+    places = frozenset(place for knob in line["knobs"] for place in knob["places"])
+    return Truth(places, frozenset({"FM-CFG-01"}), over=over) if effect else None
 
 
 def latest(lines: Iterable[Line]) -> list[Line]:
@@ -140,10 +171,54 @@ def report(lines: Iterable[Line], *, short: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def report_knobs(lines: Iterable[Line]) -> str:
+    """Return the page on plays of knobs: a row by kind of knob, each miss, and what could not be played."""
+    lines = latest(lines)
+    plays = [judged(line) for line in lines if "error" not in line]
+    rows = []
+    for kind in (*sorted({knob["kind"] for play in plays for knob in play.line["knobs"]}), "all"):
+        own = [play for play in plays if kind in (*(knob["kind"] for knob in play.line["knobs"]), "all")]
+        hurt, sure = sum(bool(play.effect) for play in own), sum(play.sure for play in own)
+        rows.append((kind, len(own), hurt, *_count_answers(own), sure))
+    parts = [
+        "# Knobs",
+        "What the servers let a person change, changed at random. *Effective*: the flow was hurt.",
+        format_table(("kind", "plays", "effective", *ANSWERS, "sure and wrong"), rows),
+        "## Misses",
+        "\n".join(_format_knobs_miss(play) for play in plays if play.missed) or "None.",
+        "## Not played",
+        "\n".join(_format_errors(lines)) or "None.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def format_knobs(line: Line) -> str:
+    """Return what was turned, in one line."""
+    return " + ".join(f"{knob['kind']} {knob['item']}: {knob['value']}" for knob in line.get("knobs", ()))
+
+
+def _format_knobs_miss(play: Drill) -> str:
+    line, sure = play.line, ", sure" if play.sure else ""
+    proposal = f" Proposal: {line['proposal']['name']}." if line["proposal"] else ""
+    return (
+        f"- seed {line['seed']}, {format_knobs(line)}. Flow: {', '.join(play.effect) or 'not hurt'}. "
+        f"{play.answer}{sure}: {format_verdict(line['verdict'])}.{proposal} “{line['headline']}”"
+    )
+
+
+def _count_answers(drills: Iterable[Drill]) -> list[int]:
+    answers = Counter(drill.answer for drill in drills)
+    return [answers[answer] for answer in ANSWERS]
+
+
+def _format_errors(lines: Iterable[Line]) -> list[str]:
+    return [f"- seed {line['seed']}: {line['error']}" for line in lines if "error" in line]
+
+
 def _format_summary(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
-    n, answers = len(real), Counter(d.judged.answer for d in real)
+    n, answers = len(real), Counter(d.answer for d in real)
     high = [d for d in real if d.confidence == "high"]
-    right = sum(d.judged.answer == "right" for d in high)
+    right = sum(d.answer == "right" for d in high)
     helped_, named = Counter(d.help for d in (*real, *calm)), Counter(d.named for d in real)
     median = statistics.median([float(d.line["seconds"]) for d in (*real, *calm)] or [0.0])
     idle = sum(d.help == "nothing" and d.confidence == "high" for d in (*real, *calm))
@@ -177,10 +252,8 @@ def _format_families(real: Sequence[Drill]) -> str:
     rows = []
     for family in (*sorted({f for d in real for f in d.families}), "all"):
         own = [d for d in real if family in (*d.families, "all")]
-        answers, named = Counter(d.judged.answer for d in own), Counter(d.named for d in own)
-        rows.append(
-            (family, len(own), *(answers[a] for a in ANSWERS), _format_share(named[True], named[True] + named[False]))
-        )
+        named = Counter(d.named for d in own)
+        rows.append((family, len(own), *_count_answers(own), _format_share(named[True], named[True] + named[False])))
     return format_table(("family", "drills", *ANSWERS, "names what to restore"), rows)
 
 
@@ -189,7 +262,7 @@ def _format_kinds(real: Sequence[Drill]) -> str:
     rows = []
     rest: dict[Help | None, dict[int, list[str]]] = {"helps": {}, None: {}}
     for kind, own in (_group_by(real, lambda d: d.kind) | {"all": [*real]}).items():
-        answers, help_ = Counter(d.judged.answer for d in own), Counter(d.help for d in own)
+        answers, help_ = Counter(d.answer for d in own), Counter(d.help for d in own)
         only_help = next(iter(help_)) if len(help_) == 1 else "nothing"
         if kind != "all" and answers["right"] == len(own) and only_help in rest:
             rest[only_help].setdefault(len(own), []).append(kind)
@@ -209,17 +282,16 @@ def _format_calibration(real: Sequence[Drill]) -> str:
     rows = []
     for level in _LEVELS:
         own = [d for d in real if d.confidence == level]
-        answers = Counter(d.judged.answer for d in own)
-        share = answers["right"] / len(own) if own else 0.0
-        low, high = wilson(answers["right"], len(own))
-        shown = (f"{share:.0%}", f"{low:.0%} to {high:.0%}") if own else ("-", "-")
-        rows.append((level, len(own), *(answers[a] for a in ANSWERS), *shown))
+        answers = _count_answers(own)
+        low, high = wilson(answers[0], len(own))
+        shown = (f"{answers[0] / len(own):.0%}", f"{low:.0%} to {high:.0%}") if own else ("-", "-")
+        rows.append((level, len(own), *answers, *shown))
     return format_table(("confidence", "drills", *ANSWERS, "share right", "bounds"), rows)
 
 
 def _format_no_fault_table(calm: Sequence[Drill]) -> str:
     rows = [
-        (noise, len(own), sum(_is_alarm(d) for d in own), sum(d.judged.answer == "undecided" for d in own))
+        (noise, len(own), sum(_is_alarm(d) for d in own), sum(d.answer == "undecided" for d in own))
         for noise, own in _group_by(calm, lambda d: d.line["scenario"]["noise"]).items()
     ]
     return format_table(("noise", "drills", "alarms", "undecided"), rows)
@@ -244,7 +316,7 @@ def _format_misses(missed: Sequence[Drill]) -> str:
 def _format_miss(drill: Drill) -> str:
     line, what = drill.line, drill.line["scenario"]
     done = f" {line['proposal']['name']}: {drill.help}." if line["proposal"] else ""
-    if drill.judged.answer == "wrong" and line["truth"]:
+    if drill.answer == "wrong" and line["truth"]:
         allowed = (name or "no place" for name in (*line["truth"]["places"], *line["truth"]["modes"]))
         done = f" Right: {', '.join(allowed)}.{done}"
     around = ", ".join(filter(None, (what["load"], what["noise"], f"first look after {what['look_after_s']:g} s")))
@@ -253,7 +325,7 @@ def _format_miss(drill: Drill) -> str:
     # The cause is what a person found out afterwards, and wrote into the line of the results.
     cause = f"Cause: {line['cause']}" if line.get("cause") else f"“{line['headline']}”"
     return (
-        f"- seed {line['seed']}, {' + '.join(what['faults']) or 'no fault'} ({around}): {drill.judged.answer} with "
+        f"- seed {line['seed']}, {' + '.join(what['faults']) or 'no fault'} ({around}): {drill.answer} with "
         f"confidence {drill.confidence}: {format_verdict(line['verdict'])}.{done} {cause}"
     )
 
@@ -268,7 +340,7 @@ def format_verdict(verdict: Mapping[str, Any] | None) -> str:
 
 
 def _format_not_counted(lines: Sequence[Line], drills: Sequence[Drill]) -> str:
-    found = [f"- seed {line['seed']}: {line['error']}" for line in lines if "error" in line]
+    found = _format_errors(lines)
     # What a person wrote of a play that this line stands in the place of.
     found += [f"- seed {line['seed']}, played before: {line['before_that']}" for line in lines if "before_that" in line]
     found += [
