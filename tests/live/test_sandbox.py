@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import re
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,10 +23,12 @@ from runbook_lib.gameday.sandbox import broker, database, entitlement, history, 
 from runbook_lib.gameday.sandbox.database import Connection, Database
 from runbook_lib.gameday.sandbox.entitlement import GrantRequest, OutboxQueue
 from runbook_lib.gameday.sandbox.notification import AdvisorySubscriber, Deliveries, Subscriber
+from runbook_lib.gameday.sandbox.pod import JsonLines
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.settings import Backoff, WorkerSettings, seconds
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, MatchmakingEvent
+from runbook_lib.sources import logs
 from tests.kit import ROOT, waiting
 from tests.kit.steps import an_event
 
@@ -182,6 +185,18 @@ def test_the_runbooks_broker_user_asks_and_does_not_act(own: Servers) -> None:
     broker.visit(own.nats_url, ask)
 
 
+# What is logged
+
+
+def test_a_stack_trace_is_as_long_as_a_real_one_and_shows_its_cause() -> None:
+    record = logging.makeLogRecord({"msg": "failed", "levelname": "ERROR"})
+    error = psycopg.errors.InsufficientPrivilege("permission denied for table x")
+    record.exc_info = (type(error), error, None)
+    line = JsonLines("notification").format(record)
+    (entry,) = logs.read(line, str).entries
+    assert 4000 < len(line) < 6000 and entry.error == f"org.postgresql.util.PSQLException: ERROR: {error}"
+
+
 # The API
 
 
@@ -255,6 +270,17 @@ def test_a_claim_is_a_lease_that_only_time_takes_away(connection: Connection) ->
     again = theirs.claim(NOW + timedelta(seconds=30))
     assert len(again) == 3
     assert {row["attempt_count"] for row in again} == {0}  # a re-claim is not a failure
+
+
+def test_a_new_column_stops_no_prepared_claim(own: Servers, connection: Connection) -> None:
+    """The driver prepares a statement that is executed often, and once more when its result has changed."""
+    queue(connection, 1)
+    with database.connect(own.app_url) as other:
+        for change in ("ADD COLUMN channel text", "DROP COLUMN channel"):
+            for _ in range(6):
+                deliveries(connection).claim(NOW)
+            other.execute(f"ALTER TABLE notification.notifications {change}")
+    assert len(deliveries(connection).claim(NOW + timedelta(seconds=30))) == 1
 
 
 def test_a_claim_steps_over_rows_that_somebody_else_holds(own: Servers, connection: Connection) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 from psycopg.rows import DictRow, dict_row
@@ -20,9 +21,23 @@ Connection = psycopg.Connection[DictRow]
 _AGAIN_S, _KEEP_S = 0.5, 1.0
 
 
+class _Session(Connection):
+    """A session that, as the JDBC driver, prepares a statement once more whose result has got other columns."""
+
+    def execute(self, query: Any, params: Any = None, **how: Any) -> psycopg.Cursor[DictRow]:
+        """Execute it; in a transaction the error is the caller's, and the next one prepares anew."""
+        try:
+            return super().execute(query, params, **how)
+        except psycopg.errors.FeatureNotSupported:  # "cached plan must not change result type"
+            if self.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                raise
+            super().execute("DEALLOCATE ALL")
+            return super().execute(query, params, **how)
+
+
 def connect(url: str) -> Connection:
     """Open an autocommit connection whose rows are dicts; the caller opens transactions itself."""
-    return psycopg.connect(url, autocommit=True, row_factory=dict_row, connect_timeout=5)
+    return _Session.connect(url, autocommit=True, row_factory=dict_row, connect_timeout=5)
 
 
 def insert(connection: Connection, table: str, then: str = "", /, **row: object) -> None:

@@ -110,12 +110,10 @@ class Subscriber(MessageHandler):
         except PermanentError as error:
             log.warning("permanent failure while handling %s: %s", nats_message, error, extra=ids)
             return "term"
-        except psycopg.OperationalError as error:
-            log.warning("failed to handle %s: %s", nats_message, error_text(error).splitlines()[0], extra=ids)
-        except psycopg.Error as error:
-            log.warning("temporary failure while handling %s: %s", nats_message, error_text(error), extra=ids)
-        except Exception:
-            log.warning("failed to handle %s", nats_message, exc_info=True, extra=ids)
+        except Exception as error:
+            refused = isinstance(error, psycopg.Error) and not isinstance(error, psycopg.OperationalError)
+            what = "temporary failure while handling" if refused else "failed to handle"
+            log.warning("%s %s", what, nats_message, exc_info=True, extra=ids)
         else:
             name = "matchmaking event" if match else "notification event"
             log.info(f"{name} accepted and queued" if new else f"duplicate {name} skipped", extra=ids)
@@ -143,8 +141,8 @@ class AdvisorySubscriber(MessageHandler):
             with self.source.connection() as connection:
                 row = {"stream_seq": stream_seq, "created_at": database.now()}
                 database.insert(connection, "notification.notification_nats_dlq", "ON CONFLICT DO NOTHING", **row)
-        except psycopg.Error as error:
-            log.warning("temporary failure while handling %s payload: %s", self.kind, error_text(error))
+        except psycopg.Error:
+            log.warning("temporary failure while handling %s payload", self.kind, exc_info=True)
             return "nack"
         return "ack"
 
