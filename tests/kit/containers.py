@@ -39,7 +39,7 @@ class Containers(Servers):
         self._made: set[str] = set()
 
     def _prepare(self) -> None:
-        embedded_servers.write_nats_config(self.directory, self.addresses, self.addresses.passwords["nats-app"])
+        embedded_servers.write_nats_config(self.directory, self.addresses)
         config = (self.directory / "nats.conf").read_text().replace("127.0.0.1", "0.0.0.0")
         self._nats_container.with_copy_into_container(config.encode(), "/nats.conf")
 

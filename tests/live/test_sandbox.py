@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
 
-from runbook_lib.gameday.sandbox import broker, database, entitlement, history, notification, servers, state
+from runbook_lib.gameday.sandbox import broker, database, entitlement, history, network, notification, servers, state
 from runbook_lib.gameday.sandbox.database import Connection, Database
 from runbook_lib.gameday.sandbox.entitlement import GrantRequest, OutboxQueue
 from runbook_lib.gameday.sandbox.notification import AdvisorySubscriber, Deliveries, Subscriber
@@ -183,6 +183,60 @@ def test_the_runbooks_broker_user_asks_and_does_not_act(own: Servers) -> None:
             await js.publish(broker.SUBJECT, b"", timeout=0.2)
 
     broker.visit(own.nats_url, ask)
+
+
+# What disturbs the servers
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "answered"),
+    [
+        ("", 0, "an answer"),
+        ("delay", 0.01, "an answer"),
+        ("rate", 1000, "an answer"),
+        ("cut", 2, "an"),
+        ("drop", 0, TimeoutError),
+        ("refuse", 0, ConnectionRefusedError),
+    ],
+)
+def test_a_rule_of_the_network_counts_for_every_connection(rule: str, value: float, answered: str | type) -> None:
+    (port,) = state.free_ports(1)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"an answer")
+        writer.close()
+
+    async def ask() -> str | type:
+        link = network.Link(port)
+        async with await asyncio.start_server(answer, "127.0.0.1", port):
+            serving = asyncio.create_task(link.serve())
+            await asyncio.sleep(0)
+            link.rule, link.value = rule, value
+            await asyncio.sleep(3 * network.POLL_S)
+            try:
+                reader, writer = await asyncio.open_connection(network.HOST, port)
+                writer.write(b"?")
+                return (await asyncio.wait_for(reader.read(), 1)).decode()
+            except (TimeoutError, ConnectionError) as error:
+                return type(error)
+            finally:
+                serving.cancel()
+
+    assert asyncio.run(ask()) == answered
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken"),
+    [
+        ({"max_payload": 100, "ping_interval": "1s"}, True),
+        ({"app": {"permissions": {"publish": {"deny": "x.>"}}}}, True),
+        ({"connections": 1}, False),
+        ({"max_payload": "many"}, False),
+    ],
+)
+def test_the_broker_says_which_fields_it_takes(own: Servers, changes: dict[str, Any], taken: bool) -> None:
+    assert servers.takes(own.addresses, **changes) is taken
 
 
 # What is logged

@@ -27,6 +27,7 @@ from runbook_lib.gameday.drills.judge import Truth, changes, helped, took_effect
 from runbook_lib.gameday.drills.probe import FlowSample
 from runbook_lib.gameday.drills.report import judged, report
 from runbook_lib.gameday.drills.scenario import HARMLESS, LOADS, NOISES, Scenario, draw, round_of
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.faults import CATALOGUE, TABLES
 from runbook_lib.model.usage import UsageError
 from tests.kit import ROOT
@@ -344,6 +345,8 @@ TUNABLES = knobs.Tunables(
         "mirror": None,
     },
     consumer={"durable_name": "c", "max_deliver": 10, "filter_subject": "a"},
+    broker={"max_payload": 1048576, "ping_interval": "120s"},
+    subjects=["a", "$JS.API.>"],
     variables={**knobs.read_defaults(), "NATS_URL": "nats://app:secret@127.0.0.1:4222", "SANDBOX_RATE": "5"},
     programs={"nats": [], "notification": ["subscriber", "worker"]},
 )
@@ -355,10 +358,12 @@ def test_the_knobs_of_a_seed_are_the_same_and_of_every_kind_and_each_can_be_rest
     assert all(turned[0].kind == knobs.KINDS[seed % len(knobs.KINDS)] for seed, turned in enumerate(drawn))
     assert 150 < sum(len({knob.kind for knob in turned}) == 2 for turned in drawn) < 250
     every = [knob for turned in drawn for knob in turned]
-    assert all(callable(act) for knob in every for act in knob.pair())
+    assert all(callable(act) for knob in every for act in faults.pair(knob.act))
     assert {knob.item for knob in every if knob.kind == "setting"} == {row["name"] for row in SETTINGS}
     assert {knob.item for knob in every if knob.kind == "stream"} == {"max_age", "subjects", "sealed", "discard"}
-    assert {knob.kind for knob in every if not knob.words} == {"process", "receiver"}, "what no text can name"
+    assert {knob.kind for knob in every if not knob.words} == {"process", "receiver", "network"}, (
+        "what no text can name"
+    )
     assert {p for knob in every for p in knob.places} == {*catalog.load().places}
     assert all("secret" not in knob.value and knob.item != "SANDBOX_RATE" for knob in every)
 

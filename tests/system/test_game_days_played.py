@@ -16,6 +16,7 @@ from runbook_lib.gameday.drills import knobs, play
 from runbook_lib.gameday.drills.play import DrillClock, drill
 from runbook_lib.gameday.drills.report import judged
 from runbook_lib.gameday.drills.scenario import Scenario, draw
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
 from tests.kit.command import runbook as command
 
@@ -89,11 +90,11 @@ def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch:
 def test_a_turned_knob_is_judged_and_restored(tmp_path: Path) -> None:
     """A play as `runbook drill knobs` does it, and the restore, which a play does not need."""
     turned: list[knobs.Knob] = []
-    with play.incident(knobs.scenario(1), tmp_path / "sandbox", DrillClock()) as it:
+    with play.incident(knobs.scenario(1), tmp_path / "sandbox", DrillClock(), proxied=True) as it:
         for seed in range(len(knobs.KINDS)):
             knobs.turn(seed, turned, it.sandbox)
             for knob in reversed(turned):
-                knob.pair()[1](it.sandbox)
+                faults.pair(knob.act)[1](it.sandbox)
             turned.clear()
         it.sandbox.wait_for_flow(90)
     line = knobs.drill(replace(knobs.scenario(17), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)

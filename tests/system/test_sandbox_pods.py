@@ -114,6 +114,20 @@ def test_settings_count_from_the_next_start(running: Sandbox) -> None:
     running.wait_for_flow(90)
 
 
+def test_the_broker_keeps_a_configuration_that_it_does_not_take(running: Sandbox) -> None:
+    config = running.directory / "nats.conf"
+    usual = config.read_text()
+    running.configure_broker(max_payload=1000)
+    assert running.ask_broker("varz")["max_payload"] == 1000
+    for fields in ({"connections": 1}, {"http_port": 1}):  # unknown, and only for a start
+        before = config.read_text()
+        with pytest.raises(ValueError, match="nats-server does not"):
+            running.configure_broker(**fields)
+        assert config.read_text() == before
+    running.configure_broker()
+    assert config.read_text() == usual
+
+
 def test_logs_are_json_lines_with_the_phrases_to_grep(running: Sandbox) -> None:
     logs = {app: running.log(app) for app in ("entitlement", "notification")}
     records = [json.loads(line) for line in logs["notification"].splitlines() if line.startswith("{")]

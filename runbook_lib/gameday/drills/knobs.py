@@ -17,7 +17,6 @@ from functools import partial
 from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
-from threading import Timer
 from typing import Any, get_args, get_type_hints
 
 import nats.errors
@@ -25,7 +24,7 @@ import psycopg
 from nats.js import JetStreamContext
 from psycopg.rows import dict_row
 
-from runbook_lib.gameday.sandbox import broker, entitlement, faults, notification
+from runbook_lib.gameday.sandbox import broker, entitlement, faults, network, notification, servers
 from runbook_lib.gameday.sandbox.sandbox import PROGRAMS, Sandbox
 from runbook_lib.gameday.sandbox.state import DATABASE, SERVICES, SandboxError, owners
 
@@ -33,7 +32,7 @@ from . import play, probe
 from .judge import changing
 from .scenario import Scenario
 
-KINDS = ("setting", "privilege", "schema", "stream", "consumer", "variable", "process", "receiver")
+KINDS = ("setting", "privilege", "schema", "stream", "consumer", "variable", "process", "receiver", "broker", "network")
 Row = Mapping[str, Any]
 Line = dict[str, Any]
 
@@ -49,7 +48,7 @@ _LOOKED_AT_S = (15.0, 60.0)
 #: The right places, by kind or by program: whoever is told something, and the hops that need a stream.
 _PLACES = {
     **dict.fromkeys(("setting", "privilege", "schema", "postgres"), ("database",)),
-    **dict.fromkeys(("stream", "nats"), ("jetstream", "relay", "subscriber")),
+    **dict.fromkeys(("stream", "broker", "nats"), ("jetstream", "relay", "subscriber")),
     "consumer": ("subscriber",),
     "entitlement": ("producer", "relay"),
     "notification": ("subscriber", "delivery_worker"),
@@ -61,7 +60,7 @@ _PLACES = {
 class Knob:
     """One thing turned: `value` is what is set or done, `words` are those of a text that names it, if one can.
 
-    `act` has the keys of faults.toml: statements (do, undo), settings, stream, consumer, restarts; or is a signal.
+    `act` is a table as in faults.toml, which says how it is turned and restored.
     """
 
     kind: str
@@ -71,34 +70,22 @@ class Knob:
     words: Sequence[str]
     act: Mapping[str, Any] = field(repr=False)
 
-    def pair(self) -> faults.Pair:
-        """Return the acts that turn it and restore it."""
-        if self.kind == "process":
-            return partial(_disturb, **self.act), faults.each(partial(_go_on, **self.act), faults.start(*PROGRAMS))
-        if self.kind == "stream":
-            do, undo = faults.pair(self.act)
-            return do, partial(_restore_stream, undo)
-        if self.kind != "setting":
-            return faults.pair(self.act)
-        again = [faults.restart("postgres")] if self.act["restarts"] else []
-        return (
-            faults.each(faults.alter(*self.act["do"]), *again),
-            faults.each(faults.alter(*self.act["undo"]), *again, faults.mend()),
-        )
-
 
 @dataclass(frozen=True)
 class Tunables:
     """What the servers of a sandbox can be told.
 
-    `settings` are rows of pg_settings, `objects` those of knobs.sql, `stream` and `consumer` configurations,
-    `variables` and their values, `programs` and the parts of those that have any.
+    `settings` are rows of pg_settings, `objects` those of knobs.sql, `stream`, `consumer` and `broker` configurations,
+    `subjects` those that a user of the broker can be denied, `variables` and their values, `programs` and the parts of
+    those that have any.
     """
 
     settings: Sequence[Row]
     objects: Sequence[Row]
     stream: Row
     consumer: Row
+    broker: Row
+    subjects: Sequence[str]
     variables: Mapping[str, str]
     programs: Mapping[str, Sequence[str]]
 
@@ -115,7 +102,25 @@ def read(sandbox: Sandbox) -> Tunables:
         objects = connection.execute(Path(__file__).with_suffix(".sql").read_bytes()).fetchall()
     stream, consumer = sandbox.visit(ask)
     parts = {name: sorted(sandbox.pod(name)["parts"]) if name in SERVICES else [] for name in PROGRAMS}
-    return Tunables(settings, objects, stream, consumer, {**read_defaults(), **sandbox.settings}, parts)
+    variables = {**read_defaults(), **sandbox.settings}
+    fields, subjects = _read_broker(sandbox), _read_subjects(sandbox)
+    return Tunables(settings, objects, stream, consumer, fields, subjects, variables, parts)
+
+
+def _read_broker(sandbox: Sandbox) -> Row:
+    """Return the numbers that the broker shows of itself and takes as a configuration: durations with their unit."""
+    shown = {name: value for name, value in sandbox.ask_broker("varz").items() if isinstance(value, int)}
+    fields = {name: f"{value // 10**9}s" if value >= 10**9 else value for name, value in shown.items()}
+    addresses = sandbox.state.addresses
+    return {name: value for name, value in fields.items() if servers.takes(addresses, **{name: value})}
+
+
+def _read_subjects(sandbox: Sandbox) -> list[str]:
+    """Return what the clients subscribe to and what they may ask, by the first token, or two if that begins with $."""
+    held = sandbox.ask_broker("subsz?subs=1")["subscriptions_list"]
+    asked = sandbox.ask_broker("accountz?acc=$G")["account_detail"]["imports"]
+    every = [*(one["subject"] for one in held if one["account"] == "$G"), *(one["subject"] for one in asked)]
+    return sorted({re.sub(r"^(\$[^.]+\.[^.]+|[^.$]+)\..*", r"\1.>", subject) for subject in every})
 
 
 def _read_fields(config: Any) -> Row:
@@ -150,12 +155,15 @@ def draw(seed: int, tunables: Tunables) -> Iterator[tuple[Knob, ...]]:
     Kinds follow one another; one seed in four turns two.
     """
     dice = random.Random(f"knobs {seed}")
-    kinds = [KINDS[seed % len(KINDS)]]
-    if dice.random() < 1 / 4:
-        kinds.append(dice.choice([kind for kind in KINDS if kind not in kinds]))
     while True:
-        knobs = tuple(_DRAWS[kind](kind, tunables, dice) for kind in kinds)
-        yield knobs
+        yield tuple(_DRAWS[kind](kind, tunables, dice) for kind in draw_kinds(seed))
+
+
+def draw_kinds(seed: int) -> list[str]:
+    """Return the kinds that the seed turns."""
+    dice = random.Random(f"kinds {seed}")
+    first = KINDS[seed % len(KINDS)]
+    return [first, *([dice.choice([kind for kind in KINDS if kind != first])] if dice.random() < 1 / 4 else [])]
 
 
 def scenario(seed: int) -> Scenario:
@@ -201,8 +209,8 @@ def _draw_setting(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
     if setting["context"] not in ("postmaster", "sighup"):
         where = [dice.choice(["SYSTEM", f"DATABASE {DATABASE}", f"ROLE {DATABASE}"])]
     do, undo = f"ALTER {where[0]} SET {name} = '{value}'", f"ALTER {where[0]} RESET {name}"
-    begin = () if setting["context"] == "postmaster" else ("reload", "new sessions")
-    act = {"do": [do, *begin], "undo": [undo, *begin], "restarts": not begin}
+    begin = ["restart"] if setting["context"] == "postmaster" else ["reload", "new sessions"]
+    act = {"do": [do, *begin], "undo": [undo, *begin]}
     return Knob(kind, name, do, _PLACES[kind], [name], act)
 
 
@@ -266,14 +274,34 @@ def _draw_variable(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
     return Knob(kind, as_set, value.rpartition("@")[2], _PLACES[pods[0]], words, act)
 
 
+def _draw_broker(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
+    if dice.random() < 1 / 2:
+        name = dice.choice(sorted({*tunables.broker} - _OURS))
+        now = tunables.broker[name]
+        value = dice.choice(vary_variable(name, now) if isinstance(now, str) else vary(now))
+        return Knob(kind, name, str(value), _PLACES[kind], [name], {kind: {name: value}})
+    user, what, subject = (
+        dice.choice(of) for of in ([*servers.PERMISSIONS], ["publish", "subscribe"], tunables.subjects)
+    )
+    may = servers.PERMISSIONS[user]
+    denied = {"permissions": {**may, what: {**may.get(what, {}), "deny": subject}}}
+    return Knob(kind, f"{user} {what}", f"deny {subject}", _PLACES[kind], [subject], {kind: {user: denied}})
+
+
+def _draw_network(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
+    server, rule = dice.choice(network.SERVERS), dice.choice(sorted(network.RULES))
+    value = dice.choice(network.RULES[rule])
+    return Knob(
+        kind, f"to {server}", f"{rule} {value or ''}".strip(), _PLACES[server], [], {kind: {server: [rule, value]}}
+    )
+
+
 def _draw_process(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
     program = dice.choice(sorted(tunables.programs))
     part = dice.choice(["", *tunables.programs[program]])
-    ways = ["stop 5", "stop 30", "stop 120", "kill", *(["files"] if part else [])]
-    way, _, s = dice.choice(ways).partition(" ")
-    act = {"program": program, "part": part, "way": way, "s": float(s or 0)}
+    how = dice.choice(["STOP 5", "STOP 30", "STOP 120", "KILL", *(["FILES"] if part else [])])
     # No text can name a change: a process that was disturbed has its place only.
-    return Knob(kind, f"{program} {part}".strip(), f"{way} {s}".strip(), _PLACES[program], [], act)
+    return Knob(kind, f"{program} {part}".strip(), how, _PLACES[program], [], {"signal": [how, program, part]})
 
 
 _DRAWS: dict[str, Callable[[str, Tunables, random.Random], Knob]] = {
@@ -282,36 +310,9 @@ _DRAWS: dict[str, Callable[[str, Tunables, random.Random], Knob]] = {
     **dict.fromkeys(("stream", "consumer"), _draw_field),
     **dict.fromkeys(("variable", "receiver"), _draw_variable),
     "process": _draw_process,
+    "broker": _draw_broker,
+    "network": _draw_network,
 }
-
-
-def _disturb(sandbox: Sandbox, program: str, part: str, way: str, s: float) -> None:
-    if way == "files":
-        sandbox.limit_files(program, part)
-    else:
-        sandbox.signal_program(program, "KILL" if way == "kill" else "STOP", part)
-    if s:
-        again = Timer(s, _go_on, (sandbox, program, part, way, s))
-        again.daemon = True
-        again.start()
-
-
-def _go_on(sandbox: Sandbox, program: str, part: str, way: str, s: float) -> None:
-    with contextlib.suppress(SandboxError):  # it has been removed by then
-        if way == "files":
-            sandbox.restart(program)
-        elif way == "stop":
-            sandbox.signal_program(program, "CONT", part)
-
-
-def _restore_stream(undo: faults.Act, sandbox: Sandbox) -> None:
-    """Undo it; a stream that does not take something back is deleted, and the services make it again."""
-    try:
-        undo(sandbox)
-    except nats.errors.Error:
-        sandbox.visit(lambda js: js.delete_stream(broker.STREAM))
-        faults.restart(*SERVICES)(sandbox)
-        faults.mend()(sandbox)
 
 
 # A play -----------------------------------------------------------------------------------------------------
@@ -327,7 +328,8 @@ def drill(scene: Scenario, clock: play.DrillClock, after_s: float = 30.0) -> Lin
 
 def _play(scene: Scenario, scratch: Path, clock: play.DrillClock, after_s: float) -> Line:
     turned: list[Knob] = []
-    with play.incident(scene, scratch / "sandbox", clock, output=scratch, turn=partial(turn, scene.seed, turned)) as it:
+    turns, proxied = partial(turn, scene.seed, turned), "network" in draw_kinds(scene.seed)
+    with play.incident(scene, scratch / "sandbox", clock, output=scratch, turn=turns, proxied=proxied) as it:
         onset = time.monotonic()
         clock.wait(scene.look_after_s)
         seen = probe.sample_flow(it.sandbox, scene.look_after_s)
@@ -339,8 +341,8 @@ def _play(scene: Scenario, scratch: Path, clock: play.DrillClock, after_s: float
             done, acted_at = None, time.monotonic()
             if proposal:
                 done = play.carry_out(proposal["command"], it.sandbox, scratch, clock)
-                again = faults.each(*(knob.pair()[0] for knob in turned))
-                twin = up.enter_context(play.Twin(scene, scratch / "twin", clock, again))
+                again = faults.each(*(faults.pair(knob.act)[0] for knob in turned))
+                twin = up.enter_context(play.Twin(scene, scratch / "twin", clock, turn=again, proxied=proxied))
                 alone = twin.look_at(acted_at + after_s - onset, after_s)
             clock.wait(acted_at + after_s - time.monotonic())
             acted = probe.sample_flow(it.sandbox, after_s)
@@ -368,7 +370,7 @@ def turn(seed: int, turned: list[Knob], sandbox: Sandbox) -> None:
         for knob in sorted(knobs, key=lambda knob: knob.kind == "process"):
             if knob.kind not in {known.kind for known in turned}:
                 with contextlib.suppress(psycopg.Error, nats.errors.Error, ValueError):
-                    knob.pair()[0](sandbox)
+                    faults.pair(knob.act)[0](sandbox)
                     turned.append(knob)
         if len(turned) == len(knobs):
             return

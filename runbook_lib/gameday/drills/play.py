@@ -90,16 +90,17 @@ def incident(
     settings: Mapping[str, str] | None = None,
     output: Path | None = None,
     turn: Callable[[Sandbox], object] | None = None,
+    proxied: bool = False,
 ) -> Iterator[PlayedIncident]:
     """Run the scenario from a new sandbox to its onset, or to the end of faults that have ended.
 
-    With `output`, the healthy system's configuration is stored there; `turn` breaks what the scenario does not name.
-    The sandbox is removed at the end. Raises SandboxError.
+    With `output`, the healthy system's configuration is stored there; `turn` breaks what the scenario does not name;
+    `proxied` as in `Sandbox.up`. The sandbox is removed at the end. Raises SandboxError.
     """
     sandbox = Sandbox(directory)
     sandbox.intensity = scenario.intensity
     before, during = LOADS[scenario.load]
-    sandbox.up(rate=before, hours=1, seed=scenario.seed, settings=dict(settings or {}))
+    sandbox.up(rate=before, hours=1, seed=scenario.seed, settings=settings, proxied=proxied)
     try:
         sandbox.configure({"SANDBOX_RATE": f"{during:g}"})
         state = sandbox.state
@@ -231,23 +232,14 @@ def _play_scenario(
 
 
 class Twin:
-    """The same incident, left alone, in a thread of its own, which ends with the block."""
+    """The same incident, left alone, in a thread of its own, which ends with the block; `more` is as for `incident`."""
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        directory: Path,
-        clock: DrillClock,
-        turn: Callable[[Sandbox], object] | None = None,
-    ) -> None:
+    def __init__(self, scenario: Scenario, directory: Path, clock: DrillClock, **more: Any) -> None:
         self._lane, self._clock, self._up = ThreadPoolExecutor(1), clock, contextlib.ExitStack()
-        self._begun = self._lane.submit(self._start_incident, scenario, directory, turn)
+        self._begun = self._lane.submit(self._start_incident, incident(scenario, directory, clock, **more))
 
-    def _start_incident(
-        self, scenario: Scenario, directory: Path, turn: Callable[[Sandbox], object] | None
-    ) -> tuple[Sandbox, float]:
-        sandbox = self._up.enter_context(incident(scenario, directory, self._clock, turn=turn)).sandbox
-        return sandbox, time.monotonic()
+    def _start_incident(self, begun: contextlib.AbstractContextManager[PlayedIncident]) -> tuple[Sandbox, float]:
+        return self._up.enter_context(begun).sandbox, time.monotonic()
 
     def __enter__(self) -> Twin:
         return self

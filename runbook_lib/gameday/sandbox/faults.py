@@ -6,20 +6,23 @@ changed; what statements and settings cannot do is in `_ACTS`.
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from typing import TYPE_CHECKING, Any
 
+import nats.errors
 import psycopg
 
 from runbook_lib.model.usage import did_you_mean
 
 from . import damage, database
 from .broker import CONSUMER, STREAM
-from .state import DATABASE, SandboxError
+from .state import DATABASE, SERVICES, SandboxError
 
 if TYPE_CHECKING:
     from .sandbox import Sandbox
@@ -90,17 +93,35 @@ def stopped(*programs: str) -> Pair:
     return stop(*programs), start(*programs)
 
 
-def frozen(program: str) -> Pair:
-    """Let a program hang, and go on."""
+def signalled(how: str, program: str, part: str = "") -> Pair:
+    """Send a signal to a program, to a pod, or to one part of it; undone by CONT, and by a restart of a pod.
+
+    "STOP 30" goes on by itself after 30 s. "FILES" is no signal: what is open now is all that may be open.
+    """
+    name, _, s = how.partition(" ")
+
+    def go_on(sandbox: Sandbox) -> None:
+        with contextlib.suppress(SandboxError):  # it may have been removed by then
+            sandbox.signal_program(program, "CONT", part)
+
+    def do(sandbox: Sandbox) -> None:
+        if name == "FILES":
+            return sandbox.limit_files(program, part)
+        sandbox.signal_program(program, name, part)
+        if s:
+            again = Timer(float(s), go_on, (sandbox,))
+            again.daemon = True
+            again.start()
+
+    return do, each(go_on, restart(program) if program in SERVICES else start(program))
+
+
+def reconfigured(**fields: Any) -> Pair:
+    """Give the broker's configuration other fields; after the usual ones the services begin new connections."""
     return (
-        lambda sandbox: sandbox.signal_program(program, "STOP"),
-        lambda sandbox: sandbox.signal_program(program, "CONT"),
+        lambda sandbox: sandbox.configure_broker(**fields),
+        each(lambda sandbox: sandbox.configure_broker(), restart(*SERVICES)),
     )
-
-
-def signalled(number: str, app: str, part: str = "") -> Pair:
-    """Send a signal to a pod, or to one part of it, and restart it."""
-    return lambda sandbox: sandbox.signal_program(app, number, part), restart(app)
 
 
 def settings(pods: Sequence[str], values: Mapping[str, Sequence[str]]) -> Pair:
@@ -108,12 +129,17 @@ def settings(pods: Sequence[str], values: Mapping[str, Sequence[str]]) -> Pair:
 
     def put(which: int) -> Act:
         def act(sandbox: Sandbox) -> None:
-            sandbox.configure({name: dict(enumerate(value)).get(which) for name, value in values.items()})
+            sandbox.configure(_choose(values, which))
             sandbox.restart(*pods)
 
         return act
 
     return put(0), put(1)
+
+
+def _choose(values: Mapping[str, Sequence[Any]], which: int) -> dict[str, Any]:
+    """Return of each name the value of that number; None if there is none."""
+    return {name: dict(enumerate(value)).get(which) for name, value in values.items()}
 
 
 # Rows, streams, and the database's own settings -------------------------------------------------------------
@@ -143,7 +169,8 @@ def _scale_counts(sandbox: Sandbox, usual: Sequence[int]) -> list[int]:
     return [max(round(n * sandbox.intensity), 1) for n in usual]
 
 
-#: What a changed setting needs to count: the server reads its own again, the applications begin new sessions.
+#: What a changed setting needs to count, but for "restart": the server reads its own again, the applications begin
+#: new sessions.
 _SHORT = {
     "reload": "SELECT pg_reload_conf()",
     "new sessions": f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{DATABASE}'",  # noqa: S608
@@ -151,13 +178,16 @@ _SHORT = {
 
 
 def alter(*statements: str) -> Act:
-    """Run SQL as the superuser, who may write when the applications may not."""
+    """Run SQL as the superuser, who may write when the applications may not; "restart" restarts the server."""
 
     def act(sandbox: Sandbox) -> None:
         # No commit of its own waits for a standby.
         options = "-c%20default_transaction_read_only%3Doff%20-c%20synchronous_commit%3Dlocal"
-        with database.connect(f"{sandbox.state.addresses.admin_url}?options={options}") as admin:
-            for statement in statements:
+        for statement in statements:
+            if statement == "restart":
+                sandbox.restart("postgres")
+                continue
+            with database.connect(f"{sandbox.state.addresses.admin_url}?options={options}") as admin:
                 admin.execute(_SHORT.get(statement, statement))
 
     return act
@@ -214,7 +244,6 @@ def _restore_password(sandbox: Sandbox) -> None:
 
 
 _UNKNOWN_PASSWORD = "changed-and-not-announced"  # noqa: S105
-_BOTH = ("notification", "entitlement")
 #: Deletions that were repaired would make a later loss doubtful (5.3.2).
 _COUNT_ANEW = alter("SELECT pg_stat_reset_single_table_counters('notification.processed_events'::regclass)")
 _FORGET = script("forget")
@@ -223,13 +252,10 @@ _FORGET = script("forget")
 _ACTS: dict[str, Pair] = {
     "clock_skew": (each(), each(stop("notification"), script("set_back"))),
     # The broker. After two minutes the pods' connections are closed for good; only a restart brings them back.
-    "broker_down": (stop("nats"), each(start("nats"), restart(*_BOTH))),
-    "broker_frozen": (frozen("nats")[0], each(frozen("nats")[1], restart(*_BOTH))),
-    "broker_refusing": (
-        lambda sandbox: sandbox.change_app_password(_UNKNOWN_PASSWORD),
-        each(lambda sandbox: sandbox.change_app_password(None), restart(*_BOTH)),
-    ),
-    "stream_missing": (on_broker(lambda js: js.delete_stream(STREAM)), restart(*_BOTH)),
+    "broker_down": (stop("nats"), each(start("nats"), restart(*SERVICES))),
+    "broker_frozen": stack((each(), restart(*SERVICES)), signalled("STOP", "nats")),
+    "broker_refusing": reconfigured(app={"password": _UNKNOWN_PASSWORD}),
+    "stream_missing": (on_broker(lambda js: js.delete_stream(STREAM)), restart(*SERVICES)),
     "stream_full": (
         on_broker(partial(damage.limit_stream, full=True)),
         on_broker(partial(damage.limit_stream, full=False)),
@@ -246,7 +272,6 @@ _ACTS: dict[str, Pair] = {
     "rows_locked": held("reconciliation", _IN_TRANSACTION),
     "connections_exhausted": held("nightly-report", _EXHAUSTED),
     "password_changed": (alter(_PASSWORD.format(_UNKNOWN_PASSWORD), "new sessions"), _restore_password),
-    "worker_out_of_files": (lambda sandbox: sandbox.limit_files("notification", "worker"), restart("notification")),
     # Single events
     "dedupe_broken": (on_broker(partial(damage.replay, n=10)), script("repair_dedupe")),
     "bad_payload": (rows(damage.bad_payloads, 5), _FORGET),
@@ -274,20 +299,32 @@ HARMLESS: dict[str, Act] = {
 
 
 def _reconfigure(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
-    """Give the events' stream or its consumer other fields; after the right ones, what was lost is published again."""
-    wrong, right = ({name: value[which] for name, value in values.items()} for which in (0, 1))
-    return on_broker(partial(damage.configure, kind=kind, **wrong)), each(
-        on_broker(partial(damage.configure, kind=kind, **right)), mend()
-    )
+    """Give the events' stream or its consumer other fields; after the right ones, what was lost is published again.
+
+    A stream that does not take something back is deleted, and the services make it again.
+    """
+    wrong, right = (on_broker(partial(damage.configure, kind=kind, **_choose(values, which))) for which in (0, 1))
+
+    def restore(sandbox: Sandbox) -> None:
+        try:
+            right(sandbox)
+        except nats.errors.Error:
+            if kind != "stream":
+                raise
+            sandbox.visit(lambda js: js.delete_stream(STREAM))
+            sandbox.restart(*SERVICES)
+
+    return wrong, each(restore, mend())
 
 
 #: What a key of a fault's table does with its value, in the order in which it is done.
 _MEANS: dict[str, Callable[[Any], Pair]] = {
     "stream": partial(_reconfigure, "stream"),
     "consumer": partial(_reconfigure, "consumer"),
+    "broker": lambda fields: reconfigured(**fields),
+    "network": lambda rules: (lambda s: s.configure_network(**rules), lambda s: s.configure_network()),
     "signal": lambda words: signalled(*words),
     "stopped": lambda programs: stopped(*programs),
-    "frozen": frozen,
     "started": lambda program: (start(program), stop(program)),
 }
 

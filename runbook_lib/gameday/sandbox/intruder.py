@@ -1,5 +1,5 @@
-"""Strangers: sessions that hold a table or rows, a report that holds every slot, a second delivery worker, and
-long reads that harm nobody."""
+"""Strangers: sessions that hold a table or rows, a report that holds every slot, a second delivery worker, long reads
+that harm nobody, and a network between the services and the servers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psycopg
 
+from . import network
 from .database import pooled
 from .java import DRIVER, POOL_SIZE
 from .notification import run_worker
@@ -110,6 +111,7 @@ INTRUDERS: dict[str, Callable[[Path], None]] = {
         "SELECT count(*), max(pg_sleep(0.05)::text) FROM entitlement.outbox_events JOIN notification.notifications"
         " USING (event_id)",
     ),
+    "network": network.main,
 }
 
 if __name__ == "__main__":

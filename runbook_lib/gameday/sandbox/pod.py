@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -188,6 +189,8 @@ def server(port: int, answer: Callable[[BaseHTTPRequestHandler, bytes], tuple[in
             code, kind, text = answer(self, self.rfile.read(int(self.headers.get("Content-Length", "0"))))
             self.send_response(code)
             self.send_header("Content-Type", kind)
+            if HTTPStatus.MULTIPLE_CHOICES <= code < HTTPStatus.BAD_REQUEST:
+                self.send_header("Location", self.path)
             self.send_header("Content-Length", str(len(text.encode())))
             self.end_headers()
             self.wfile.write(text.encode())

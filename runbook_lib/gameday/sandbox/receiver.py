@@ -27,12 +27,13 @@ def main(directory: Path) -> None:
 
     Of RECEIVER_REFUSES users one is refused, always the same ones; 0 is none. More than RECEIVER_LIMIT a second are
     refused, too. With a RECEIVER_ERROR_BODY none is delivered, and the status does not show it. With a RECEIVER_STATUS
-    each gets that answer, and from 500 on every other request gets it too.
+    each gets that answer, and from 500 on every other request gets it too. An answer is at least RECEIVER_LENGTH long.
     """
     set_up_logging("receiver")
     env = read_env(directory / "pods.env")
     delay = seconds(env.get("RECEIVER_DELAY", "0s"))
     refuses, limit = int(env.get("RECEIVER_REFUSES", "0")), int(env.get("RECEIVER_LIMIT", "0"))
+    padding = " " * int(env.get("RECEIVER_LENGTH", "0"))
     error, status = env.get("RECEIVER_ERROR_BODY", ""), int(env.get("RECEIVER_STATUS", "0"))
     asked: Counter[int] = Counter()  # by the second
 
@@ -41,7 +42,7 @@ def main(directory: Path) -> None:
         if request.command != "POST":
             return status if status >= 500 else 204, "text/plain", ""
         if status:
-            return status, "text/plain", ""
+            return status, "text/plain", padding
         notification = json.loads(body)
         if refuses and zlib.crc32(notification["user_id"].encode()) % refuses == 0:
             return 503, "text/plain", ""
@@ -51,7 +52,7 @@ def main(directory: Path) -> None:
         if error:
             return 200, "application/json", json.dumps({"error": error})
         log.info("received id=%s eventId=%s", notification["notification_id"], notification["event_id"])
-        return 204, "text/plain", ""
+        return (200 if padding else 204), "text/plain", padding
 
     server(load(directory).addresses.receiver_port, answer).serve_forever()
 

@@ -23,13 +23,14 @@ from typing import Any, TypeVar
 
 import psutil
 import psycopg
+import requests
 from nats.js import JetStreamContext
 from supervisor.xmlrpc import Faults, SupervisorTransport
 
 from runbook_lib.model.usage import SANDBOX_TARGET, sandbox_folder
 from runbook_lib.sources import logs
 
-from . import broker, database, faults, history, servers
+from . import broker, database, faults, history, network, servers
 from .intruder import INTRUDERS
 from .pod import FAILED_START
 from .settings import read_env
@@ -45,9 +46,21 @@ DOWN_TIMEOUT = 5.0
 # those whose supervisor is dead.
 _MARK = "RUNBOOK_SANDBOX_OWNER"
 _OWN_FILES = (
-    *("postgres", "nats", "log", "run", "pods.env", "nats.conf", "supervisord.conf", "supervisord.pid"),
+    *(
+        "postgres",
+        "nats",
+        "log",
+        "run",
+        "pods.env",
+        "nats.conf",
+        network.FILE_NAME,
+        "supervisord.conf",
+        "supervisord.pid",
+    ),
     *("postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger"),
-    *(f"{name}.tmp" for name in ("postgres", "nats", "pods", "sandbox", "supervisord", "target")),  # see write_private
+    *(
+        f"{name}.tmp" for name in ("postgres", "nats", "network", "pods", "sandbox", "supervisord", "target")
+    ),  # see write_private
 )
 
 
@@ -84,16 +97,19 @@ class Sandbox:
         hours: float = 6.0,
         settings: Mapping[str, str] | None = None,
         seed: int = 1,
+        proxied: bool = False,
     ) -> SandboxState:
         """Start everything, with `hours` of past traffic, and return when events flow end to end.
 
-        `settings` are environment variables of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE.
+        `settings` are environment variables of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE; `proxied` pods reach
+        the servers through a network that `configure_network` disturbs.
         """
         with self._reserve_folder():
             state = SandboxState(self.directory, Addresses.choose(), _socket_path(), rate)
             state.save()
+            pods = _pod_environment(state.addresses, network.HOST if proxied else "127.0.0.1")
             try:
-                self._start_programs(state, hours, {**(settings or {}), "SANDBOX_RATE": f"{rate:g}"}, seed)
+                self._start_programs(state, hours, {**pods, **(settings or {}), "SANDBOX_RATE": f"{rate:g}"}, seed)
             except BaseException as error:
                 reason = self._last_words()
                 self.down()
@@ -268,11 +284,34 @@ class Sandbox:
                 if part:
                     raise SandboxError(f"the {part} of {app} does not run") from None
 
-    def change_app_password(self, password: str | None) -> None:
-        """Give the broker another password for the applications, or (None) the right one again."""
-        addresses = self.state.addresses
-        servers.write_nats_config(self.directory, addresses, password or addresses.passwords["nats-app"])
+    def configure_broker(self, **changes: Any) -> None:
+        """Let the broker run with these fields beside its own ones, and without earlier ones (see `write_nats_config`).
+
+        Raises ValueError if it does not take them; it keeps what it has.
+        """
+        addresses, file = self.state.addresses, self.directory / "nats.conf"
+        if not servers.takes(addresses, **changes):
+            raise ValueError(f"nats-server does not know {', '.join(changes)}")
+        before, runs = file.read_text(), self.program_state("nats") == "RUNNING"
+        loaded = self.ask_broker("varz")["config_load_time"] if runs else None
+        servers.write_nats_config(self.directory, addresses, **changes)
         self.signal_program("nats", "HUP")
+        until = time.monotonic() + 2
+        while runs and self.ask_broker("varz")["config_load_time"] == loaded:
+            if time.monotonic() > until:
+                write_private(file, before)
+                raise ValueError(f"nats-server does not reload {', '.join(changes)}")
+            time.sleep(0.05)
+
+    def ask_broker(self, path: str) -> Any:
+        """Return what the broker's monitoring endpoint answers. Raises OSError."""
+        with requests.Session() as session:
+            session.trust_env = False  # no proxy of this machine's
+            return session.get(f"{self.state.addresses.nats_monitor_url}/{path}", timeout=2).json()
+
+    def configure_network(self, **rules: tuple[str, float]) -> None:
+        """Disturb the way to servers, by their names (see `network.RULES`); the others are reached as usual."""
+        write_private(self.directory / network.FILE_NAME, json.dumps(rules))
 
     def visit(self, scene: Callable[[JetStreamContext], Awaitable[T]]) -> T:
         """Run a function at the broker as the applications, on a connection of its own."""
@@ -353,13 +392,13 @@ class Sandbox:
         for name in ("log", "run"):
             (self.directory / name).mkdir()
         servers.initialise(self.directory, state.addresses)
-        self._write_env({**_pod_environment(state.addresses), **settings})
+        self._write_env(settings)
         write_private(state.supervisor_config, _supervisor_config(state))
         self._start_supervisord(state)
         servers.wait_for_postgres(state.addresses, lambda: self.program_state("postgres") != "FATAL")
         servers.wait_for_nats(state.addresses, lambda: self.program_state("nats") != "FATAL")
         servers.create_database(state.addresses)
-        self.start("receiver", "notification")
+        self.start("receiver", *(["network"] if settings["POSTGRES_HOST"] == network.HOST else []), "notification")
         with psycopg.connect(state.addresses.app_url, autocommit=True) as connection:
             history.backfill(connection, datetime.now(UTC), hours, state.rate or 5.0, seed)
         # The load starts when the past is complete, so that there is no event in two minds about its order.
@@ -451,15 +490,15 @@ class Sandbox:
         return f"; {name}: {said[-1]}" if said else f"; {name} says nothing"
 
 
-def _pod_environment(addresses: Addresses) -> dict[str, str]:
+def _pod_environment(addresses: Addresses, host: str) -> dict[str, str]:
     return {
-        "POSTGRES_HOST": "127.0.0.1",
+        "POSTGRES_HOST": host,
         "POSTGRES_PORT": str(addresses.postgres_port),
         "POSTGRES_DB": DATABASE,
         "POSTGRES_USER": DATABASE,
         "POSTGRES_PASSWORD": addresses.passwords[DATABASE],
-        "NATS_URL": addresses.app_nats_url,
-        "SANDBOX_RECEIVER_URL": addresses.receiver_url,
+        "NATS_URL": addresses.app_nats_url.replace("127.0.0.1", host),
+        "SANDBOX_RECEIVER_URL": addresses.receiver_url.replace("127.0.0.1", host),
     }
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import pwd
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psycopg
 from nats.js import JetStreamContext
@@ -42,26 +45,15 @@ POSTGRES_SETTINGS = {
     "timezone": "UTC",
 }
 
-# The runbook's broker user asks for states and stored messages; it can create or publish nothing.
-_NATS_CONFIG = """
-listen: "127.0.0.1:{nats_port}"
-http: "127.0.0.1:{monitor_port}"
-jetstream {{ store_dir: "{store}" }}
-authorization {{
-  users = [
-    {{ user: app, password: "{app_password}" }}
-    {{ user: runbook, password: "{runbook_password}", permissions: {{
-        publish: [
-          "$JS.API.INFO"
-          "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.MSG.GET.*"
-          "$JS.API.DIRECT.GET.>"
-          "$JS.API.CONSUMER.NAMES.*", "$JS.API.CONSUMER.LIST.*", "$JS.API.CONSUMER.INFO.*.*"
-        ]
-        subscribe: ["_INBOX.>"]
-    }} }}
-  ]
-}}
-"""
+_ASKS = (
+    *("$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.*", "$JS.API.DIRECT.GET.>"),
+    *("$JS.API.STREAM.MSG.GET.*", "$JS.API.CONSUMER.NAMES.*", "$JS.API.CONSUMER.LIST.*", "$JS.API.CONSUMER.INFO.*.*"),
+)
+#: Of the broker's users; the runbook's asks for states and stored messages, and can create or publish nothing.
+PERMISSIONS: dict[str, dict[str, Any]] = {
+    "app": {},
+    "runbook": {"publish": {"allow": _ASKS}, "subscribe": {"allow": ["_INBOX.>"]}},
+}
 
 
 def initialise(directory: Path, addresses: Addresses) -> None:
@@ -94,21 +86,31 @@ def initialise(directory: Path, addresses: Addresses) -> None:
             **POSTGRES_SETTINGS,
         }.items():
             config.write(f"{name} = '{value}'\n")
-    write_nats_config(directory, addresses, addresses.passwords["nats-app"])
+    write_nats_config(directory, addresses)
 
 
-def write_nats_config(directory: Path, addresses: Addresses, app_password: str) -> None:
-    """Write the broker's configuration; an `app_password` that the pods do not know locks them out at a reload."""
-    write_private(
-        directory / "nats.conf",
-        _NATS_CONFIG.format(
-            nats_port=addresses.nats_port,
-            monitor_port=addresses.monitor_port,
-            store=directory / "nats",
-            app_password=app_password,
-            runbook_password=addresses.passwords["nats-runbook"],
-        ),
-    )
+def write_nats_config(directory: Path, addresses: Addresses, **changes: Any) -> None:
+    """Write the broker's configuration with these fields beside its own ones; those of a user by the user's name."""
+    users = [
+        {"user": name, "password": addresses.passwords[f"nats-{name}"], "permissions": may, **changes.pop(name, {})}
+        for name, may in PERMISSIONS.items()
+    ]
+    config = {
+        "host": "127.0.0.1",
+        "port": addresses.nats_port,
+        "http_port": addresses.monitor_port,
+        "jetstream": {"store_dir": str(directory / "nats")},
+        "authorization": {"users": users},
+    }
+    write_private(directory / "nats.conf", json.dumps(config | changes, indent=1))
+
+
+def takes(addresses: Addresses, **changes: Any) -> bool:
+    """Return whether nats-server would start with these fields in its configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_nats_config(Path(folder), addresses, **changes)
+        checked = subprocess.run([*nats_command(Path(folder)), "-t"], capture_output=True, check=False)
+    return checked.returncode == 0
 
 
 def postgres_command(directory: Path) -> list[str]:
