@@ -28,7 +28,7 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.notes import keep_note
 from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement.actions.canary import Canary
-from runbook_lib.packs.entitlement.checks.timeline import _read_action
+from runbook_lib.packs.postmortem.timeline import _read_action
 from runbook_lib.sources import settings
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive

@@ -37,7 +37,9 @@ from runbook_lib.model.finding import (
     replace,
     say,
 )
-from runbook_lib.packs.entitlement.checks import course, impact, incident, origin, past, timeline
+from runbook_lib.packs.entitlement.checks import course, impact, origin, past
+from runbook_lib.packs.postmortem import incident, timeline
+from runbook_lib.packs.postmortem.origin import VerdictRow
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
 from runbook_lib.store.lines import read_logs
@@ -119,7 +121,7 @@ HOSTILE = (
 
 def runs_of(*rows: dict[str, Any]) -> pd.DataFrame:
     frame = pd.DataFrame(list(rows), columns=incident.RUN)
-    for column in ("started", "ended", "looked_at", "detected_at", "onset"):
+    for column in ("started", "looked_at", "detected_at", "onset"):
         frame[column] = pd.to_datetime(frame[column], utc=True)
     return frame
 
@@ -448,7 +450,9 @@ def test_detection() -> None:
     ],
 )
 def test_recovery(runs: list[tuple[str, str, float]], at: float | None) -> None:
-    found = incident.green({"runs": runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))}, None)
+    found = incident.confirmation(
+        {"runs": runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))}, make_given(), None
+    )
     assert found.at == (None if at is None else ago(at))
 
 
@@ -456,13 +460,14 @@ def test_a_look_back_does_not_undo_the_recovery() -> None:
     """A run of today about a moment of the incident began after the recovery was confirmed."""
     back = run_row("3", "CRITICAL", ago(10)) | {"looked_at": ago(80)}
     runs = runs_of(run_row("3", "CRITICAL", ago(90)), run_row("6", "OK", ago(50)), back)
-    assert incident.green({"runs": runs}, None).at == ago(50)
+    assert incident.confirmation({"runs": runs}, make_given(), None).at == ago(50)
 
 
 def test_lengths_of_time() -> None:
-    assert timeline.duration_s(ago(90), ago(30)) == 60
-    assert timeline.duration_s(ago(30), ago(90)) == 0  # a clock's error is not a detection before the onset
-    assert timeline.duration_s(None, ago(30)) is None
+    early, late = incident.Moment(ago(90)), incident.Moment(ago(30))
+    assert timeline.duration_s(early, late) == 60
+    assert timeline.duration_s(late, early) == 0  # a clock's error is not a detection before the onset
+    assert timeline.duration_s(incident.Moment(), late) is None
     assert postmortem.duration(59) == "59 s"
     assert postmortem.duration(3725) == "3725 s (1 h 2 min 5 s)"
 
@@ -475,9 +480,8 @@ def origin_of(*verdicts: tuple[str, str, list[tuple[str, float]]]) -> Finding:
     modes = [(f"v{i}", id_, score) for i, (_, _, named) in enumerate(verdicts) for id_, score in named]
     return origin.judge_origin(
         {
-            "verdicts": pd.DataFrame(rows, columns=[f.name for f in fields(origin.VerdictRow)]),
+            "verdicts": pd.DataFrame(rows, columns=[f.name for f in fields(VerdictRow)]),
             "modes": pd.DataFrame(modes, columns=["name", "id", "score"]),
-            "known": pd.DataFrame([("FM-NOTI-06", "stopped", "停止")], columns=["id", "en", "ja"]),
         },
         make_given(),
     )
@@ -498,7 +502,7 @@ def test_the_worst_surest_first_verdict_names_the_origin() -> None:
         "FM-DB-01": "named_elsewhere",
         "FM-NOTI-04": "named_elsewhere",
     }
-    assert "stopped" in words(found) and "停止" in words(found, "ja")
+    assert "Delivery worker stopped" in words(found) and "停止" in words(found, "ja")
 
 
 def test_a_decided_verdict_names_the_origin_before_a_worse_one_that_was_undecided() -> None:

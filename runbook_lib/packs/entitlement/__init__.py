@@ -37,6 +37,7 @@ PACK = Pack(
         "runbook_lib.packs.changes",
         "runbook_lib.packs.jetstream",
         "runbook_lib.packs.logs",
+        "runbook_lib.packs.postmortem",
     ),
     asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:EntitlementNats"},
 )

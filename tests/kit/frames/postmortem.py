@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from runbook_lib.model.finding import Frames
-from runbook_lib.packs.entitlement.checks import incident
+from runbook_lib.packs.postmortem import incident
 from tests.kit.steps import NOW, ago
 
 MINUTE = pd.Timedelta(minutes=1)
@@ -71,5 +71,5 @@ def waiting(came: list[float], gone: list[float], low: dict[int, float], since: 
 
 def run_row(section: str, status: str, at: pd.Timestamp, **more: Any) -> dict[str, Any]:
     usual = dict.fromkeys(incident.RUN) | {"name": f"{section}-{status}", "section": section, "status": status}
-    times = dict.fromkeys(("started", "ended", "looked_at"), at) | dict.fromkeys(("detected_at", "onset"), pd.NaT)
+    times = dict.fromkeys(("started", "looked_at"), at) | dict.fromkeys(("detected_at", "onset"), pd.NaT)
     return usual | times | more

@@ -13,7 +13,6 @@ from runbook_lib.packs.entitlement.checks import (
     exceptions,
     impact,
     leases,
-    measures,
     origin,
     publish,
     recovery,
@@ -22,7 +21,6 @@ from runbook_lib.packs.entitlement.checks import (
     scope,
     subscriber,
     throttle,
-    timeline,
 )
 
 _TOPICS = (
@@ -43,8 +41,6 @@ _TOPICS = (
     recovery,
     impact,
     origin,
-    timeline,
-    measures,
 )
 
 CHECKS: tuple[Check, ...] = tuple(check for topic in _TOPICS for check in topic.CHECKS)

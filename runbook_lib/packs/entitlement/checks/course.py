@@ -14,9 +14,9 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import past
-from runbook_lib.packs.entitlement.checks.incident import Moment, onset_kept
 from runbook_lib.packs.entitlement.checks.past import span_of
 from runbook_lib.packs.entitlement.retention import Oldest
+from runbook_lib.packs.postmortem.incident import Moment, onset_kept
 
 
 @dataclass(frozen=True)

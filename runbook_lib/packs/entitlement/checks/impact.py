@@ -22,19 +22,10 @@ from runbook_lib.model.frames import row
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement.checks import past
 from runbook_lib.packs.entitlement.checks.course import IncidentTimes, count_never_notified, course
-from runbook_lib.packs.entitlement.checks.incident import (
-    OWN,
-    collect_runs,
-    detection,
-    green,
-    kept_run,
-    logs_of,
-    runs_of,
-    timed,
-)
 from runbook_lib.packs.entitlement.checks.past import Span, span_of
 from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Count
+from runbook_lib.packs.postmortem.incident import collect_runs, confirmation, detection, read_runs, runs_of, timed
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -113,7 +104,7 @@ def collect_impact(rb: Context) -> Frames:
         answers |= collect_runs(rb) | _read_earlier_impact(rb)
         answers |= _read_missed(rb, answers["runs"])
     detected = detection(parts.answers, given)
-    until = green(parts.answers, detected.at).at or rb.as_of
+    until = confirmation(parts.answers, given, detected.at).at or rb.as_of
     begins = [detected.at, *(r.started for r in runs_of(parts.answers)[:1])]
     first = min([*(t for t in begins if t is not None), until])
     longest = pd.Timedelta(days=rb.number("window.longest"))
@@ -159,8 +150,7 @@ def _sum_buckets(pieces: list[pd.DataFrame]) -> pd.DataFrame:
 def _read_earlier_impact(rb: Context) -> Frames:
     """Return what earlier runs of this section measured: since then retention may have deleted the rows."""
     measured: list[EarlierImpact] = []
-    for line in logs_of(rb.archive).runs:
-        run = kept_run(rb.archive, line) if line.section == OWN else None
+    for line, run in read_runs(rb, own=True):
         if run and (found := run.by_step.get("7.1")):
             since = pd.Timestamp(str(told)) if (told := found.value("onset")) else None
             for r in rows.each(found.frames.get("impact"), Impact):
@@ -172,8 +162,7 @@ def _read_earlier_impact(rb: Context) -> Frames:
 def _read_missed(rb: Context, runs: pd.DataFrame) -> Frames:
     """Return the objectives that runs of section 3 found missed, each with its run."""
     looked_at, found = dict(zip(runs["name"], runs["looked_at"], strict=True)), list[dict[str, Any]]()
-    for line in logs_of(rb.archive).runs:
-        run = kept_run(rb.archive, line) if line.name in looked_at else None
+    for line, run in read_runs(rb):
         slis = run.by_step["3.1"].frames.get("slis") if run and "3.1" in run.by_step else None
         for r in slis.to_dict("records") if slis is not None else ():
             if r.get("met") is False:
@@ -540,7 +529,7 @@ def chart_impact(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         charts.Line(went.began.at, "began", dash="-."),
         charts.Line(detected.at, "noticed", dash="--"),
         charts.Line(went.recovered.at, "recovered"),
-        charts.Line(green(frames, detected.at).at, "section 6 OK", dash=":"),
+        charts.Line(confirmation(frames, given, detected.at).at, "section 6 OK", dash=":"),
     ]
     times = [m.at for m in moments if m.at is not None]
     began, over = went.began.at or span.since, went.recovered.at or span.until

@@ -1,156 +1,36 @@
-"""7.2: the failure mode that caused the incident, by the verdicts of its runs, or candidates from the tables alone."""
+"""7.2 to 7.4: origin, timeline and measures (`packs.postmortem`); without a verdict, candidates from the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.book import messages
-from runbook_lib.book.messages import VERBATIM
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
+from runbook_lib.checks.triage import find_earlier
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
-from runbook_lib.model.frames import table
+from runbook_lib.model.finding import Finding, Frames, Status, Value, judged, say
 from runbook_lib.packs.entitlement.checks import past
-from runbook_lib.packs.entitlement.checks.incident import OWN, kept_run, logs_of, timed
-from runbook_lib.store.lines import RunLine
-from runbook_lib.store.run import Run
+from runbook_lib.packs.postmortem import origin
+from runbook_lib.packs.postmortem.measures import collect_measures, judge_measures
+from runbook_lib.packs.postmortem.timeline import collect_timeline, judge_timeline
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
 
-#: The confidences of a verdict, the lowest first.
-CONFIDENCES = ("none", "low", "medium", "high")
-STEP_COLUMNS = ["name", "section", "step", "id", "weight", "status", "headline_en", "headline_ja"]
-
-
-class VerdictRow(rows.Row):
-    """The verdict of a command."""
-
-    name: str = ""
-    started: pd.Timestamp | None = None
-    status: str = ""
-    stuck_at: str | None = None
-    confidence: str = "none"
-
-
-class RankedModeRow(rows.Row):
-    """A failure mode that a verdict ranked."""
-
-    name: str = ""
-    id: str = ""
-    score: float = 0.0
-
 
 def collect_origin(rb: Context) -> Frames:
-    """7.2: read the verdict of every command, and every finding that supports or contradicts a failure mode.
-
-    Frames: verdicts (fields of `VerdictRow`), modes (of `Mode`), steps (`STEP`), unread (name: text), known (id; en,
-    ja: text), episodes (those of 7.1).
-    """
-    logs = logs_of(rb.archive)
-    runs = [(line, kept_run(rb.archive, line)) for line in logs.runs if line.section != OWN]
-    concluded = [(v.name, v.started, v.verdict) for v in logs.verdicts if v.sections != (OWN,)]
-    if not concluded:
-        concluded = [(line.name, line.started, run.verdict) for line, run in runs if run and run.concluded]
-    verdicts = [VerdictRow(name, at, v.status.name, v.stuck_at, v.confidence) for name, at, v in concluded]
-    modes = [RankedModeRow(name, m.id, m.score) for name, _, v in concluded for m in v.failure_modes]
-    frames = {
-        "verdicts": timed(rows.frame(verdicts, VerdictRow), "started"),
-        "modes": rows.frame(modes, RankedModeRow),
-        "steps": pd.DataFrame(list(_evidence_rows(runs, rb.catalog.failure_modes)), columns=STEP_COLUMNS),
-        "unread": pd.DataFrame({"name": [line.name for line, run in runs if run is None]}, dtype=object),
-    }
-    if impact := next((f for f in rb.given().earlier if f.step == "7.1"), None):
-        frames["spells"] = impact.frames.get("spells", pd.DataFrame())
-    return frames | {"known": pd.DataFrame([(m.id, m.en, m.ja) for m in rb.catalog.failure_modes.values()],
-                                           columns=["id", "en", "ja"])}  # fmt: skip
-
-
-def _evidence_rows(runs: Sequence[tuple[RunLine, Run | None]], modes: Collection[str]) -> Iterator[dict[str, Any]]:
-    for line, run in runs:
-        for f in run.findings if run else ():
-            words = {f"headline_{lang}": messages.text(f.headline, lang) for lang in messages.LANGUAGES}
-            for signal in f.signals:
-                if signal.about in modes:
-                    yield {"name": line.name, "section": line.section, "step": f.step, "id": signal.about,
-                           "weight": float(signal.weight), "status": f.status.name, **words}  # fmt: skip
-
-
-def deciding_verdict(verdicts: list[VerdictRow], deciding: Collection[str] = ()) -> VerdictRow | None:
-    """Return the verdict that decides: the worst one, then the one with the highest confidence, then the earliest.
-
-    Those that name a failure mode (`deciding`) come before all others: a first look may be undecided, and the one after
-    the recovery has nothing left to name.
-    """
-
-    def weight(v: VerdictRow) -> tuple[bool, int, int]:
-        return v.name in deciding, Status[v.status].rank, CONFIDENCES.index(v.confidence)
-
-    bad = [v for v in verdicts if v.status in Status.__members__ and v.status != "OK"]
-    bad.sort(key=lambda v: v.started or pd.Timestamp.max.tz_localize("UTC"))
-    return max(bad, key=weight, default=None)
+    """7.2: read the verdicts and their evidence. Frames: those of the room, spells (the episodes of 7.1)."""
+    impact = find_earlier(rb.given(), "7.1")
+    episodes = {"spells": impact.frames.get("spells", pd.DataFrame())} if impact else {}
+    return origin.collect_origin(rb) | episodes
 
 
 def judge_origin(frames: Frames, given: JudgeInput) -> Finding:
-    """7.2: name the failure mode that stands out in the deciding verdict, with the evidence for and against it."""
-    verdicts = rows.each(frames.get("verdicts"), VerdictRow)
-    modes = sorted(rows.each(frames.get("modes"), RankedModeRow), key=lambda m: -m.score)
-    naming = {v.name for v in verdicts if _names_a_mode(v, modes, given)}
-    first = deciding_verdict(verdicts, naming) or VerdictRow()
-    top = [m for m in modes if m.name == first.name]
-    if not top and (seen := observe_first_episode(frames, given)):
-        return _judge_by_tables(given, *seen)
-    if not verdicts:
-        return unknown("", Reason.NO_DATA, say("postmortem.no_runs"))
-    stands_out = first.name in naming
-    top = top[: int(given.number("origin.candidates"))]
-    candidates = [m.id for m in top]
-    named = {m.name: m.id for m in reversed(modes)}  # the mode with the highest score of each verdict
-    others = [m.id for m in modes if named[m.name] == m.id and m.id not in candidates]
-    elsewhere = [(id_, "named_elsewhere", next(m.score for m in modes if m.id == id_)) for id_ in dict.fromkeys(others)]
-    shown = pd.DataFrame(
-        [(m.id, "origin" if stands_out and m is top[0] else "candidate", m.score) for m in top] + elsewhere,
-        columns=["id", "role", "score"],
-    )
-    steps = table(frames, "steps", *STEP_COLUMNS)
-    evidence = steps[steps["id"].isin([*candidates, *others])].drop_duplicates(["name", "step", "id"])
-    unread = table(frames, "unread", "name")
-    key = "postmortem.origin" if stands_out else "postmortem.inconclusive" if top else "postmortem.no_mode"
-    return judged(
-        say(
-            key,
-            mode=_format_mode(frames, candidates[0]) if top else "-",
-            confidence=say(f"confidence.{first.confidence}"),
-            candidates=", ".join(f"{m.id} {m.score:.2f}" for m in top) or "-",
-            score=top[0].score if top else 0.0,
-        ),
-        [
-            Value("origin", candidates[0] if stands_out else None),
-            Value("candidates", ", ".join(candidates) or None),
-            Value("confidence", first.confidence),
-            Value("stuck_at", first.stuck_at or None),
-            Value("located", first.name or None),
-        ],
-        at_least=Status.OK if stands_out else Status.WARNING,
-        notes=(
-            say("postmortem.origin_note"),
-            *((say("postmortem.unread", names=", ".join(unread["name"].astype(str))),) if len(unread) else ()),
-        ),
-        frames={"candidates": shown, "evidence": evidence.reset_index(drop=True)},
-        show=("candidates", "evidence"),
-    )
-
-
-def _names_a_mode(verdict: VerdictRow, modes: Sequence[RankedModeRow], given: JudgeInput) -> bool:
-    """Return whether a verdict is sure of a failure mode, which leads the next one; `modes` come by their score."""
-    scores = [m.score for m in modes if m.name == verdict.name] + [0.0, 0.0]
-    lead = round(scores[0] - scores[1], 3)  # scores have three places
-    leads = scores[0] >= given.number("origin.score") and lead >= given.number("origin.lead")
-    return leads and verdict.confidence in ("medium", "high")
+    """7.2: name the failure mode by the verdicts, else its candidates by the tables."""
+    return origin.judge_origin(frames, given, judge_by_tables)
 
 
 def observe_first_episode(frames: Frames, given: JudgeInput) -> tuple[str, past.Episode] | None:
@@ -175,8 +55,11 @@ def observe_first_episode(frames: Frames, given: JudgeInput) -> tuple[str, past.
     return names[queue][failed], begun[queue]
 
 
-def _judge_by_tables(given: JudgeInput, observation: str, episode: past.Episode) -> Finding:
+def judge_by_tables(frames: Frames, given: JudgeInput) -> Finding | None:
     """Judge by the tables alone: they show which queue grew first and whether tries failed, never the failure mode."""
+    if (seen := observe_first_episode(frames, given)) is None:
+        return None
+    observation, episode = seen
     signals = sorted(given.evidence(observation), key=lambda s: -s.weight)
     modes = [s for s in signals if s.about in given.catalog.failure_modes and s.weight > 0]
     places = [s.about for s in signals if s.about in given.catalog.places]
@@ -199,17 +82,8 @@ def _judge_by_tables(given: JudgeInput, observation: str, episode: past.Episode)
     )  # fmt: skip
 
 
-class ModeTitle(rows.Row):
-    """A failure mode's title."""
-
-    id: str = ""
-    en: str = ""
-    ja: str = ""
-
-
-def _format_mode(frames: Frames, id_: str) -> Text:
-    title = next((k for k in rows.each(frames.get("known"), ModeTitle) if k.id == id_), ModeTitle())
-    return say(VERBATIM, en=f"{id_} {title.en}".strip(), ja=f"{id_} {title.ja}".strip())
-
-
-CHECKS: tuple[Check, ...] = (Check("7.2", collect_origin, judge_origin),)
+CHECKS: tuple[Check, ...] = (
+    Check("7.2", collect_origin, judge_origin),
+    Check("7.3", partial(collect_timeline, impact="7.1"), judge_timeline),
+    Check("7.4", partial(collect_measures, origin="7.2"), judge_measures),
+)
