@@ -1,9 +1,14 @@
-"""Count the events that were published and are not registered as processed: held by the consumer, lost, or neither.
+"""Balance what was published and what arrived: events without a registration, and notifications without an event.
+
+Events that were published and are not registered as processed are held by the consumer, lost, or neither.
 
 Steps 4.1.2 and 5.3.2, and the steps built on them (4.4.3, 6.5), use this module. An event is lost if it is not
 delivered without help. It is not lost if a notification or a dead letter shows that it was processed: its registration
 was deleted. If the broker's record does not show how it was lost, and registrations were deleted, it is undecided
 between both. `stream.locate_events` locates each event in the broker, also for the commands `event` and `account`.
+
+4.2.2 and 5.3.5 count the notifications of events that the outbox never had (FM-NATS-12); one that its retention removed
+is none of them.
 """
 
 from __future__ import annotations
@@ -16,12 +21,12 @@ import pandas as pd
 
 from runbook_lib.checks.check import failures
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector
+from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Frames, Status, Text, say
+from runbook_lib.model.finding import Frames, Status, Text, Value, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import stream
-from runbook_lib.packs.entitlement.retention import Oldest
+from runbook_lib.packs.entitlement.retention import FindingPart, Oldest
 from runbook_lib.packs.jetstream.consumer import ConsumerPosition
 
 if TYPE_CHECKING:
@@ -271,4 +276,37 @@ def judge_missing(frames: Frames, given: JudgeInput, lag: float | None) -> Missi
         keeps_d=set_d if set_d is not None and set_d < keep_d else None,
         since=f"{given.as_of - pd.Timedelta(hours=given.number('retention.outbox')):%Y-%m-%d %H:%M:%S}",
         newest=max((e.published_at for e in events if e.published_at is not None), default=None),
+    )
+
+
+class WithoutEvent(rows.Row, query="consistency/without_event"):
+    """A notification of an event that the outbox never had."""
+
+    event_id: str = ""
+    status: str = ""
+    created_at: pd.Timestamp | None = None
+    registered: bool = False
+
+
+def judge_without_event(frames: Frames, given: JudgeInput) -> FindingPart:
+    """Count the notifications of the frame without_event, those sent and the registrations, with rate and first seen.
+
+    The first note is the headline of a finding that has no other one.
+    """
+    found = rows.each(frames.get("without_event"), WithoutEvent)
+    times = [n.created_at for n in found if n.created_at is not None]
+    if not times:
+        return FindingPart()
+    first, ago = min(times), seconds_between(max(times), given.as_of)
+    minutes = max((given.as_of - first).total_seconds() / 60, 1.0)
+    registered, sent = sum(n.registered for n in found), sum(n.status == "SENT" for n in found)
+    counts = {"n": len(found), "registered": registered, "sent": sent, "rate": len(found) / minutes, "ago": ago}
+    return FindingPart(
+        (
+            Value("without_event.notifications", len(found), "rows"),
+            Value("without_event.registrations", registered, "rows"),
+            Value("without_event.per_minute", counts["rate"], "1/min"),
+        ),
+        (say("consistency.without_event", **counts, since=f"{first:%Y-%m-%d %H:%M:%S}"),),
+        given.evidence("consistency.without_event"),
     )

@@ -1,7 +1,6 @@
 """Judge whether expired registrations are removed (FM-DB-02), for 2.4 and 4.2.2, and whether others may be.
 
-`missing.py`, 3.1 and 7.1 ask the latter before they call an event lost. 4.2.2 and 5.3.5 count the notifications of
-events that the outbox never had (FM-NATS-12); one that its retention removed is none of them.
+`missing.py`, 3.1 and 7.1 ask the latter before they call an event lost.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 import pandas as pd
 
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import seconds_between
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Signal, Status, Text, Value, say
 
@@ -70,36 +68,3 @@ def judge_clean_up(frames: Frames, given: JudgeInput) -> FindingPart:
     if value.status is Status.OK:
         return FindingPart((value,))
     return FindingPart((value,), (say("scope.not_cleaned_up"),), given.evidence("scope.not_cleaned_up"))
-
-
-class WithoutEvent(rows.Row, query="consistency/without_event"):
-    """A notification of an event that the outbox never had."""
-
-    event_id: str = ""
-    status: str = ""
-    created_at: pd.Timestamp | None = None
-    registered: bool = False
-
-
-def judge_without_event(frames: Frames, given: JudgeInput) -> FindingPart:
-    """Count the notifications of the frame without_event, those sent and the registrations, with rate and first seen.
-
-    The first note is the headline of a finding that has no other one.
-    """
-    found = rows.each(frames.get("without_event"), WithoutEvent)
-    times = [n.created_at for n in found if n.created_at is not None]
-    if not times:
-        return FindingPart()
-    first, ago = min(times), seconds_between(max(times), given.as_of)
-    minutes = max((given.as_of - first).total_seconds() / 60, 1.0)
-    registered, sent = sum(n.registered for n in found), sum(n.status == "SENT" for n in found)
-    counts = {"n": len(found), "registered": registered, "sent": sent, "rate": len(found) / minutes, "ago": ago}
-    return FindingPart(
-        (
-            Value("without_event.notifications", len(found), "rows"),
-            Value("without_event.registrations", registered, "rows"),
-            Value("without_event.per_minute", counts["rate"], "1/min"),
-        ),
-        (say("consistency.without_event", **counts, since=f"{first:%Y-%m-%d %H:%M:%S}"),),
-        given.evidence("consistency.without_event"),
-    )

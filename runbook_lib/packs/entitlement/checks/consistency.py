@@ -12,7 +12,7 @@ from runbook_lib.checks.parts import FrameCollector, collector, require_present
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement import missing, retention
+from runbook_lib.packs.entitlement import missing
 from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Count, Letters
@@ -249,7 +249,7 @@ def collect_audit(rb: Context) -> Frames:
         day = db.try_ask("consistency/audit_without_event_day")
         parts.answers["changes"] = db.ask(Change.QUERY) if day is None else day
         parts.answers["scope"] = row(hours=None if day is None else hours)
-        parts.ask(db, {"without_event": retention.WithoutEvent.QUERY})
+        parts.ask(db, {"without_event": missing.WithoutEvent.QUERY})
     return parts.frames()
 
 
@@ -275,7 +275,7 @@ def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
         until=f"{max(notified):%H:%M:%S}" if notified else None,
     )
     found = len(changes) - len(notified)
-    foreign = retention.judge_without_event(frames, given)
+    foreign = missing.judge_without_event(frames, given)
     told = [
         *([say("consistency.no_event", n=found, read=read)] if found else []),
         *foreign.notes,

@@ -16,7 +16,7 @@ from runbook_lib.checks.parts import FrameCollector, collector, require_present,
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Hop, Signal, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
-from runbook_lib.packs.entitlement import PACK, retention
+from runbook_lib.packs.entitlement import PACK, missing, retention
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import leases
 from runbook_lib.packs.entitlement.checks.series import ask_per_minute
@@ -137,7 +137,7 @@ def collect_order(rb: Context) -> Frames:
     """
     parts = FrameCollector()
     with rb.snapshot() as db:
-        parts.ask(db, ORDER | {"without_event": retention.WithoutEvent.QUERY})
+        parts.ask(db, ORDER | {"without_event": missing.WithoutEvent.QUERY})
         ask_per_minute(rb, db, parts, "notifications", arrivals="arrived")
         if len(parts.answers.get("duplicates", ())):
             parts.ask(db, {"copies": "duplicates/copies"})
@@ -174,7 +174,7 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
     problem = next((name for name, n in found.items() if n), None)
     headline = _ORDER_PROBLEMS[problem] if problem is not None else "none" if queued == 0 else "in_order"
     whole = {*ORDER, "arrivals"} <= frames.keys()
-    clean_up, foreign = retention.judge_clean_up(frames, given), retention.judge_without_event(frames, given)
+    clean_up, foreign = retention.judge_clean_up(frames, given), missing.judge_without_event(frames, given)
     # Rows that the frame of duplicates explains are not shown a second time.
     shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"], "without_event": 1}
     return judged(
