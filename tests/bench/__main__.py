@@ -1,5 +1,5 @@
-"""`make bench`: what the runbook costs a table of millions of rows and the application beside it, how long an alert
-waits for its artifact, and how long another policy takes to be tested on the past.
+"""`make bench`: what the runbook costs the application beside it, how long an alert waits for its artifact, a burst of
+alerts, the triage of many systems, and the plans over a table of millions of rows.
 
 Judges in words, never by its exit code.
 """
@@ -16,18 +16,12 @@ from pathlib import Path
 
 from runbook_lib.book import queries
 
-from . import burst, by_hand, harm, load, many, obvious, past, questions, runs, speed, supervise, timeline
-from .fill import DAYS, Filled
-from .questions import Row
-from .runs import Measured
+from . import burst, harm, load, many, questions, speed, supervise, timeline
+from .fill import Filled
 
 SMALLER = 100  # the small server has this many times fewer rows
-MEMORY_SLACK = 0.10
-RATIO = 0.1
-TENFOLD = 10
 SIZES = (1, 10, 100)  # times the rows that there are, by statistics
-GROWTH, FEW = 1.5, 20  # buffers: one more level of an index is no growth
-SECTIONS = ("4.1", "4.3")  # whose questions have the target
+EVENT_S = 1.0
 
 #: Why targets were missed when they were last looked into.
 BECAUSE = {
@@ -39,105 +33,54 @@ BECAUSE = {
     "share": "the sessions of the runbook and of the application share the cores that the database has",
 }
 
-Runs = dict[str, dict[str, Measured]]  # by section, then by how
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Fill, measure, print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--rows", type=int, default=5_000_000, help="notifications  [default: 5,000,000]")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="fill this folder, or use what it already holds")
     parser.add_argument("--systems", type=int, default=many.SYSTEMS, help=f"for `many`  [default: {many.SYSTEMS}]")
     parser.add_argument(
         "only",
         nargs="?",
-        choices=("speed", "triage", "log", "harm", "past", "many", "growth", "plans", "burst"),
-        help="a part alone: the times and memory, the triage, a section with a long log, what it does to the"
-        " application, the backtest of many dossiers, the triage of many systems, the plans of ten and a hundred times"
-        " the rows, a burst of alerts; not part of the whole: what ten times the rows cost each question",
+        choices=("triage", "speed", "harm", "plans", "burst", "many"),
+        help="a part alone: the triage, the times and memory, what it does to the application, the plans of ten and a"
+        " hundred times the rows, a burst of alerts, the triage of many systems",
     )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw where the time of the triage goes")
     options = parser.parse_args(arguments)
     scratch = supervise.fork(harm.LIMIT_S if options.only == "harm" else math.inf)
     began = time.monotonic()
-    if options.only:
-        with ExitStack() as stack:
-            if options.only == "triage":
-                return _print_triage(speed.triage(scratch / "triage"), options.picture)
-            if options.only == "log":
-                return _print_log(*speed.long_log(scratch / "log"))
-            if options.only == "burst":
-                return _print_burst(burst.measure(scratch / "burst"))
-            if options.only == "past":
-                return _print_past(past.measure(scratch / "past"))
-            if options.only == "growth":
-                return _growth(stack, scratch, options.keep or scratch / "large", options.rows)
-            if options.only == "plans":
-                return _print_plans(
-                    stack.enter_context(Filled(options.keep or scratch / "large", options.rows)), options.rows
-                )
-            small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
-            if options.only == "speed":
-                _speed(small, scratch, options.rows)
-            elif options.only == "many":
-                small.deliver()
-                _print_many(many.measure(small, scratch / "many", options.systems))
-            else:
-                _harm(small, scratch)
-        return
+
+    def asked(*parts: str) -> bool:
+        return options.only is None or options.only in parts
+
+    # Each is printed when it is known: a bench that is ended loses none.
     with ExitStack() as stack:
-        small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
-        large = stack.enter_context(Filled(options.keep or scratch / "large", options.rows))
-        size = large.table_size("notification.notifications") / 2**30
-        _say(f"{options.rows:,} notifications ({size:.2f} GiB) and what belongs to them: {_since(began)} s")
-        # Each is printed when it is known: a bench that is ended loses none.
-        _speed(small, scratch, options.rows)
-        _harm(small, scratch)
-        measured = _notebooks(large, small, scratch)
-        large.renew_leases()
-        rows = list(questions.measure(large.database_url))
-        asked = {
-            name: sorted(s for s, how in measured.items() if name in how["runbook"].questions) for name in _names(rows)
-        }
-        late = [r for r in _judged(rows, asked) if _late(r)]
-        typed = by_hand.measure(large, scratch / "by-hand")
-        large.vacuum()
-        vacuumed = list(questions.measure(large.database_url, _names(late)))
-        _print_questions(rows, asked)
-        _print_notebooks(measured, options.rows)
-        _print_targets(rows, vacuumed, asked, measured)
-        _print_by_hand(typed)
-        _print_plans(large, options.rows)
-        _print_burst(burst.measure(scratch / "burst"))
-        small.deliver()
-        _print_many(many.measure(small, scratch / "many", options.systems))
-        _print_past(past.measure(scratch / "past"))
-    _say(f"\nThe bench took {_since(began)} s.")
+        if asked("triage", "speed"):
+            _print_triage(speed.triage(scratch / "triage"), options.picture)
+        if asked("speed", "harm", "many"):
+            small = stack.enter_context(Filled(scratch / "small", options.rows // SMALLER))
+        if asked("speed"):
+            with Filled(scratch / "delivered", options.rows // SMALLER) as delivered:
+                delivered.deliver()
+                _print_speed(speed.measure(small, delivered, scratch / "speed"))
+        if asked("harm"):
+            _harm(small, scratch)
+        if asked("plans"):
+            with Filled(scratch / "large", options.rows) as large:
+                _print_event(questions.event_seconds(large.env, large.admin_url, scratch))
+                _print_plans(large, options.rows)
+        if asked("burst"):
+            _print_burst(burst.measure(scratch / "burst"))
+        if asked("many"):
+            small.deliver()
+            _print_many(many.measure(small, scratch / "many", options.systems))
+    _say(f"\nThe bench took {time.monotonic() - began:.0f} s.")
 
 
-def _growth(stack: ExitStack, scratch: Path, folder: Path, rows: int) -> None:
-    """As many rows a day, ten times the days."""
-    few = stack.enter_context(Filled(scratch / "few", rows // TENFOLD))
-    before = {r.query.name: r for r in questions.measure(few.database_url, besides=False)}
-    large = stack.enter_context(Filled(folder, rows, DAYS * TENFOLD))
-    large.vacuum()
-    after = list(questions.measure(large.database_url, besides=False))
-    _say(
-        f"\nBuffers of each question at {rows // TENFOLD:,} notifications in {DAYS} days, and at {rows:,} in ten times"
-        " as many.\nThose of tier `scan` read a table without an index for them; the gate refuses what is too dear."
-    )
-    lines, grown = [], []
-    for r in after:
-        was = before[r.query.name]
-        if not r.tuned or not was.tuned:
-            lines.append((r.query.name, r.query.cost, "-", "-", "refused" if r.refused else r.error or "-"))
-            continue
-        ratio = r.tuned.buffers / max(was.tuned.buffers, 1)
-        lines.append((r.query.name, r.query.cost, f"{was.tuned.buffers:,}", f"{r.tuned.buffers:,}", f"{ratio:.2f}"))
-        if ratio > GROWTH and r.tuned.buffers > was.tuned.buffers + FEW:
-            grown.append(f"{r.query.name} ({r.query.cost}, {ratio:.2f})")
-    _table(("question", "tier", "before", "after", "ratio"), lines, left={0, 1})
-    _target(f"each question at most {GROWTH} times the buffers (or {FEW} more)", grown)
+def _print_event(took: float) -> None:
+    missed = [f"{took:.1f} s"] if took > EVENT_S else []
+    _target(f"`runbook event`: at most {EVENT_S:.1f} s ({took:.1f} s)", missed, BECAUSE["event"])
 
 
 def _print_plans(filled: Filled, rows: int) -> None:
@@ -162,151 +105,6 @@ def _print_plans(filled: Filled, rows: int) -> None:
     )
 
 
-def _speed(small: Filled, scratch: Path, rows: int) -> None:
-    _print_triage(speed.triage(scratch / "triage"))
-    _print_log(*speed.long_log(scratch / "log"))
-    with Filled(scratch / "delivered", rows // SMALLER) as delivered:
-        delivered.deliver()
-        _print_speed(speed.measure(small, delivered, scratch / "speed"))
-
-
-def _notebooks(large: Filled, small: Filled, scratch: Path) -> Runs:
-    found = runs.sections()
-    measured: Runs = {}
-    if found:  # the first run of all compiles and caches
-        runs.by_product(found[0], small, scratch / "warm")
-        runs.by_papermill(found[0], small, scratch / "warm")
-    for section in found:
-        large.renew_leases()
-        small.renew_leases()
-        measured[section.number] = {
-            "runbook": runs.by_product(section, large, scratch / "runbook"),
-            "papermill": runs.by_papermill(section, large, scratch / "papermill"),
-            "small": runs.by_product(section, small, scratch / "runbook-small"),
-        }
-        took = ", ".join(f"{way} {m.seconds:.1f} s" for way, m in measured[section.number].items())
-        _say(f"  section {section.number}: {took}")
-    return measured
-
-
-def _print_questions(rows: list[Row], asked: dict[str, list[str]]) -> None:
-    _say(
-        "\nQuestions, warm, median of 3. Buffers of 8 kB. `cost` is the planner's; questions of tier `scan` pass the"
-        f"\ngate only up to {questions.BUDGET.max_plan_cost:,.0f}. `Seq Scan` names the large tables that the plan"
-        " reads in sequence."
-    )
-    lines = []
-    for r in rows:
-        lines.append(
-            (
-                r.query.name,
-                " ".join(asked[r.query.name]) or "-",
-                r.query.cost,
-                f"{r.plan_cost:,.0f}",
-                *((f"{r.tuned.ms:,.1f}", f"{r.tuned.buffers:,}") if r.tuned else ("-", "-")),
-                *((f"{r.obvious.ms:,.1f}", f"{r.obvious.buffers:,}") if r.obvious else ("-", "-")),
-                "-" if r.ratio is None else f"{r.ratio:.4f}",
-                " ".join(sorted(r.tuned.scanned)) if r.tuned and r.tuned.scanned else "none" if r.tuned else "-",
-                "refused" if r.refused else r.error or "passes" if r.query.cost == "scan" else r.error or "-",
-            )
-        )
-    _table(
-        ("question", "sections", "tier", "cost", "ms", "buffers", "obvious ms", "buffers", "ratio", "Seq Scan", "gate"),
-        lines,
-        left={0, 1, 2, 9, 10},
-    )
-
-
-def _print_notebooks(measured: Runs, rows: int) -> None:
-    _say(
-        f"\nNotebooks, headless, {rows:,} rows and {rows // SMALLER:,} rows. Memory: peak of the summed RSS of the"
-        "\nprocess tree, sampled every 50 ms (shared pages count once per process). Scans: of the two large tables."
-    )
-    lines = []
-    for number, how in measured.items():
-        product, plain, small = how["runbook"], how["papermill"], how["small"]
-        lines.append(
-            (
-                number,
-                f"{product.seconds:.1f}",
-                f"{plain.seconds:.1f}",
-                f"{product.seconds / plain.seconds:.2f}",
-                f"{product.mebibytes:.0f}",
-                f"{plain.mebibytes:.0f}",
-                f"{product.mebibytes / max(plain.mebibytes, 1):.2f}",
-                f"{small.mebibytes:.0f}",
-                f"{small.seconds:.1f}",
-                f"{product.seq_scans}",
-                f"{product.index_scans}",
-                f"{plain.seq_scans}",
-                "; ".join(f"{name}: {m.problem}" for name, m in how.items() if m.problem) or "-",
-            )
-        )
-    _table(
-        (
-            *("section", "runbook s", "papermill s", "ratio", "runbook MiB", "papermill MiB", "ratio", "small MiB"),
-            *("small s", "seq", "index", "papermill seq", "problem"),
-        ),
-        lines,
-        left={0, 12},
-    )
-
-
-def _print_targets(rows: list[Row], vacuumed: list[Row], asked: dict[str, list[str]], measured: Runs) -> None:
-    _say("\nTargets")
-    judged = _judged(rows, asked)
-    own = [r for r in rows if set(asked[r.query.name]) & set(SECTIONS) and r not in judged]
-    late = [r for r in judged if _late(r)]
-    absent = [s for s in SECTIONS if s not in measured]
-    _target(
-        f"each question of 4.1 and 4.3 at most 1/10 of the obvious query's buffers ({len(judged)} compared)",
-        [f"{r.query.name} ({'not measured' if r.ratio is None else f'{r.ratio:.2f}'})" for r in late]
-        + [f"section {s} was not run" for s in absent],
-    )
-    for r in vacuumed:
-        if r.ratio is not None:
-            _say(f"    {r.query.name} right after a VACUUM, when index-only scans read no table page: {r.ratio:.2f}")
-    for r in own:
-        if r.query.cost != "catalog":
-            _say(f"    not compared: {r.query.name}: {obvious.ITSELF[r.query.name]}")
-    catalog = [r.query.name for r in own if r.query.cost == "catalog"]
-    _say(f"    not compared, read no table: {', '.join(catalog) or '-'}")
-    refused = [f"{r.query.name} (cost {r.plan_cost:,.0f})" for r in rows if r.refused]
-    _say(f"    refused by the cost gate at this size, never run: {', '.join(refused) or '-'}")
-    _target(
-        "no sequential scan of notifications or outbox_events in any notebook",
-        [f"section {n}: {m.seq_scans}" for n, how in measured.items() if (m := how["runbook"]).seq_scans]
-        + ([] if measured else ["no notebook was run"]),
-    )
-    _target(
-        f"memory of a run independent of table size (within {MEMORY_SLACK:.0%} of {SMALLER} times fewer rows)",
-        [
-            f"section {n}: {how['runbook'].mebibytes:.0f} MiB against {how['small'].mebibytes:.0f} MiB"
-            for n, how in measured.items()
-            if how["runbook"].mebibytes > how["small"].mebibytes * (1 + MEMORY_SLACK)
-        ]
-        + ([] if measured else ["no notebook was run"]),
-    )
-
-
-def _print_by_hand(asked: list[by_hand.Asked]) -> None:
-    _say("\nAsked by hand, in ms: as a command, in a cell of an open notebook, and the bare or obvious query.")
-    lines = []
-    for a in asked:
-        cells = (a.command_s, a.cell_s, a.beside_s)
-        lines.append((a.name, *("-" if s is None else f"{s * 1000:,.0f}" for s in cells)))
-    _table(("", "command", "cell", "query"), lines, left={0})
-    _say("\nTargets")
-    for a in asked:
-        took = f"{a.counted_s * 1000:,.0f} ms"
-        over = "over the bare query " if a.command_s is None else ""
-        _target(
-            f"{a.name}: {over}at most {a.target_s * 1000:,.0f} ms ({took})",
-            [took] if a.counted_s > a.target_s else [],
-            BECAUSE["event"] if a.name == "runbook event" else "",
-        )
-
-
 def _print_triage(measured: speed.Triage, picture: Path | None = None) -> None:
     if picture:
         timeline.draw(measured.bars, measured.first_screen[-1], measured.verdict[-1], picture)
@@ -324,13 +122,6 @@ def _print_triage(measured: speed.Triage, picture: Path | None = None) -> None:
     _say(f"    the archive is written and the command has ended after {statistics.median(measured.ended):.1f} s")
 
 
-def _print_log(before: list[float], after: list[float]) -> None:
-    more = statistics.median(after) - statistics.median(before)
-    what = "a section that reads 20 MB of log with stack traces"
-    missed = [f"{more:.1f}"] if more > speed.LOG_S else []
-    _target(f"{what}: at most {speed.LOG_S:.0f} s more than without ({more:.1f})", missed)
-
-
 def _print_speed(cases: list[speed.Case]) -> None:
     _say(
         "\nTo the finished artifact, page and dossier included, against `papermill` one notebook after another: from"
@@ -345,12 +136,6 @@ def _print_speed(cases: list[speed.Case]) -> None:
             ratio = "-" if name == "papermill" else f"{case.ratio(name):.2f}"
             lines.append((case.name, name, f"{statistics.median(way.seconds):.1f}", ratio, f"{way.mebibytes:.0f}"))
     _table(("sections", "way", "s", "ratio", "MiB"), lines, left={0, 1})
-    for case in cases:
-        if case.outside:
-            share = statistics.median(case.outside)
-            _say(f"Of an alert's time, {case.name}: {share:.0%} is not the notebook's own work.")
-        verdict = statistics.median(case.verdicts)
-        _say(f"From an alert to its verdict, before pages are rendered, {case.name}: {verdict:.1f} s")
     _say("\nTargets")
     for case in cases:
         for name in ("cold", "warm"):
@@ -407,32 +192,16 @@ def _print_harm(ways: list[harm.Way]) -> None:
             )
 
 
-def _print_past(tested: past.Tested) -> None:
-    took = f"{tested.seconds:.0f} s by the clock, {tested.cpu_s:.0f} s of the cores"
-    _say(f"\nA backtest of {past.DOSSIERS} dossiers: {took}")
-    late = tested.problem or (f"{tested.alone_s:.0f} s" if tested.alone_s > past.SECONDS else "")
-    _target(
-        f"{past.DOSSIERS} dossiers tested in at most {past.SECONDS:.0f} s of each of {past.CORES} cores"
-        f" ({tested.alone_s / past.SECONDS:.2f} of it)",
-        [late] if late else [],
-    )
-
-
 def _print_many(course: many.IncidentTimes) -> None:
     parts = ", ".join(f"{s:.0f}" for s in course.seconds)
     grown = (course.scheduler_mib[-1] - course.scheduler_mib[0]) * 1024 / course.systems
-    sent, came = (n / course.systems for n in (course.sent, course.came))
     _say(
         f"\nTriage of {course.systems:,} systems over Dask, two workers of two threads, one killed after the first"
         f"\nfifth: {parts} s by fifths. The scheduler's memory: {course.scheduler_mib[0]:.0f} MiB before,"
-        f" {course.scheduler_mib[-1]:.0f} after, {grown:.1f} KiB\na system. Sent {sent:,.0f} bytes a system, and"
-        f" {came:,.0f} came back."
+        f" {course.scheduler_mib[-1]:.0f} after, {grown:.1f} KiB\na system."
     )
     _target(f"{course.systems:,} systems, each once", course.wrong[:5])
     _target("time and memory grow with their number alone", course.bends)
-    took = "no browser here" if course.page_s is None else f"{course.page_s:.2f} s"
-    late = course.page_s is None or course.page_s > many.PAGE_S
-    _target(f"the page of all systems is open within {many.PAGE_S:.0f} s ({took})", [took] if late else [])
 
 
 def _print_burst(measured: burst.Burst) -> None:
@@ -448,19 +217,6 @@ def _print_burst(measured: burst.Burst) -> None:
     grown = measured.memory[-1] / measured.memory[2] if len(measured.memory) == 5 else 0.0
     _target(f"memory grows at most x{burst.GROWTH} in the last two fifths (x{grown:.2f})",
             [f"x{grown:.2f}"] * (not 0 < grown <= burst.GROWTH))  # fmt: skip
-
-
-def _judged(rows: list[Row], asked: dict[str, list[str]]) -> list[Row]:
-    """The questions that the target is about: of its sections, reading a table, and not the obvious query itself."""
-    return [
-        r
-        for r in rows
-        if set(asked[r.query.name]) & set(SECTIONS) and r.query.cost != "catalog" and r.query.name not in obvious.ITSELF
-    ]
-
-
-def _late(row: Row) -> bool:
-    return not row.refused and (row.ratio is None or row.ratio > RATIO)
 
 
 def _target(what: str, missed: list[str], because: str = "") -> None:
@@ -480,14 +236,6 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]], left: set[int]) 
 def _row(line: Sequence[str], widths: Sequence[int], left: set[int]) -> None:
     side: tuple[Callable[[str, int], str], Callable[[str, int], str]] = (str.rjust, str.ljust)
     _say("  ".join(side[i in left](cell, widths[i]) for i, cell in enumerate(line)).rstrip())
-
-
-def _names(rows: Iterable[Row]) -> list[str]:
-    return [r.query.name for r in rows]
-
-
-def _since(moment: float) -> str:
-    return f"{time.monotonic() - moment:.0f}"
 
 
 def _say(text: str) -> None:

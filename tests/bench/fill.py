@@ -1,6 +1,6 @@
-"""Servers with a table of millions of notifications, filled in bulk, kept between two benches if wanted.
+"""Servers with a table of millions of notifications, filled in bulk.
 
-Events are numbered and evenly spaced over 28 days, or more; every hop agrees with the next. Of the last 8 hours every
+Events are numbered and evenly spaced over 28 days; every hop agrees with the next. Of the last 8 hours every
 second notification still waits, so that both halves of each question (what is finished, what is not) have work to do.
 
 The last 34 hours are written after the VACUUM, so that their pages are not all-visible: two updates per row reach
@@ -9,9 +9,8 @@ autovacuum's fifth of the table every 67 hours, and half of that is what an inde
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,10 @@ import psycopg
 from psycopg import sql
 
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.gameday.sandbox.state import Addresses
 
-DAYS = 28
+OVER = timedelta(days=28)
 WAITING = timedelta(hours=8)
 RECENT = timedelta(hours=34)
-FILE_NAME = "bench.json"
-
-Connection = psycopg.Connection[Any]
 
 # One event by number. What becomes of it follows from its number and its age alone.
 _EVENTS = """
@@ -118,53 +113,30 @@ _TIMES = {
 
 
 @dataclass
-class _Kept:
-    """What a later bench must know of a filled folder."""
+class _Numbering:
+    """Which number the event of a moment has."""
 
-    addresses: dict[str, Any]
-    start: str  # the moment of event 0
-    step_s: float
+    start: datetime  # the moment of event 0
+    step: timedelta
     history: int  # the number of the last event that is not of the recent part
 
 
 class Filled(Servers):
-    """Both servers with `rows` notifications of so many days; what `directory` already holds is brought up to now."""
+    """Both servers with `rows` notifications of four weeks."""
 
-    def __init__(self, directory: Path, rows: int, days: int = DAYS) -> None:
-        self._rows, self._days = rows, days
-        self._kept: _Kept | None = None
-        file = directory / FILE_NAME
-        if file.is_file():
-            self._kept = _Kept(**json.loads(file.read_text()))
+    def __init__(self, directory: Path, rows: int) -> None:
+        self._rows = rows
         super().__init__(directory)
 
     def __enter__(self) -> Filled:
-        if self._kept is None:
-            super().__enter__()
-        else:
-            self._use(Addresses(**self._kept.addresses))
-            self.start_nats()
-            self.start_postgres()
+        super().__enter__()
         try:
-            if self._kept is None:
-                self._kept = self._write_history()
-                self._keep(self._kept)
-            else:
-                self._remove_recent(self._kept)
-            self._write_recent(self._kept)
+            self._write_recent(self._write_history())
             self.ensure_streams()
         except BaseException:
             self.stop()
             raise
         return self
-
-    def renew_leases(self) -> None:
-        """Put the leases around now again; a bench takes longer than they last."""
-        with psycopg.connect(self.app_url) as owner:
-            owner.execute(
-                "UPDATE notification.notifications SET locked_at = now() - random() * interval '30 seconds',"
-                " lease_until = now() + (0.6 - random()) * interval '100 seconds' WHERE status = 'PROCESSING'"
-            )
 
     def deliver(self) -> None:
         """Send all that waits, so that no question about the worker has to look twice."""
@@ -174,39 +146,11 @@ class Filled(Servers):
                 " locked_by = NULL, locked_at = NULL, lease_until = NULL WHERE status IN ('PENDING', 'PROCESSING')"
             )
 
-    def vacuum(self) -> None:
-        """What autovacuum does once a fifth of the table has changed: every page becomes all-visible."""
-        with psycopg.connect(self.app_url, autocommit=True) as owner:
-            owner.execute("VACUUM notification.notifications, entitlement.outbox_events")
-
-    def table_size(self, table: str) -> int:
-        """Bytes of a table without its indexes."""
-        with psycopg.connect(self.admin_url) as admin:
-            row = admin.execute("SELECT pg_table_size(%s::regclass)", [table]).fetchone()
-            return int(row[0]) if row else 0
-
-    def _use(self, addresses: Addresses) -> None:
-        self.addresses, self.env = addresses, addresses.env
-        self.admin_url, self.app_url, self.database_url = (
-            addresses.admin_url,
-            addresses.app_url,
-            addresses.database_url,
-        )
-        self.nats_url, self.app_nats_url = addresses.nats_url, addresses.app_nats_url
-        self.nats_monitor_url = addresses.nats_monitor_url
-
-    def _keep(self, kept: _Kept) -> None:
-        file = self.directory / FILE_NAME
-        file.touch(mode=0o600)  # it holds the passwords
-        file.write_text(json.dumps(asdict(kept)))
-
-    def _write_history(self) -> _Kept:
+    def _write_history(self) -> _Numbering:
         now = datetime.now(UTC)
-        over = timedelta(days=self._days)
-        step, start = over / self._rows, now - over
-        last = int((over - RECENT) / step)
-        kept = _Kept(asdict(self.addresses), start.isoformat(), step.total_seconds(), last)
-        values = _values(kept, 1, last, now)
+        step = OVER / self._rows
+        numbering = _Numbering(now - OVER, step, int((OVER - RECENT) / step))
+        values = _values(numbering, 1, numbering.history, now)
         # The two large halves side by side: notifications, and everything else.
         first, *others = _TABLES
         with ThreadPoolExecutor(2) as pool:
@@ -215,33 +159,22 @@ class Filled(Servers):
                 half.result()
         with psycopg.connect(self.app_url, autocommit=True) as owner:
             owner.execute(f"VACUUM (ANALYZE, PARALLEL 2) {', '.join(_TABLES)}")
-        return kept
+        return numbering
 
-    def _remove_recent(self, kept: _Kept) -> None:
-        since = datetime.fromisoformat(kept.start) + kept.history * timedelta(seconds=kept.step_s)
-        with psycopg.connect(self.app_url, autocommit=True) as owner:
-            for table, column in _TIMES.items():
-                owner.execute(f"DELETE FROM {table} WHERE {column} > %s", [since])
-            owner.execute(
-                "DELETE FROM entitlement.outbox_events"
-                " WHERE status = 'PUBLISHED' AND published_at < now() - interval '24 hours'"
-            )
-            owner.execute(f"VACUUM {', '.join(_TIMES)}")
-
-    def _write_recent(self, kept: _Kept) -> None:
+    def _write_recent(self, numbering: _Numbering) -> None:
         now = datetime.now(UTC)
-        last = int((now - datetime.fromisoformat(kept.start)) / timedelta(seconds=kept.step_s))
+        last = int((now - numbering.start) / numbering.step)
         with psycopg.connect(self.app_url, autocommit=True) as owner:
             for table in _TIMES:
-                owner.execute(_insert(table, _values(kept, kept.history + 1, last, now)))
+                owner.execute(_insert(table, _values(numbering, numbering.history + 1, last, now)))
             owner.execute(f"ANALYZE {', '.join(_TABLES)}")
             owner.execute("VACUUM entitlement.outbox_events")  # a small table: autovacuum comes every few hours
 
 
-def _values(kept: _Kept, first: int, last: int, now: datetime) -> dict[str, Any]:
+def _values(numbering: _Numbering, first: int, last: int, now: datetime) -> dict[str, Any]:
     return {
-        "start": datetime.fromisoformat(kept.start),
-        "step": timedelta(seconds=kept.step_s),
+        "start": numbering.start,
+        "step": numbering.step,
         "first": first,
         "last": last,
         "now": now,

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import shutil
 import signal
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import psutil
-from playwright.sync_api import sync_playwright
 
-from runbook_lib.dossier import systems as page
 from runbook_lib.model.order import Order
 from runbook_lib.runs import executors
 from runbook_lib.store.archive import Archive
@@ -29,8 +24,6 @@ from .machines import Cluster
 
 SYSTEMS = 100
 PARTS = 5
-#: The page of all of them is open within so many seconds.
-PAGE_S = 1.0
 #: The last part may take so much more than the one after the kill, in seconds and in the scheduler's memory.
 SLACK = 1.25
 _DEADLINE_S = 180.0
@@ -44,11 +37,6 @@ class IncidentTimes:
     seconds: list[float] = field(default_factory=list)
     scheduler_mib: list[float] = field(default_factory=list)
     """At the end of each part; the first is before any."""
-    sent: int = 0
-    """Bytes of all orders, and of all that came back, as they travel."""
-    came: int = 0
-    page_s: float | None = None
-    """Until the page of all systems is open in a browser; None without one."""
     wrong: list[str] = field(default_factory=list)
     """Systems that are not there exactly once, one line each."""
 
@@ -76,8 +64,8 @@ def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Inciden
         Order(("3",), output, target=f"t{n}", incident=f"M-t{n}", job=f"job-{n}", follow=True, deadline_s=_DEADLINE_S)
         for n in range(systems)
     ]
-    course = IncidentTimes(systems, sent=sum(len(pickle.dumps(order)) for order in orders))
-    cluster, ended = Cluster(scratch, env), list[dict[str, Any]]()
+    course = IncidentTimes(systems)
+    cluster = Cluster(scratch, env)
     try:
         victim = cluster.worker("--no-nanny")
         cluster.worker("--no-nanny")
@@ -87,11 +75,8 @@ def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Inciden
             began, done = time.monotonic(), 0
             for order, came in executors.results(executor, executors.carry_out, orders):
                 done += 1
-                course.came += len(pickle.dumps(came))
                 if isinstance(came, Exception) or came["problem"]:
                     course.wrong.append(f"{order.target}: {came if isinstance(came, Exception) else came['problem']}")
-                else:
-                    ended.append(came)
                 if done % (systems // PARTS):
                     continue
                 course.seconds.append(time.monotonic() - began)
@@ -103,23 +88,8 @@ def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Inciden
                 began = time.monotonic()
     finally:
         cluster.stop()
-    course.page_s = _open_page(page.write(output, "M", ended, systems))
     course.wrong += [f"{order.target}: {left}" for order in orders if (left := _not_once(output, order))]
     return course
-
-
-def _open_page(file: str) -> float | None:
-    if (chromium := shutil.which("chromium")) is None:
-        return None
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page()
-        began = time.monotonic()
-        tab.goto(f"file://{file}")
-        tab.wait_for_selector("table tr:last-child")
-        seconds = time.monotonic() - began
-        browser.close()
-    return seconds
 
 
 def _not_once(output: str, order: Order) -> str:

@@ -1,78 +1,36 @@
-"""Every question of the runbook under EXPLAIN (ANALYZE, BUFFERS), beside the obvious query."""
+"""Over many rows: the planner's cost of each query of the runbook, and the time of `runbook event`."""
 
 from __future__ import annotations
 
+import os
 import re
 import statistics
-from collections.abc import Iterable, Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psycopg
 
 from runbook_lib.book import queries
-from runbook_lib.book.queries import Query
 from runbook_lib.packs.entitlement.checks import given_up
 from runbook_lib.privacy.masking import Masker
-from runbook_lib.sources.postgres import Postgres, Snapshot
+from runbook_lib.sources.postgres import Postgres
 from runbook_lib.sources.settings import Budget
 from runbook_lib.sources.source import ReadCost, SourceError
 
-from . import obvious
-
-REPETITIONS = 3
-#: The budget of the runbook, except that an obvious query may take as long as it does.
-BUDGET = Budget(statement_timeout_ms=60_000)
-SLOW_MS = 500.0  # an obvious query slower than this is repeated once only
+BUDGET = Budget()
+EVENTS = 5
 
 _EVENT = """
 SELECT event_id FROM entitlement.outbox_events
 WHERE status = 'PUBLISHED' AND published_at < now() - interval '10 minutes' ORDER BY published_at DESC LIMIT 1
 """
 _CHANGE = "SELECT audit_id, occurred_at, user_id FROM entitlement.entitlement_audit LIMIT 1"
-_LARGE = {"notifications", "outbox_events"}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one query cost: median of the warm repetitions, 8 kB buffers touched, large tables read in sequence."""
-
-    ms: float
-    buffers: int
-    scanned: frozenset[str]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One question; `tuned` is None where the cost gate refuses it, or it failed with `error`."""
-
-    query: Query
-    plan_cost: float
-    refused: bool
-    tuned: Cost | None
-    obvious: Cost | None
-    error: str = ""
-
-    @property
-    def ratio(self) -> float | None:
-        """Tuned buffers by obvious buffers."""
-        if self.tuned is None or self.obvious is None:
-            return None
-        return self.tuned.buffers / max(self.obvious.buffers, 1)
-
-
-def measure(database_url: str, names: Iterable[str] | None = None, *, besides: bool = True) -> Iterator[Row]:
-    """Ask those named, or all, and the obvious ones beside them; each with the settings and the role of the runbook."""
-    source = _source(database_url)
-    values = _parameters(source)
-    for name in queries.names() if names is None else names:
-        q = queries.query(name)
-        try:
-            yield _row(source, q, values, obvious.QUERIES.get(q.name) if besides else None)
-        except (SourceError, KeyError) as e:  # a KeyError: a parameter that is not among the values
-            yield Row(q, 0.0, False, None, None, str(e.args[0]))
 
 
 def plan_costs(database_url: str, admin_url: str, times: float) -> dict[str, float]:
@@ -96,6 +54,20 @@ def plan_costs(database_url: str, admin_url: str, times: float) -> dict[str, flo
             return costs
         finally:
             admin.execute(grow, [1 / times])
+
+
+def event_seconds(env: Mapping[str, str], admin_url: str, folder: Path) -> float:
+    """Return how long `runbook event` takes for an event of the last day, from outside: the median of some."""
+    lately = "SELECT event_id FROM notification.notifications WHERE created_at > now() - interval '1 day' LIMIT %s"
+    with psycopg.connect(admin_url) as db:
+        events = [str(event) for (event,) in db.execute(lately, [EVENTS])]
+    own, took = {k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_")}, []
+    for event in events:
+        command = [sys.executable, "-m", "runbook_lib", "event", event, "--incident", "bench"]
+        began = time.perf_counter()
+        subprocess.run(command, env=own | dict(env), cwd=folder, capture_output=True, timeout=120)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
 
 
 def _source(database_url: str) -> Postgres:
@@ -145,35 +117,6 @@ def _parameters(source: Postgres) -> dict[str, Any]:
         "seqs": [7],
         "max_rows": BUDGET.max_rows + 1,
     }
-
-
-def _row(source: Postgres, q: Query, values: dict[str, Any], beside: str | None) -> Row:
-    with source.snapshot() as db:
-        plan_cost = db._plan_cost(q.sql, _used(q.sql, values))
-        refused = q.cost == "scan" and plan_cost > BUDGET.max_plan_cost
-        tuned: list[Cost] = []
-        typed: list[Cost] = []
-        for _ in range(REPETITIONS + 1):  # the first warms the cache
-            if not refused:
-                tuned.append(_explain(db, q.sql, values))
-            if beside and not refused and not (len(typed) > 1 and typed[-1].ms > SLOW_MS):
-                typed.append(_explain(db, beside, values))
-    return Row(q, plan_cost, refused, _median(tuned), _median(typed))
-
-
-def _explain(db: Snapshot, text: str, values: dict[str, Any]) -> Cost:
-    explained = f"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {text}"
-    ((answer,),) = db._fetch_row(explained, _used(text, values))
-    plan = answer["Plan"]
-    scanned = {n["Relation Name"] for n in _nodes(plan) if n["Node Type"] == "Seq Scan"} & _LARGE
-    return Cost(answer["Execution Time"], plan["Shared Hit Blocks"] + plan["Shared Read Blocks"], frozenset(scanned))
-
-
-def _median(costs: list[Cost]) -> Cost | None:
-    if not costs:
-        return None
-    warm = costs[1:] or costs
-    return Cost(statistics.median(c.ms for c in warm), warm[-1].buffers, warm[-1].scanned)
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

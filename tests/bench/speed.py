@@ -21,7 +21,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +29,6 @@ import psutil
 from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Status
 from runbook_lib.store.archive import Archive
 
 from . import timeline
@@ -48,8 +46,6 @@ MEBIBYTES = 450
 FIRST_SCREEN_S, TRIAGE_S = 2.0, 6.0
 #: So long it has stopped when the first triage begins.
 STOPPED_S = 40.0
-#: At most so many seconds more for a section whose log has so many entries with stack traces, 20 MB.
-LOG_S, LOG_ENTRIES = 2.0, 7_800
 #: What is imported from nothing: until the first numbers, and by the process that runs are forked from.
 IMPORTED = {
     "the first numbers": "runbook_lib.cli.progress, runbook_lib.view.render, runbook_lib.sources.postgres",
@@ -89,10 +85,6 @@ class Case:
     papermill: Way = field(default_factory=Way)
     cold: Way = field(default_factory=Way)
     warm: Way = field(default_factory=Way)
-    outside: list[float] = field(default_factory=list)
-    """Of one section's alert: the share of its time that is not the notebook's own work."""
-    verdicts: list[float] = field(default_factory=list)
-    """From an alert to the last section's verdict, before its page is rendered: seconds."""
 
     def ratio(self, way: str) -> float:
         """Of papermill's time, median of the rounds."""
@@ -126,13 +118,9 @@ def measure(standing: Servers, delivered: Servers, scratch: Path, rounds: int = 
                     if n == 0:  # compiles and caches too, and whoever counts pages holds others up
                         way.mebibytes = _peak(run, tree)
                         continue
-                    began, at = time.monotonic(), datetime.now(UTC)
-                    incident = run()
+                    began = time.monotonic()
+                    run()
                     way.seconds.append(time.monotonic() - began)
-                    if incident:
-                        case.verdicts.append((_concluded(receiver.output, incident) - at).total_seconds())
-                    if incident and case.sections == ONE:
-                        case.outside.append(1 - _own_work(receiver.output, incident) / way.seconds[-1])
                 took = ", ".join(f"{way.seconds[-1]:.1f} s" for way in (case.papermill, case.cold, case.warm) if n)
                 print(f"  round {n} of {rounds}, {case.name}: {took or 'not timed'}", flush=True)
     return cases
@@ -149,51 +137,6 @@ def triage(scratch: Path, rounds: int = 5) -> Triage:
         return _triage_often(scratch, rounds)
     finally:
         sandbox.down()
-
-
-def long_log(scratch: Path, rounds: int = 5) -> tuple[list[float], list[float]]:
-    """Return the seconds of section 4.5 of a sandbox, and those where a worker's log holds 20 MB of stack traces."""
-    scratch.mkdir(parents=True, exist_ok=True)
-    sandbox = Sandbox(scratch / "sandbox")
-    sandbox.up()
-    try:
-        before = _run_often(scratch, rounds)
-        with (sandbox.directory / "log" / "notification.log").open("a") as log:
-            log.writelines(_traced(n) for n in range(LOG_ENTRIES))
-        return before, _run_often(scratch, rounds)
-    finally:
-        sandbox.down()
-
-
-def _traced(n: int) -> str:
-    """An entry of a failed try, with a stack trace as Spring and PostgreSQL's driver write it."""
-    at = datetime.now(UTC) - timedelta(seconds=(LOG_ENTRIES - n) / 20)
-    frames = [f"org.postgresql.jdbc.PgPreparedStatement.executeUpdate(PgPreparedStatement.java:{n % 90})"]
-    frames += [
-        f"com.example.notification.token.KeyService{i}.select(KeyService{i}.java:{i + n % 90})" for i in range(28)
-    ]
-    why = "ERROR: canceling statement due to statement timeout"
-    into = "insert into notification.notifications (user_id, sku) values (?, ?)"
-    trace = [
-        f"org.springframework.dao.QueryTimeoutException: could not execute statement [{why}] [{into}]",
-        *(f"\tat {frame}" for frame in frames),
-        f"Caused by: org.postgresql.util.PSQLException: {why}",
-    ]
-    message = f"notification retry scheduled id={uuid.uuid4()} attempt={n % 9}"
-    entry = {"@timestamp": at.isoformat(), "severity": "ERROR", "message": message, "stack_trace": "\n".join(trace)}
-    return json.dumps(entry) + "\n"
-
-
-def _run_often(scratch: Path, rounds: int) -> list[float]:
-    command = [str(BIN / "runbook"), "run", "4.5", "--target", "sandbox", "--output", str(scratch / "out")]
-    took = []
-    for n in range(rounds + 1):
-        began = time.monotonic()
-        done = subprocess.run(command, env=_sandbox_environment(scratch), cwd=scratch, capture_output=True, text=True)
-        if done.returncode > Status.UNKNOWN.value or "4.5.2" not in done.stdout:
-            raise RuntimeError(f"runbook run 4.5: {done.stdout[-300:]} {done.stderr[-300:]}")
-        took += [time.monotonic() - began] if n else []
-    return took
 
 
 def _sandbox_environment(scratch: Path) -> dict[str, str]:
@@ -246,27 +189,25 @@ def _environment(servers: Servers, scratch: Path) -> dict[str, str]:
     return env | {"RUNBOOK_CONFIG": str(_config(scratch))}
 
 
-def _papermill(sections: Sequence[str], env: dict[str, str], scratch: Path) -> str:
+def _papermill(sections: Sequence[str], env: dict[str, str], scratch: Path) -> None:
     for section in sections:
         notebook = catalog.load().sections[section].notebook
         command = [str(BIN / "papermill"), str(notebook), str(scratch / f"{section}.ipynb"), "--no-progress-bar"]
         done = subprocess.run(command, env=env, cwd=scratch, capture_output=True, timeout=_TIMEOUT_S)
         if done.returncode:
             raise RuntimeError(f"papermill, section {section}: {done.stderr.decode()[-500:]}")
-    return ""
 
 
-def _runbook(sections: Sequence[str], env: dict[str, str], scratch: Path) -> str:
+def _runbook(sections: Sequence[str], env: dict[str, str], scratch: Path) -> None:
     command = [str(BIN / "runbook"), "run", *sections, "--output", str(scratch / "cold"), "--json"]
     done = subprocess.run(command, env=env, cwd=scratch, capture_output=True, timeout=_TIMEOUT_S)
     runs = json.loads(done.stdout)["runs"]
     if [r["section"] for r in runs if r["artifact"]["html"]] != list(sections):
         raise RuntimeError(f"runbook: {done.stderr.decode()[-500:]}")
-    return ""
 
 
-def _alert(sections: Sequence[str], receiver: Receiver) -> str:
-    """Post an alert and wait for its artifacts; the incident."""
+def _alert(sections: Sequence[str], receiver: Receiver) -> None:
+    """Post an alert and wait for its artifacts."""
     incident = f"bench-{uuid.uuid4().hex[:8]}"
     labels = {"alertname": _name(sections), "incident": incident}
     alert = {"status": "firing", "labels": labels, "startsAt": "2025-01-31T03:00:00Z"}
@@ -278,24 +219,6 @@ def _alert(sections: Sequence[str], receiver: Receiver) -> str:
         if time.monotonic() > until:
             raise RuntimeError(f"no artifact of {incident} within {_TIMEOUT_S:.0f} s")
         time.sleep(0.01)
-    return incident
-
-
-def _own_work(output: Path, incident: str) -> float:
-    """Seconds that the cells of an incident's first artifact took."""
-    archive = Archive(str(output), incident)
-    name = next(e["name"] for e in archive.manifest() if e.get("section") in ONE)
-    cells = json.loads(archive.read(f"{name}.ipynb"))["cells"]
-    return sum(c["metadata"]["papermill"]["duration"] or 0 for c in cells if c["cell_type"] == "code")
-
-
-def _concluded(output: Path, incident: str) -> datetime:
-    """When the last cell of an incident's artifacts has ended."""
-    archive = Archive(str(output), incident)
-    names = [e["name"] for e in archive.manifest() if e.get("section")]
-    cells = [c for name in names for c in json.loads(archive.read(f"{name}.ipynb"))["cells"]]
-    ends = [c["metadata"]["papermill"]["end_time"] for c in cells if c["cell_type"] == "code"]
-    return max(datetime.fromisoformat(end) for end in ends if end).replace(tzinfo=UTC)
 
 
 def _config(scratch: Path) -> Path:
@@ -312,7 +235,7 @@ def _name(sections: Sequence[str]) -> str:
     return f"Bench{len(sections)}"
 
 
-def _peak(run: Callable[[], str], family: psutil.Process | None = None) -> float:
+def _peak(run: Callable[[], None], family: psutil.Process | None = None) -> float:
     """Peak memory of the family, in MiB; without one, of what this process starts meanwhile."""
     before = set() if family else set(psutil.Process().children(recursive=True))
     peak, over = 0.0, threading.Event()
