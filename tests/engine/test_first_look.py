@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -77,11 +78,8 @@ def test_rows_that_are_late_by_the_first_numbers_open_their_sections(
 
 
 def test_samples_that_a_full_disk_does_not_take_are_not_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*given: object, **more: object) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setenv(samples.FOLDER, str(tmp_path))
-    monkeypatch.setattr(samples, "write_whole", full)
+    monkeypatch.setattr(samples, "write_whole", Mock(side_effect=OSError(28, "No space left on device")))
     samples.keep_sections(["4.1"])
     samples.keep("delivery", ago(1), {"held": pd.DataFrame({"n": [1]})})
     assert samples.sections_before(str(tmp_path)) == []

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import psutil
@@ -308,10 +309,7 @@ def test_refusals_and_silence_have_their_reasons(
     ],
 )  # fmt: skip
 def test_what_is_not_on_the_list_is_not_started(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(*_: Any, **__: Any) -> None:
-        raise AssertionError("started")
-
-    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=AssertionError("started")))
     for settings in (EntitlementWorkloads(), EntitlementWorkloads(runner="supervisorctl")):
         ledger = a_read_cost()
         with pytest.raises(SourceError, match="not on the list") as e:
@@ -326,10 +324,7 @@ def test_what_is_not_on_the_list_is_not_started(words: tuple[str, ...], monkeypa
 def test_hostile_names_never_reach_a_command(
     name: str, settings: EntitlementWorkloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(*_: Any, **__: Any) -> None:
-        raise AssertionError("started")
-
-    monkeypatch.setattr(subprocess, "Popen", start)
+    monkeypatch.setattr(subprocess, "Popen", Mock(side_effect=AssertionError("started")))
     declared = settings.model_copy(update={"nats": name}) if name != "postgres" else settings
     calls: dict[str, tuple[Any, ...]] = {
         "logs": (15,), "pods": (), "replicas": (), "strategy": (), "environment": (), "restart": (), "wait_ready": (5,),
@@ -372,19 +367,15 @@ def test_variables_whose_names_say_so_are_secrets(tmp_path: Path) -> None:
 # Any command ---------------------------------------------------------------------------------------------------
 
 
-def by_command(*command: str) -> SupervisorctlRunner:
-    """A runner with another tool than supervisorctl."""
-    return SupervisorctlRunner(EntitlementWorkloads(runner="supervisorctl", supervisorctl=[*command]), a_read_cost())
-
-
 def python(code: str) -> SupervisorctlRunner:
     """A runner whose tool is a line of Python."""
-    return by_command(sys.executable, "-c", code)
+    settings = EntitlementWorkloads(runner="supervisorctl", supervisorctl=[sys.executable, "-c", code])
+    return SupervisorctlRunner(settings, a_read_cost())
 
 
 def test_a_timeout_leaves_nobody_behind(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    slow = by_command("sh", "-c", f"sleep 60 & echo $$ $! > {pids}; wait", "sh")
+    slow = python(f"import os; os.system('sleep 60 & echo $PPID $$ $! > {pids}; wait')")
     with fails_with(Reason.TIMEOUT):
         slow._run_verb("status", "notification", timeout_s=1.0)
     left = [psutil.Process(int(pid)) for pid in pids.read_text().split() if psutil.pid_exists(int(pid))]
@@ -521,10 +512,7 @@ def test_what_was_stopped_when_the_tool_was_cut_off_is_started(
 def test_variables_are_not_set_where_the_file_would_change_its_owner(
     supervised: EntitlementWorkloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: int) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr(os, "fchown", refuse)
+    monkeypatch.setattr(os, "fchown", Mock(side_effect=PermissionError(1, "Operation not permitted")))
     file = Path(supervised.env_file)
     text, cost = file.read_text(), a_read_cost()
     with pytest.raises(SourceError, match="its owner and group cannot be kept") as refused:
