@@ -69,18 +69,24 @@ def test_registrations_that_nobody_removes(age_d: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "status"),
+    ("changes", "status", "told"),
     [
-        ({"exists": False}, Status.CRITICAL),
-        ({"bound": False}, Status.WARNING),
-        ({"ack_wait_s": 30.0}, Status.WARNING),
-        ({"max_deliver": 3}, Status.WARNING),
-        ({"duplicate_window_s": 60.0}, Status.WARNING),
-        ({"subject": "other"}, Status.WARNING),
+        ({"exists": False}, Status.CRITICAL, "missing"),
+        ({"bound": False}, Status.WARNING, "no client is bound to: d"),
+        ({"ack_wait_s": 30.0}, Status.WARNING, "consumer d: ack_wait 30 s"),
+        ({"max_deliver": 3}, Status.WARNING, "consumer d: max_deliver 3"),
+        ({"ack_policy": "none"}, Status.WARNING, "consumer d: ack_policy none"),
+        ({"subject": "other"}, Status.WARNING, "consumer d: filter other"),
+        ({"duplicate_window_s": 60.0}, Status.WARNING, "stream s: duplicate_window 60 s"),
+        ({"max_age_s": 60.0, "no_ack": True}, Status.WARNING, "stream s: max_age 60 s; stream s: no_ack true"),
+        ({"retention": "workqueue", "max_msgs": 9}, Status.WARNING, "max_msgs 9; stream s: retention workqueue"),
+        ({"retention": None, "max_msgs": None, "ack_policy": None}, Status.OK, "as expected"),
     ],
 )
-def test_a_broker_that_is_not_as_expected(changes: dict[str, Any], status: Status) -> None:
-    expect(scope.judge_broker(broker_frames(**changes), make_given()), status)
+def test_a_broker_that_is_not_as_expected(changes: dict[str, Any], status: Status, told: str) -> None:
+    found = scope.BROKER.judge(broker_frames(**changes), make_given())
+    expect(found, status)
+    assert told in " ".join((words(found), *(str(note.params.get("names")) for note in found.notes)))
 
 
 @pytest.mark.parametrize(("late_s", "restarted"), [(60.0, True), (15.0, False), (0.5, False)])
@@ -89,11 +95,11 @@ def test_a_broker_that_started_while_events_waited(late_s: float, restarted: boo
     relay = replace(scope.judge_relay({"outbox": outbox}, make_given()), step="2.2")
     frames = broker_frames()
     frames["server"] = frames["server"].assign(started_at=ago(20))
-    found = scope.judge_broker(frames, make_given(earlier=(relay,)))
+    found = scope.BROKER.judge(frames, make_given(earlier=(relay,)))
     expect(found, Status.WARNING if restarted else Status.OK, weights={"jetstream": "> 0.5" if restarted else "< 0"})
     assert ("started 20 s ago" in words(found)) is restarted
     cut_off = frames | {"consumers": frames["consumers"].assign(bound=False)}
-    expect(scope.judge_broker(cut_off, make_given(earlier=(relay,))), Status.WARNING, says="bound")
+    expect(scope.BROKER.judge(cut_off, make_given(earlier=(relay,))), Status.WARNING, says="bound")
 
 
 @pytest.mark.parametrize(("waiting", "ago_s", "retries"), [(3, 150, True), (2, 150, False), (3, 1, False)])
@@ -111,15 +117,14 @@ def test_a_relay_or_a_worker_whose_every_try_fails_is_not_well(waiting: int, ago
 def test_an_unbound_consumer_of_advisories_holds_no_event_up() -> None:
     frames = broker_frames()
     two = pd.concat([frames["consumers"], frames["consumers"].assign(durable="advisories", bound=False)])
-    found = scope.judge_broker(frames | {"consumers": two}, make_given())
+    found = scope.BROKER.judge(frames | {"consumers": two}, make_given())
     expect(found, Status.WARNING, weights={"subscriber": "< 0.5", "FM-NATS-03": "> 0.5"})
-    events = scope.judge_broker(broker_frames(bound=False), make_given())
+    events = scope.BROKER.judge(broker_frames(bound=False), make_given())
     expect(events, Status.WARNING, weights={"subscriber": "> 0.5"})
 
 
 def test_what_differs_is_not_called_as_expected() -> None:
-    assert "as expected" in words(scope.judge_broker(broker_frames(), make_given()))
-    expect(scope.judge_broker(broker_frames(ack_wait_s=30.0), make_given()), Status.WARNING, "scope.broker_bound")
+    expect(scope.BROKER.judge(broker_frames(ack_wait_s=30.0), make_given()), Status.WARNING, "scope.broker_bound")
 
 
 def test_events_under_an_expired_lease_wait_for_the_relay_too() -> None:
@@ -135,7 +140,7 @@ def test_what_is_missing_at_the_broker_is_named() -> None:
     record = frames | {"consumers": pd.concat([first, other], ignore_index=True)}
     consumer = frames | {"consumers": frames["consumers"].assign(exists=False)}
     for told, mode in ((broker_frames(exists=False), "FM-NATS-04"), (consumer, "FM-NATS-06"), (record, "FM-NATS-03")):
-        found = scope.judge_broker(told, make_given())
+        found = scope.BROKER.judge(told, make_given())
         assert found.status is Status.CRITICAL
         assert [s.about for s in found.signals if s.about.startswith("FM") and s.weight > 0] == [mode]
 

@@ -7,7 +7,6 @@ a workload. Values that may be secret are masked before they leave their source.
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -26,7 +25,8 @@ from runbook_lib.diagnosis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTIN
 from runbook_lib.dossier import baseline
 from runbook_lib.model.finding import Finding, Frames, OutageEnd, Signal, Status, Text, Value, judged, replace, say
 from runbook_lib.model.frames import table
-from runbook_lib.packs.jetstream.consumer import ask_consumer, ask_stream, none_if_missing
+from runbook_lib.packs.jetstream.consumer import read_pairs
+from runbook_lib.packs.jetstream.reach import list_settings
 from runbook_lib.store.archive import ACTION_LOG
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ if TYPE_CHECKING:
 COLUMNS = ["at", "what", "source", "time"]
 #: What belongs to a system's start. A migration that failed, a pod that restarted and a read configuration do not.
 _PART_OF_START = r" (?:started|created)$|^migration .*(?<!, failed)$"
-
-#: Fields of a stream or a consumer that hold nanoseconds.
-_DURATIONS = ("max_age", "duplicate_window", "ack_wait", "inactive_threshold", "idle_heartbeat", "max_expires")
-#: Fields that the broker sets anew with each connection or for itself.
-_VOLATILE = ("metadata", "deliver_subject")
 
 Change = dict[str, Any]
 Row = tuple[str, str, str, str]
@@ -141,32 +136,11 @@ def _read_database_changes(
 
 
 def _read_stream_changes(rb: Context, around: Surroundings, settings: list[Row]) -> Iterator[Change]:
-    for name, durable in around.durables.items():
-        stream = none_if_missing(partial(ask_stream, rb, name))
-        consumer = none_if_missing(partial(ask_consumer, rb, name, durable))
-        for what, info in ((f"stream {name}", stream), (f"consumer {durable}", consumer and consumer.info)):
-            settings += of_broker(what, info or {})
-            if created := (info or {}).get("created"):
+    for stream, info, durable, consumer in read_pairs(rb, around.durables):
+        for what, found in ((f"stream {stream}", info), (f"consumer {durable}", consumer.info if consumer else {})):
+            settings += (("jetstream", *setting) for setting in list_settings(what, found))
+            if created := found.get("created"):
                 yield _build_change(created, f"{what} created", "jetstream")
-
-
-def of_broker(item: str, info: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield the fields of the configuration of a stream or a consumer.
-
-    The broker keeps the end of a pause that is over, which is no setting.
-
-    >>> [*of_broker("stream s", {"config": {"name": "s", "max_age": 90_000_000_000, "subjects": ["a.>"]}})]
-    [('jetstream', 'stream s', 'max_age', '90 s'), ('jetstream', 'stream s', 'subjects', '["a.>"]')]
-    >>> [*of_broker("consumer c", {"config": {"pause_until": "1970-01-01T00:00:00Z"}, "paused": False})]
-    []
-    """
-    for name, value in sorted(info.get("config", {}).items()):
-        if name == "pause_until" and not info.get("paused"):
-            continue
-        if name in _DURATIONS and isinstance(value, int):
-            yield "jetstream", item, name, f"{value / 1e9:g} s"
-        elif name not in ("name", "durable_name", *_VOLATILE):
-            yield "jetstream", item, name, value if isinstance(value, str) else json.dumps(value)
 
 
 def _read_broker_changes(rb: Context) -> Iterator[Change]:

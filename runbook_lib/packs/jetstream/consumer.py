@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -134,6 +134,13 @@ def ask_consumer(rb: Context, stream: str, durable: str) -> Consumer:
     """Return CONSUMER.INFO, which another step of the run may have read a moment ago. Raises SourceError."""
     ask = partial(rb.source("jetstream").consumer, stream, durable)
     return rb.answers.once(("CONSUMER.INFO", stream, durable), SHARED_S, rb.read_cost, ask)
+
+
+def read_pairs(rb: Context, durables: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any], str, Consumer | None]]:
+    """Yield each stream with its STREAM.INFO ({} if missing), and its durable consumer (None if missing)."""
+    for stream, durable in durables.items():
+        info = none_if_missing(partial(ask_stream, rb, stream))
+        yield stream, info or {}, durable, none_if_missing(partial(ask_consumer, rb, stream, durable)) if info else None
 
 
 def read_consumer(rb: Context, stream: str, durable: str) -> tuple[Frames, ConsumerPosition]:

@@ -6,7 +6,7 @@ A leader answers requests from its memory long after it has lost its quorum, so 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -115,6 +115,16 @@ def groups(frames: Frames, given: JudgeInput) -> list[RaftGroup]:
     for member in rows.each(frames.get("replicas"), Member):
         found.setdefault(member.group, []).append(member)
     return [_judge_group(name, each, given) for name, each in found.items()]
+
+
+def find_problems(frames: Frames, given: JudgeInput, nodes: Nodes) -> tuple[list[RaftGroup], list[RaftGroup]]:
+    """Return the groups that cannot be written (certain ones first, META last), and those that lack a node."""
+    found = groups(frames, given)
+    if nodes.partly and nodes.of and nodes.seen * 2 <= nodes.of:
+        # The other nodes may have elected a leader that the visible minority does not see.
+        found = [replace(g, writes=g.writes or None) if g.name == META else g for g in found]
+    broken = sorted((g for g in found if not g.writes), key=lambda g: (g.writes is None, g.name == META))
+    return broken, [g for g in found if g.writes and g.away]
 
 
 def writes(frames: Frames, given: JudgeInput, group: str, part: str) -> bool | None:

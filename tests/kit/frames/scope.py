@@ -25,9 +25,11 @@ def schema(name: str) -> Frames:
 
 
 def broker_frames(**changes: Any) -> Frames:
-    stream = {"exists": True, "subjects": "entitlement.events", "duplicate_window_s": 120.0, "messages": 9}
+    stream = {"exists": True, "subjects": "entitlement.events", "duplicate_window_s": 120.0, "messages": 9,
+              "max_age_s": 0.0, "retention": "limits", "max_msgs": -1, "no_ack": False}  # fmt: skip
     consumer = {"exists": True, "bound": True, "push": True, "subject": "entitlement.events", "ack_wait_s": 10.0,
-                "max_deliver": 10, "deliver_policy": "all", "pending": 0, "unacknowledged": 0}  # fmt: skip
+                "max_deliver": 10, "deliver_policy": "all", "ack_policy": "explicit", "pending": 0,
+                "unacknowledged": 0}  # fmt: skip
     return {
         "server": row(version="2.15.1", user="runbook", clients=3, slow_consumers=0),
         "streams": pd.DataFrame([{"stream": "s", **stream, **{k: v for k, v in changes.items() if k in stream}}]),

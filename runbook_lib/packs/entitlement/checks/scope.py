@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, Collect, Judge, failures, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import (
     FrameCollector,
-    require_present,
     seconds_between,
 )
 from runbook_lib.model import rows
@@ -31,21 +29,18 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row
-from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import retention
 from runbook_lib.packs.entitlement.checks import publish
 from runbook_lib.packs.entitlement.checks.loop import TableLoop
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Holder, Notifications, Outbox, OutboxAges, Registered
-from runbook_lib.packs.jetstream import quorum
-from runbook_lib.packs.jetstream.consumer import none_if_missing
+from runbook_lib.packs.jetstream import reach as broker_reach
+from runbook_lib.packs.jetstream.reach import Broker
 from runbook_lib.packs.postgres import reach
-from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
-
-T = TypeVar("T")
+    from runbook_lib.sources.settings import TargetFacts
 
 #: The columns that the two services and this runbook rely on, and the indexes.
 ENTITLEMENT = reach.Schema(
@@ -85,8 +80,6 @@ NOTIFICATION = reach.Schema(
         notification_dlq_event_idx""",
     "scope/migrations_notification",
 )
-
-NANOSECONDS = 1e9
 
 
 def _format_age(seconds: float | None) -> Text:
@@ -233,249 +226,37 @@ def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
 # The broker -------------------------------------------------------------------------------------------------
 
 
-def collect_broker(rb: Context) -> Frames:
-    """2.3: query the broker, its streams and its durable consumers; each may be missing on its own.
+def broker(facts: TargetFacts) -> Broker:
+    """Return what the system relies on at its broker."""
+    assert isinstance(facts, EntitlementFacts)  # noqa: S101 - this pack's runbook is active
+    return Broker(facts.streams.durables, _list_documented, _published_just_now, _late_since)
 
-    Frames: server (version, server, user: text; jetstream: flag; clients, slow_consumers: number; started_at: time),
-    streams (stream, subjects: text; exists: flag; duplicate_window_s: s; messages; first_seq, last_seq: id; created:
-    text), consumers (stream, durable, subject, deliver_policy: text; exists, bound, push: flag; ack_wait_s: s;
-    max_deliver: number; pending, unacknowledged: messages); in a cluster replicas (fields of `quorum.Member`), nodes.
-    """
-    require_present(rb, "jetstream")
-    names = facts_of(rb).streams
-    info = rb.source("jetstream").server()
-    server = {
-        "version": info.get("version"),
-        "server": info.get("server_name"),
-        "jetstream": bool(info.get("jetstream")),
-        "user": rb.source("jetstream").user,
-        "clients": None,
-        "slow_consumers": None,
-        "started_at": None,
+
+def _list_documented(given: JudgeInput) -> dict[str, dict[str, str]]:
+    """Return what the services request when they create a stream or a consumer; the rest are the broker's defaults."""
+    stream = {
+        "duplicate_window": f"{given.number('broker.duplicate_window'):g} s",
+        **{"retention": "limits", "discard": "old", "storage": "file", "no_ack": "false", "max_age": "0 s"},
+        **dict.fromkeys(("max_msgs", "max_bytes", "max_msgs_per_subject", "max_msg_size"), "-1"),
     }
-    parts, members = FrameCollector(), list[quorum.Member]()
-    with parts.part("monitor") as answers:
-        varz, cluster = rb.source("nats_monitor").servers(), rb.source("nats_monitor").cluster()
-        server |= {
-            "clients": _sum_counts(varz, "connections"),
-            "slow_consumers": _sum_counts(varz, "slow_consumers"),
-            # The broker was away only if no node has run for longer.
-            "started_at": min((pd.Timestamp(v["start"]) for v in varz if v.get("start")), default=None),
-        }
-        answers["nodes"] = quorum.nodes(cluster)
-        members += quorum.meta(cluster)
-    streams, consumers = [], []
-    for stream, durable in names.durables.items():
-        found = none_if_missing(partial(rb.source("jetstream").stream, stream)) or {}
-        config, state = found.get("config", {}), found.get("state", {})
-        members += quorum.members(stream, found)
-        streams.append(
-            {
-                "stream": stream,
-                "exists": bool(found),
-                "subjects": " ".join(config.get("subjects") or []),
-                "duplicate_window_s": _to_seconds(config.get("duplicate_window")),
-                "messages": state.get("messages"),
-                "first_seq": state.get("first_seq"),
-                "last_seq": state.get("last_seq"),
-                "created": found.get("created"),
-            }
-        )
-        consumer = none_if_missing(partial(rb.source("jetstream").consumer, stream, durable)) if found else None
-        config = consumer.config if consumer else {}
-        members += quorum.members(durable, consumer.info if consumer else {})
-        consumers.append(
-            {
-                "stream": stream,
-                "durable": durable,
-                "exists": consumer is not None,
-                "bound": consumer is not None and consumer.bound,
-                "push": bool(config.get("deliver_subject")),
-                "subject": " ".join(consumer.subjects) if consumer else "",
-                "ack_wait_s": _to_seconds(config.get("ack_wait")),
-                "max_deliver": config.get("max_deliver"),
-                "deliver_policy": config.get("deliver_policy"),
-                "pending": consumer and consumer.num_pending,
-                "unacknowledged": consumer and consumer.num_ack_pending,
-            }
-        )
-    return parts.frames() | {
-        "server": row(**server),
-        "streams": pd.DataFrame(streams),
-        "consumers": pd.DataFrame(consumers),
-        "replicas": rows.frame(members, quorum.Member),
+    consumer = {
+        "ack_wait": f"{given.number('broker.ack_wait'):g} s",
+        "max_deliver": f"{given.number('broker.max_deliver'):g}",
+        **{"deliver_policy": "all", "ack_policy": "explicit"},
     }
+    return {"stream": stream, "consumer": consumer}
 
 
-def _to_seconds(nanoseconds: int | None) -> float | None:
-    return None if nanoseconds is None else nanoseconds / NANOSECONDS
+def _published_just_now(given: JudgeInput) -> float | None:
+    """Return the seconds since the relay's last publish if the broker worked then, as 2.2 read it; else None."""
+    found = next((f.value("relay.last_publish") for f in given.earlier if f.step == "2.2"), None)
+    return found if isinstance(found, float) and found < given.number("processed.lately") else None
 
 
-def _sum_counts(answers: list[dict[str, Any]], name: str) -> int | None:
-    """Return the sum over all nodes; None if a node does not report the value."""
-    counts = [a.get(name) for a in answers]
-    return None if None in counts else sum(c for c in counts if c is not None)
-
-
-class BrokerServer(rows.Row):
-    """The broker, with the values of its monitoring port."""
-
-    version: str | None = None
-    user: str = ""
-    clients: int | None = None
-    slow_consumers: int | None = None
-    started_at: pd.Timestamp | None = None
-
-
-class StreamConfig(rows.Row):
-    """A stream that should exist."""
-
-    stream: str = ""
-    exists: bool = False
-    subjects: str = ""
-    duplicate_window_s: float | None = None
-
-
-class ConsumerConfig(rows.Row):
-    """A durable consumer that should exist."""
-
-    stream: str = ""
-    durable: str = ""
-    exists: bool = False
-    bound: bool = False
-    push: bool = False
-    subject: str = ""
-    ack_wait_s: float | None = None
-    max_deliver: int | None = None
-    deliver_policy: str | None = None
-
-
-def _find_differences(streams: list[StreamConfig], consumers: list[ConsumerConfig], given: JudgeInput) -> list[str]:
-    """List the settings that differ from those of the services; unreported values are not listed."""
-    subjects = {s.stream: s.subjects.split() for s in streams}
-    window, ack_wait = given.number("broker.duplicate_window"), given.number("broker.ack_wait")
-    found = [
-        f"{s.stream}: duplicate_window {s.duplicate_window_s} s"
-        for s in streams
-        if s.exists and s.duplicate_window_s not in (None, window)
-    ]
-    for c in consumers:
-        matches = {
-            f"ack_wait {c.ack_wait_s} s": c.ack_wait_s in (None, ack_wait),
-            f"max_deliver {c.max_deliver}": c.max_deliver in (None, given.number("broker.max_deliver")),
-            f"deliver_policy {c.deliver_policy}": c.deliver_policy in (None, "all"),
-            f"filter {c.subject}": {*c.subject.split()} <= {*subjects.get(c.stream, [])},
-        }
-        found += [f"{c.durable}: {setting}" for setting, matching in matches.items() if c.exists and not matching]
-    return found
-
-
-def _observe_missing(missing: list[str], streams: list[StreamConfig], consumers: list[ConsumerConfig]) -> str:
-    """Return the observation of what is missing: the events' stream, only its consumer, or what records lost events."""
-    if streams[0].stream in missing:
-        return "scope.stream_missing"
-    return "scope.consumer_missing" if consumers[0].durable in missing else "scope.record_missing"
-
-
-def judge_broker(frames: Frames, given: JudgeInput) -> Finding:
-    """2.3: judge whether the broker is reachable, and its streams and consumers are as expected."""
-    server = rows.one(frames["server"], BrokerServer)
-    streams, consumers = (
-        rows.each(frames.get("streams"), StreamConfig),
-        rows.each(frames.get("consumers"), ConsumerConfig),
-    )
-    if not streams or not consumers:
-        raise UnreadError("streams")
-    missing = [s.stream for s in streams if not s.exists] + [c.durable for c in consumers if not c.exists]
-    unbound = [c.durable for c in consumers if c.exists and c.push and not c.bound]
-    events_unbound = consumers[0].durable in unbound
-    differences, names = _find_differences(streams, consumers, given), ", ".join(missing)
-    published = next((f.value("relay.last_publish") for f in given.earlier if f.step == "2.2"), None)
-    if streams[0].stream in missing and isinstance(published, float) and published < given.number("processed.lately"):
-        another = say("scope.another_broker", names=names, ago=published)
-        return unknown("", Reason.ERROR, another, next_sections=("4.1",))
-
-    monitor = failures(frames).get("monitor")
-    present, nodes = sum(c.exists for c in consumers), rows.one(frames.get("nodes"), quorum.Nodes)
-    broken, thin = _find_raft_problems(frames, given, nodes)
-    lost = any(g.writes is False and g.name != quorum.META for g in broken)
-    undeclared = monitor is not None and monitor.reason is Reason.NOT_CONFIGURED
-    status = Status.WARNING if differences or undeclared or thin or nodes.partly else Status.OK
-    well_key = "scope.broker_bound" if differences else "scope.broker_well"
-    headline = say(well_key, version=server.version, streams=len(streams), n=present)
-    if missing:
-        headline, status = say("scope.broker_missing", names=names), Status.CRITICAL
-    elif broken:
-        headline = say("scope.cluster", group=broken[0].text, n=len(broken) - 1)
-        status = Status.CRITICAL if broken[0].writes is False else Status.UNKNOWN
-    elif unbound:
-        headline, status = say("scope.broker_unbound", names=", ".join(unbound)), Status.WARNING
-    well, restarted_s = not (missing or unbound or broken), _restarted_meanwhile(server, given)
-    if well and restarted_s is not None:
-        headline, status = say("scope.broker_restarted", ago=restarted_s), Status.WARNING
-    return judged(
-        headline,
-        [
-            Value("broker.version", server.version),
-            Value("broker.clients", server.clients),
-            Value("broker.slow_consumers", server.slow_consumers),
-        ],
-        at_least=status,
-        notes=(
-            say("scope.broker_as", user=server.user, version=server.version),
-            *((say("scope.broker_differs", names="; ".join(differences)),) if differences else ()),
-            *((say("scope.no_monitor", why=monitor.reason.value),) if monitor else ()),
-            *((say("subscriber.nodes_unseen", seen=nodes.seen, of=nodes.of),) if nodes.partly else ()),
-            *(group.text for group in (*broken[1:], *thin)),
-            *((say("scope.no_start"),) if any(g.name == quorum.META and not g.writes for g in broken) else ()),
-        ),
-        signals=(
-            *(given.evidence("scope.no_quorum") if lost else ()),
-            *(given.evidence("scope.no_meta_leader") if broken and not lost and broken[0].writes is False else ()),
-            *(given.evidence("scope.quorum_unclear") if broken and broken[0].writes is None else ()),
-            *(given.evidence(_observe_missing(missing, streams, consumers)) if missing else ()),
-            *(given.evidence("scope.unbound" if events_unbound else "scope.record_missing") if unbound else ()),
-            *(given.evidence("scope.broker_well" if restarted_s is None else "scope.broker_restarted") if well else ()),
-        ),
-        proposals=(proposals.pods(given, "nats"), proposals.logs(given, "nats")) if broken else (),
-        next_sections=("4.1",) if missing or unbound or broken else (),
-        show=("streams", "consumers", *(("replicas",) if len(frames.get("replicas", ())) else ())),
-    )
-
-
-def _restarted_meanwhile(server: BrokerServer, given: JudgeInput) -> float | None:
-    """Return the seconds since the broker's start if an event of the outbox was late already by then, else None."""
-    since_s = seconds_between(server.started_at, given.as_of)
-    late_s = next((f.value("outbox.oldest_due") for f in given.earlier if f.step == "2.2" and f.signals), None)
-    meanwhile = since_s is not None and isinstance(late_s, float) and 0 <= since_s < late_s
-    return since_s if meanwhile else None
-
-
-def _find_raft_problems(
-    frames: Frames, given: JudgeInput, nodes: quorum.Nodes
-) -> tuple[list[quorum.RaftGroup], list[quorum.RaftGroup]]:
-    """Return the Raft groups that cannot be written (certain ones first), and those that lack a node."""
-    groups = quorum.groups(frames, given)
-    if nodes.partly and nodes.of and nodes.seen * 2 <= nodes.of:
-        # The other nodes may have elected a leader that the visible minority does not see.
-        groups = [replace(g, writes=g.writes or None) if g.name == quorum.META else g for g in groups]
-    broken = sorted((g for g in groups if not g.writes), key=lambda g: (g.writes is None, g.name == quorum.META))
-    return broken, [g for g in groups if g.writes and g.away]
-
-
-def judge_source_error(e: SourceError, given: JudgeInput) -> Finding:
-    """Judge a source that does not answer; one that the target does not declare is a WARNING, not UNKNOWN."""
-    if e.reason is Reason.NOT_CONFIGURED:
-        return judged(say("scope.undeclared", source=e.source), at_least=Status.WARNING)
-    if e.code == "no_leader":
-        checks = (proposals.pods(given, "nats"), proposals.logs(given, "nats"))
-        return judged(
-            say("subscriber.no_leader", detail=e.detail),
-            at_least=Status.CRITICAL,
-            proposals=checks,
-            next_sections=("4.1",),
-        )
-    return unknown_from_error(e, given.catalog)
+def _late_since(given: JudgeInput) -> float | None:
+    """Return how long the oldest event of the outbox has waited if 2.2 found it late, else None."""
+    found = next((f.value("outbox.oldest_due") for f in given.earlier if f.step == "2.2" and f.signals), None)
+    return found if isinstance(found, float) else None
 
 
 # Optional sources ------------------------------------------------------------------------------------------
@@ -533,17 +314,19 @@ def judge_optional(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
+#: A source that the target does not declare is a WARNING.
+JUDGE_ERROR = partial(broker_reach.judge_error, broker)
+
+
 def _check_schema(step: str, collect: Collect, judge: Judge) -> Check:
     needs, optional = ("tables", "indexes"), ("migrations", "partitions")
-    return Check(step, collect, judge, on_error=judge_source_error, needs=needs, optional=optional)
+    return Check(step, collect, judge, on_error=JUDGE_ERROR, needs=needs, optional=optional)
 
 
-BROKER = Check(
-    "2.3", collect_broker, judge_broker, on_error=judge_source_error, needs=("server", "streams", "consumers")
-)
+BROKER = broker_reach.check_of("2.3", broker)
 CHECKS: tuple[Check, ...] = (
     _check_schema("2.1", collect_entitlement, judge_entitlement),
-    Check("2.2", collect_relay, judge_relay, on_error=judge_source_error, needs=("outbox",)),
+    Check("2.2", collect_relay, judge_relay, on_error=JUDGE_ERROR, needs=("outbox",)),
     BROKER,
     _check_schema("2.4", collect_notification, judge_notification),
     reach.database_check("2.5", list(EntitlementFacts.services)),
