@@ -60,25 +60,41 @@ def test_what_came_just_before_the_end_of_an_outage_is_named_with_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "told", "has_kind"),
     [
-        ([], ["the system started: PostgreSQL, NATS and 3 others together"]),
+        ([], ["the system started: PostgreSQL, NATS and 3 others together"], True),
+        ([], ["the system started: PostgreSQL, NATS and 3 others together"], False),
         # Each of these is a change of its own: a broker that was started again, and what did not go well.
-        ([(80, "NATS server b started")], None),
+        ([(80, "server start", "NATS server b started")], None, True),
         (
-            [(92, "migration of entitlement: 2 b, failed"), (95, "pod-2 started (3 restarts before)")],
+            [(92, "failed migration", "migration 2, failed"), (95, "restart", "pod-2 started (3 restarts before)")],
             [
-                "migration of entitlement: 2 b, failed",
+                "migration 2, failed",
                 "pod-2 started (3 restarts before)",
                 "the system started: PostgreSQL, NATS and 3 others together",
             ],
+            True,
+        ),
+        # The kind decides, not the text.
+        (
+            [(92, "action", "action by which pod-1 started")],
+            ["action by which pod-1 started", "the system started: PostgreSQL, NATS and 3 others together"],
+            True,
         ),
     ],
 )
-def test_the_start_of_the_whole_system_is_one_change(changes: list[tuple[float, str]], told: list[str] | None) -> None:
-    started = [(100, "PostgreSQL started"), (99, "NATS server a started"), (98, "migration of entitlement: 1 a")]
-    seen = frames(*started, (95, "pod-1 started"), (91, "stream s created"), *changes)
+def test_the_start_of_the_whole_system_is_one_change(
+    changes: list[tuple[float, str, str]], told: list[str] | None, has_kind: bool
+) -> None:
+    every = [
+        (100, "server start", "PostgreSQL started"), (99, "server start", "NATS server a started"),
+        (98, "migration", "migration of entitlement: 1 a"), (95, "start", "pod-1 started"),
+        (91, "creation", "stream s created"), *changes,
+    ]  # fmt: skip
+    seen = frames(*((seconds, what) for seconds, _, what in every), kinds=[kind for _, kind, _ in every])
     seen["changes"].loc[seen["changes"]["what"].str.startswith("NATS"), "source"] = "nats_monitor"
+    if not has_kind:
+        seen["changes"] = seen["changes"].drop(columns="kind")
     found = changed.CHECK.judge(seen, make_given())
     assert list(found.frames["lately"]["what"]) == (told or [*seen["changes"].sort_values("at")["what"][::-1]])
 

@@ -7,6 +7,7 @@ a workload. Values that may be secret are masked before they leave their source.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -33,9 +34,14 @@ if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
     from runbook_lib.sources.settings import TargetFacts
 
-COLUMNS = ["at", "what", "source", "time"]
-#: What belongs to a system's start. A migration that failed, a pod that restarted and a read configuration do not.
-_PART_OF_START = r" (?:started|created)$|^migration .*(?<!, failed)$"
+COLUMNS = ["at", "kind", "what", "source", "time"]
+#: The kinds of changes that belong to a system's start; a pod's restart and a failed migration do not.
+_OF_START = ("server start", "start", "creation", "migration")
+#: The same by the text of a change, in the frames of an earlier release, which have no kind.
+_EARLIER_KINDS = {
+    "server start": "(?:PostgreSQL|NATS server .*) started",
+    "start": ".* (?:started|created)|migration .*(?<!, failed)",
+}
 
 Change = dict[str, Any]
 Row = tuple[str, str, str, str]
@@ -64,10 +70,10 @@ class Surroundings:
 def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
     """Collect starts, migrations, created streams and consumers, actions of this runbook, and the configuration.
 
-    Frames: changes (at: time; what, source: text; time: text, "exact", "of the newest" where only the newest of its
-    kind is known, or "zone not kept"), settings of the role and the database (whose, setting: text, "name=value" or the
-    name alone), configuration (source, item, setting, value: text), healthy (the same of the last healthy baseline, and
-    at: time, when it was read), asked (source: text).
+    Frames: changes (at: time; kind, what, source: text; time: text, "exact", "of the newest" where only the newest of
+    its kind is known, or "zone not kept"), settings of the role and the database (whose, setting: text, "name=value" or
+    the name alone), configuration (source, item, setting, value: text), healthy (the same of the last healthy baseline,
+    and at: time, when it was read), asked (source: text).
     """
     require_present(rb, "postgres")
     around, parts, changes, settings = of(rb.facts), FrameCollector(), list[Change](), list[Row]()
@@ -99,16 +105,16 @@ def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
     return parts.frames()
 
 
-def _build_change(at: Any, what: str, source: str, time: str = "of the newest") -> Change:
-    return {"at": pd.Timestamp(at), "what": what, "source": source, "time": time}
+def _build_change(at: Any, kind: str, what: str, source: str, time: str = "of the newest") -> Change:
+    return {"at": pd.Timestamp(at), "kind": kind, "what": what, "source": source, "time": time}
 
 
 def _read_start(rb: Context, server: str, source: str, started: Any, loaded: Any) -> Iterator[Change]:
     """Yield the start of a server, and when it read its configuration, if that was not at the start."""
     if started:
-        yield _build_change(started, f"{server} started", source)
+        yield _build_change(started, "server start", f"{server} started", source)
         if loaded and pd.Timestamp(loaded) > pd.Timestamp(started) + pd.Timedelta(seconds=rb.number("changed.apart")):
-            yield _build_change(loaded, f"{server} read its configuration", source)
+            yield _build_change(loaded, "configuration", f"{server} read its configuration", source)
 
 
 def _read_database_changes(
@@ -130,9 +136,9 @@ def _read_database_changes(
     yield from _read_start(rb, "PostgreSQL", "postgres", server["started_at"], server["loaded_at"])
     for service, history in histories.items():
         for migration in history.to_dict("records"):
-            failed = "" if migration["success"] else ", failed"
+            kind, failed = ("migration", "") if migration["success"] else ("failed migration", ", failed")
             what = f"migration of {service}: {migration['version']} {migration['description']}{failed}"
-            yield _build_change(f"{migration['installed_on']}Z", what, "postgres", "zone not kept")
+            yield _build_change(f"{migration['installed_on']}Z", kind, what, "postgres", "zone not kept")
 
 
 def _read_stream_changes(rb: Context, around: Surroundings, settings: list[Row]) -> Iterator[Change]:
@@ -140,7 +146,7 @@ def _read_stream_changes(rb: Context, around: Surroundings, settings: list[Row])
         for what, found in ((f"stream {stream}", info), (f"consumer {durable}", consumer.info if consumer else {})):
             settings += (("jetstream", *setting) for setting in list_settings(what, found))
             if created := found.get("created"):
-                yield _build_change(created, f"{what} created", "jetstream")
+                yield _build_change(created, "creation", f"{what} created", "jetstream")
 
 
 def _read_broker_changes(rb: Context) -> Iterator[Change]:
@@ -155,16 +161,15 @@ def _read_pod_starts(rb: Context, around: Surroundings, settings: list[Row]) -> 
         settings += (("workloads", f"workload {name}", setting, value) for setting, value in found.items())
         for pod in rb.workloads.pods(name):
             if pod["started"]:
-                again = f" ({pod['restarts']} restarts before)" if pod["restarts"] else ""
-                yield _build_change(pod["started"], f"{pod['name']} started{again}", "workloads")
+                kind, again = ("restart", f" ({n} restarts before)") if (n := pod["restarts"]) else ("start", "")
+                yield _build_change(pod["started"], kind, f"{pod['name']} started{again}", "workloads")
 
 
 def _read_actions(rb: Context) -> Iterator[Change]:
     for line in rb.archive.lines(ACTION_LOG):
         if line.get("result") in ("done", "failed") and line.get("time"):
-            yield _build_change(
-                line["time"], f"action {line.get('command') or line.get('action')}", "actions.jsonl", "exact"
-            )
+            what = f"action {line.get('command') or line.get('action')}"
+            yield _build_change(line["time"], "action", what, "actions.jsonl", "exact")
 
 
 def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: JudgeInput) -> Finding:
@@ -176,9 +181,7 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
     impact = next((f for f in given.earlier if f.step == around.impact), None)
     lasts = impact is not None and impact.status is not Status.OK and not impact.ended
     back = pd.Timedelta(hours=given.number("changed.look_back"))
-    changes = table(frames, "changes", *COLUMNS)
-    changes = changes.assign(at=pd.to_datetime(changes["at"], utc=True))
-    changes = _join_start(changes, pd.Timedelta(seconds=given.number("changed.together")))
+    changes = _join_start(_read_changes(frames), pd.Timedelta(seconds=given.number("changed.together")))
     lately = changes[(changes["at"] > given.as_of - back) & (changes["at"] <= given.as_of)]
     lately = lately.sort_values("at", ascending=False, ignore_index=True)
     lately.attrs["since"] = (given.as_of - back).isoformat()
@@ -227,11 +230,20 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
     )
 
 
+def _read_changes(frames: Frames) -> pd.DataFrame:
+    """Return the frame changes, each with its kind; "" where an earlier release stored none and the text tells none."""
+    changes = table(frames, "changes", *(c for c in COLUMNS if c != "kind"))
+    if "kind" not in changes:
+        of = (next((k for k, p in _EARLIER_KINDS.items() if re.fullmatch(p, str(w))), "") for w in changes["what"])
+        changes = changes.assign(kind=list(of))
+    return changes.assign(at=pd.to_datetime(changes["at"], utc=True))
+
+
 def _join_start(changes: pd.DataFrame, pause: pd.Timedelta) -> pd.DataFrame:
     """Return the changes with the start of the whole system as one row, if both servers started without a pause."""
-    starts = changes[changes["what"].str.contains(_PART_OF_START)].sort_values("at")
+    starts = changes[changes["kind"].isin(_OF_START)].sort_values("at")
     series = (starts["at"].diff() > pause).cumsum()
-    servers = starts[starts["what"].str.match("(?:PostgreSQL|NATS server .*) started")]
+    servers = starts[starts["kind"] == "server start"]
     if servers["source"].nunique() < 2 or series[servers.index].nunique() > 1:
         return changes
     joined = starts[series == series[servers.index[0]]]

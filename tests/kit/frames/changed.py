@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from runbook_lib.checks.check import NOT_READ_COLUMNS
@@ -10,8 +12,9 @@ from runbook_lib.packs.changes.changes import COLUMNS
 from tests.kit.steps import ago
 
 
-def frames(*changes: tuple[float, str]) -> Frames:
-    rows = [(ago(seconds), what, "postgres", "exact") for seconds, what in changes]
+def frames(*changes: tuple[float, str], kinds: Sequence[str] = ()) -> Frames:
+    kinds = kinds or ["configuration"] * len(changes)
+    rows = [(ago(s), kind, what, "postgres", "exact") for (s, what), kind in zip(changes, kinds, strict=True)]
     return {
         "changes": pd.DataFrame(rows, columns=COLUMNS),
         "settings": pd.DataFrame({"whose": ["role app"], "setting": ["statement_timeout=5s"]}),
