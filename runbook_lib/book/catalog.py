@@ -311,7 +311,8 @@ class Catalog:
     """The content of the documents.
 
     `firm` has how the names of those observations begin that no evidence against reduces. `forbids` has, by
-    observation, the proposals that would make the situation worse. `witnesses` are the parts that report on others.
+    observation, the proposals that would make the situation worse. `read_first` has, by proposal, the observation
+    that the program's own side was read, and the steps that read it. `witnesses` are the parts that report on others.
     `contradicted_by` has, by observation, those that contradict it: if one of them is seen, it is no evidence.
     `differences` has how the names of the observations begin that show no effect, and by which that there is none.
     """
@@ -324,6 +325,7 @@ class Catalog:
     observations: dict[str, tuple[Signal, ...]]
     firm: tuple[str, ...]
     forbids: dict[str, tuple[str, ...]]
+    read_first: dict[str, tuple[str, tuple[str, ...]]]
     witnesses: dict[str, Witness]
     contradicted_by: dict[str, tuple[str, ...]]
     differences: dict[str, tuple[str, ...]]
@@ -532,6 +534,7 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
         observations=_read_table(failures, "Observation", lambda row: row.signals(known)),
         firm=tuple(_read_table(failures, "Firm", lambda row: row["Why"])),
         forbids=_read_table(failures, "While", lambda row: row.words("Not proposed")),
+        read_first=_read_table(failures, "Before", lambda row: (row["Seen"], row.words("Read by"))),
         witnesses=_read_table(
             failures,
             "Observed by",
@@ -548,6 +551,8 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
     observation = "among the observations"
     references: tuple[tuple[str, str, Collection[str], str], ...] = (
         ("While", "While", names, observation),
+        ("Before", "Seen", names, observation),
+        ("Before", "Read by", steps, "among the steps"),
         ("Contradicted", "Contradicted", names, observation),
         ("Contradicted", "By", names, observation),
         ("Only differs", "While", names, observation),

@@ -11,6 +11,9 @@ A failure mode is a hypothesis, and remedies belong to hypotheses: a proposal th
 dropped. If two remaining modes need different remedies, both are named with the step that would decide.
 
 A source that cannot be read is no evidence: it may be healthy, and only unreachable from here.
+
+A program is restarted only after its own side was read (its log, its variables, its connections). Until then the
+confidence of a verdict that proposes it is at most medium, and the step that reads it is the next question.
 """
 
 from __future__ import annotations
@@ -85,33 +88,38 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         # Other sources tell whether it is away for everybody; further steps would not reach it either.
         settled_by = tuple(s for s in settled_by if sections_of([s]) == sections_of(settled_by[:1]))
     # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
+    proposals = _order_proposals(findings, stuck_at, stand)
+    proposals = _filter_proposals(proposals, stand, between, accused, undecided, ranked, seen, book)
+    read_first = _find_unread_steps(proposals, findings, book)
+    settled_by = unique((*settled_by, *(s for s in read_first if all(f.step != s for f in findings))))
+    # What calls itself too early to tell is not sure that nothing is wrong.
+    again = [v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)]
+    if confidence == "high" and (read_first or (again and not stuck_at)):
+        confidence = "medium"
     status = worst([overall(findings), *([Status.WARNING] if stuck_at or undecided else [])])
     pointed = (*sections_of(settled_by[:1] if between else ()), *(n for f in findings for n in f.next_sections))
     if status is Status.CRITICAL and not pointed:
         pointed = _suggest_section(findings, ranked, book)
-    again = [v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)]
     ended = None if stuck_at or undecided or again else _find_outage_end(findings, status)
     if ended and (recovery := book.section_with("recover")):
         pointed = (recovery, *pointed)
     return Verdict(
         status=status,
         stuck_at=stuck_at,
-        # What calls itself too early to tell is not sure that nothing is wrong.
-        confidence="medium" if again and confidence == "high" and not stuck_at else confidence,
+        confidence=confidence,
         undecided=undecided,
         unseen=unique(u for f in findings for u in f.unseen),
         look_again_s=max(again, default=None),
         failure_modes=ranked,
         hops=strip(findings, book.hops),
         next_sections=unique(pointed),
-        proposals=_filter_proposals(
-            _order_proposals(findings, stuck_at, stand), stand, between, accused, undecided, ranked, seen, book
-        ),
+        proposals=proposals,
         between=tuple(m.id for m in between),
         settled_by=settled_by,
         ended=ended,
         places=tuple(places[name] for name in ((stuck_at,) if stuck_at else undecided)),
         contradicted=tuple(_score_reason("contradicted", [f], name) for name, f in contradicted.items()),
+        read_first=read_first,
     )
 
 
@@ -440,6 +448,15 @@ def _filter_proposals(
         return not between and bool(stand[0].remedies) and any(m in stand for m in modes)
 
     return tuple(filter(helps, proposals))
+
+
+def _find_unread_steps(proposals: Iterable[Proposal], findings: Collection[Finding], book: Catalog) -> tuple[str, ...]:
+    """Return the steps that read the program's own side before it is restarted, where no finding has read all of it."""
+    needed = (book.read_first[p.name] for p in proposals if p.name in book.read_first)
+    whole = {
+        (s.observation, f.step) for f in findings for s in f.signals if all(u.source != "workloads" for u in f.unseen)
+    }
+    return unique(steps[0] for observation, steps in needed if all((observation, step) not in whole for step in steps))
 
 
 def _order_proposals(

@@ -436,7 +436,8 @@ class Verdict:
     failure modes that remain and need different remedies, and `settled_by` the steps that would decide, the next
     question first. `asked` has the answers to the questions so far, in their order. `ended` is set if all findings are
     the aftermath of an outage that is over. `places` has the stuck hop, or the candidates. `contradicted` has the
-    observations that do not count, each with the headline of what contradicts it.
+    observations that do not count, each with the headline of what contradicts it. `read_first` has the steps that read
+    what a proposal depends on, and have not read it.
     """
 
     status: Status
@@ -455,3 +456,4 @@ class Verdict:
     ended: OutageEnd | None = None
     places: tuple[RankedMode, ...] = ()
     contradicted: tuple[ScoreReason, ...] = ()
+    read_first: tuple[str, ...] = ()

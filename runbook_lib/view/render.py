@@ -378,6 +378,10 @@ def question_lines(verdict: Verdict) -> list[str]:
     lines += [
         say("ui.settled_by", step=s, section=s.rpartition(".")[0], question=_step_title(s))
         for s in verdict.settled_by[:1]
+        if s not in verdict.read_first
+    ]
+    lines += [
+        say("ui.read_first", step=s, section=s.rpartition(".")[0], question=_step_title(s)) for s in verdict.read_first
     ]
     because = (reason for mode in verdict.failure_modes for reason in mode.because)
     changed = {r.steps: r for r in because if r.weight > 0 and r.observation.startswith(CHANGED)}

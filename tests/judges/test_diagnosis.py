@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.book import catalog
+from runbook_lib.book import catalog, patterns
 from runbook_lib.checks.triage import deciding_finding
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import (
@@ -30,6 +30,7 @@ from runbook_lib.model.finding import (
     say,
     unknown,
 )
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store import record
 from runbook_lib.view import render
@@ -178,6 +179,38 @@ def stuck(place: float, mode: float = 0.9, **more: Any) -> Finding:
 )
 def test_confidence(findings: list[Finding], confidence: str) -> None:
     assert conclude(findings).confidence == confidence
+
+
+HANGS = seen("4.1.3", *BOOK.evidence("relay.hangs"), proposals=("restart_entitlement",))
+LOG_READ = BOOK.evidence("exceptions.log_read")
+
+
+@pytest.mark.parametrize(
+    ("read", "confidence", "asks"),
+    [
+        ([], "medium", ("4.5.1",)),
+        ([seen("4.5.2", *LOG_READ)], "medium", ("4.5.1",)),  # of the other program
+        ([seen("4.5.1", *LOG_READ)], "high", ()),
+        ([seen("5.1.1", *LOG_READ)], "high", ()),
+        ([replace(seen("4.5.1", *LOG_READ), unseen=(Unseen("workloads", Reason.DENIED),))], "medium", ()),
+        ([OK, unknown("4.5.1", Reason.DENIED, say("ui.no_action"))], "medium", ()),
+    ],
+)
+def test_a_restart_is_sure_only_after_the_programs_own_side_was_read(
+    read: list[Finding], confidence: str, asks: tuple[str, ...]
+) -> None:
+    verdict = conclude([HANGS, *read])
+    assert [p.name for p in verdict.proposals] == ["restart_entitlement"]
+    assert (verdict.confidence, verdict.settled_by) == (confidence, asks)
+    assert verdict.read_first == (("4.5.1",) if confidence != "high" else ())
+    assert any("4.5.1" in line for line in render.question_lines(verdict)) is (confidence != "high")
+
+
+def test_what_the_database_refuses_in_the_programs_log_forbids_its_restart() -> None:
+    refusals = {e.observation for e in patterns.source(PACK, "database error").kinds.values()} - {""}
+    for observation in refusals:
+        assert {"restart_notification", "restart_entitlement"} <= {*BOOK.forbids[observation]}, observation
+    assert {*BOOK.read_first} == {"restart_notification", "restart_entitlement"}
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_the_command_makes_a_regression_test_of_a_dossier(tmp_path: Path, monkey
     CliRunner().invoke(cli, ["record", "sample", "--to", "whole"])
     expected = replay.read_index(tmp_path / "whole")["sample"]["expected"]
     assert list(replay.differences(expected, expected | {"confidence": "low"})) == [
-        "confidence: expected high, now low"
+        "confidence: expected medium, now low"
     ]
 
 
@@ -382,12 +382,10 @@ def test_why_shows_the_evidence_and_who_reports_it(tmp_path: Path, monkeypatch: 
     assert "FM-NOTI-10" in text
 
 
-def test_settle_asks_recorded_steps_of_other_sections(
-    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_settle_asks_recorded_steps_of_other_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path / "out"))
-    monkeypatch.setenv("RUNBOOK_REPLAY", str(sample))
-    decided = quiet_session("4.1", incident_id="replay-sample")
+    monkeypatch.setenv("RUNBOOK_REPLAY", str(RECORDINGS / f"delivery_disabled{recording.SUFFIX}"))
+    decided = quiet_session("4.1", incident_id="replay-delivery_disabled")
     decided.run_steps()
     assert "Nothing was asked" in repr(decided.settle()) and decided.verdict().asked == ()
     monkeypatch.setenv("RUNBOOK_REPLAY", str(RECORDINGS / f"delivery_batch{recording.SUFFIX}"))
