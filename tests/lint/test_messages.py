@@ -72,6 +72,9 @@ FAMILIES: dict[str, Iterable[str]] = {
     "journey.next.": PLACES.keys() - {"outbox_failed", "refused", "failed"},
     "journey.queue_": "due retry held",
     "journey.relay_": "due retry held",
+    "letters.failure.": [
+        f"{kind}_{course}" for kind in ("dependency", "unclear", "stores") for course in ("going_on", "over", "untried")
+    ],
     "letters.kinds.": """
         parse_failure unknown_type missing_field malformed_field undecodable bad_event_id bad_occurred_at empty_field
         decodes gone not_fetched refused unknown""",

@@ -281,7 +281,7 @@ def test_dead_letters_of_the_data_are_permanent_and_those_of_an_outage_are_not()
     assert permanent.value("dlq.permanent") == 5
     assert set(permanent.frames["kinds"]["fields"]) == {"source_id empty"}
     expect(permanent, weights={"FM-NOTI-04": "> 0.5", "producer": "> 0.5"})
-    expect(transient, None, "letters.dependency_over", values={"dlq.delivery": 30})
+    expect(transient, None, "letters.failure.dependency_over", values={"dlq.delivery": 30})
     assert top_mode({"4.4.2": transient}) == "FM-NOTI-03"
 
 
@@ -307,9 +307,9 @@ def test_an_outage_after_which_nothing_was_tried_is_not_called_over() -> None:
     given_up = letters(*burst("receiver answered 503", 900))
     sent = failing(0)["activity"]
     for last_sent, key, proposals in (
-        (ago(1), "letters.dependency_over", ["redrive_delivery"]),
-        (ago(2000), "letters.dependency_untried", []),
-        (None, "letters.dependency_untried", []),
+        (ago(1), "letters.failure.dependency_over", ["redrive_delivery"]),
+        (ago(2000), "letters.failure.dependency_untried", []),
+        (None, "letters.failure.dependency_untried", []),
     ):
         found = judge(
             "4.4.2", letters=given_up, activity=sent.assign(last_sent=last_sent), sent_per_minute=sends(3000, 2000)
@@ -318,7 +318,7 @@ def test_an_outage_after_which_nothing_was_tried_is_not_called_over() -> None:
         words(found)
     # Of a past moment only the sends of each minute are known.
     past = {name: frame for name, frame in FRAMES["4.4.2"].items() if name not in ("backlog", "activity")}
-    for last, key in ((1.0, "letters.dependency_over"), (2000.0, "letters.dependency_untried")):
+    for last, key in ((1.0, "letters.failure.dependency_over"), (2000.0, "letters.failure.dependency_untried")):
         then = past | {"letters": given_up, "sent_per_minute": sends(3000, last)}
         assert CHECKS["4.4.2"].judge(then, make_given(window_minutes=60)).headline.key == key
 
@@ -366,7 +366,6 @@ def failing(n: int, *, sending: bool = False) -> Frames:
     )
     frames["tries"] = frames["tries"].assign(failed=n)
     frames["retrying"] = row(n=n, users=n, types=1, top_user_n=1, top_type_n=n)
-    frames["retry_load"] = pd.DataFrame([("delivery", 0, n), ("delivery", 3, n)], columns=["what", "tens_ahead", "n"])
     if not sending:
         frames["activity"] = frames["activity"].assign(last_sent=ago(15))
     return frames
@@ -377,7 +376,6 @@ def test_a_receiver_that_refuses_is_seen_before_the_first_dead_letter() -> None:
     expect(found, Status.WARNING, "letters.failing_yet")
     assert top_mode({"4.4.2": found}) == "FM-NOTI-03"
     assert verdict({"4.4.2": found}).undecided == ("delivery_worker", "receiver"), "the worker alone says so"
-    expect(found, values={"retries.next_minute": 150, "retries.peak": 450})
     assert found.proposals[0].name == "throttle_delivery"
     assert found.next_sections == ("5.2",)
 
@@ -493,9 +491,6 @@ def test_the_charts_say_what_they_show() -> None:
         make_given(window_minutes=60),
     )
     assert trend is not None and (trend.alt.params["n"], trend.alt.params["peak"]) == (140, 80)
-    attempts = dead_letters.chart_attempts(failing(75), make_given())
-    assert attempts is not None and attempts.alt.params["open"] == 75
-    assert dead_letters.chart_attempts(QUIET, make_given()) is None
 
 
 # On real servers ---------------------------------------------------------------------------------------------
@@ -619,7 +614,7 @@ def test_an_outage_of_the_receiver_that_is_over(servers: Servers, db: psycopg.Co
         found = run(servers, *STEPS)
     (cluster,) = found["4.4.2"].frames["clusters"].query("kind == 'dependency'").itertuples()
     assert (cluster.error, cluster.n, cluster.users) == ("receiver answered 503 for userId=<user>", 40, 40)
-    expect(found["4.4.2"], None, "letters.dependency_over", proposals=["redrive_delivery"])
+    expect(found["4.4.2"], None, "letters.failure.dependency_over", proposals=["redrive_delivery"])
     assert "--target here --incident test --limit 40" in found["4.4.2"].proposals[0].command
     assert found["4.4.1"].value("dlq.permanent") == 1
     assert found["4.4.3"].value("dlq.trend") == "burst"

@@ -92,8 +92,6 @@ QUIET: Frames = {
     "activity": row(now=NOW, last_claim=ago(1), last_sent=ago(1), last_try=None, sent_1m=300),
     "attempts": pd.DataFrame([(0, 3, 0)], columns=["attempt_count", "n", "waiting"]),
     "held": pd.DataFrame(columns=["now", "notification_id", "locked_by", "locked_at", "lease_until", "attempt_count"]),
-    "attempts_ended": pd.DataFrame(columns=["what", "attempt_count", "n"]),
-    "retry_load": pd.DataFrame(columns=["what", "tens_ahead", "n"]),
     "retrying": row(n=0, users=0, types=0, top_user_n=None, top_type_n=None),
     "tries": row(part="delivery", failed=0, waiting=0, due_again=0),
     "errors": pd.DataFrame(columns=["status", "last_error", "n", "attempts", "oldest", "newest"]),

@@ -36,7 +36,7 @@ from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, given_up, outage, program, publish
 from runbook_lib.packs.entitlement.checks.delivery import RELIEVED_BY_THROTTLE
-from runbook_lib.packs.entitlement.rows import Attempts, Outbox, Tries
+from runbook_lib.packs.entitlement.rows import Outbox, Tries
 from runbook_lib.packs.logs.logs import fingerprint
 from runbook_lib.view import charts
 
@@ -55,19 +55,6 @@ _PERMANENT_OBSERVATIONS = {
     "broker": ("dead_letters.bad_message_now", "dead_letters.bad_message", "dead_letters.bad_message_perhaps"),
     "delivery": ("dead_letters.bad_letter_now", "dead_letters.bad_letter", "dead_letters.bad_letter"),
 }
-#: The headline of 4.4.2 by the kind of most failures, and whether they continue (None: not known).
-_TRANSIENT_KEYS = {
-    ("dependency", True): "letters.dependency_going_on",
-    ("dependency", False): "letters.dependency_over",
-    ("dependency", None): "letters.dependency_untried",
-    ("unclear", True): "letters.unclear_going_on",
-    ("unclear", False): "letters.unclear_over",
-    ("unclear", None): "letters.unclear_over",
-    ("stores", True): "letters.stores_going_on",
-    ("stores", False): "letters.stores_over",
-    ("stores", None): "letters.stores_untried",
-}
-
 
 # 4.4.1 ------------------------------------------------------------------------------------------------------
 
@@ -271,9 +258,9 @@ def _permanent_signals(kinds: pd.DataFrame, frames: Frames, given: JudgeInput) -
 def collect_transient(rb: Context) -> Frames:
     """4.4.2: collect errors of given-up rows, current retries, and messages that ran out of deliveries.
 
-    Frames: outbox_failed, letters, sent_per_minute, older, attempts_ended, retry_load, retrying, tries, errors, outbox,
-    those of `given_up.collect_advisories`, `fetch_messages` and `query_follow_up`, `delivery.collect` and
-    `collect_again`, and of `outage.ask`; program while the receiver refuses.
+    Frames: outbox_failed, letters, sent_per_minute, older, retrying, tries, errors, outbox, those of
+    `given_up.collect_advisories`, `fetch_messages` and `query_follow_up`, `delivery.collect` and `collect_again`, and
+    of `outage.ask`; program while the receiver refuses.
     """
     parts = FrameCollector()
     answers = parts.answers
@@ -294,7 +281,6 @@ def collect_transient(rb: Context) -> Frames:
         parts.ask(db, {"older": "dead_letters/older"})
         if rb.past:
             return parts.frames()
-        parts.ask(db, {"attempts_ended": "dead_letters/attempts_ended", "retry_load": RetryCount.QUERY})
         outage.ask(rb, db, parts, "sent")
         with parts.part("notifications"):  # last: a failed query makes the snapshot unusable
             answers["retrying"] = db.ask(Retrying.QUERY)
@@ -307,29 +293,46 @@ def collect_transient(rb: Context) -> Frames:
 
 
 @dataclass(frozen=True)
+class StoreFailures:
+    """The failures of one store that a dependency caused.
+
+    `fails`: tries fail now. `recent`: the newest failure is so recent that another may follow. `succeeded`: a row of
+    the store succeeded after it; without one, nothing shows the end of the failures.
+    """
+
+    n: float
+    age_s: float
+    fails: bool
+    recent: bool
+    succeeded: bool
+
+    @property
+    def recovered(self) -> bool:
+        """Return whether there were failures, and rows succeed since without new ones."""
+        return bool(self.n) and self.succeeded and not self.fails and not self.recent
+
+
+@dataclass(frozen=True)
 class Transient:
     """Failures, past and present, that a dependency caused.
 
-    `users` have dead letters of `clusters`. `counts` and `ages` (seconds since the newest, infinite for none) are by
-    store. `refused` is the observation of a receiver that refuses now, "" for none; `unpublished_now` tells whether
-    publishing fails now. `ended` is set if sends succeed again, including those of rows that had failed before.
+    `users` have dead letters of `clusters`; `data` counts those whose own data is the cause. `refused` is the
+    observation of a receiver that refuses now, "" for none; `unpublished_now` tells whether publishing fails now.
+    `ended` is set if sends succeed again, including those of rows that had failed before.
     """
 
     clusters: list[errors.ErrorCluster]
     users: int
     data: float
-    lost: pd.DataFrame
     unpublished: pd.DataFrame
     worker: delivery.Delivery
     outbox: Outbox | None
     refused: str
     unpublished_now: bool
     unread: bool
-    counts: dict[str, float]
-    ages: dict[str, float]
+    stores: dict[str, StoreFailures]
     past: bool
     ended: OutageEnd | None
-    last_sent: pd.Timestamp | None
 
     @classmethod
     def of(cls, frames: Frames, given: JudgeInput) -> Transient:
@@ -341,35 +344,47 @@ class Transient:
         worker, outbox = delivery.read_delivery(frames), rows.first(frames.get("outbox"), Outbox)
         refused = worker.refusing(given) if "backlog" in frames else ""
         published = seconds_between(outbox.last_published, outbox.now) if outbox else None
-        pattern, lately = given.number("tries.pattern"), given.number("success.lately")
+        unpublished_now = (
+            outbox is not None
+            and "publish_tries" in frames
+            and Tries.of("publish", frames).failed >= given.number("tries.pattern")
+            and (published is None or published >= given.number("success.lately"))
+        )
+        ended = None if refused or worker.tried or worker.failed else outage.find_end(frames, given, "sent")
         sends = history.counts(frames.get("sent_per_minute"))  # of a past moment it is all that is known
+        last_sent = worker.activity.last_sent or max(sends[sends > 0].index, default=None)
+        unread, refused = given_up.unread_tables(frames), refused if refused in REFUSES else ""
+
+        def failures(n: float, last: Any, succeeded: Any, *, fails: bool = False, over: bool = False) -> StoreFailures:
+            age_s, known = given_up.age_or_inf(last, given), last is not None and not pd.isna(last)
+            recent = age_s < given_up.quiet_s(given) and not over
+            return StoreFailures(
+                n, age_s, fails, recent, not known or (succeeded is not None and bool(succeeded > last))
+            )
+
+        gave_up, published_at = unpublished["failed_at"].max(), outbox.last_published if outbox else None
+        newest = max((c.last for c in clusters), default=None)
+        weight = errors.weight_of(table(frames, "outbox_failed", "total"))
+        broker = failures(float(len(lost)), lost["time"].max(), given.as_of)
         return cls(
             clusters=clusters,
             users=letters[letters["error_message"].map(fingerprint).isin(texts)]["user_id"].nunique(),
             data=sum(c.n for c in every if c.kind == "data"),
-            lost=lost,
             unpublished=unpublished,
             worker=worker,
             outbox=outbox,
-            refused=refused if refused in REFUSES else "",
-            unpublished_now=outbox is not None
-            and "publish_tries" in frames
-            and Tries.of("publish", frames).failed >= pattern
-            and (published is None or published >= lately),
-            unread=given_up.unread_tables(frames),
-            counts={
-                "delivery": sum(c.n for c in clusters),
-                "broker": float(len(lost)),
-                "outbox": len(unpublished) * errors.weight_of(table(frames, "outbox_failed", "total")),
+            refused=refused,
+            unpublished_now=unpublished_now,
+            unread=unread,
+            stores={
+                "delivery": failures(
+                    sum(c.n for c in clusters), newest, last_sent, fails=bool(refused), over=bool(ended)
+                ),
+                "broker": replace(broker, succeeded=True),  # `lost` has none that was processed since
+                "outbox": failures(len(unpublished) * weight, gave_up, published_at, fails=unpublished_now),
             },
-            ages={
-                "delivery": given_up.age_or_inf(max((c.last for c in clusters), default=None), given),
-                "broker": given_up.age_or_inf(lost["time"].max() if len(lost) else None, given),
-                "outbox": given_up.age_or_inf(unpublished["failed_at"].max() if len(unpublished) else None, given),
-            },
-            past="backlog" not in frames and not given_up.unread_tables(frames),
-            ended=None if refused or worker.tried or worker.failed else outage.find_end(frames, given, "sent"),
-            last_sent=worker.activity.last_sent or max(sends[sends > 0].index, default=None),
+            past="backlog" not in frames and not unread,
+            ended=ended,
         )
 
     @property
@@ -380,70 +395,53 @@ class Transient:
     @property
     def total(self) -> float:
         """Return the number of failures in all stores."""
-        return sum(self.counts.values())
+        return sum(store.n for store in self.stores.values())
 
     @property
     def last_s(self) -> float | None:
         """Return the seconds since the newest failure; None if there is none."""
-        return min(self.ages.values()) if self.total else None
+        return min(store.age_s for store in self.stores.values()) if self.total else None
 
     @property
     def relieved(self) -> bool:
         """Whether fewer sends would relieve the receiver."""
         return self.refused in RELIEVED_BY_THROTTLE
 
-    def is_ongoing(self, given: JudgeInput) -> bool | None:
-        """Return whether the failure is not over yet; None if no success since was seen."""
-        if self.live or self.recent_stores(given):
-            return True
-        return None if any(n and not self._has_succeeded(s) for s, n in self.counts.items()) else False
+    @property
+    def recent(self) -> bool:
+        """Return whether another failure may follow the newest one of a store."""
+        return any(store.recent for store in self.stores.values())
 
-    def recovered_stores(self, given: JudgeInput) -> list[str]:
-        """Return the stores that contain failures and succeed since without new ones; none if a table was not read."""
-        if self.unread:
-            return []
-        failing, recent = {"delivery": self.refused, "outbox": self.unpublished_now}, self.recent_stores(given)
-        return [
-            s for s, n in self.counts.items() if n and not failing.get(s) and s not in recent and self._has_succeeded(s)
-        ]
+    @property
+    def course(self) -> str:
+        """Return whether the failure is "going_on", "over", or "untried": no success since was seen."""
+        if self.live or self.recent:
+            return "going_on"
+        return "over" if all(store.succeeded for store in self.stores.values() if store.n) else "untried"
 
-    def _has_succeeded(self, store: str) -> bool:
-        """Return whether a row of this store succeeded after the newest failure: without one, nothing shows its end."""
-        if store == "delivery":
-            failed = max((c.last for c in self.clusters), default=pd.NaT)
-            succeeded = self.last_sent
-        else:
-            failed = self.unpublished["failed_at"].max() if store == "outbox" and len(self.unpublished) else pd.NaT
-            succeeded = self.outbox.last_published if self.outbox else None
-        return bool(pd.isna(failed)) or (succeeded is not None and succeeded > failed)
-
-    def recent_stores(self, given: JudgeInput) -> list[str]:
-        """Return the stores whose newest failure is so recent that another may follow."""
-        quiet_s = given_up.quiet_s(given)
-        return [s for s, age in self.ages.items() if age < quiet_s and not (s == "delivery" and self.ended)]
+    @property
+    def recovered(self) -> list[str]:
+        """Return the stores that have recovered; none if a table was not read."""
+        return [] if self.unread or self.past else [name for name, s in self.stores.items() if s.recovered]
 
 
 def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
     """4.4.2: judge which dependency failed, since when, and whether it still fails."""
     seen, limits = Transient.of(frames, given), given.limits
-    next_minute, peak = _predict_retries(frames, given)
     now = [
         limits.value("backlog.waiting_retry", seen.worker.queue.waiting_retry),
         Value("outbox.waiting_retry", seen.outbox.waiting_retry if seen.outbox else None, "rows"),
-        Value("retries.next_minute", next_minute, "rows"),
-        Value("retries.peak", peak, "1/min"),
     ]
-    recovered = [] if seen.past else seen.recovered_stores(given)
-    portion, recent = given.number("redrive.portion"), seen.recent_stores(given)
+    portion, counts = given.number("redrive.portion"), {name: store.n for name, store in seen.stores.items()}
     relieves = seen.relieved and not program.is_throttled(frames, given)
     quiet = limits.value("dlq.quiet", seen.last_s)
-    if not recent and quiet.status is not Status.OK:
+    if not seen.recent and quiet.status is not Status.OK:
         quiet = replace(quiet, threshold=None)  # successful sends prove the end before the quiet time is over
     return judged(
         _transient_headline(seen, given),
         [
             Value("dlq.transient", seen.total, "rows"),
-            *(Value(f"dlq.{store}", n, "rows") for store, n in seen.counts.items()),
+            *(Value(f"dlq.{store}", n, "rows") for store, n in counts.items()),
             *((quiet,) if seen.total else ()),
             *(() if seen.past else now),
         ],
@@ -456,8 +454,8 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
         proposals=(
             *((remedies.throttle(given, "delivery"),) if relieves else ()),
             *((proposals.logs(given, "entitlement"),) if seen.unpublished_now else ()),
-            *((proposals.logs(given, "notification"),) if seen.counts["broker"] and not recovered else ()),
-            *(remedies.redrive(s, given, int(min(seen.counts[s], portion)), seen.counts[s]) for s in recovered),
+            *((proposals.logs(given, "notification"),) if counts["broker"] and not seen.recovered else ()),
+            *(remedies.redrive(s, given, int(min(counts[s], portion)), counts[s]) for s in seen.recovered),
         ),
         next_sections=(*(("5.2",) if seen.relieved else ()), *(("4.1",) if seen.unpublished_now else ())),
         frames={
@@ -465,7 +463,7 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
             "unpublished": _group_by_error(seen.unpublished),
         },
         show=("clusters", "unpublished"),
-        ended=seen.ended if seen.total and not (seen.live or recent) else None,
+        ended=seen.ended if seen.total and not (seen.live or seen.recent) else None,
     )
 
 
@@ -500,23 +498,6 @@ def _group_by_error(unpublished: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=columns).sort_values("n", ascending=False, ignore_index=True)
 
 
-class RetryCount(rows.Row, query="dead_letters/retry_load"):
-    """The number of rows whose retry is due in `tens_ahead` times ten seconds."""
-
-    what: str = ""
-    tens_ahead: float = 0.0
-    n: float = 0.0
-
-
-def _predict_retries(frames: Frames, given: JudgeInput) -> tuple[float | None, float | None]:
-    """Return the retries due within a minute, and their peak rate (1/min); None if they were not read."""
-    retries = [r for r in rows.each(frames.get("retry_load"), RetryCount) if r.what == "delivery"]
-    known, minute = "retry_load" in frames, 60 / given.number("retries.stretch")
-    if not known:
-        return None, None
-    return sum(r.n for r in retries if r.tens_ahead < minute), max((r.n for r in retries), default=0.0) * minute
-
-
 def _transient_headline(seen: Transient, given: JudgeInput) -> Text:
     top = seen.clusters[0] if seen.clusters else None
     facts: dict[str, Any] = {
@@ -526,12 +507,12 @@ def _transient_headline(seen: Transient, given: JudgeInput) -> Text:
         "users": seen.users,
         "since": f"{min(c.first for c in seen.clusters):%H:%M:%S}" if top else None,
         "waiting": seen.worker.queue.waiting_retry,
-        **seen.counts,
+        **{name: store.n for name, store in seen.stores.items()},
     }
     if seen.total:
-        kind = top.kind if top and seen.counts["delivery"] >= seen.total / 2 else "stores"
-        ago = seen.last_s if kind == "stores" else seen.ages["delivery"]
-        return say(_TRANSIENT_KEYS[kind, seen.is_ongoing(given)], **facts | {"ago": ago})
+        own = seen.stores["delivery"]
+        kind, ago = (top.kind, own.age_s) if top and own.n >= seen.total / 2 else ("stores", seen.last_s)
+        return say(f"letters.failure.{kind}_{seen.course}", **facts | {"ago": ago})
     if seen.live:
         what = say(f"letters.live_{'_'.join(seen.live)}")
         events = seen.outbox.waiting_retry if seen.outbox else None
@@ -561,11 +542,11 @@ def _transient_notes(seen: Transient, frames: Frames, given: JudgeInput) -> Iter
     if any(c.kind == "unclear" for c in seen.clusters):
         yield say("letters.unclear")
     if not seen.past:
-        recovered = seen.recovered_stores(given)
         quiet_s = given_up.quiet_s(given)
-        if set(recovered) < {s for s, n in seen.counts.items() if n} or (seen.last_s or quiet_s) < quiet_s:
+        waits = any(store.n and name not in seen.recovered for name, store in seen.stores.items())
+        if waits or (seen.last_s or quiet_s) < quiet_s:
             yield say("letters.redrive_waits", quiet=quiet_s)
-        if recovered:
+        if seen.recovered:
             yield say("letters.redrive_rules")
 
 
@@ -586,8 +567,8 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
         if ago < quiet and not seen.ended:
             observed.append("dead_letters.dependency_goes_on" if dependency else "dead_letters.unclear_goes_on")
             observed.append(errors.classify_send(max((c.last, c.error) for c in seen.clusters if c.kind == kind)[1]))
-    if seen.counts["broker"] and "processed" in frames:
-        ran_out_lately = seen.ages["broker"] < quiet
+    if seen.stores["broker"].n and "processed" in frames:
+        ran_out_lately = seen.stores["broker"].age_s < quiet
         observed.append(
             "dead_letters.deliveries_ran_out_lately" if ran_out_lately else "dead_letters.deliveries_ran_out"
         )
@@ -598,7 +579,7 @@ def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> It
         observed.append("dead_letters.relay_cut_off")
     if seen.unpublished_now:
         observed.append("dead_letters.unpublished")
-    elif seen.counts["outbox"]:
+    elif seen.stores["outbox"].n:
         observed.append("publish.gave_up")
     return given.evidence_of(dict.fromkeys(filter(None, observed)))
 
@@ -617,38 +598,6 @@ def _transient_hops(seen: Transient) -> tuple[Hop, ...]:
             waiting=seen.worker.queue.waiting_retry,
             alive=say("alive.sends_fail") if seen.refused else None,
         ),
-    )
-
-
-def chart_attempts(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Return the chart of how often open rows and given-up rows were tried."""
-    ended = table(frames, "attempts_ended", "what", "attempt_count", "n")
-    kinds = ("notifications, FAILED", "outbox, unpublished", "outbox, FAILED")
-    counted = {"notifications, open": table(frames, "attempts", "attempt_count", "n")}
-    counted |= {kind: ended[ended["what"] == kind] for kind in kinds}
-    scale = 30  # three times the default number of tries; the last bar also counts every row beyond it
-    tried = {name: np.zeros(scale) for name in counted}
-    for name, frame in counted.items():
-        for r in rows.each(frame, Attempts):
-            if r.attempt_count > 0:
-                tried[name][min(r.attempt_count, scale) - 1] += r.n
-    some = np.flatnonzero(sum(tried.values()))
-    if not len(some):
-        return None
-    at = np.arange(max(10, some[-1] + 1))
-    roles = (charts.Role.LEVEL, charts.Role.CRITICAL, charts.Role.IN, charts.Role.WARNING)
-    waiting, failed, _, outbox = (float(n.sum()) for n in tried.values())
-    return charts.Chart(
-        "Tries so far",
-        "rows",
-        [
-            charts.Series(name, role, at + 0.2 * i - 0.4, n[: len(at)], "bars", width=0.2)
-            for i, ((name, n), role) in enumerate(zip(tried.items(), roles, strict=True))
-        ],
-        alt=say("letters.alt_attempts", open=waiting, failed=failed, outbox=outbox),
-        caption=(say("letters.caption_attempts"),),
-        xlabel="failed tries (ten at most by default)",
-        names=[f"{n + 1}+" if n + 1 == scale else str(n + 1) for n in at],
     )
 
 
@@ -888,10 +837,7 @@ def chart_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
 _BESIDE = ("older", "sent_per_minute")
 CHECKS: tuple[Check, ...] = (
     Check("4.4.1", collect_permanent, judge_permanent, optional=("exhausted", *_BESIDE)),
-    Check(
-        "4.4.2", collect_transient, judge_transient, (chart_attempts,),
-        optional=("terminated", "attempts_ended", "retry_load", "sent_steps", *_BESIDE),
-    ),
+    Check("4.4.2", collect_transient, judge_transient, optional=("terminated", "sent_steps", *_BESIDE)),
     Check(
         "4.4.3", collect_trend, judge_trend, (chart_trend,),
         needs=("per_bucket", "recorded"), optional=("processed", *_BESIDE),
