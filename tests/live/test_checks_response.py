@@ -64,11 +64,43 @@ STEPS = ("3.1", "3.2", "3.3", "3.4", "3.5")
 
 # Judges ------------------------------------------------------------------------------------------------------
 
+SLOW = {"publish_delay": row(n=9, p95=7.0)}
+LETTERS = {"given_up": row(events=40, users=30), "delivered": row(n=900, p95=2.0)}
+SUBSCRIBER = {"given_up_messages": row(n=2)}
+STOPPED = {"published_steps": through(flowing=False)}
+OTHER_OUTAGE = got_through(52, published=(230, 240), tried=1)
+HANG = {"affected": affected(notification=(70, 60, 120.0))}
+FEW = {"affected": affected(notification=(3, 3, 21.0))}
+YOUNG = {"detected_by": "alert", "detected_at": ago(8)}
+#: What is published, processed and sent rises for another reason.
+RISES = {name: per_minute(*[90] * 7, *[40] * 7) for name in ("sent", "processed", "created", "published")}
+STOPS = per_minute(*[0] * 4, *[300] * 10)
+#: The relay's FAILED rows are told among the events that wait.
+FAILED = {"outbox": row(due=0, failed=1, oldest_due_s=0.0), "affected": affected(outbox_failed=(1, 1, 9000.0))}
+#: A row waits for some minutes, and is then a dead letter.
+OUTAGE = {
+    "affected": affected(notification=(70, 60, 300.0)), "sent": per_minute(*[0] * 10, *[300] * 19),
+    "dead": per_minute(*[40] * 5, *[0] * 24), "processed": per_minute(*[300] * 29),
+    "published": per_minute(*[300] * 29),
+}  # fmt: skip
+MINUTES = [NOW.floor("min") - pd.Timedelta(minutes=n) for n in range(30)]
+
+
+def sent_late(*last_ago: float) -> Frames:
+    """Sent late in each minute; the last of the newest minutes so many seconds ago."""
+    sent = per_minute(*[300] * 14, slow=200)
+    sent["last_slow"] = pd.Series([ago(s) for s in last_ago], index=range(len(last_ago)))
+    return {"sent": sent, "delivered": row(n=1500, p95=42.0, longest=60.0)}
+
+
+def judged_impact(frames: Frames, **given: Any) -> Finding:
+    return response.judge_impact(impact(**frames), make_given(**given))
+
 
 @pytest.mark.parametrize(
     ("changes", "slo"),
     [
-        ({"publish_delay": row(n=9, p95=7.0)}, "ENT-C"),
+        (SLOW, "ENT-C"),
         ({"outbox_age": row(n=9, p95=20.0)}, "ENT-D"),
         ({"outbox": row(due=0, failed=1, oldest_due_s=0.0)}, "ENT-E"),
         ({"given_up": row(events=9, users=9)}, "NOTI-A"),
@@ -76,194 +108,114 @@ STEPS = ("3.1", "3.2", "3.3", "3.4", "3.5")
         ({"affected": affected(broker=(300, 200, 61.0))}, "NOTI-B"),
         ({"notifications": row(due=40, expired=20)}, "NOTI-C"),
         ({"given_up_messages": row(n=1)}, "NOTI-D"),
+        ({"dead": per_minute()}, None),
     ],
 )
-def test_a_missed_objective_is_named(changes: Frames, slo: str) -> None:
-    frames = impact(**changes)
-    table = response.sli_rows(frames, make_given()).set_index("slo")
-    assert table.loc[slo, "met"] is False
-    assert table.loc[slo, "why"] == ("oldest_waiting" if "affected" in changes else "")
-    found = response.judge_impact(frames, make_given())
-    assert found.status is Status.CRITICAL
-    assert slo in words(found)
-
-
-def test_what_may_have_been_processed_is_not_said_to_wait() -> None:
-    frames = impact(affected=affected(broker=(300, 200, 3000.0), notification=(3, 2, 21.0)))
-    deleted = {
-        "deletions": row(age_d=0.1, inserted=9000, deleted=300),
-        "consumer": row(pending=0, unacknowledged=0),
-    }
-    expect(response.judge_impact(frames, make_given()), Status.CRITICAL, values={"impact.events": 303})
-    found = response.judge_impact(frames | deleted, make_given())
-    assert (found.status, found.value("impact.events"), found.value("impact.users")) == (Status.WARNING, 3, 2)
-    assert found.headline.key == "response.impact_begins" and "response.doubtful" in {n.key for n in found.notes}
-    alone = impact(affected=affected(broker=(300, 200, 3000.0))) | deleted
-    found = response.judge_impact(alone, make_given())
-    assert (found.status, found.headline.key) == (Status.UNKNOWN, "response.doubtful")
-    assert not found.hops[0].late and found.next_sections == ("5.3",)
-    few = {"deletions": row(age_d=0.1, inserted=9000, deleted=299)}
-    held = {"consumer": row(pending=260, unacknowledged=40)}
-    for changes in (few, held):
-        expect(response.judge_impact(alone | changes, make_given()), Status.CRITICAL, values={"impact.events": 300})
-    held = {"consumer": row(pending=5, unacknowledged=1)}
-    some = response.judge_impact(alone | held, make_given())
-    expect(some, values={"impact.events": 6, "impact.users": 6}, notes={"response.doubtful"})
-
-
-def test_what_cannot_be_seen_is_a_row_and_does_not_count() -> None:
-    frames = impact()
-    frames["dead"] = per_minute()
-    table = response.sli_rows(frames, make_given()).set_index("slo")
-    assert list(table.index[table["met"].isna()]) == ["ENT-A", "ENT-B"]
-    assert response.judge_impact(frames, make_given()).status is Status.OK
-
-
-def test_the_onset_is_the_oldest_that_waits_else_the_change_of_a_flow() -> None:
-    frames = impact(affected=affected(notification=(70, 60, 21.0), outbox_failed=(1, 1, 9000.0)))
-    begin, how = response.onset(frames, make_given())
-    assert how == "oldest"
-    assert begin is not None
-    assert (NOW - begin).total_seconds() == 21.0
-    begin, how = response.onset(impact(sent=per_minute(*[0] * 4, *[300] * 10)), make_given())
-    assert (how, begin) == ("change", NOW.floor("min") - pd.Timedelta(minutes=4))
-    slow = per_minute(*[0] * 4, *[300] * 10)
-    slow["first_slow"] = pd.Series([ago(100), ago(219)], index=[1, 2])
-    assert response.onset(impact(sent=slow), make_given()) == (ago(219), "slow")
-    burst = impact(dead=per_minute(0, 0, 40, 30, *[0] * 10))
-    assert response.onset(burst, make_given())[0] == NOW.floor("min") - pd.Timedelta(minutes=4)
-
-
-def test_the_onset_stays_while_what_waited_longest_is_given_up() -> None:
-    """Half an hour of an outage: a row waits for some minutes, and is then a dead letter."""
-    frames = impact(
-        affected=affected(notification=(70, 60, 300.0)), sent=per_minute(*[0] * 10, *[300] * 19),
-        dead=per_minute(*[40] * 5, *[0] * 24), processed=per_minute(*[300] * 29), published=per_minute(*[300] * 29),
-    )  # fmt: skip
-    given = make_given(window_minutes=30)
-    assert response.onset(frames, given) == (NOW.floor("min") - pd.Timedelta(minutes=10), "change")
-    early = replace(given, detected_at=NOW - pd.Timedelta(minutes=20))
-    assert response.judge_impact(frames, early).value("ttd") is None, "detected before this onset"
-    assert response.onset(frames | {"dead": per_minute(*[0] * 29)}, given) == (ago(300), "oldest")
-
-
-def test_what_is_over_says_so_and_does_not_alarm() -> None:
-    late = {"delivered": row(n=1500, p95=42.0, longest=60.0)}
-    sent = per_minute(*[300] * 14, slow=200)
-    sent["last_slow"] = pd.Series([ago(75), ago(130)], index=[0, 1])
-    found = response.judge_impact(impact(sent=sent, **late, **got_through(75, 80)), make_given())
-    assert (found.status, found.headline.key) == (Status.WARNING, "response.impact_over")
-    assert found.headline.params["ago"] == 75
-    assert found.ended and (found.ended.since, found.ended.by.key) == (ago(75), "outage.sent_in_time")
-    words(found)
-    sent["last_slow"] = pd.Series([ago(12)], index=[0])
-    just = response.judge_impact(impact(sent=sent, **late, **got_through(12, 15)), make_given())
-    assert (just.status, just.value("impact.look_again")) == (Status.WARNING, 18.0)
-    assert (just.headline.key, just.ended) == ("response.impact_passed", None)
-    words(just)
-    goes_on = impact(sent=sent, affected=affected(notification=(3, 3, 21.0)), **late)
-    given_up = impact(sent=sent, given_up=row(events=2, users=1), **late)
-    slow = {"publish_delay": row(n=9, p95=7.0)}
-    still = impact(**slow, publish_delay_lately=row(n=3, p95=6.0))
-    lately = {"publish_delay_lately": row(n=3, p95=0.6)}
-    again = response.judge_impact(impact(**slow, **lately, **got_through(published=(50, 55))), make_given())
-    assert again.headline.key == "response.impact_over"
-    assert again.ended and again.ended.by.key == "outage.published"
-    # Without a question that the cost gate refused, nothing is proven and nothing alarms.
-    expect(response.judge_impact(impact(**slow, **lately), make_given()), Status.WARNING, "response.impact_passed")
-    for frames in (goes_on, given_up, still):
-        assert response.judge_impact(frames, make_given()).status is Status.CRITICAL
-
-
-LETTERS = {"given_up": row(events=40, users=30), "delivered": row(n=900, p95=2.0)}
-
-
-def test_dead_letters_of_an_outage_that_is_over_are_told_and_do_not_alarm() -> None:
-    left = {**LETTERS, **got_through(52, 60, tried=1)}
-    found = response.judge_impact(impact(**left), make_given())
-    assert (found.status, found.headline.key) == (Status.WARNING, "response.impact_over")
-    assert found.ended and found.ended.by.key == "outage.sent_again"
-    expect(found, sections=("4.4",))
-    # Those of the subscriber are of messages, and nothing that was sent tells of these.
-    messages_too = left | {"given_up_messages": row(n=2)}
-    assert response.judge_impact(impact(**messages_too), make_given()).status is Status.CRITICAL
-
-
-@pytest.mark.parametrize(
-    ("why", "frames"),
-    [
-        ("the last was just now", got_through(21, tried=1)),
-        ("it has paused for as long before", got_through(52, 60, 130, tried=1)),
-        ("nothing is sent any more", got_through(52, 60, tried=1, flowing=False)),
-        ("nothing is published any more", got_through(52, tried=1) | {"published_steps": through(flowing=False)}),
-        ("some of those that are tried still fail", got_through(*range(52, 60), *range(5), tried=1)),
-        ("nothing is known of what was sent", {"published_steps": through(of="published")}),
-        ("somebody waits", got_through(52, tried=1) | {"affected": affected(notification=(3, 3, 12.0))}),
-    ],
-)
-def test_what_only_pauses_or_is_followed_by_another_fault_is_not_called_over(why: str, frames: Frames) -> None:
-    found = response.judge_impact(impact(**LETTERS, **frames), make_given())
-    assert (found.status, found.ended) == (Status.CRITICAL, None), why
-
-
-def test_two_outages_far_apart_are_no_pause_of_one() -> None:
-    assert response.judge_impact(impact(**LETTERS, **got_through(52, 200, tried=1)), make_given()).ended
-    longer = response.judge_impact(impact(**LETTERS, **got_through(95, 145, tried=1)), make_given())
-    assert longer.ended, "it has been quiet for longer than it had paused"
-    other = response.judge_impact(
-        impact(**LETTERS, **got_through(52, published=(230, 240), tried=1)), make_given()
-    ).ended
-    assert other and other.by.key == "outage.sent_again", "what is over for long does not show that this is"
-
-
-def test_while_nothing_gets_through_an_outage_does_not_pause() -> None:
-    """The first are late when it begins, the others when it has ended: nothing was published in between."""
-    steps = got_through(46, published=(46, 50, 115))
-    down = steps["published_steps"]["tens_ago"].between(6, 10)
-    steps["published_steps"] = steps["published_steps"][~down]
-    slow = {"publish_delay": row(n=9, p95=34.0)}
-    lately = {"publish_delay_lately": row(n=3, p95=0.6)}
-    found = response.judge_impact(impact(**slow, **lately, **steps), make_given())
-    assert found.ended and found.ended.by.key == "outage.published"
-
-
-@pytest.mark.parametrize(
-    ("silent_s", "published", "status"),
-    [
-        (45, [300] * 14, Status.WARNING),
-        (12, [300] * 14, Status.OK),  # too short for anybody's concern
-        (45, [3] * 14, Status.OK),  # two or three should have come
-        (45, [300, 0] * 7, Status.OK),  # it pauses at times
-        (200, [0, 0, 0, *[300] * 11], Status.WARNING),
-    ],
-)
-def test_a_producer_that_falls_silent_is_no_quiet_hour(silent_s: float, published: list[int], status: Status) -> None:
-    last = row(now=NOW, last_event=ago(silent_s))
-    found = response.judge_impact(impact(last_event=last, published=per_minute(*published)), make_given())
-    assert found.status is status
-    broken = [h.name for h in found.hops if h != Hop(h.name, past=h.past)]
-    assert broken == (["producer"] if status is Status.WARNING else [])
-    words(found)
-
-
-@pytest.mark.parametrize(
-    ("before", "status", "key"),
-    [
-        ([0] * 30 + [300] * 14, Status.WARNING, "response.nothing_comes"),
-        ([0] * 30 + [300, 300, *[0] * 12], Status.OK, "response.no_impact"),  # it came in a burst
-        (None, Status.UNKNOWN, "response.silence_unclear"),
-    ],
-)
-def test_a_silence_that_is_longer_than_the_window_is_still_one(
-    before: list[int] | None, status: Status, key: str
+def test_a_missed_objective_is_named_and_one_that_cannot_be_seen_does_not_count(
+    changes: Frames, slo: str | None
 ) -> None:
-    """The rate that counts is the one before the newest event, however long ago that is."""
-    frames = impact(last_event=row(now=NOW, last_event=ago(30 * 60)), published=per_minute())
-    frames |= {name: per_minute(*[0] * 14) for name in ("sent", "processed", "created")}
-    if before is not None:
-        frames["published_before"] = per_minute(*before)
-    found = response.judge_impact(frames, make_given())
-    assert (found.status, found.headline.key) == (status, key), words(found)
+    table = response.ImpactSample(impact(**changes), make_given()).slis.set_index("slo")
+    assert (slo in table.index[table["met"].eq(False)]) is bool(slo)
+    assert list(table.index[table["met"].isna()]) == ["ENT-A", "ENT-B"]
+    if slo:
+        assert table.loc[slo, "why"] == ("oldest_waiting" if "affected" in changes else "")
+    expect(judged_impact(changes), Status.CRITICAL if slo else Status.OK, says=slo or ())
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "events"),
+    [
+        ({}, "response.impact_begins", 3),
+        ({"affected": affected(broker=(300, 200, 3000.0))}, "response.doubtful", 0),
+        ({"deletions": row(age_d=0.1, inserted=9000, deleted=299)}, "response.impact", 303),
+        ({"consumer": row(pending=260, unacknowledged=40)}, "response.impact", 303),
+        ({"consumer": row(pending=5, unacknowledged=1)}, "response.impact_begins", 9),
+    ],
+)
+def test_what_may_have_been_processed_is_not_said_to_wait(changes: Frames, key: str, events: int) -> None:
+    waits = {"affected": affected(broker=(300, 200, 3000.0), notification=(3, 2, 21.0))}
+    deleted = {"deletions": row(age_d=0.1, inserted=9000, deleted=300), "consumer": row(pending=0, unacknowledged=0)}
+    found = judged_impact(waits | deleted | changes)
+    status = {"response.impact": Status.CRITICAL, "response.doubtful": Status.UNKNOWN}.get(key, Status.WARNING)
+    expect(found, status, key, values={"impact.events": events}, sections=() if events == 303 else ("5.3",))
+    assert found.value("impact.users") == {303: 202, 9: 8, 3: 2, 0: 0}[events]
+
+
+def lately(p95: float) -> Frames:
+    return SLOW | {"publish_delay_lately": row(n=3, p95=p95)}
+
+
+@pytest.mark.parametrize(
+    ("why", "frames", "key", "ended"),
+    [
+        ("the last is a while ago", sent_late(75, 130) | got_through(75, 80), "impact_over", "sent_in_time"),
+        ("it was just now", sent_late(12) | got_through(12, 15), "impact_passed", None),
+        ("events wait", sent_late(12) | FEW, "impact", None),
+        ("events were given up", sent_late(12) | {"given_up": row(events=2, users=1)}, "impact", None),
+        ("the newest are late", lately(6.0), "impact", None),
+        ("the newest are in time", lately(0.6) | got_through(published=(50, 55)), "impact_over", "published"),
+        ("the cost gate refused the question", lately(0.6), "impact_passed", None),
+        ("it is over, dead letters are left", LETTERS | got_through(52, 60, tried=1), "impact_over", "sent_again"),
+        # Those of the subscriber are of messages, and nothing that was sent tells of these.
+        ("of messages too", SUBSCRIBER | LETTERS | got_through(52, 60, tried=1), "impact", None),
+        ("two outages far apart", LETTERS | got_through(52, 200, tried=1), "impact_over", "sent_again"),
+        ("quiet for longer than it paused", LETTERS | got_through(95, 145, tried=1), "impact_over", "sent_again"),
+        ("the other one is over for long", LETTERS | OTHER_OUTAGE, "impact_over", "sent_again"),
+        ("the last was just now", LETTERS | got_through(21, tried=1), "impact", None),
+        ("it has paused for as long before", LETTERS | got_through(52, 60, 130, tried=1), "impact", None),
+        ("nothing is sent any more", LETTERS | got_through(52, 60, tried=1, flowing=False), "impact", None),
+        ("nothing is published any more", LETTERS | got_through(52, tried=1) | STOPPED, "impact", None),
+        ("some still fail", LETTERS | got_through(*range(52, 60), *range(5), tried=1), "impact", None),
+        ("what was sent is unknown", LETTERS | {"published_steps": through(of="published")}, "impact", None),
+        ("somebody waits", LETTERS | got_through(52, tried=1) | FEW, "impact", None),
+    ],
+)
+def test_what_is_over_says_so_and_a_pause_does_not(why: str, frames: Frames, key: str, ended: str | None) -> None:
+    found = judged_impact(frames)
+    sections = ("4.4",) if "given_up" in frames else ()
+    expect(found, Status.CRITICAL if key == "impact" else Status.WARNING, f"response.{key}", sections=sections)
+    assert (found.ended and found.ended.by.key) == (ended and f"outage.{ended}"), why
+
+
+@pytest.mark.parametrize(
+    ("frames", "given", "value"),
+    [
+        ({}, YOUNG, ("impact.look_again", 52.0)),  # nothing shows yet
+        ({}, {"detected_at": ago(90)}, ("impact.look_again", None)),
+        ({}, {}, ("impact.look_again", None)),
+        (FEW, YOUNG, ("impact.look_again", None)),
+        (HANG, {"detected_at": ago(30)}, ("ttd", 90.0)),
+        ({"affected": affected(notification=(70, 60, 20.0))}, {"detected_at": ago(30)}, ("ttd", None)),
+        (sent_late(12) | got_through(12, 15), {}, ("impact.look_again", 18.0)),
+    ],
+)
+def test_when_it_was_detected(frames: Frames, given: dict[str, Any], value: tuple[str, float | None]) -> None:
+    expect(judged_impact(frames, **given), values=dict([value]))
+
+
+@pytest.mark.parametrize(
+    ("frames", "window", "at", "how"),
+    [
+        ({"affected": affected(notification=(70, 60, 21.0), outbox_failed=(1, 1, 9000.0))}, 15, ago(21), "oldest"),
+        (SLOW | {"sent": STOPS}, 15, MINUTES[4], "change"),
+        (SLOW | {"sent": STOPS.assign(first_slow=pd.Series([ago(100), ago(219)], index=[1, 2]))}, 15, ago(219), "slow"),
+        (SLOW | {"dead": per_minute(0, 0, 40, 30, *[0] * 10)}, 15, MINUTES[4], "change"),
+        # Half an hour of an outage: a row waits for some minutes, and is then a dead letter.
+        (OUTAGE, 30, MINUTES[10], "change"),
+        (OUTAGE | {"dead": per_minute(*[0] * 29)}, 30, ago(300), "oldest"),
+        (SLOW | RISES, 15, MINUTES[7], "change"),
+        (FAILED | RISES, 15, None, ""),
+    ],
+)  # fmt: skip
+def test_the_onset_is_the_oldest_that_waits_else_the_change_of_a_flow(
+    frames: Frames, window: int, at: pd.Timestamp | None, how: str
+) -> None:
+    given = make_given(window_minutes=window)
+    seen, chart = response.ImpactSample(impact(**frames), given), response.chart_flows(impact(**frames), given)
+    assert seen.onset == (at, how)
+    assert chart is not None and bool(chart.alt.params["began"]) is bool(chart.moments) is bool(at and seen.missed)
+    early = replace(given, detected_at=NOW - pd.Timedelta(minutes=20))
+    assert response.judge_impact(impact(**frames), early).value("ttd") is None, "detected before this onset"
 
 
 @pytest.mark.parametrize(
@@ -276,29 +228,50 @@ def test_a_silence_that_is_longer_than_the_window_is_still_one(
     ],
 )
 def test_an_onset_is_told_if_nothing_older_may_wait(places: dict[str, tuple[int, int, float]], since: bool) -> None:
-    found = response.judge_impact(impact(affected=affected(**places)), make_given(detected_at=ago(30)))
+    found = judged_impact({"affected": affected(**places)}, detected_at=ago(30))
     assert (found.value("impact.onset") is not None, found.value("ttd") is not None) == (since, since)
-    assert ("response.onset_before" in {n.key for n in found.notes}) is not since
-    words(found)
+    expect(found, notes=() if since else {"response.onset_before"})
 
 
-def test_events_that_were_given_up_long_ago_have_no_onset_in_the_traffic_of_today() -> None:
-    rises = {name: per_minute(*[90] * 7, *[40] * 7) for name in ("sent", "processed", "created", "published")}
-    left = affected(outbox_failed=(1, 1, 9000.0))  # the relay's FAILED rows are told among the events that wait
-    frames = impact(outbox=row(due=0, failed=1, oldest_due_s=0.0), affected=left, **rises)
-    expect(response.judge_impact(frames, make_given()), Status.CRITICAL, says="ENT-E", values={"impact.onset": None})
-    chart = response.chart_flows(frames, make_given())
-    assert chart is not None and chart.alt.params["began"] is None
-    slow = response.judge_impact(impact(publish_delay=row(n=9, p95=7.0), **rises), make_given())
-    assert slow.value("impact.onset")
+def test_while_nothing_gets_through_an_outage_does_not_pause() -> None:
+    """The first are late when it begins, the others when it has ended: nothing was published in between."""
+    steps = got_through(46, published=(46, 50, 115))
+    down = steps["published_steps"]["tens_ago"].between(6, 10)
+    steps["published_steps"] = steps["published_steps"][~down]
+    found = judged_impact({**SLOW, "publish_delay_lately": row(n=3, p95=0.6), **steps})
+    assert found.ended and found.ended.by.key == "outage.published"
 
 
-def test_a_rate_that_was_not_read_is_no_quiet_hour() -> None:
-    frames = impact(last_event=row(now=NOW, last_event=ago(45)))
-    del frames["published"]
+@pytest.mark.parametrize(
+    ("silent_s", "published", "before", "key"),
+    [
+        (45, [300] * 14, None, "response.nothing_comes"),
+        (12, [300] * 14, None, "response.no_impact"),  # too short for anybody's concern
+        (45, [3] * 14, None, "response.no_impact"),  # two or three should have come
+        (45, [300, 0] * 7, None, "response.no_impact"),  # it pauses at times
+        (200, [0, 0, 0, *[300] * 11], None, "response.nothing_comes"),
+        (45, None, None, "response.silence_unclear"),  # a rate that was not read is no quiet hour
+        # Longer than the window: the rate that counts is the one before the newest event, however long ago that is.
+        (1800, [], [0] * 30 + [300] * 14, "response.nothing_comes"),
+        (1800, [], [0] * 30 + [300, 300, *[0] * 12], "response.no_impact"),  # it came in a burst
+        (1800, [], None, "response.silence_unclear"),
+    ],
+)
+def test_a_producer_that_falls_silent_is_no_quiet_hour(
+    silent_s: float, published: list[int] | None, before: list[int] | None, key: str
+) -> None:
+    frames = impact(last_event=row(now=NOW, last_event=ago(silent_s)), published=per_minute(*(published or ())))
+    if published is None:
+        del frames["published"]
+    elif not published:
+        frames |= {name: per_minute(*[0] * 14) for name in ("sent", "processed", "created")}
+    if before is not None:
+        frames["published_before"] = per_minute(*before)
     found = response.judge_impact(frames, make_given())
-    assert (found.status, found.headline.key) == (Status.UNKNOWN, "response.silence_unclear")
-    assert "No new event for 45 s" in words(found)
+    unknown = {"response.nothing_comes": Status.WARNING, "response.silence_unclear": Status.UNKNOWN}
+    expect(found, unknown.get(key, Status.OK), key)
+    broken = [h.name for h in found.hops if h != Hop(h.name, past=h.past)]
+    assert broken == (["producer"] if found.status is Status.WARNING else [])
 
 
 @pytest.mark.parametrize(
@@ -313,53 +286,24 @@ def test_a_rate_that_was_not_read_is_no_quiet_hour() -> None:
 def test_events_that_are_registered_without_a_notification_are_no_ok(
     created: list[int], told: str, observed: set[str]
 ) -> None:
-    found = response.judge_impact(impact(created=per_minute(*created)), make_given())
-    assert found.headline.key == told and {s.observation for s in found.signals} == observed
-    expect(found, Status.WARNING if observed else Status.OK, sections=("5.3",) if observed else ())
-    late = impact(created=per_minute(*created), affected=affected(notification=(70, 60, 120.0)))
-    assert (told in {n.key for n in response.judge_impact(late, make_given()).notes}) is bool(observed)
-    cut = per_minute(*created)
-    cut.attrs["capped"] = True
-    assert response.judge_impact(impact(created=cut), make_given()).status is Status.OK
-
-
-def test_a_young_alert_is_looked_at_again_where_nothing_shows_yet() -> None:
-    young = make_given(detected_by="alert", detected_at=ago(8))
-    expect(response.judge_impact(impact(), young), Status.OK, values={"impact.look_again": 52.0})
-    for frames, told in ((impact(), make_given(detected_at=ago(90))), (impact(), make_given()),
-                         (impact(affected=affected(notification=(3, 3, 21.0))), young)):  # fmt: skip
-        assert response.judge_impact(frames, told).value("impact.look_again") is None
-
-
-def test_the_time_to_detect_is_kept() -> None:
-    frames = impact(affected=affected(notification=(70, 60, 120.0)))
-    found = response.judge_impact(frames, make_given(detected_by="alert", detected_at=ago(30)))
-    expect(found, values={"ttd": 90.0, "detected_by": "alert"})
+    status, sections = (Status.WARNING, ("5.3",)) if observed else (Status.OK, ())
+    apart = {"created": per_minute(*created)}
+    expect(judged_impact(apart), status, told, observations=observed, sections=sections)
+    assert (told in {n.key for n in judged_impact(apart | HANG).notes}) is bool(observed)
+    apart["created"].attrs["capped"] = True
+    assert judged_impact(apart).status is Status.OK
 
 
 def test_burn_rates_take_the_lower_of_both_windows() -> None:
-    late = impact(sent=per_minute(*[300] * 4, slow=280))
-    fast, slow = response.burn_rates(late, make_given()) or (None, None)
-    assert fast is not None
-    assert slow is not None
-    assert fast > 14.4
-    assert response.burn_rates({}, make_given()) is None
-    assert response.burn_rates(late | {"sent": late["sent"].drop(columns="slow")}, make_given()) is None
-    over = per_minute(*[300] * 300)
+    def fast(frames: Frames) -> float | None:
+        rates = response.ImpactSample(frames, make_given()).burn_rates
+        return rates and rates[0]
+
+    late, over = impact(sent=per_minute(*[300] * 4, slow=280)), per_minute(*[300] * 300)
     over.loc[over.index >= 5, "slow"] = 300  # slow before, in time now
-    assert (response.burn_rates(impact(sent=over), make_given()) or (9, 9))[0] < 1
-
-
-def test_the_chart_marks_the_beginning() -> None:
-    frames = impact(affected=affected(notification=(700, 60, 121.0)))
-    chart = response.chart_flows(frames, make_given())
-    assert chart is not None and chart.alt.params["began"].startswith("2025-01-31T02:58")
-    assert [moment.label for moment in chart.moments] == ["began"]
+    assert (fast(late) or 0) > 14.4 and fast(impact(sent=over)) == 0
+    assert fast({}) is fast(late | {"sent": late["sent"].drop(columns="slow")}) is None
     assert response.chart_flows({}, make_given()) is None
-
-
-def part(step: str, status: Status = Status.OK, **rest: Any) -> Finding:
-    return replace(judged(say("ui.no_action"), at_least=status, **rest), step=step)
 
 
 def place(stuck_at: str | None, status: Status, *commands: str) -> Finding:
@@ -403,19 +347,13 @@ def record_rows(given_: JudgeInput) -> pd.DataFrame:
 
 
 def test_the_record_is_ready_to_paste() -> None:
-    begun = response.judge_impact(
-        impact(affected=affected(notification=(70, 60, 120.0))), make_given(detected_by="slo", detected_at=ago(9))
-    )
-    given_ = make_given(earlier=(replace(begun, step="3.1"), place("delivery_worker", Status.CRITICAL, "kubectl a")))
+    begun = replace(judged_impact(HANG, detected_by="slo", detected_at=ago(9)), step="3.1")
+    given_ = make_given(earlier=(begun, place("delivery_worker", Status.CRITICAL, "kubectl a")))
     kept = record_rows(given_)
-    found = triage.judge_record({"record": kept}, given_)
-    assert found.status is Status.OK
+    expect(triage.judge_record({"record": kept}, given_), Status.OK)
     line = dict(zip(kept["what"], kept["value"], strict=True))
-    assert line["stuck_at"] == "delivery_worker"
-    assert line["failure_modes"].startswith("FM-NOTI-06")
-    assert line["events_waiting"] == "70"
-    assert line["ttd_s"] == "111"
-    words(found)
+    told = {"stuck_at": "delivery_worker", "events_waiting": "70", "ttd_s": "111"}
+    assert line | told == line and line["failure_modes"].startswith("FM-NOTI-06")
     excluded = make_given().evidence("publish.stopped") + make_given().evidence("relay.starting")
     young = replace(place("relay", Status.WARNING), signals=excluded)
     kept = record_rows(make_given(earlier=(young,)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -10,10 +12,7 @@ import pandas as pd
 from runbook_lib.checks import triage
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import (
-    FrameCollector,
-    seconds_between,
-)
+from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.checks.triage import format_utc
 from runbook_lib.diagnosis import history, stats
 from runbook_lib.model import rows
@@ -24,7 +23,6 @@ from runbook_lib.model.finding import (
     Hop,
     HopHistory,
     Reason,
-    Signal,
     Status,
     Text,
     Value,
@@ -118,33 +116,35 @@ def collect_impact(rb: Context) -> Frames:
     recent); requests (success: %, p95: s); slis (slo: text, sli: text, now: number, objective: text, met: flag,
     why: text).
     """
-    parts = FrameCollector()
+    parts, given = FrameCollector(), rb.given()
     now = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
     with rb.snapshot() as db:
-        late_s = rb.catalog.limits["backlog.oldest_due"].warning
-        parts.ask(db, {"affected": Affected.QUERY}, late_s=late_s)
+        parts.ask(db, {"affected": Affected.QUERY}, late_s=rb.catalog.limits["backlog.oldest_due"].warning)
         _ask_for_deletions(rb, db, parts)
         parts.ask(db, _LATELY, since=now)
         ask_since(rb, db, parts, Delay.QUERY, publish_delay="now", publish_delay_lately="lately")
         ask_since(rb, db, parts, Delivered.QUERY, delivered="now")
         ask_since(rb, db, parts, Letters.QUERY, given_up_messages="now")
-        _query_per_minute(rb, db, parts)
+        long_ago = longest_start(rb)
+        ask_per_minute(rb, db, parts, "notifications", since=long_ago, sent="n", created="arrived")
+        ask_per_minute(rb, db, parts, "outbox", published="n")
+        ask_given_up(rb, db, parts, "dead", since=long_ago)
+        parts.ask(db, {"processed": "processed/per_minute"})
         outage.ask(rb, db, parts, *outage.FLOWS)
-        newest = rows.one(parts.answers.get("last_event"), OutboxAges)
-        if newest.last_event is not None and _seconds_without_event(parts.answers, rb.given()):
-            before = newest.last_event - pd.Timedelta(minutes=rb.given().window_minutes)
+        seen = ImpactSample(parts.answers, given)
+        if seen.newest is not None and seen.without_event_s is not None:
+            before = seen.newest - pd.Timedelta(minutes=given.window_minutes)
             ask_per_minute(rb, db, parts, "outbox", since=before, published_before="n")
     with parts.part("prometheus") as answers:
         answers["requests"] = _query_requests(rb)
     if parts.answers:
-        parts.answers["slis"] = sli_rows(parts.frames(), rb.given())
+        parts.answers["slis"] = ImpactSample(parts.frames(), given).slis
     return parts.frames()
 
 
 def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None:
     """Ask what was deleted if events seem to wait at the broker, and if that explains them, how many it holds."""
-    missing = [at.events for at in rows.each(parts.answers.get("affected"), Affected) if at.place == "broker"]
-    if not sum(missing):
+    if not any(at.events for at in rows.each(parts.answers.get("affected"), Affected) if at.place == "broker"):
         return
     parts.ask(db, {"deletions": Oldest.QUERY})
     oldest = rows.first(parts.answers.get("deletions"), Oldest)
@@ -153,14 +153,6 @@ def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None
             names = facts_of(rb).streams
             consumer = rb.source("jetstream").consumer(names.events, names.consumer)
             answers["consumer"] = row(pending=consumer.num_pending, unacknowledged=consumer.num_ack_pending)
-
-
-def _query_per_minute(rb: Context, db: Snapshot, parts: FrameCollector) -> None:
-    long_ago = longest_start(rb)
-    ask_per_minute(rb, db, parts, "notifications", since=long_ago, sent="n", created="arrived")
-    ask_per_minute(rb, db, parts, "outbox", published="n")
-    ask_given_up(rb, db, parts, "dead", since=long_ago)
-    parts.ask(db, {"processed": "processed/per_minute"})
 
 
 def _query_requests(rb: Context) -> pd.DataFrame:
@@ -177,97 +169,256 @@ def _query_requests(rb: Context) -> pd.DataFrame:
     asked, failed = value(total), value(bad)
     return row(
         # Without a failed request Prometheus has no series of failures.
-        success=None if not asked else 100 * (1 - (0.0 if failed is None else failed) / asked),
+        success=None if not asked else 100 * (1 - (failed or 0.0) / asked),
         p95=value(f"histogram_quantile({rb.number('p95.in_time'):g}, {buckets})"),
     )
 
 
-def sli_rows(frames: Frames, given: JudgeInput) -> pd.DataFrame:
-    """Return each SLI now with its objective; `met` is None if the SLI has no value, and `why` is the reason."""
-    outbox = rows.first(frames.get("outbox"), Outbox)
-    notifications = rows.first(frames.get("notifications"), Notifications)
-    outbox_age = rows.first(frames.get("outbox_age", frames.get("last_event")), OutboxAges)
-    requests = rows.one(frames.get("requests"), Requests)
-    given_up = rows.first(frames.get("given_up"), GivenUp)
-    delivered = rows.first(frames.get("delivered"), Delivered)
-    messages = rows.first(frames.get("given_up_messages"), Letters)
-    letters = given_up.events + messages.n if given_up and messages else None
-    ended = delivered.n + given_up.events if delivered and given_up else None
-    e2e = delivered.p95 if delivered else None
-    waits = _oldest_at_p95(frames, delivered.n, given) if delivered else None
-    if waits is not None and (e2e is None or waits >= e2e):
-        e2e = waits
-    e = failures(frames).get("prometheus")
-    unasked = e.reason.value if e and "requests" not in frames else Reason.NO_DATA.value
-    observed: dict[str, float | None] = {
-        "ENT-A": requests.success,
-        "ENT-B": requests.p95,
-        "ENT-C": rows.one(frames.get("publish_delay"), Delay).p95,
-        "ENT-D": None if outbox_age is None else outbox_age.p95,
-        "ENT-E": None if outbox is None else outbox.failed,
-        "NOTI-A": 100 * delivered.n / ended if delivered and ended else None,
-        "NOTI-B": e2e,
-        "NOTI-C": None if notifications is None else notifications.ready,
-        "NOTI-D": letters,
-    }
-    found = []
-    for name, slo in given.slos.items():
-        value = observed.get(name)
-        why = ""
-        if value is None:
-            why = unasked if name in ("ENT-A", "ENT-B") else Reason.NO_DATA.value
-        elif name == "NOTI-B" and value == waits:
-            why = "oldest_waiting"  # a word like those of `Reason`
-        now, met = (None, None) if value is None else (round(value, 3), slo.met(value))
-        found.append({"slo": name, "sli": slo.sli, "now": now, "objective": slo.objective, "met": met, "why": why})
-    return pd.DataFrame(found, columns=["slo", "sli", "now", "objective", "met", "why"])
+@dataclass(frozen=True)
+class ImpactSample:
+    """The frames of 3.1, and what follows from them. What was not read is None."""
+
+    frames: Frames
+    given: JudgeInput
+
+    @cached_property
+    def every(self) -> Affected:
+        """The events and users that wait too long in all places, as they were read."""
+        return next((at for at in rows.each(self.frames.get("affected"), Affected) if at.place == "all"), Affected())
+
+    @cached_property
+    def places(self) -> list[Affected]:
+        """The events that wait too long, place by place, without those that may have been processed."""
+        found = [at for at in rows.each(self.frames.get("affected"), Affected) if at.place != "all"]
+        consumer = rows.first(self.frames.get("consumer"), ConsumerLag)
+        oldest = rows.first(self.frames.get("deletions"), Oldest)
+        if consumer is None or consumer.lag is None or oldest is None:
+            return found
+        held, keep_d = int(consumer.lag), self.given.number("retention.notifications")
+        return [
+            replace(at, events=held)
+            if at.place == "broker" and at.events > held and oldest.may_lack(at.events - held, keep_d)
+            else at
+            for at in found
+        ]
+
+    @cached_property
+    def waiting(self) -> list[Affected]:
+        """The events that wait at a hop, without the relay's FAILED events, which were given up."""
+        return [at for at in self.places if at.place in HOP_OF and at.events]
+
+    @cached_property
+    def oldest_s(self) -> float | None:
+        """The age of the oldest event that waits at a hop."""
+        return _oldest(self.waiting)
+
+    @cached_property
+    def late(self) -> Affected:
+        """The events and users that wait too long in all places; without some events, at most so many users."""
+        counted = [at for at in self.places if at.events]
+        if (events := sum(at.events for at in counted)) == self.every.events:
+            return self.every
+        users = min(sum(min(at.users, at.events) for at in counted), self.every.users)
+        return Affected("all", events, users, _oldest(counted))
+
+    @cached_property
+    def slis(self) -> pd.DataFrame:
+        """Each SLI now with its objective; `met` is None if the SLI has no value, and `why` is the reason."""
+        frames, given = self.frames, self.given
+        outbox = rows.first(frames.get("outbox"), Outbox)
+        notifications = rows.first(frames.get("notifications"), Notifications)
+        outbox_age = rows.first(frames.get("outbox_age", frames.get("last_event")), OutboxAges)
+        requests = rows.one(frames.get("requests"), Requests)
+        given_up = rows.first(frames.get("given_up"), GivenUp)
+        messages = rows.first(frames.get("given_up_messages"), Letters)
+        delivered = rows.first(frames.get("delivered"), Delivered)
+        ended = delivered.n + given_up.events if delivered and given_up else None
+        waits = self._oldest_at_p95(delivered.n) if delivered else None
+        e2e = delivered.p95 if delivered else None
+        observed: dict[str, float | None] = {
+            "ENT-A": requests.success,
+            "ENT-B": requests.p95,
+            "ENT-C": rows.one(frames.get("publish_delay"), Delay).p95,
+            "ENT-D": outbox_age.p95 if outbox_age else None,
+            "ENT-E": outbox.failed if outbox else None,
+            "NOTI-A": 100 * delivered.n / ended if delivered and ended else None,
+            "NOTI-B": e2e if waits is None or (e2e is not None and e2e > waits) else waits,
+            "NOTI-C": notifications.ready if notifications else None,
+            "NOTI-D": given_up.events + messages.n if given_up and messages else None,
+        }
+        e = failures(frames).get("prometheus")
+        unasked = e.reason if e and "requests" not in frames else Reason.NO_DATA
+        found = []
+        for name, slo in given.slos.items():
+            value = observed.get(name)
+            why = ""
+            if value is None:
+                why = (unasked if name in ("ENT-A", "ENT-B") else Reason.NO_DATA).value
+            elif name == "NOTI-B" and value == waits:
+                why = "oldest_waiting"  # a word like those of `Reason`
+            now, met = (None, None) if value is None else (round(value, 3), slo.met(value))
+            found.append((name, slo.sli, now, slo.objective, met, why))
+        return pd.DataFrame(found, columns=["slo", "sli", "now", "objective", "met", "why"])
+
+    def _oldest_at_p95(self, sent: float) -> float | None:
+        """Return the age of the oldest waiting event, if so many wait that the p95 of all events is among them."""
+        events = sum(at.events for at in self.waiting)
+        among = events > (1 - self.given.number("p95.in_time")) * (events + sent)
+        return round(self.oldest_s, 3) if among and self.oldest_s is not None else None
+
+    @cached_property
+    def missed(self) -> list[str]:
+        """The objectives that are missed now."""
+        return [str(r["slo"]) for r in self.slis.to_dict("records") if r["met"] is False]
+
+    def counts(self, name: str, until: pd.Timestamp | None = None) -> pd.Series[float]:
+        """Return a flow per full minute of the window, or of one that ends at `until`, without its last minute."""
+        last = (self.given.as_of if until is None else until).floor("min") - history.MINUTE
+        index = pd.date_range(end=last, periods=max(self.given.window_minutes - 1, 1), freq="min", name="minute")
+        found = table(self.frames, name, "minute", "n")
+        minutes = pd.to_datetime(found["minute"], utc=True)
+        counted = pd.Series(pd.to_numeric(found["n"]).to_numpy(dtype=float), index=minutes)
+        return counted.groupby(level=0).sum().reindex(index, fill_value=0.0)
+
+    @cached_property
+    def began_before(self) -> pd.Timestamp | None:
+        """The time of the oldest waiting event that was read, if older ones may wait; None if they do not."""
+        edge_s, most = 60 * (self.given.window_minutes - 1), self.given.number("affected.most")
+        timed = [(at, at.oldest_s) for at in self.waiting if at.oldest_s is not None]
+        cut = any(at.events >= most or (at.place == "broker" and age_s >= edge_s) for at, age_s in timed)
+        return self._ago(self.oldest_s) if cut else None
+
+    def _ago(self, seconds: float | None) -> pd.Timestamp | None:
+        return None if seconds is None else self.given.as_of - pd.Timedelta(seconds=seconds)
+
+    @cached_property
+    def onset(self) -> tuple[pd.Timestamp | None, str]:
+        """The onset and how it is known: by the "oldest" waiting event, else by a "change" in a flow's rate.
+
+        While rows are given up, by whichever is earlier. A change is known to the minute only; the first "slow" event
+        after it gives a more exact time. None and "" if neither tells, or if events may wait for longer than they were
+        read. Rows that were given up miss for ever: the traffic of today does not tell since when.
+        """
+        if self.began_before is not None or not (self.waiting or {*self.missed} - {"ENT-E"}):
+            return None, ""
+        oldest, failed = self._ago(self.oldest_s), self.counts("dead")
+        # Rows that were given up meanwhile waited before the oldest one that still waits.
+        if oldest is not None and not failed[failed.index >= oldest.floor("min")].any():
+            return oldest, "oldest"
+        at, how = self._find_change(failed)
+        return (oldest, "oldest") if oldest is not None and (at is None or oldest <= at) else (at, how)
+
+    def _find_change(self, failed: pd.Series[float]) -> tuple[pd.Timestamp | None, str]:
+        flows = [self.counts(name) for name in ("sent", "processed", "published")]
+        changes = [(flow, stats.change_point(flow).index) for flow in flows] + [
+            (failed, stats.trend_kind(failed).onset)
+        ]
+        found = min((flow.index[at] for flow, at in changes if at is not None), default=None)
+        if found is None:
+            return None, ""
+        slow = table(self.frames, "sent", "minute", "first_slow")
+        after = pd.to_datetime(slow["minute"], utc=True) >= found
+        first = pd.to_datetime(slow.loc[after, "first_slow"], utc=True).min()
+        return (found, "change") if pd.isna(first) else (first, "slow")
+
+    @cached_property
+    def newest(self) -> pd.Timestamp | None:
+        """When the newest event was written."""
+        return rows.one(self.frames.get("last_event"), OutboxAges).last_event
+
+    @cached_property
+    def without_event_s(self) -> float | None:
+        """The seconds since the newest event; None if there is none, or it is recent."""
+        silent_s = seconds_between(self.newest, rows.one(self.frames.get("last_event"), OutboxAges).now)
+        return None if silent_s is None or silent_s < self.given.number("silence.least") else silent_s
+
+    @cached_property
+    def silence(self) -> tuple[float | None, bool]:
+        """The seconds since the newest event if the rate before makes chance unlikely, and whether that is known."""
+        silent_s = self.without_event_s
+        if silent_s is None:
+            return None, True
+        if "published_before" in self.frames:
+            usual = self.counts("published_before", until=self.newest)
+        else:  # 0.5.0 stored the window of the run only.
+            usual = self.counts("published")[: -int(silent_s // 60) or None]
+            if "published" not in self.frames or usual.empty:
+                return None, False
+        # Traffic that pauses at times may pause again: the quietest minutes count, not the mean of all.
+        expected = float(usual.quantile(self.given.number("silence.quiet"))) * silent_s / 60
+        return (silent_s if expected >= self.given.number("silence.expected") else None), True
+
+    @cached_property
+    def unpaired(self) -> float | None:
+        """How many events of the window were registered without a notification; negative: the reverse.
+
+        The subscriber writes both in one transaction, with one time, and both are read in one. None if they agree, or
+        if one of them was not read whole.
+        """
+        registered, created = (self.frames.get(name) for name in ("processed", "created"))
+        if registered is None or created is None or registered.attrs.get("capped") or created.attrs.get("capped"):
+            return None
+        apart = float(registered["n"].sum()) - float(created["n"].sum())
+        return apart if abs(apart) > self.given.number("conserved.slack") else None
+
+    @cached_property
+    def last_late_sent(self) -> pd.Timestamp | None:
+        """When the last notification was sent that took longer than NOTI-B allows; None if there is none."""
+        found = pd.to_datetime(table(self.frames, "sent", "minute", "last_slow")["last_slow"], utc=True).max()
+        return None if pd.isna(found) else found
+
+    def in_order_again(self, ended: bool) -> bool:
+        """Return whether only earlier events miss objectives, and none waits.
+
+        Objectives on delays count if the newest events are in time, those on dead letters if the outage has `ended`.
+        """
+        lately = rows.first(self.frames.get("publish_delay_lately"), Delay)
+        in_time = lately is not None and (lately.p95 is None or self.given.slos["ENT-C"].met(lately.p95))
+        letters = ended and not rows.one(self.frames.get("given_up_messages"), Letters).n
+        passed = {"ENT-C": in_time, "NOTI-B": self.last_late_sent is not None, "NOTI-A": letters, "NOTI-D": letters}
+        return bool(self.missed) and not self.late.events and all(passed.get(slo) for slo in self.missed)
+
+    @cached_property
+    def burn_rates(self) -> tuple[float, float] | None:
+        """The fast and the slow burn rate, each the higher one of NOTI-A and NOTI-B; None if not known.
+
+        The rate of a pair of windows is the lower one of the two.
+        """
+        sent, failed = self.frames.get("sent"), self.frames.get("dead")
+        if sent is None or failed is None or "slow" not in sent:
+            return None
+
+        def rates(window: str) -> tuple[float, float]:
+            since = self.given.as_of - pd.Timedelta(minutes=self.given.number(window))
+            done, slow, dead = (_sum_since(*of, since) for of in ((sent, "n"), (sent, "slow"), (failed, "n")))
+            late = stats.burn_rate(slow, done, self.given.number("p95.in_time"))
+            lost = stats.burn_rate(dead, done + dead, self.given.slos["NOTI-A"].number / 100)
+            return tuple(0.0 if rate != rate else rate for rate in (late, lost))  # type: ignore[return-value]
+
+        fast, slow = (max(map(min, *map(rates, pair))) for pair in (BURN_FAST, BURN_SLOW))
+        return round(fast, 2), round(slow, 2)
+
+    def hops(self) -> Iterator[Hop]:
+        """Yield what is late at each hop, and the hops whose rate per minute the rows show, over the window."""
+        if self.silence[0]:
+            yield Hop("producer", rate_out=0.0, late=True)
+        for at in self.waiting:
+            yield Hop(HOP_OF[at.place], waiting=float(at.events), oldest_s=at.oldest_s, late=True)
+        for hop, name, side in _HISTORIES:
+            if name in self.frames:
+                rates = self.counts(name).tail(HopHistory.MOST)
+                series: dict[str, tuple[float, ...]] = {"came": (), "gone": (), side: tuple(map(float, rates))}
+                yield Hop(hop, past=HopHistory(rates.index[0], 60.0, came=series["came"], gone=series["gone"]))
 
 
-def _oldest_at_p95(frames: Frames, sent: float, given: JudgeInput) -> float | None:
-    """Return the age of the oldest waiting event, if so many wait that the p95 of all events is among them."""
-    waiting = _read_waiting(frames, given)
-    events, ages = sum(at.events for at in waiting), [at.oldest_s for at in waiting if at.oldest_s is not None]
-    if not ages or events <= (1 - given.number("p95.in_time")) * (events + sent):
-        return None
-    return round(max(ages), 3)
+def _oldest(places: Iterable[Affected]) -> float | None:
+    return max((at.oldest_s for at in places if at.oldest_s is not None), default=None)
 
 
-def _has_onset(frames: Frames, given: JudgeInput, missed: Iterable[str]) -> bool:
-    """Return whether the traffic of today may tell since when: not of rows that were given up, which miss for ever."""
-    return bool(_read_waiting(frames, given) or {*missed} - {"ENT-E"})
-
-
-def _read_waiting(frames: Frames, given: JudgeInput) -> list[Affected]:
-    """Return the events that wait at a hop, without the relay's FAILED events, which were given up."""
-    return [at for at in _read_affected(frames, given) if at.place in HOP_OF and at.events]
-
-
-def _read_affected(frames: Frames, given: JudgeInput) -> list[Affected]:
-    """Return the events that wait too long, place by place, without those that may have been processed."""
-    places = [at for at in rows.each(frames.get("affected"), Affected) if at.place != "all"]
-    waiting = {at.place: _count_waiting_at_broker(at.events, frames, given) for at in places if at.place == "broker"}
-    return [replace(at, events=waiting.get(at.place, at.events)) for at in places]
-
-
-def _count_waiting_at_broker(events: int, frames: Frames, given: JudgeInput) -> int:
-    """Return how many published events wait: those that the consumer holds, if the others may have been processed."""
-    held, oldest = rows.one(frames.get("consumer"), ConsumerLag).lag, rows.first(frames.get("deletions"), Oldest)
-    if "consumer" not in frames or held is None or oldest is None or events <= held:
-        return events
-    keep_d = given.number("retention.notifications")
-    return int(held) if oldest.may_lack(events - int(held), keep_d) else events
-
-
-def _sum_affected(frames: Frames, given: JudgeInput) -> Affected:
-    """Return the events and users that wait too long in all places; without some events, at most so many users."""
-    every = {at.place: at for at in rows.each(frames.get("affected"), Affected)}
-    counted, whole = [at for at in _read_affected(frames, given) if at.events], every.get("all", Affected())
-    events = sum(at.events for at in counted)
-    if events == whole.events:
-        return whole
-    ages = [at.oldest_s for at in counted if at.oldest_s is not None]
-    users = min(sum(min(at.users, at.events) for at in counted), whole.users)
-    return Affected("all", events, users, max(ages, default=None))
+def _sum_since(frame: pd.DataFrame, column: str, since: pd.Timestamp) -> float:
+    if frame.empty or "minute" not in frame:
+        return 0.0
+    return float(pd.to_numeric(frame.loc[pd.to_datetime(frame["minute"], utc=True) >= since, column]).sum())
 
 
 #: How events are unpaired, by whether the registrations are more: the message and the observation.
@@ -279,140 +430,100 @@ _UNPAIRED = {
 
 def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     """3.1: report which objectives are missed, since when, how many events and users are affected, and who noticed."""
-    outbox = rows.first(frames.get("outbox"), Outbox)
-    unread = not frames.keys() >= {*_TABLES}
-    slis = sli_rows(frames, given).to_dict("records")
-    missed = [str(r["slo"]) for r in slis if r["met"] is False]
-    seen = {str(r["slo"]): float(r["now"]) for r in slis if not pd.isna(r["now"])}
-    late = _sum_affected(frames, given)
-    doubtful = sum(at.events for at in rows.each(frames.get("affected"), Affected) if at.place == "all") - late.events
-    given_up = rows.first(frames.get("given_up"), GivenUp)
-    lost = given_up.events if given_up else None
-    begin, how = onset(frames, given) if _has_onset(frames, given, missed) else (None, "")
+    seen, limits = ImpactSample(frames, given), given.limits
+    outbox, given_up = rows.first(frames.get("outbox"), Outbox), rows.first(frames.get("given_up"), GivenUp)
+    counted, late, missed, unpaired = "affected" in frames, seen.late, seen.missed, seen.unpaired
+    lost, doubtful = given_up.events if given_up else None, seen.every.events - late.events
+    now = {str(r["slo"]): float(r["now"]) for r in seen.slis.to_dict("records") if not pd.isna(r["now"])}
+    (begin, how), (silent_s, known) = seen.onset, seen.silence
+    since = None if begin is None else format_utc(begin)
     # What was detected before its onset has another onset.
     ttd = seconds_between(begin, given.detected_at) if begin and (given.detected_at or begin) >= begin else None
-    since = None if begin is None else format_utc(begin)
-    detected_at = None if given.detected_at is None else format_utc(given.detected_at)
-
-    limits = given.limits
+    ended = outage.find_end(frames, given, *outage.FLOWS)
+    in_past = frames.keys() >= {*_TABLES} and seen.in_order_again(bool(ended))
     values = [
-        Value("impact.events", late.events if "affected" in frames else None, "events"),
-        Value("impact.users", late.users if "affected" in frames else None, "users"),
+        Value("impact.events", late.events if counted else None, "events"),
+        Value("impact.users", late.users if counted else None, "users"),
         Value("impact.given_up", lost, "events"),
         Value("impact.given_up_users", given_up.users if given_up else None, "users"),
         Value("impact.missed", ", ".join(missed) or None),
         Value("impact.onset", since),
         Value("detected_by", given.detected_by or None),
-        Value("detected_at", detected_at),
+        Value("detected_at", None if given.detected_at is None else format_utc(given.detected_at)),
         Value("ttd", ttd, "s"),
         limits.value("outbox.oldest_due", outbox.oldest_s if outbox else None),
         limits.value("outbox.failed", outbox.failed if outbox else None),
-        limits.value("backlog.due", seen.get("NOTI-C")),
+        limits.value("backlog.due", now.get("NOTI-C")),
     ]
-    values += [limits.value(name, seen[slo]) for name, slo in SLO_OF.items() if slo in seen]
-    if (burns := burn_rates(frames, given)) is not None:
-        values += [limits.value("burn.fast", burns[0]), limits.value("burn.slow", burns[1])]
-    ago = seconds_between(_last_late_sent(frames), given.as_of)
+    alarms = [limits.value(name, now[slo]) for name, slo in SLO_OF.items() if slo in now]
+    if seen.burn_rates is not None:
+        alarms += [limits.value("burn.fast", seen.burn_rates[0]), limits.value("burn.slow", seen.burn_rates[1])]
     if given_up is not None:
-        values.append(limits.value("dlq.growth", given_up.events / given.number("sli.now")))
-    ended = outage.find_end(frames, given, *outage.FLOWS)
-    in_past = (
-        bool(missed) and not (unread or late.events) and _in_order_again(frames, given, bool(ended)).issuperset(missed)
-    )
-    if in_past:
-        # Past delays are reported, but they are no alarm any more.
-        past = {"burn.fast", "burn.slow", "dlq.growth", *SLO_OF}
-        values = [replace(v, threshold=None) if v.name in past else v for v in values]
-        again = outage.look_again_s(frames, given, *outage.FLOWS)
-        if again is not None:
-            values.append(Value(f"impact.{LOOK_AGAIN}", again, "s"))
-    well = worst(v.status for v in values if v.status) is Status.OK
-    (silent_s, known), unpaired = measure_silence(frames, given), _count_unpaired(frames, given)
-    if missed:
-        if in_past:
-            key = "response.impact_over" if ended else "response.impact_passed"
-        else:
-            key = "response.impact" if "affected" in frames else "response.impact_uncounted"
-    elif late.events or lost:
-        key = "response.impact_begins"
-    elif silent_s:
-        key = "response.nothing_comes"
-    elif unpaired:
-        key = _UNPAIRED[unpaired > 0][0]
-    else:
-        key = "response.no_impact" if well else "response.no_impact_now"
+        alarms.append(limits.value("dlq.growth", given_up.events / given.number("sli.now")))
+    # Past delays are reported, but they are no alarm any more.
+    values += [replace(v, threshold=None) for v in alarms] if in_past else alarms
+    if in_past and (again := outage.look_again_s(frames, given, *outage.FLOWS)) is not None:
+        values.append(Value(f"impact.{LOOK_AGAIN}", again, "s"))
+    unpaired_key, observation = _UNPAIRED[(unpaired or 0.0) > 0]
+    cases = {
+        "response.impact_over": in_past and ended,
+        "response.impact_passed": in_past,
+        "response.impact": missed and counted,
+        "response.impact_uncounted": missed,
+        "response.impact_begins": late.events or lost,
+        "response.nothing_comes": silent_s,
+        unpaired_key: unpaired,
+        "response.no_impact": worst(v.status for v in values if v.status) is Status.OK,
+        "response.no_impact_now": True,
+    }
+    key = next(name for name, holds in cases.items() if holds)
     notes = [say("response.sli_note", minutes=given.number("sli.now"))]
     if silent_s and key != "response.nothing_comes":
         notes.append(say("response.nothing_comes", silent=silent_s))
-    signals: tuple[Signal, ...] = ()
-    if unpaired:
-        unpaired_key, observation = _UNPAIRED[unpaired > 0]
-        signals += given.evidence(observation)
-        if key != unpaired_key:
-            notes.append(say(unpaired_key, unpaired=abs(unpaired), window=given.window_minutes))
-    since_detection_s = None if given.detected_at is None else seconds_between(given.detected_at, given.as_of)
-    early_s = given.number("alert.early")
-    # No effect is only what was seen to be none: every place was read, and something got through just now.
-    nothing_waits = "affected" in frames and not (doubtful or missed or late.events or lost or silent_s or unpaired)
-    if nothing_waits and outage.all_in_time(frames, given, *outage.FLOWS):
-        signals += given.evidence("flow.passes")
-    if since_detection_s is not None and since_detection_s < early_s and not (missed or late.events or lost):
-        notes.append(say("response.early", told=since_detection_s, again=early_s - since_detection_s))
-        values.append(Value(f"impact.{LOOK_AGAIN}", early_s - since_detection_s, "s"))
-    if burns is None:
+    if unpaired and key != unpaired_key:
+        notes.append(say(unpaired_key, unpaired=abs(unpaired), window=given.window_minutes))
+    told_s, early_s = seconds_between(given.detected_at, given.as_of), given.number("alert.early")
+    if told_s is not None and told_s < early_s and not (missed or late.events or lost):
+        notes.append(say("response.early", told=told_s, again=early_s - told_s))
+        values.append(Value(f"impact.{LOOK_AGAIN}", early_s - told_s, "s"))
+    if seen.burn_rates is None:
         notes.append(say("response.no_burn"))
-    unclear = [say("response.doubtful", n=doubtful)] if doubtful > 0 else []
-    if not known:
-        unclear.append(say("response.silence_unclear", silent=_seconds_without_event(frames, given)))
-    if unseen := [str(r["slo"]) for r in slis if r["why"] == Reason.NOT_CONFIGURED.value]:
+    if unseen := [str(r["slo"]) for r in seen.slis.to_dict("records") if r["why"] == Reason.NOT_CONFIGURED.value]:
         notes.append(say("response.not_from_sql", names=", ".join(unseen)))
     if how:
         notes.append(say(f"response.onset_{how}", at=since, ago=seconds_between(begin, given.as_of)))
-    elif begin_before := _began_before(frames, given):
-        notes.append(say("response.onset_before", at=format_utc(begin_before)))
+    elif seen.began_before:
+        notes.append(say("response.onset_before", at=format_utc(seen.began_before)))
+    unclear = [say("response.doubtful", n=doubtful)] if doubtful > 0 else []
+    if not known:
+        unclear.append(say("response.silence_unclear", silent=seen.without_event_s))
     # What is not clear is more than "no impact".
-    instead = unclear
-    if key not in ("response.no_impact", "response.no_impact_now"):
-        notes += unclear
-        instead = []
+    instead = unclear if key in ("response.no_impact", "response.no_impact_now") else []
+    notes += [] if instead else unclear
+    # No effect is only what was seen to be none: every place was read, and something got through just now.
+    nothing_waits = counted and not (doubtful or missed or late.events or lost or silent_s or unpaired)
+    passes = nothing_waits and outage.all_in_time(frames, given, *outage.FLOWS)
+    warns = missed or late.events or silent_s or unpaired
+    facts = {
+        "missed": ", ".join(missed) or "-", "n": len(missed), "events": late.events, "users": late.users,
+        "given_up": lost, "oldest": late.oldest_s, "since": since, "minutes": given.number("sli.now"),
+        "ago": seconds_between(seen.last_late_sent, given.as_of), "silent": silent_s,
+        "unpaired": unpaired and abs(unpaired), "window": given.window_minutes,
+    }  # fmt: skip
     return judged(
-        instead[0]
-        if instead
-        else say(
-            key,
-            missed=", ".join(missed) or "-",
-            n=len(missed),
-            events=late.events,
-            users=late.users,
-            given_up=lost,
-            oldest=late.oldest_s,
-            since=since,
-            minutes=given.number("sli.now"),
-            ago=ago,
-            silent=silent_s,
-            unpaired=unpaired and abs(unpaired),
-            window=given.window_minutes,
-        ),
+        instead[0] if instead else say(key, **facts),
         values,
         at_least=worst(
             [
-                Status.CRITICAL if missed and not in_past else Status.OK,
-                Status.WARNING if missed or late.events or silent_s or unpaired else Status.OK,
+                Status.CRITICAL if missed and not in_past else Status.WARNING if warns else Status.OK,
                 Status.UNKNOWN if instead else Status.OK,
             ]
         ),
         notes=tuple(notes),
-        signals=signals,
-        hops=(
-            *((Hop("producer", rate_out=0.0, late=True),) if silent_s else ()),
-            *(
-                Hop(HOP_OF[at.place], waiting=float(at.events), oldest_s=at.oldest_s, late=True)
-                for at in _read_waiting(frames, given)
-            ),
-            *_flow_histories(frames, given),
-        ),
+        signals=given.evidence_of([*([observation] if unpaired else []), *(["flow.passes"] if passes else [])]),
+        hops=tuple(seen.hops()),
         next_sections=(
-            *(("4.4",) if any(seen.get(slo) for slo in ("ENT-E", "NOTI-D")) else ()),
+            *(("4.4",) if any(now.get(slo) for slo in ("ENT-E", "NOTI-D")) else ()),
             *(("5.3",) if unpaired or unclear else ()),
         ),
         show=("slis", "affected"),
@@ -420,185 +531,24 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def _count_unpaired(frames: Frames, given: JudgeInput) -> float | None:
-    """Return how many events of the window were registered without a notification; negative: the reverse.
-
-    The subscriber writes both in one transaction, with one time, and both are read in one. None if they agree, or if
-    one of them was not read whole.
-    """
-    registered, created = (frames.get(name) for name in ("processed", "created"))
-    if registered is None or created is None or registered.attrs.get("capped") or created.attrs.get("capped"):
-        return None
-    apart = float(registered["n"].sum()) - float(created["n"].sum())
-    return apart if abs(apart) > given.number("conserved.slack") else None
-
-
-def _flow_histories(frames: Frames, given: JudgeInput) -> Iterator[Hop]:
-    """Yield the hops whose rate per minute the rows show, with that rate over the window."""
-    for hop, name, side in _HISTORIES:
-        if name in frames:
-            rates = counts_by_minute(frames[name], given).tail(HopHistory.MOST)
-            series: dict[str, tuple[float, ...]] = {"came": (), "gone": (), side: tuple(map(float, rates))}
-            yield Hop(hop, past=HopHistory(rates.index[0], 60.0, came=series["came"], gone=series["gone"]))
-
-
-def onset(frames: Frames, given: JudgeInput) -> tuple[pd.Timestamp | None, str]:
-    """Return the onset and how it is known: by the "oldest" waiting event, else by a "change" in a flow's rate.
-
-    While rows are given up, by whichever is earlier.
-    A change is known to the minute only; the first "slow" event after it gives a more exact time. None and
-    "" if neither tells, or if events may wait for longer than they were read.
-    """
-    ages = [at.oldest_s for at in _read_waiting(frames, given) if at.oldest_s is not None]
-    if _began_before(frames, given) is not None:
-        return None, ""
-    oldest = given.as_of - pd.Timedelta(seconds=max(ages)) if ages else None
-    failed = counts_by_minute(frames.get("dead"), given)
-    # Rows that were given up meanwhile waited before the oldest one that still waits.
-    if oldest is not None and not failed[failed.index >= oldest.floor("min")].any():
-        return oldest, "oldest"
-    at, how = _find_change(frames, given, failed)
-    return (oldest, "oldest") if oldest is not None and (at is None or oldest <= at) else (at, how)
-
-
-def _find_change(frames: Frames, given: JudgeInput, failed: pd.Series[float]) -> tuple[pd.Timestamp | None, str]:
-    found = []
-    for name in ("sent", "processed", "published"):
-        series = counts_by_minute(frames.get(name), given)
-        at = stats.change_point(series).index
-        if at is not None:
-            found.append(series.index[at])
-    rise = stats.trend_kind(failed).onset
-    if rise is not None:
-        found.append(failed.index[rise])
-    if not found:
-        return None, ""
-    slow = table(frames, "sent", "minute", "first_slow")
-    first = pd.to_datetime(
-        slow.loc[pd.to_datetime(slow["minute"], utc=True) >= min(found), "first_slow"], utc=True
-    ).min()
-    return (min(found), "change") if pd.isna(first) else (first, "slow")
-
-
-def _began_before(frames: Frames, given: JudgeInput) -> pd.Timestamp | None:
-    """Return the time of the oldest waiting event that was read, if older ones may wait; None if they do not."""
-    waiting = [(at, at.oldest_s) for at in _read_waiting(frames, given) if at.oldest_s is not None]
-    edge_s, most = 60 * (given.window_minutes - 1), given.number("affected.most")
-    cut = any(at.events >= most or (at.place == "broker" and oldest_s >= edge_s) for at, oldest_s in waiting)
-    return given.as_of - pd.Timedelta(seconds=max(oldest_s for _, oldest_s in waiting)) if cut else None
-
-
-def _seconds_without_event(frames: Frames, given: JudgeInput) -> float | None:
-    """Return the seconds since the newest event; None if there is none, or it is recent."""
-    newest = rows.one(frames.get("last_event"), OutboxAges)
-    silent_s = seconds_between(newest.last_event, newest.now)
-    return None if silent_s is None or silent_s < given.number("silence.least") else silent_s
-
-
-def _count_before_silence(frames: Frames, given: JudgeInput, silent_s: float) -> pd.Series[float] | None:
-    """Return the events per minute before the newest one; None if they were not read."""
-    newest = rows.one(frames.get("last_event"), OutboxAges).last_event
-    if "published_before" in frames:
-        return counts_by_minute(frames["published_before"], given, until=newest)
-    # 0.5.0 stored the window of the run only.
-    counts = counts_by_minute(frames.get("published"), given)
-    usual = counts[: len(counts) - int(silent_s // 60)]
-    return usual if "published" in frames and len(usual) else None
-
-
-def measure_silence(frames: Frames, given: JudgeInput) -> tuple[float | None, bool]:
-    """Return the seconds since the newest event if the rate before makes chance unlikely, and whether that is known."""
-    silent_s = _seconds_without_event(frames, given)
-    if silent_s is None:
-        return None, True
-    usual = _count_before_silence(frames, given, silent_s)
-    if usual is None:
-        return None, False
-    # Traffic that pauses at times may pause again: the quietest minutes count, not the mean of all.
-    expected = float(usual.quantile(given.number("silence.quiet"))) * silent_s / 60
-    return (silent_s if expected >= given.number("silence.expected") else None), True
-
-
-def _in_order_again(frames: Frames, given: JudgeInput, ended: bool) -> set[str]:
-    """Return the objectives that only earlier events miss, provided that no event waits.
-
-    Objectives on delays count if the newest events are in time, those on dead letters if the outage has `ended`.
-    """
-    lately = rows.first(frames.get("publish_delay_lately"), Delay)
-    in_time = lately is not None and (lately.p95 is None or given.slos["ENT-C"].met(lately.p95))
-    sent = _last_late_sent(frames) is not None
-    letters = ended and not rows.one(frames.get("given_up_messages"), Letters).n
-    past = {"ENT-C": in_time, "NOTI-B": sent, "NOTI-A": letters, "NOTI-D": letters}
-    return {slo for slo, passed in past.items() if passed}
-
-
-def _last_late_sent(frames: Frames) -> pd.Timestamp | None:
-    """Return when the last notification was sent that took longer than NOTI-B allows; None if there is none."""
-    found = pd.to_datetime(table(frames, "sent", "minute", "last_slow")["last_slow"], utc=True).max()
-    return None if pd.isna(found) else found
-
-
-def counts_by_minute(
-    frame: pd.DataFrame | None, given: JudgeInput, until: pd.Timestamp | None = None
-) -> pd.Series[float]:
-    """Return the counts per full minute of the window, or of one that ends at `until`, without its last minute."""
-    last = (given.as_of if until is None else until).floor("min") - history.MINUTE
-    index = pd.date_range(end=last, periods=max(given.window_minutes - 1, 1), freq="min", name="minute")
-    if frame is None or not {"minute", "n"} <= set(frame.columns):
-        return pd.Series(0.0, index=index)
-    minutes = pd.to_datetime(frame["minute"], utc=True)
-    counted = pd.Series(pd.to_numeric(frame["n"]).to_numpy(dtype=float), index=minutes)
-    return counted.groupby(level=0).sum().reindex(index, fill_value=0.0)
-
-
-def burn_rates(frames: Frames, given: JudgeInput) -> tuple[float, float] | None:
-    """Return the fast and the slow burn rate, each the higher one of NOTI-A and NOTI-B; None if not known.
-
-    The rate of a pair of windows is the lower one of the two.
-    """
-    sent, failed = frames.get("sent"), frames.get("dead")
-    if sent is None or failed is None or "slow" not in sent:
-        return None
-    allowed = {"NOTI-A": given.slos["NOTI-A"].number / 100, "NOTI-B": given.number("p95.in_time")}
-
-    def rate(slo: str, window: str) -> float:
-        since = given.as_of - pd.Timedelta(minutes=given.number(window))
-        done, slow = _sum_since(sent, "n", since), _sum_since(sent, "slow", since)
-        dead = _sum_since(failed, "n", since)
-        bad, total = (dead, done + dead) if slo == "NOTI-A" else (slow, done)
-        burn = stats.burn_rate(bad, total, allowed[slo])
-        return 0.0 if burn != burn else burn
-
-    fast = max(min(rate(slo, window) for window in BURN_FAST) for slo in allowed)
-    slow = max(min(rate(slo, window) for window in BURN_SLOW) for slo in allowed)
-    return round(fast, 2), round(slow, 2)
-
-
-def _sum_since(frame: pd.DataFrame, column: str, since: pd.Timestamp) -> float:
-    if frame.empty or "minute" not in frame:
-        return 0.0
-    return float(pd.to_numeric(frame.loc[pd.to_datetime(frame["minute"], utc=True) >= since, column]).sum())
-
-
 def chart_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     """Return the chart of the three flows minute by minute, and of the onset."""
-    series = {name: counts_by_minute(frames.get(name), given) for name in ("published", "processed", "sent")}
+    seen = ImpactSample(frames, given)
+    series = {name: seen.counts(name) for name in ("published", "processed", "sent")}
     if not any(s.any() for s in series.values()):
         return None
     last = {name: float(counts.iloc[-1]) for name, counts in series.items()}
     starts = series["sent"].index
-    if (given_up := counts_by_minute(frames.get("dead"), given)).any():
+    if (given_up := seen.counts("dead")).any():
         series["dead letters"] = given_up
-    missed = [str(r["slo"]) for r in sli_rows(frames, given).to_dict("records") if r["met"] is False]
-    begin = onset(frames, given)[0] if missed and _has_onset(frames, given, missed) else None
+    begin = seen.onset[0] if seen.missed else None
     in_window = begin is not None and begin >= given.as_of - pd.Timedelta(minutes=given.window_minutes)
-    began = None if begin is None else format_utc(begin)
     return charts.Chart(
         "Published, processed, sent",
         "events / min",
         charts.flows(pd.date_range(starts[0], periods=len(starts) + 1, freq="min"), series),
         moments=[charts.Line(begin, "began", dash="-.")] if in_window else (),
-        alt=say("response.alt_flows", minutes=given.window_minutes, began=began, **last),
+        alt=say("response.alt_flows", minutes=given.window_minutes, began=begin and format_utc(begin), **last),
         caption=(say("response.flows_caption"),),
     )
 
