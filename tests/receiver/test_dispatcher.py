@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, Mock
 
 import psutil
 import pytest
@@ -222,33 +222,20 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Receiver]:
 
 
 @pytest.mark.slow
-def test_an_alert_is_investigated_noted_and_told(night: Receiver) -> None:
+def test_an_alert_and_its_end_are_investigated_and_noted_and_the_same_verdict_is_told_once(night: Receiver) -> None:
     assert night.artifacts("plain") == {SECTION: 1, "6": 1, "": 2}, "one of the alert, one of its end"
-    first = night.told("plain")[0]
-    assert "UNKNOWN" in first["title"] and first["type"] == "info"
-    assert "Late firing" in first["message"] and f"section {SECTION}" in first["message"]
-    assert first["message"].endswith("out/plain/index.html")
-    assert "hunter2" not in json.dumps(night.sink.taken) and "alice" not in json.dumps(night.sink.taken)
-
-
-@pytest.mark.slow
-def test_the_end_of_an_alert_closes_the_timeline(night: Receiver) -> None:
+    (told,) = night.told("plain")
+    assert "UNKNOWN" in told["title"] and told["type"] == "info"
+    assert "Late firing" in told["message"] and f"section {SECTION}" in told["message"]
+    assert told["message"].endswith("out/plain/index.html")
     notes = night.archive("plain").lines(NOTES)
-    assert [n["who"] for n in notes] == ["alert"] * 3
-    assert [n["text"].split(":")[0] for n in notes] == [
-        "Late firing",
-        "Late resolved",
-        "alert resolved; result of section 6",
+    assert [(n["who"], n["text"].split(":")[0]) for n in notes] == [
+        ("alert", text) for text in ("Late firing", "Late resolved", "alert resolved; result of section 6")
     ]
-    assert "hunter2" not in json.dumps(notes) and "alice" not in json.dumps(notes)
-    page = (night.folder / "out" / "plain" / "index.html").read_text(encoding="utf-8")
-    assert "alert resolved; result of section 6" in page
+    said = json.dumps([night.sink.taken, notes])
+    assert "hunter2" not in said and "alice" not in said
+    assert "result of section 6" in (night.folder / "out" / "plain" / "index.html").read_text(encoding="utf-8")
     assert night.rows("SELECT closed IS NULL FROM incidents WHERE id = 'plain'") == [(0,)]
-
-
-@pytest.mark.slow
-def test_the_same_verdict_is_told_once(night: Receiver) -> None:
-    assert len(night.told("plain")) == 1
 
 
 @pytest.mark.slow
@@ -399,6 +386,18 @@ def wait_for_runs(journal: Journal, n: int) -> None:
     until(lambda: [j.state for j in journal.incidents()[0].jobs] == ["done"] * n, lambda: repr(journal.incidents()))
 
 
+def at_first(monkeypatch: pytest.MonkeyPatch, of: Any, name: str, times: int, error: Exception) -> None:
+    """Have a function raise the error so many times before it works."""
+    real, left = getattr(of, name), [error] * times
+
+    def flaky(*args: Any, **kwargs: Any) -> Any:
+        if left:
+            raise left.pop()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(of, name, flaky)
+
+
 def settled(journal: Journal, state: str) -> Any:
     until(lambda: journal.incidents()[0].jobs[0].state == state, lambda: repr(journal.incidents()))
     return journal.incidents()[0].jobs[0]
@@ -519,15 +518,7 @@ def test_an_output_that_cannot_be_opened_leaves_no_job_running(tmp_path: Path) -
 def test_a_result_that_cannot_be_reported_leaves_no_job_running(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: int
 ) -> None:
-    real, left = notify.compose, [failures]
-
-    def compose(*given: Any) -> Any:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise KeyError("password=hunter2")
-        return real(*given)
-
-    monkeypatch.setattr(notify, "compose", compose)
+    at_first(monkeypatch, notify, "compose", failures, KeyError("password=hunter2"))
     with dispatched(tmp_path, Odd(FOUND)) as (journal, metrics):
         job = settled(journal, "done" if failures == 1 else "failed")
         assert job.attempts == min(failures + 1, dispatcher.ATTEMPTS)
@@ -537,15 +528,7 @@ def test_a_result_that_cannot_be_reported_leaves_no_job_running(
 
 
 def test_a_thread_that_does_not_start_leaves_no_job_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, left = loop.Loop.start_work, [2]
-
-    def start_work(self: Any, key: str, work: Any) -> None:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise RuntimeError("can't start new thread")
-        real(self, key, work)
-
-    monkeypatch.setattr(loop.Loop, "start_work", start_work)
+    at_first(monkeypatch, loop.Loop, "start_work", 2, RuntimeError("can't start new thread"))
     with dispatched(tmp_path, Odd(FOUND)) as (journal, _):
         assert settled(journal, "done").attempts == 3
 
@@ -595,17 +578,8 @@ def test_what_a_person_runs_has_no_such_limit(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_journal_that_cannot_be_used_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fails = {"recover": 2, "next_job": 2, "conclude": 3}
-    for name in fails:
-        real = getattr(Journal, name)
-
-        def flaky(self: Journal, *args: Any, name: str = name, real: Any = real, **kwargs: Any) -> Any:
-            fails[name] -= 1
-            if fails[name] >= 0:
-                raise JournalError("locked")
-            return real(self, *args, **kwargs)
-
-        monkeypatch.setattr(Journal, name, flaky)
+    for name, times in {"recover": 2, "next_job": 2, "conclude": 3}.items():
+        at_first(monkeypatch, Journal, name, times, JournalError("locked"))
     executor = Odd(FOUND)
     with dispatched(tmp_path, executor) as (journal, _):
         settled(journal, "done")
@@ -660,12 +634,9 @@ class Idle(loop.Loop):
 
 
 def test_work_whose_thread_does_not_start_leaves_its_key_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     idle, done = Idle("idle"), threading.Event()
     with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
         with pytest.raises(RuntimeError, match="can't start new thread"):
             idle.start_work("shop", done.set)
     assert idle.busy == []

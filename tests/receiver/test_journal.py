@@ -204,12 +204,6 @@ def test_what_a_journal_of_two_tables_has_goes_on(tmp_path: Path, later: str) ->
     journal.close()
 
 
-def test_a_thousand_alerts_of_fifty_groups_are_fifty_jobs(journal: Journal) -> None:
-    for n in range(1000):
-        journal.accept([firing(fingerprint=str(n), group=f"group-{n % 50}")], CONFIG, n * 0.01)
-    assert journal.counts()["jobs_waiting"] == journal.counts()["incidents_open"] == 50
-
-
 def test_the_end_of_the_last_alert_looks_at_the_recovery_and_closes(journal: Journal) -> None:
     ran(journal, 0, firing(fingerprint="1"), firing(fingerprint="2"))
     assert journal.accept([resolved("Late", "1")], CONFIG, 2).jobs == ()
@@ -307,23 +301,14 @@ def test_several_alerts_after_the_recovery_share_a_run_and_each_route_has_its_ow
     ]  # fmt: skip
 
 
-def test_an_alert_that_ends_and_comes_back_beside_another_is_counted(journal: Journal) -> None:
-    ran(journal, 0, firing(fingerprint="1"), firing(fingerprint="2"))
-    journal.accept([resolved(fingerprint="1")], CONFIG, 2)
-    back = journal.accept([firing(fingerprint="1")], CONFIG, 3)
-    assert (back.jobs, back.counted) == ((), 1)
-    assert journal.next_job(4, []) is None
-
-
 def test_an_alert_that_ends_and_fires_anew_beside_another_is_looked_at(journal: Journal) -> None:
     """Nobody has looked since it began again: the run of the first time saw nothing of it."""
     ran(journal, 0, firing(fingerprint="1"), firing(fingerprint="2"))
-    journal.accept([resolved(fingerprint="1")], CONFIG, 600)
     anew = firing_since(journal.clock.to_wall_clock(180))  # after the run began, if not long after
-    back = journal.accept([anew], CONFIG, 1500)
-    assert (len(back.jobs), back.counted) == (1, 0)
-    again = journal.accept([anew], CONFIG, 1600)
-    assert (again.jobs, again.counted) == ((), 1)
+    for at, alert, jobs in ((3, firing(), 0), (1500, anew, 1), (1600, anew, 0)):
+        journal.accept([resolved(fingerprint="1")] if at < 1600 else [], CONFIG, at - 1)
+        back = journal.accept([alert], CONFIG, at)
+        assert (len(back.jobs), back.counted) == (jobs, 1 - jobs), at
 
 
 def test_what_comes_back_before_anybody_looked_goes_on(journal: Journal) -> None:
@@ -341,33 +326,19 @@ def test_what_comes_back_before_anybody_looked_goes_on(journal: Journal) -> None
     assert journal.incidents()[0].closed == 23
 
 
-def test_a_look_at_the_recovery_that_is_to_be_tried_again_holds_up_no_second_outage(journal: Journal) -> None:
-    ran(journal, 0, firing())
-    journal.accept([resolved()], CONFIG, 2)
-    journal.retry(taken(journal, 3), 300, "disk full")
-    journal.accept([firing()], CONFIG, 4)
-    second = done(journal, 4)
-    assert second.kind == "firing" and second.recurred
-    assert [(j.state, j.problem) for j in journal.incidents()[0].jobs] == [
-        ("done", ""),
-        ("failed", "disk full"),
-        ("done", ""),
-    ]
-    assert ran(journal, 6, resolved(), status="OK").kind == "resolved"
-
-
-@pytest.mark.parametrize("concluded", [True, False])
-def test_a_look_at_the_recovery_that_fails_during_a_second_outage_is_not_tried_again(
-    journal: Journal, concluded: bool
-) -> None:
+@pytest.mark.parametrize("fails", ["before it", "during it", "with a verdict"])
+def test_a_look_at_the_recovery_that_fails_holds_up_no_second_outage(journal: Journal, fails: str) -> None:
+    """It is not tried again, whether it fails before the second outage or during it."""
     ran(journal, 0, firing())
     journal.accept([resolved()], CONFIG, 2)
     look = taken(journal, 3)
-    journal.accept([firing()], CONFIG, 4)
-    if concluded:
-        journal.conclude(look, verdict("OK"), 5, again=300, problem="disk full")
-    else:
+    if fails == "before it":
         journal.retry(look, 300, "disk full")
+    journal.accept([firing()], CONFIG, 4)
+    if fails == "during it":
+        journal.retry(look, 300, "disk full")
+    elif fails == "with a verdict":
+        journal.conclude(look, verdict("OK"), 5, again=300, problem="disk full")
     assert done(journal, 6).recurred, "it does not wait for the other attempt"
     states = [(j.kind, j.state, j.ended is None, j.problem) for j in journal.incidents()[0].jobs]
     assert states == [
@@ -502,22 +473,16 @@ def test_what_has_ended_is_not_looked_at_again(journal: Journal) -> None:
     assert journal.incidents()[0].closed == 3
 
 
-def test_an_incident_stays_open_until_its_recovery_is_seen(journal: Journal) -> None:
+@pytest.mark.parametrize("last", ["OK", "WARNING"])
+def test_an_incident_stays_open_until_its_recovery_is_seen_or_nobody_looks_again(journal: Journal, last: str) -> None:
     ran(journal, 0, firing())
     first = ran(journal, 2, resolved(), status="WARNING", second_run=(60, "again"))
     assert first.kind == "resolved" and journal.incidents()[0].closed is None
     assert journal.accept([resolved()], CONFIG, 4).jobs == (), "the end that is told twice drops no look"
     second = done(journal, 60, "WARNING", second_run=(180, "and again"))
     assert (first.rerun, second.rerun) == (0, 1) and journal.incidents()[0].closed is None
-    assert done(journal, 180, "OK", second_run=(600, "again")).kind == "resolved"
+    assert done(journal, 180, last, second_run=(600, "again") if last == "OK" else None).kind == "resolved"
     assert journal.incidents()[0].closed == 180 and journal.next_job(1000, []) is None
-
-
-def test_a_recovery_that_is_never_seen_is_closed_once_nobody_looks_again(journal: Journal) -> None:
-    ran(journal, 0, firing())
-    ran(journal, 2, resolved(), status="WARNING", second_run=(60, "again"))
-    done(journal, 60, "WARNING")
-    assert journal.incidents()[0].closed == 60
 
 
 def test_an_alert_that_was_silenced_when_it_ended_ends_when_nobody_repeats_it(journal: Journal) -> None:
@@ -596,13 +561,6 @@ def test_what_nobody_was_told_is_told_once_a_place_is_configured(journal: Journa
     assert statuses(journal) == [("p", "CRITICAL")]
 
 
-def test_what_is_given_up_is_told(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    journal.conclude(taken(journal, 1), None, 2, problem="no such target", places=["p"], message=("t", "b"))
-    assert [(m.status, m.title) for m in journal.due_messages(3)] == [("UNKNOWN", "t")]
-    assert journal.incidents()[0].jobs[0].state == "failed"
-
-
 def test_after_a_run_that_was_given_up_the_next_verdict_is_told(journal: Journal) -> None:
     ran(journal, 0, firing(), **TOLD)
     journal.accept([firing()], CONFIG, WINDOW_S + 1)
@@ -610,15 +568,6 @@ def test_after_a_run_that_was_given_up_the_next_verdict_is_told(journal: Journal
     ran(journal, 2 * WINDOW_S + 2, firing(), **TOLD)
     sent = [message["status"] for message in messages_of(journal)]
     assert sent == ["CRITICAL", "UNKNOWN", "CRITICAL"], "the last that people heard was UNKNOWN"
-
-
-def test_what_ran_waits_again(journal: Journal) -> None:
-    journal.accept([firing()], CONFIG, 0)
-    job = taken(journal, 1)
-    journal = reopened(journal)
-    assert journal.recover(2) == 1
-    assert taken(journal, 2).key == job.key
-    journal.close()
 
 
 def sizes(journal: Journal) -> dict[str, int]:

@@ -231,16 +231,6 @@ def test_an_answer_that_is_not_slacks_is_a_problem(monkeypatch: pytest.MonkeyPat
     assert [p["text"] for p in posts] == ["*&lt;!channel&gt; &amp; more*\n```\na ''' b\n```\nlink"]
 
 
-def test_mattermost_gets_a_message_of_its_own_for_each_verdict(tmp_path: Path, http: Callable[..., Http]) -> None:
-    place = http(200)
-    url = f"{place.address.replace('http:', 'mmost:')}/abcdefghijklmnopqrstuvwxyz"
-    for status in ("CRITICAL", "OK"):
-        with notified(tmp_path, url, statuses=(status,)) as (journal, _):
-            until(lambda: not journal.counts()["messages_waiting"])
-    shown = [" ".join(m["text"].split()) for m in place.taken]
-    assert shown == ["CRITICAL here what was found", "OK here what was found"]
-
-
 def test_by_mail(tmp_path: Path) -> None:
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Smtp) as server:
         taken: list[Any] = []
