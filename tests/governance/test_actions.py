@@ -25,13 +25,12 @@ from runbook_lib.governance import freeze, ledger
 from runbook_lib.model.finding import Status
 from runbook_lib.model.outcome import Outcome, Precondition
 from runbook_lib.model.usage import UsageError
-from runbook_lib.notebook.notes import keep_note
 from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement.actions.canary import Canary
 from runbook_lib.packs.postmortem.timeline import _read_action
 from runbook_lib.sources import settings
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
+from runbook_lib.store.archive import ACTION_LOG, Archive
 from runbook_lib.store.lines import read_logs
 from runbook_lib.view import render
 from tests.kit.actions import WORD, Counter, around, was_done
@@ -159,12 +158,6 @@ def test_a_failure_keeps_what_was_done_before_it(rb: Context, monkeypatch: pytes
     assert (outcome.result, outcome.did) == ("failed", {"before": ["7"], "grant": "accepted"})
 
 
-def test_an_interrupt_is_a_line_and_goes_on(rb: Context) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        perform(Counter(fails="interrupted"), rb, execute=True, **WORD)
-    assert [line["result"] for line in lines(rb)] == ["begun", "failed"]
-
-
 def test_an_interrupt_while_the_effect_is_waited_for_is_a_line_and_goes_on(rb: Context) -> None:
     with pytest.raises(KeyboardInterrupt):
         perform(Counter(fails="verify-interrupted"), rb, execute=True, **WORD)
@@ -180,17 +173,23 @@ def test_an_interrupt_while_the_effect_is_waited_for_is_a_line_and_goes_on(rb: C
     assert re.search(r'<td>n</td><td class="n">0</td><td class="n">1</td>', page), "before and after, side by side"
 
 
-def test_an_interrupt_leaves_its_line_also_where_the_state_can_not_be_seen(rb: Context) -> None:
+def test_an_interrupt_is_a_line_and_goes_on_also_where_the_state_can_not_be_seen(rb: Context) -> None:
     class Stubborn(Counter):
         def state(self, rb: Context) -> dict[str, Any]:
             if self.n:
                 raise KeyboardInterrupt
             return super().state(rb)
 
-    for fails, result in (("halfway-interrupted", "failed"), ("verify-interrupted", "done"), ("", "done")):
+    for fails, result, after in (
+        ("interrupted", "failed", {"n": 0}),
+        ("halfway-interrupted", "failed", {"unseen": "interrupted"}),
+        ("verify-interrupted", "done", {"unseen": "interrupted"}),
+        ("", "done", {"unseen": "interrupted"}),
+    ):
         with pytest.raises(KeyboardInterrupt):
             perform(Stubborn(fails=fails), rb, execute=True, **WORD)
-        assert (lines(rb)[-1]["result"], lines(rb)[-1]["after"]) == (result, {"unseen": "interrupted"})
+        begun, ended = lines(rb)[-2:]
+        assert (begun["result"], ended["result"], ended["after"]) == ("begun", result, after)
 
 
 @pytest.mark.parametrize(
@@ -224,14 +223,18 @@ def test_an_effect_that_is_not_there_is_critical(rb: Context, counter: Counter) 
     assert (outcome.result, outcome.verified, outcome.status) == ("done", False, Status.CRITICAL)
 
 
-def test_what_cannot_be_written_down_is_not_done(rb: Context) -> None:
+@pytest.mark.parametrize(
+    ("rules", "says"), [({}, "action log"), ({"actions_per_hour": 1}, "last hour could not be read")]
+)
+def test_what_cannot_be_written_down_is_not_done_and_not_counted(rb: Context, rules: dict[str, int], says: str) -> None:
     rb.archive.prepare()
     assert rb.archive.local
     (rb.archive.local / ACTION_LOG).mkdir()
-    counter = Counter()
-    outcome = perform(counter, rb, execute=True, **WORD)
-    assert (outcome.result, counter.n) == ("refused", 0)
-    assert "action log" in record.text(outcome.why)["en"]
+    limited, counter = ruled(rb, **rules), Counter()
+    outcome = perform(counter, limited, execute=True, **WORD)
+    assert (outcome.result, counter.n) == ("refused", 0) and says in record.text(outcome.why)["en"]
+    (rb.archive.local / ACTION_LOG).rmdir()
+    assert perform(counter, limited, execute=True, **WORD).result == "done" and counter.n == 1
 
 
 # The rules of the target -------------------------------------------------------------------------------------
@@ -415,58 +418,35 @@ def test_a_ledger_that_cannot_be_read_is_no_empty_ledger(rb: Context) -> None:
     assert perform(Counter(), limited, execute=True, **WORD).result == "done", "what is no action is none"
 
 
-@pytest.mark.parametrize("rules", [{}, {"freeze": ["2020-01-01T00:00Z/2020-01-02T00:00Z"]}, {"actions_per_hour": 9}])
-def test_a_ledger_that_cannot_be_written_stops_what_rests_on_it(rb: Context, tmp_path: Path, rules: Any) -> None:
-    (tmp_path / "file").write_text("")
-    away, counter = ruled(rb, ledger=str(tmp_path / "file" / "ledger"), **rules), Counter()
-    outcome = perform(counter, away, execute=True, **WORD)
-    said = record.text(outcome.why)["en"]
-    assert (outcome.result, counter.n) == (("refused", 0) if rules else ("done", 1))
-    assert "Not a directory" in said and "ledger" in said and "--output" not in said, said
-    assert [line["result"] for line in lines(rb)][-1] == outcome.result
-
-
-@pytest.mark.parametrize("error", [OSError("disk is full"), UsageError("disk is full")])
-@pytest.mark.parametrize(
-    ("rules", "result"),
-    [
-        ({}, "done"),
-        ({"actions_per_hour": 9}, "refused"),
-        ({"freeze": ["2020-01-01T00:00Z/2020-01-02T00:00Z"]}, "refused"),
-    ],
-)
-def test_a_ledger_that_can_be_read_and_not_written(
-    rb: Context, monkeypatch: pytest.MonkeyPatch, rules: Any, result: str, error: Exception
+@pytest.mark.parametrize("error", [OSError("disk is full"), UsageError("disk is full"), None])
+@pytest.mark.parametrize("rules", [{}, {"actions_per_hour": 9}, {"freeze": ["2020-01-01T00:00Z/2020-01-02T00:00Z"]}])
+def test_a_ledger_that_cannot_be_written_stops_what_rests_on_it(
+    rb: Context, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rules: dict[str, Any], error: Exception | None
 ) -> None:
-    monkeypatch.setattr(ledger, "end", Mock(side_effect=error))
-    assert "disk is full" in record.text(perform(Counter(), rb, execute=True, **WORD).why)["en"]
-    monkeypatch.setattr(ledger, "begin", Mock(side_effect=error))
-    outcome = perform(Counter(), ruled(rb, **rules), execute=True, **WORD)
-    assert outcome.result == result and "disk is full" in record.text(outcome.why)["en"]
+    """Where it cannot even be made, and where it can be read."""
+    says, result, counter = "disk is full", "refused" if rules else "done", Counter()
+    if error:
+        monkeypatch.setattr(ledger, "end", Mock(side_effect=error))
+        assert says in record.text(perform(Counter(), rb, execute=True, **WORD).why)["en"]
+        monkeypatch.setattr(ledger, "begin", Mock(side_effect=error))
+    else:
+        (tmp_path / "file").write_text("")
+        rules, says = rules | {"ledger": str(tmp_path / "file" / "ledger")}, "Not a directory"
+    outcome = perform(counter, ruled(rb, **rules), execute=True, **WORD)
+    said = record.text(outcome.why)["en"]
+    assert (outcome.result, counter.n, lines(rb)[-1]["result"]) == (result, int(result == "done"), result)
+    assert says in said and "ledger" in said and "--output" not in said, said
     allowed = ruled(rb, **rules, break_glass=True)
     assert perform(Counter(), allowed, execute=True, break_glass=True, **WORD).result == "done"
 
 
 def test_an_interrupt_before_the_first_line_begins_nothing(rb: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> bool:
-        raise KeyboardInterrupt
-
     limited, counter = ruled(rb, actions_per_hour=1), Counter()
     with monkeypatch.context() as slow:
-        slow.setattr(action, "_write_line", interrupted)
+        slow.setattr(action, "_write_line", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             perform(counter, limited, execute=True, **WORD)
     assert counter.n == 0
-    assert perform(counter, limited, execute=True, **WORD).result == "done" and counter.n == 1
-
-
-def test_what_did_not_begin_is_not_counted(rb: Context) -> None:
-    rb.archive.prepare()
-    assert rb.archive.local
-    (rb.archive.local / ACTION_LOG).mkdir()
-    limited, counter = ruled(rb, actions_per_hour=1), Counter()
-    assert perform(counter, limited, execute=True, **WORD).result == "refused"
-    (rb.archive.local / ACTION_LOG).rmdir()
     assert perform(counter, limited, execute=True, **WORD).result == "done" and counter.n == 1
 
 
@@ -550,19 +530,6 @@ def test_the_outcome_is_evidence(rb: Context) -> None:
     assert list(frames["preconditions"]["holds"]) == [True]
     assert frames["changes"].to_dict("records") == [{"name": "n", "before": 0, "after": 1}]
     assert frames["outcome"].loc[0, "why_ja"]
-
-
-def test_a_changed_journal_is_found(rb: Context) -> None:
-    perform(Counter(), rb, execute=True, **WORD)
-    keep_note(rb.archive, "called the operator", "aoki")
-    assert rb.archive.problems() == []
-    assert rb.archive.local
-    for name in (ACTION_LOG, NOTES):
-        path = rb.archive.local / name
-        whole = path.read_bytes()
-        path.write_bytes(whole.replace(b'"previous": null', b'"previous": "0"'))
-        assert any(name in p.params.values() for p in rb.archive.problems())
-        path.write_bytes(whole)
 
 
 def test_an_unknown_action_and_an_empty_note_are_one_line(rb: Context) -> None:

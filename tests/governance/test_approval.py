@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -295,11 +296,8 @@ def by_nobody(world: World) -> Outcome:
     word, rb = world.approve(), world.open()
     world.as_login("")
 
-    def lacks(uid: int) -> pwd.struct_passwd:
-        raise KeyError(uid)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pwd, "getpwuid", lacks)
+        patch.setattr(pwd, "getpwuid", Mock(side_effect=KeyError))
         patch.setenv("USER", "mori")
         return execute(world, word, rb=rb)
 

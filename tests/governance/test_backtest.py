@@ -74,13 +74,9 @@ def flips(report: dict[str, Any]) -> set[tuple[str, str, str]]:
     return {(f["step"], f["was"], f["now"]) for f in report["flips"] if f["step"]}
 
 
-def nothing_differs(report: dict[str, Any]) -> bool:
-    return not report["flips"]
-
-
 def test_the_same_policy_flips_nothing(output: Path, edited: Edited) -> None:
     found = judged_all(output, edited("slo"))
-    assert nothing_differs(found) and not found["without_policy"]
+    assert not found["flips"] and not found["without_policy"]
     assert found["detected"] == [] and found["alarms"] == {"was": 3, "now": 3}
 
 
@@ -203,11 +199,11 @@ def test_a_targets_own_thresholds_stay_unless_others_are_given(own: Archive, edi
     for name in ("failure-modes", "observations", "runbook", "operations"):
         edited(name)
     edited("slo", **{"`delivery.silence`": SLOWER["`delivery.silence`"].replace("15000", "20000")})
-    assert nothing_differs(judged_all(output, tmp_path)), "its own goes before the document's"
+    assert not judged_all(output, tmp_path)["flips"], "its own goes before the document's"
     edited("slo")
     toml = tmp_path / "runbook.toml"
     toml.write_text('[targets.default.thresholds]\ndelivery.silence = "5000 / 15000 s"\n')
-    assert nothing_differs(judged_all(output, tmp_path))
+    assert not judged_all(output, tmp_path)["flips"]
     toml.write_text('[targets.default]\nnats_url = "nats://127.0.0.1"\n')  # it has none any more
     assert ("4.3.2", "OK", "CRITICAL") in flips(judged_all(output, tmp_path))
     # A document that has no such threshold leaves nothing for the target to have.

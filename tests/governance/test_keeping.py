@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -141,11 +142,8 @@ def test_the_first_write_on_a_full_disk_leaves_no_guessable_token(
     if name != "NEW":
         archive.make()
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     with monkeypatch.context() as disk:
-        disk.setattr(store, "write_whole", full)
+        disk.setattr(store, "write_whole", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
         alice = masker(archive).person(ALICE)  # before anything is prepared
         archive.prepare()
         assert alice == masker(archive).person(ALICE) != Masker.of([URL], name).person(ALICE)

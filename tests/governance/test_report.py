@@ -7,7 +7,6 @@ import io
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +17,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.book.messages import LANGUAGES, catalogue, using
+from runbook_lib.book.messages import LANGUAGES, using
 from runbook_lib.cli.main import cli
 from runbook_lib.cli.report import _parse_limit
 from runbook_lib.dossier import overview, report
@@ -275,10 +274,6 @@ def test_whatever_was_run_it_is_counted_once(dossiers: list[list[tuple[str, str,
             assert report.lines(found, sums)
 
 
-def test_each_table_has_a_title() -> None:
-    assert {title for title, _ in report._TABLES.values()} <= catalogue("en").keys()
-
-
 # The period ---------------------------------------------------------------------------------------------------
 
 
@@ -407,16 +402,6 @@ def test_where_it_can_not_be_written_is_said_in_a_line(output: Path, tmp_path: P
     for option in ("--page", "--csv"):
         failed = said(output, option, str(tmp_path / "no" / "x")).exception
         assert isinstance(failed, UsageError) and "could not be written: No such file" in str(failed)
-
-
-def test_two_hundred_dossiers_are_no_wait(tmp_path: Path) -> None:
-    for n in range(200):  # the manifest and the postmortem are all that is looked at
-        (tmp_path / f"I-{n}").mkdir()
-        shutil.copy(ROOT / "outputs" / "sample" / MANIFEST, tmp_path / f"I-{n}")
-        (tmp_path / f"I-{n}" / MARKDOWN).write_text(RECORD)
-    begun = time.process_time()
-    assert len(read(tmp_path)) == 200
-    assert time.process_time() - begun < 8
 
 
 @pytest.mark.parametrize("store", ["", "memory://report"])
