@@ -333,28 +333,24 @@ FIXED = [
     setting("ssl_key_file", "string", "sighup", "Connections and Authentication / SSL"),
 ]
 OBJECT = {"item": "notification.notifications", "value": "drop index i", "words": ["i"], "do": ["1"], "undo": ["2"]}
-TUNABLES = knobs.Tunables(
-    settings=[*SETTINGS, *FIXED],
-    objects=[{**OBJECT, "kind": kind} for kind in ("privilege", "schema")],
-    stream={
-        "name": "s",
-        "max_age": 0.0,
-        "subjects": ["a"],
-        "sealed": False,
-        "discard": DiscardPolicy.OLD,
-        "mirror": None,
-    },
-    consumer={"durable_name": "c", "max_deliver": 10, "filter_subject": "a"},
-    broker={"max_payload": 1048576, "ping_interval": "120s"},
-    subjects=["a", "$JS.API.>"],
-    variables={**knobs.read_defaults(), "NATS_URL": "nats://app:secret@127.0.0.1:4222", "SANDBOX_RATE": "5"},
-    programs={"nats": [], "notification": ["subscriber", "worker"]},
-)
+CONFIG = {"name": "s", "max_age": 0.0, "subjects": ["a"], "sealed": False, "discard": DiscardPolicy.OLD, "mirror": None}
+VARIABLES = {**knobs.read_defaults(), "NATS_URL": "nats://app:secret@127.0.0.1:4222", "SANDBOX_RATE": "5"}
+TURNABLE = [
+    *knobs.list_settings([*SETTINGS, *FIXED]),
+    *knobs.list_objects([{**OBJECT, "kind": kind} for kind in ("privilege", "schema")]),
+    *knobs.list_fields("stream", CONFIG),
+    *knobs.list_fields("consumer", {"durable_name": "c", "max_deliver": 10, "filter_subject": "a"}),
+    *knobs.list_variables(VARIABLES),
+    *knobs.list_signals({"nats": [""], "notification": ["", "subscriber", "worker"]}),
+    *knobs.list_fields("broker", {"port": 1, "max_payload": 1048576, "ping_interval": "120s"}),
+    *knobs.list_denials(["a", "$JS.API.>"]),
+    *knobs.list_network_rules(),
+]
 
 
 def test_the_knobs_of_a_seed_are_the_same_and_of_every_kind_and_each_can_be_restored() -> None:
-    drawn = [next(knobs.draw(seed, TUNABLES)) for seed in range(800)]
-    assert drawn == [next(knobs.draw(seed, TUNABLES)) for seed in range(800)]
+    drawn = [next(knobs.draw(seed, TURNABLE)) for seed in range(800)]
+    assert drawn == [next(knobs.draw(seed, TURNABLE)) for seed in range(800)]
     assert all(turned[0].kind == knobs.KINDS[seed % len(knobs.KINDS)] for seed, turned in enumerate(drawn))
     assert 150 < sum(len({knob.kind for knob in turned}) == 2 for turned in drawn) < 250
     every = [knob for turned in drawn for knob in turned]
@@ -386,7 +382,7 @@ def test_variables_are_those_that_the_programs_read() -> None:
     defaults = knobs.read_defaults()
     set_by_faults = {name for fault in TABLES.values() for name in fault.get("settings", {}) if "__" not in name}
     assert set_by_faults <= {*defaults} and not [name for name in defaults if "{" in name]
-    assert all(value != defaults[name] for name in defaults for value in knobs.vary_variable(name, defaults[name]))
+    assert all(value != defaults[name] for name in defaults for value in knobs.vary(defaults[name], name))
 
 
 def play_of(said: Any, after: FlowSample, at_look: FlowSample | None = None, *texts: str) -> dict[str, Any]:

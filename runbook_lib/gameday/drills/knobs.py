@@ -1,6 +1,6 @@
 """Drills without a catalogue: something that the servers themselves let a person change is changed at random.
 
-`read` returns what a sandbox's servers can be told, `draw` the knobs of a seed, in the order in which they are tried;
+`read` returns all that can be turned in a sandbox, `draw` the knobs of a seed, in the order in which they are tried;
 `report.judged` says whether the turn hurt the flow, and whether the runbook was right.
 """
 
@@ -10,12 +10,13 @@ import contextlib
 import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from functools import partial
 from http import HTTPStatus
-from itertools import islice
+from itertools import islice, product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -45,9 +46,9 @@ _MOST_BYTES = 256 << 20
 _UNITS = {"B": 1, "kB": 1 << 10, "8kB": 8 << 10, "MB": 1 << 20}
 _TRIES = 20
 _LOOKED_AT_S = (15.0, 60.0)
-#: The right places, by kind or by program: whoever is told something, and the hops that need a stream.
+#: The right places, by program or by kind: whoever is told something, and the hops that need a stream.
 _PLACES = {
-    **dict.fromkeys(("setting", "privilege", "schema", "postgres"), ("database",)),
+    "postgres": ("database",),
     **dict.fromkeys(("stream", "broker", "nats"), ("jetstream", "relay", "subscriber")),
     "consumer": ("subscriber",),
     "entitlement": ("producer", "relay"),
@@ -60,10 +61,12 @@ _PLACES = {
 class Knob:
     """One thing turned: `value` is what is set or done, `words` are those of a text that names it, if one can.
 
-    `act` is a table as in faults.toml, which says how it is turned and restored.
+    `act` is a table as in faults.toml, which says how it is turned and restored. A seed picks a group of its kind, an
+    item of that, and then a value: else what there are many of would be all.
     """
 
     kind: str
+    group: str
     item: str
     value: str
     places: Sequence[str]
@@ -71,27 +74,8 @@ class Knob:
     act: Mapping[str, Any] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Tunables:
-    """What the servers of a sandbox can be told.
-
-    `settings` are rows of pg_settings, `objects` those of knobs.sql, `stream`, `consumer` and `broker` configurations,
-    `subjects` those that a user of the broker can be denied, `variables` and their values, `programs` and the parts of
-    those that have any.
-    """
-
-    settings: Sequence[Row]
-    objects: Sequence[Row]
-    stream: Row
-    consumer: Row
-    broker: Row
-    subjects: Sequence[str]
-    variables: Mapping[str, str]
-    programs: Mapping[str, Sequence[str]]
-
-
-def read(sandbox: Sandbox) -> Tunables:
-    """Ask the servers. Raises psycopg.Error, SandboxError."""
+def read(sandbox: Sandbox) -> list[Knob]:
+    """Ask the servers what they can be told. Raises psycopg.Error, SandboxError."""
 
     async def ask(js: JetStreamContext) -> list[Row]:
         found = [await js.stream_info(broker.STREAM), await js.consumer_info(broker.STREAM, broker.CONSUMER)]
@@ -101,10 +85,17 @@ def read(sandbox: Sandbox) -> Tunables:
         settings = connection.execute("SELECT * FROM pg_settings ORDER BY name").fetchall()
         objects = connection.execute(Path(__file__).with_suffix(".sql").read_bytes()).fetchall()
     stream, consumer = sandbox.visit(ask)
-    parts = {name: sorted(sandbox.pod(name)["parts"]) if name in SERVICES else [] for name in PROGRAMS}
-    variables = {**read_defaults(), **sandbox.settings}
-    fields, subjects = _read_broker(sandbox), _read_subjects(sandbox)
-    return Tunables(settings, objects, stream, consumer, fields, subjects, variables, parts)
+    return [
+        *list_settings(settings),
+        *list_objects(objects),
+        *list_fields("stream", stream),
+        *list_fields("consumer", consumer),
+        *list_variables({**read_defaults(), **sandbox.settings}),
+        *list_signals({name: ["", *sandbox.pod(name)["parts"]] if name in SERVICES else [""] for name in PROGRAMS}),
+        *list_fields("broker", _read_broker(sandbox)),
+        *list_denials(_read_subjects(sandbox)),
+        *list_network_rules(),
+    ]
 
 
 def _read_broker(sandbox: Sandbox) -> Row:
@@ -146,36 +137,71 @@ def read_defaults() -> dict[str, str]:
     return found
 
 
-# The generator ----------------------------------------------------------------------------------------------
+# What can be turned -----------------------------------------------------------------------------------------
 
 
-def draw(seed: int, tunables: Tunables) -> Iterator[tuple[Knob, ...]]:
-    """Yield the turns of that seed without end: a server may refuse one, then the next is tried.
-
-    Kinds follow one another; one seed in four turns two.
-    """
-    dice = random.Random(f"knobs {seed}")
-    while True:
-        yield tuple(_DRAWS[kind](kind, tunables, dice) for kind in draw_kinds(seed))
-
-
-def draw_kinds(seed: int) -> list[str]:
-    """Return the kinds that the seed turns."""
-    dice = random.Random(f"kinds {seed}")
-    first = KINDS[seed % len(KINDS)]
-    return [first, *([dice.choice([kind for kind in KINDS if kind != first])] if dice.random() < 1 / 4 else [])]
+def list_settings(rows: Iterable[Row]) -> Iterator[Knob]:
+    """Yield the knobs of rows of pg_settings."""
+    for row in rows:
+        name, start = row["name"], row["context"] == "postmaster"
+        fixed = row["context"] == "internal" or (start and row["vartype"] == "string") or name in _OURS
+        if fixed or _LEFT_OUT.search(row["category"]):
+            continue
+        begin = ["restart"] if start else ["reload", "new sessions"]
+        of_session = not start and row["context"] != "sighup"
+        for value, of in product(values(row), ["SYSTEM", *([f"DATABASE {DATABASE}", f"ROLE {DATABASE}"] * of_session)]):
+            do, undo = f"ALTER {of} SET {name} = '{value}'", f"ALTER {of} RESET {name}"
+            act = {"do": [do, *begin], "undo": [undo, *begin]}
+            yield Knob("setting", row["category"], name, do, _PLACES["postgres"], [name], act)
 
 
-def scenario(seed: int) -> Scenario:
-    """Return what is around the turn of that seed: a steady load, and the time of the first look."""
-    looked_at_s = random.Random(f"look {seed}").uniform(*_LOOKED_AT_S)
-    return Scenario(seed, (), 1.0, "steady", "", round(looked_at_s, 1))
+def list_objects(rows: Iterable[Row]) -> Iterator[Knob]:
+    """Yield the knobs of rows of knobs.sql, in groups by what they are."""
+    for row in rows:
+        group, act = row["value"].split()[1], {"do": row["do"], "undo": row["undo"]}
+        yield Knob(row["kind"], group, row["item"], row["value"], _PLACES["postgres"], row["words"], act)
 
 
-def is_knob(setting: Row) -> bool:
-    """Return whether a row of pg_settings may be turned."""
-    fixed = setting["context"] == "internal" or (setting["context"], setting["vartype"]) == ("postmaster", "string")
-    return not (fixed or _LEFT_OUT.search(setting["category"]) or setting["name"] in _OURS)
+def list_fields(kind: str, config: Row) -> Iterator[Knob]:
+    """Yield the knobs of the configuration of the stream, the consumer, or the broker."""
+    for name in sorted({*config} - {"name", "durable_name", *_OURS}):
+        right = config[name].value if isinstance(config[name], Enum) else config[name]
+        for value in vary(config[name]):
+            yield Knob(kind, "field", name, repr(value), _PLACES[kind], [name], {kind: {name: [value, right]}})
+
+
+def list_variables(found: Mapping[str, str]) -> Iterator[Knob]:
+    """Yield the knobs of variables; of one that both services read, one of them gets another value."""
+    for name in sorted({*found} - _OURS):
+        pods = owners([name])
+        for value, pod in product(vary(found[name], name), pods):
+            kind, words = ("receiver", []) if pod == "receiver" else ("variable", [name])
+            as_set = name if len(pods) == 1 else f"{pod.upper()}__{name}"
+            act = {"settings": {as_set: [value]}, "restarts": [pod]}
+            yield Knob(kind, name, as_set, value.rpartition("@")[2], _PLACES[pod], words, act)
+
+
+def list_signals(parts: Mapping[str, Iterable[str]]) -> Iterator[Knob]:
+    """Yield what can be done to programs and their parts. A text cannot name it."""
+    for program, part in [(program, part) for program, own in parts.items() for part in own]:
+        for how in ("STOP 5", "STOP 30", "STOP 120", "KILL", *(["FILES"] if part else [])):
+            item, act = f"{program} {part}".strip(), {"signal": [how, program, part]}
+            yield Knob("process", program, item, how, _PLACES[program], [], act)
+
+
+def list_denials(subjects: Iterable[str]) -> Iterator[Knob]:
+    """Yield what the broker's users can be denied."""
+    for (user, may), what, subject in product(servers.PERMISSIONS.items(), ("publish", "subscribe"), subjects):
+        act = {"broker": {user: [{"permissions": {**may, what: {**may.get(what, {}), "deny": subject}}}]}}
+        yield Knob("broker", "user", f"{user} {what}", f"deny {subject}", _PLACES["nats"], [subject], act)
+
+
+def list_network_rules() -> Iterator[Knob]:
+    """Yield what can happen between the services and each server."""
+    for server, rule in product(network.SERVERS, network.RULES):
+        for value in network.RULES[rule]:
+            act = {"network": {server: [(rule, value)]}}
+            yield Knob("network", server, f"to {server}", f"{rule} {value:g}", _PLACES[server], [], act)
 
 
 def values(setting: Row) -> list[str]:
@@ -196,123 +222,65 @@ def values(setting: Row) -> list[str]:
     return [f"{v:.12g}" for v in sorted({*ends, *steps} - {value})] or [str(value)]
 
 
-def _pick(rows: Sequence[Row], group: Callable[[Row], str], dice: random.Random) -> Row:
-    """Pick a group, and one of it: else what there are many of would be all."""
-    chosen = dice.choice(sorted({group(row) for row in rows}))
-    return dice.choice([row for row in rows if group(row) == chosen])
+def vary(value: Any, name: str = "") -> list[Any]:
+    """Return other values of the type of this one; the server may refuse them.
 
-
-def _draw_setting(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
-    setting = _pick([row for row in tunables.settings if is_knob(row)], lambda row: row["category"], dice)
-    name, value = setting["name"], dice.choice(values(setting))
-    where = ["SYSTEM"]
-    if setting["context"] not in ("postmaster", "sighup"):
-        where = [dice.choice(["SYSTEM", f"DATABASE {DATABASE}", f"ROLE {DATABASE}"])]
-    do, undo = f"ALTER {where[0]} SET {name} = '{value}'", f"ALTER {where[0]} RESET {name}"
-    begin = ["restart"] if setting["context"] == "postmaster" else ["reload", "new sessions"]
-    act = {"do": [do, *begin], "undo": [undo, *begin]}
-    return Knob(kind, name, do, _PLACES[kind], [name], act)
-
-
-def _draw_object(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
-    row = _pick([row for row in tunables.objects if row["kind"] == kind], lambda row: row["value"].split()[1], dice)
-    statements = {"do": row["do"], "undo": row["undo"]}
-    return Knob(kind, row["item"], row["value"], _PLACES[kind], row["words"], statements)
-
-
-def vary(value: Any) -> list[Any]:
-    """Return other values of the type of this one, from a configuration; the server may refuse them."""
+    >>> vary("true"), vary("30s"), vary("10"), vary("0", "X_STATUS")[:2]
+    (['false'], ['1ms', '24h'], ['0', '1', '-1', '1000', '1000000'], ['200', '201'])
+    """
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, Enum):
         return [other.value for other in type(value) if other is not value]
     if isinstance(value, (int, float)):
         kind = type(value)
-        return [other for other in (kind(0), kind(1), kind(-1), kind(value * 100), kind(10**6)) if other != value]
+        return [other for other in map(kind, (0, 1, -1, value * 100, 10**6)) if other != value]
     if isinstance(value, list):
         return [["knob.other"], [*value, "knob.also"]]
-    return ["knob.other"] if isinstance(value, str) else []
-
-
-def _draw_field(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
-    config = tunables.stream if kind == "stream" else tunables.consumer
-    name = dice.choice(sorted(n for n, v in config.items() if vary(v) and n not in ("name", "durable_name")))
-    value, right = dice.choice(vary(config[name])), config[name]
-    right = right.value if isinstance(right, Enum) else right
-    return Knob(kind, name, f"{value!r}", _PLACES[kind], [name], {kind: {name: [value, right]}})
-
-
-def vary_variable(name: str, default: str) -> list[str]:
-    """Return other values of a variable: of a switch the other one, both ends of a number or of a duration, ...
-
-    >>> vary_variable("X_ENABLED", "true"), vary_variable("X_LEASE", "30s"), vary_variable("X_STATUS", "0")[:2]
-    (['false'], ['1ms', '24h'], ['200', '201'])
-    """
-    if default in ("true", "false"):
-        return ["false" if default == "true" else "true"]
-    if re.fullmatch(r"[\d.]+(ms|s|m|h|d)", default):
-        return [value for value in ("1ms", "24h") if value != default]
+    if not isinstance(value, str):
+        return []
+    if value in ("true", "false"):
+        return ["false" if value == "true" else "true"]
     if name.endswith("_STATUS"):
         return [str(int(status)) for status in HTTPStatus if status >= HTTPStatus.OK]
-    if re.fullmatch(r"[\d.]+", default):
-        return [value for value in ("0", "1", "1000000") if float(value) != float(default)]
-    if "://" in default:
-        return [re.sub(r":\d+(?=/|$)", ":1", default), re.sub(r"[\d.]+:\d+", "knob.invalid", default)]
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return [f"{other}" for other in vary(float(value) if "." in value else int(value))]
+    if re.fullmatch(r"[\d.]+(ms|s|m|h|d)", value):
+        return [other for other in ("1ms", "24h") if other != value]
+    if "://" in value:
+        return [re.sub(r":\d+(?=/|$)", ":1", value), re.sub(r"[\d.]+:\d+", "knob.invalid", value)]
     return ["knob"]
 
 
-def _draw_variable(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
-    readers = {name: owners([name]) for name in sorted({*tunables.variables} - _OURS)}
-    name = dice.choice([name for name, pods in readers.items() if ("receiver" in pods) == (kind == "receiver")])
-    value = dice.choice(vary_variable(name, tunables.variables[name]))
-    pods, as_set = readers[name], name
-    if len(pods) > 1:  # of both services: one of them gets another value
-        pods = [dice.choice(pods)]
-        as_set = f"{pods[0].upper()}__{name}"
-    act = {"settings": {as_set: [value]}, "restarts": pods}
-    words = [] if kind == "receiver" else [name]  # how the sandbox tells its receiver is no setting of the system
-    return Knob(kind, as_set, value.rpartition("@")[2], _PLACES[pods[0]], words, act)
+# The generator ----------------------------------------------------------------------------------------------
 
 
-def _draw_broker(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
-    if dice.random() < 1 / 2:
-        name = dice.choice(sorted({*tunables.broker} - _OURS))
-        now = tunables.broker[name]
-        value = dice.choice(vary_variable(name, now) if isinstance(now, str) else vary(now))
-        return Knob(kind, name, str(value), _PLACES[kind], [name], {kind: {name: value}})
-    user, what, subject = (
-        dice.choice(of) for of in ([*servers.PERMISSIONS], ["publish", "subscribe"], tunables.subjects)
-    )
-    may = servers.PERMISSIONS[user]
-    denied = {"permissions": {**may, what: {**may.get(what, {}), "deny": subject}}}
-    return Knob(kind, f"{user} {what}", f"deny {subject}", _PLACES[kind], [subject], {kind: {user: denied}})
+def draw(seed: int, knobs: Iterable[Knob]) -> Iterator[tuple[Knob, ...]]:
+    """Yield the turns of that seed without end: a server may refuse one, then the next is tried."""
+    dice = random.Random(f"knobs {seed}")
+    own = [[knob for knob in knobs if knob.kind == kind] for kind in draw_kinds(seed)]
+    while True:
+        yield tuple(_pick(of_kind, dice) for of_kind in own)
 
 
-def _draw_network(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
-    server, rule = dice.choice(network.SERVERS), dice.choice(sorted(network.RULES))
-    value = dice.choice(network.RULES[rule])
-    return Knob(
-        kind, f"to {server}", f"{rule} {value or ''}".strip(), _PLACES[server], [], {kind: {server: [rule, value]}}
-    )
+def draw_kinds(seed: int) -> list[str]:
+    """Return the kinds that the seed turns: they follow one another, and one seed in four turns two."""
+    dice = random.Random(f"kinds {seed}")
+    first = KINDS[seed % len(KINDS)]
+    return [first, *([dice.choice([kind for kind in KINDS if kind != first])] if dice.random() < 1 / 4 else [])]
 
 
-def _draw_process(kind: str, tunables: Tunables, dice: random.Random) -> Knob:
-    program = dice.choice(sorted(tunables.programs))
-    part = dice.choice(["", *tunables.programs[program]])
-    how = dice.choice(["STOP 5", "STOP 30", "STOP 120", "KILL", *(["FILES"] if part else [])])
-    # No text can name a change: a process that was disturbed has its place only.
-    return Knob(kind, f"{program} {part}".strip(), how, _PLACES[program], [], {"signal": [how, program, part]})
+def _pick(knobs: Sequence[Knob], dice: random.Random) -> Knob:
+    for key in (attrgetter("group"), attrgetter("item")):
+        chosen = dice.choice(sorted({key(knob) for knob in knobs}))
+        knobs = [knob for knob in knobs if key(knob) == chosen]
+    return dice.choice(knobs)
 
 
-_DRAWS: dict[str, Callable[[str, Tunables, random.Random], Knob]] = {
-    "setting": _draw_setting,
-    **dict.fromkeys(("privilege", "schema"), _draw_object),
-    **dict.fromkeys(("stream", "consumer"), _draw_field),
-    **dict.fromkeys(("variable", "receiver"), _draw_variable),
-    "process": _draw_process,
-    "broker": _draw_broker,
-    "network": _draw_network,
-}
+def scenario(seed: int) -> Scenario:
+    """Return what is around the turn of that seed: a steady load, and the time of the first look."""
+    looked_at_s = random.Random(f"look {seed}").uniform(*_LOOKED_AT_S)
+    return Scenario(seed, (), 1.0, "steady", "", round(looked_at_s, 1))
 
 
 # A play -----------------------------------------------------------------------------------------------------
@@ -348,7 +316,9 @@ def _play(scene: Scenario, scratch: Path, clock: play.DrillClock, after_s: float
             acted = probe.sample_flow(it.sandbox, after_s)
             left = alone.result() if proposal else acted
     return {
-        "knobs": [{key: value for key, value in asdict(knob).items() if key != "act"} for knob in turned],
+        "knobs": [
+            {key: value for key, value in asdict(knob).items() if key not in ("group", "act")} for knob in turned
+        ],
         "verdict": verdict,
         "headline": play.find_headline(document) if document else problem,
         "said": [f["headline"] for run in document["runs"] for f in run["findings"]] if document else [],

@@ -88,11 +88,6 @@ def restart(*programs: str) -> Act:
     return lambda sandbox: sandbox.restart(*programs)
 
 
-def stopped(*programs: str) -> Pair:
-    """Stop programs, and start them again."""
-    return stop(*programs), start(*programs)
-
-
 def signalled(how: str, program: str, part: str = "") -> Pair:
     """Send a signal to a program, to a pod, or to one part of it; undone by CONT, and by a restart of a pod.
 
@@ -116,30 +111,10 @@ def signalled(how: str, program: str, part: str = "") -> Pair:
     return do, each(go_on, restart(program) if program in SERVICES else start(program))
 
 
-def reconfigured(**fields: Any) -> Pair:
-    """Give the broker's configuration other fields; after the usual ones the services begin new connections."""
-    return (
-        lambda sandbox: sandbox.configure_broker(**fields),
-        each(lambda sandbox: sandbox.configure_broker(), restart(*SERVICES)),
-    )
-
-
-def settings(pods: Sequence[str], values: Mapping[str, Sequence[str]]) -> Pair:
-    """Give pods other environment variables, of each a wrong value and the right one (none: take it away)."""
-
-    def put(which: int) -> Act:
-        def act(sandbox: Sandbox) -> None:
-            sandbox.configure(_choose(values, which))
-            sandbox.restart(*pods)
-
-        return act
-
-    return put(0), put(1)
-
-
-def _choose(values: Mapping[str, Sequence[Any]], which: int) -> dict[str, Any]:
-    """Return of each name the value of that number; None if there is none."""
-    return {name: dict(enumerate(value)).get(which) for name, value in values.items()}
+def changed(values: Mapping[str, Sequence[Any]], put: Callable[[Sandbox, dict[str, Any]], object], *then: Act) -> Pair:
+    """Put the wrong value of each name; then the right one (none: None), after which `then` is done."""
+    wrong, right = ({name: dict(enumerate(value)).get(n) for name, value in values.items()} for n in (0, 1))
+    return lambda sandbox: put(sandbox, wrong), each(lambda sandbox: put(sandbox, right), *then)
 
 
 # Rows, streams, and the database's own settings -------------------------------------------------------------
@@ -254,7 +229,6 @@ _ACTS: dict[str, Pair] = {
     # The broker. After two minutes the pods' connections are closed for good; only a restart brings them back.
     "broker_down": (stop("nats"), each(start("nats"), restart(*SERVICES))),
     "broker_frozen": stack((each(), restart(*SERVICES)), signalled("STOP", "nats")),
-    "broker_refusing": reconfigured(app={"password": _UNKNOWN_PASSWORD}),
     "stream_missing": (on_broker(lambda js: js.delete_stream(STREAM)), restart(*SERVICES)),
     "stream_full": (
         on_broker(partial(damage.limit_stream, full=True)),
@@ -303,7 +277,7 @@ def _reconfigure(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
 
     A stream that does not take something back is deleted, and the services make it again.
     """
-    wrong, right = (on_broker(partial(damage.configure, kind=kind, **_choose(values, which))) for which in (0, 1))
+    wrong, right = changed(values, lambda s, fields: s.visit(partial(damage.configure, kind=kind, **fields)))
 
     def restore(sandbox: Sandbox) -> None:
         try:
@@ -321,10 +295,10 @@ def _reconfigure(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
 _MEANS: dict[str, Callable[[Any], Pair]] = {
     "stream": partial(_reconfigure, "stream"),
     "consumer": partial(_reconfigure, "consumer"),
-    "broker": lambda fields: reconfigured(**fields),
-    "network": lambda rules: (lambda s: s.configure_network(**rules), lambda s: s.configure_network()),
+    "broker": lambda values: changed(values, lambda s, fields: s.configure_broker(**fields), restart(*SERVICES)),
+    "network": lambda values: changed(values, lambda s, rules: s.configure_network(**rules)),
     "signal": lambda words: signalled(*words),
-    "stopped": lambda programs: stopped(*programs),
+    "stopped": lambda programs: (stop(*programs), start(*programs)),
     "started": lambda program: (start(program), stop(program)),
 }
 
@@ -335,7 +309,12 @@ def pair(table: Mapping[str, Any], *also: Pair) -> Pair:
     if "do" in table:
         pairs.append((alter(*table["do"]), mend(*table.get("undo", ()))))
     if {"settings", "restarts"} & table.keys():
-        pairs.append(settings(table.get("restarts", ()), table.get("settings", {})))
+
+        def put(sandbox: Sandbox, settings: Mapping[str, str | None]) -> None:
+            sandbox.configure(settings)
+            sandbox.restart(*table.get("restarts", ()))
+
+        pairs.append(changed(table.get("settings", {}), put))
     pairs += [make(table[key]) for key, make in _MEANS.items() if key in table]
     return stack(*pairs, *also)
 

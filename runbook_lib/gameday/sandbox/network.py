@@ -93,6 +93,6 @@ async def _forward_all(directory: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             rules = json.loads((directory / FILE_NAME).read_text())
         for name, link in links.items():
-            link.rule, link.value = rules.get(name, ("", 0))
+            link.rule, link.value = rules.get(name) or ("", 0)
         await asyncio.sleep(POLL_S)
     await asyncio.gather(*tasks)  # raises what ended one

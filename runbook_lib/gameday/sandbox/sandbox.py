@@ -309,7 +309,7 @@ class Sandbox:
             session.trust_env = False  # no proxy of this machine's
             return session.get(f"{self.state.addresses.nats_monitor_url}/{path}", timeout=2).json()
 
-    def configure_network(self, **rules: tuple[str, float]) -> None:
+    def configure_network(self, **rules: tuple[str, float] | None) -> None:
         """Disturb the way to servers, by their names (see `network.RULES`); the others are reached as usual."""
         write_private(self.directory / network.FILE_NAME, json.dumps(rules))
 

@@ -91,10 +91,11 @@ def initialise(directory: Path, addresses: Addresses) -> None:
 
 def write_nats_config(directory: Path, addresses: Addresses, **changes: Any) -> None:
     """Write the broker's configuration with these fields beside its own ones; those of a user by the user's name."""
-    users = [
-        {"user": name, "password": addresses.passwords[f"nats-{name}"], "permissions": may, **changes.pop(name, {})}
-        for name, may in PERMISSIONS.items()
+    users: list[dict[str, Any]] = [
+        {"user": name, "password": addresses.passwords[f"nats-{name}"]} for name in PERMISSIONS
     ]
+    for user in users:
+        user |= {"permissions": PERMISSIONS[user["user"]], **(changes.pop(user["user"], None) or {})}
     config = {
         "host": "127.0.0.1",
         "port": addresses.nats_port,
@@ -102,7 +103,7 @@ def write_nats_config(directory: Path, addresses: Addresses, **changes: Any) -> 
         "jetstream": {"store_dir": str(directory / "nats")},
         "authorization": {"users": users},
     }
-    write_private(directory / "nats.conf", json.dumps(config | changes, indent=1))
+    write_private(directory / "nats.conf", json.dumps(config | {k: v for k, v in changes.items() if v is not None}))
 
 
 def takes(addresses: Addresses, **changes: Any) -> bool:
