@@ -395,7 +395,12 @@ def play_of(said: Any, after: FlowSample, at_look: FlowSample | None = None, *te
     }
     flows = {"before": FLOWS, "seen": at_look or after, "acted": after, "alone": after}
     told = {"knobs": [turned], "verdict": said, "headline": "why", "said": texts, "seconds": 7.0, "proposal": None}
-    return {"seed": 1, **told, **{name: vars(flow) for name, flow in flows.items()}}
+    return {
+        "seed": 1,
+        "scenario": asdict(knobs.scenario(1)),
+        **told,
+        **{name: vars(flow) for name, flow in flows.items()},
+    }
 
 
 HERE, ELSEWHERE, AMONG = verdict("subscriber"), verdict("relay"), verdict(undecided=["jetstream", "subscriber"])
@@ -431,8 +436,8 @@ def test_the_page_of_knobs_has_a_row_by_kind_and_each_miss(tmp_path: Path) -> No
     plays = [play_of(HERE, STUCK), play_of(ELSEWHERE, STUCK) | {"seed": 2}, {"seed": 3, "error": "it did not come up"}]
     results.write(tmp_path / "knobs.jsonl", plays)
     page = CliRunner().invoke(drill, ["report", str(tmp_path / "knobs.jsonl")], catch_exceptions=False).output
-    assert "| consumer | 2 | 2 | 1 | 0 | 1 | 1 |" in page and "| all | 2 |" in page
-    assert "seed 2, consumer max_deliver: 1. Flow: sent, waiting, oldest_s. wrong, sure: CRITICAL, relay." in page
+    assert "| consumer | 2 | 1 | 0 | 1 | 2 | 1 |" in page and "| all | 2 |" in page
+    assert "seed 2, consumer max_deliver: 1 (flow: sent, waiting, oldest_s, steady, first" in page
     assert "seed 3: it did not come up" in page and "seed 1," not in page
 
 
@@ -503,13 +508,11 @@ def test_the_page_tells_families_ends_and_whether_what_must_be_restored_is_named
 
 def test_the_page_of_many_drills() -> None:
     page = report(LINES)
-    assert "| worker_stopped | 2 | 1 right, 1 wrong | 1 helps, 1 nothing |" in page
-    assert "| worker_hung | 1 | 1 undecided | 1 none |" in page
-    assert "Always right, no proposal changes anything; 1 each: two at once." in page
-    assert "| two at once |" not in page and "the first proposal helped;" not in page
-    assert "| all | 4 | 2 right, 1 undecided, 1 wrong | 1 helps, 1 nothing, 2 none |" in page
-    assert "| high | 3 | 2 | 0 | 1 | 67% | 21% to 94% |" in page
-    assert "| backup | 1 | 1 | 0 |" in page and "| deploy | 1 | 0 | 0 |" in page
+    assert "| worker_stopped | 2 | 1 | 0 | 1 | 1 | 1 | 0 |" in page
+    assert "| worker_hung | 1 | 0 | 1 | 0 | 0 | 0 | 0 |" in page
+    assert "| two at once | 1 | 1 |" in page and "| all | 4 | 2 | 1 | 1 | 1 | 1 | 0 |" in page
+    assert "| high | 3 | 2 | 0 | 1 | 67% (21% to 94%) |" in page
+    assert "| backup | 1 | 0 | 0 | 1 | 1 |" in page and "| deploy | 1 | 1 | 0 | 0 | 0 |" in page
     assert "| proposals of *high* confidence that do nothing | 1 | 0 |" in page
     misses = page.split("## Misses")[1].split("## Not counted")
     assert "seed 2, worker_stopped (steady, first look after 9 s): wrong with confidence high: CRITICAL, relay" in page

@@ -136,10 +136,10 @@ def without_paths(line: str) -> str:
 
 
 def _print_drill(line: dict[str, Any]) -> None:
-    from runbook_lib.gameday.drills.report import format_knobs, judged
+    from runbook_lib.gameday.drills.report import describe, judged
 
     what = line["scenario"]
-    kind = format_knobs(line) or " + ".join(what["faults"]) or messages.text(_say_result("no_fault"))
+    kind = describe(line) or messages.text(_say_result("no_fault"))
     if "error" in line:
         return tell("drill.failed", seed=line["seed"], kind=kind, why=line["error"])
     found = judged(line)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .judge import LATER_S, NAMED, Answer, Help, Judged, Truth, alarms, helped, judge, took_effect, wilson
@@ -95,6 +96,9 @@ class Drill:
         return self.answer == "wrong" or self.sure or self.useless
 
 
+Column = Callable[[Sequence[Drill]], object]
+
+
 def judged(line: Line) -> Drill:
     """Judge a result line without an error by its content."""
     before, acted, alone = (FlowSample(**line[name]) for name in ("before", "acted", "alone"))
@@ -151,18 +155,18 @@ def report(lines: Iterable[Line], *, short: bool = False) -> str:
         _format_summary(real, calm),
         "## By family",
         "What a person must restore is named if the verdict's failure modes or its reason name it.",
-        _format_families(real),
+        _format_answers("family", lambda d: d.families, real, {"names what to restore": _share_named}),
         "## By kind of fault",
-        _format_kinds(real),
+        _format_answers("kind", lambda d: [d.kind], real, {name: partial(_count_help, name) for name in _HELP}),
         "## How sure is sure",
         "Drills with a fault; Wilson's bounds, 95 %.",
-        _format_calibration(real),
+        _format_answers("confidence", lambda d: [d.confidence], real, {"share right": _share_right}, _LEVELS),
         "## Without a fault",
-        _format_no_fault_table(calm),
+        _format_answers("noise", lambda d: [d.line["scenario"]["noise"]], calm, {"alarms": _count_alarms}),
         "## Seconds to the verdict",
         _format_durations(drills),
         "## Misses",
-        _format_misses([d for d in (*real, *calm) if d.missed]),
+        _format_misses([*real, *calm]),
         "## Not counted",
         _format_not_counted(lines, drills),
     ]
@@ -175,40 +179,62 @@ def report_knobs(lines: Iterable[Line]) -> str:
     """Return the page on plays of knobs: a row by kind of knob, each miss, and what could not be played."""
     lines = latest(lines)
     plays = [judged(line) for line in lines if "error" not in line]
-    rows = []
-    for kind in (*sorted({knob["kind"] for play in plays for knob in play.line["knobs"]}), "all"):
-        own = [play for play in plays if kind in (*(knob["kind"] for knob in play.line["knobs"]), "all")]
-        hurt, sure = sum(bool(play.effect) for play in own), sum(play.sure for play in own)
-        rows.append((kind, len(own), hurt, *_count_answers(own), sure))
+    columns: dict[str, Column] = {
+        "effective": lambda own: sum(bool(play.effect) for play in own),
+        "sure and wrong": lambda own: sum(play.sure for play in own),
+    }
     parts = [
         "# Knobs",
         "What the servers let a person change, changed at random. *Effective*: the flow was hurt.",
-        format_table(("kind", "plays", "effective", *ANSWERS, "sure and wrong"), rows),
+        _format_answers("kind", lambda play: [knob["kind"] for knob in play.line["knobs"]], plays, columns),
         "## Misses",
-        "\n".join(_format_knobs_miss(play) for play in plays if play.missed) or "None.",
+        _format_misses(plays),
         "## Not played",
         "\n".join(_format_errors(lines)) or "None.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def format_knobs(line: Line) -> str:
-    """Return what was turned, in one line."""
-    return " + ".join(f"{knob['kind']} {knob['item']}: {knob['value']}" for knob in line.get("knobs", ()))
+def describe(line: Line) -> str:
+    """Return what was turned, or the faults, in one line; "" if nothing was broken."""
+    knobs = [f"{knob['kind']} {knob['item']}: {knob['value']}" for knob in line.get("knobs", ())]
+    return " + ".join(knobs or line["scenario"].get("faults", ()))
 
 
-def _format_knobs_miss(play: Drill) -> str:
-    line, sure = play.line, ", sure" if play.sure else ""
-    proposal = f" Proposal: {line['proposal']['name']}." if line["proposal"] else ""
-    return (
-        f"- seed {line['seed']}, {format_knobs(line)}. Flow: {', '.join(play.effect) or 'not hurt'}. "
-        f"{play.answer}{sure}: {format_verdict(line['verdict'])}.{proposal} “{line['headline']}”"
-    )
+def _format_answers(
+    key: str,
+    names: Callable[[Drill], Collection[str]],
+    drills: Sequence[Drill],
+    columns: Mapping[str, Column],
+    rows: Sequence[str] = (),
+) -> str:
+    """Return a table of the answers, with a row for each name of drills (`rows`, or all) and further columns."""
+    found = []
+    for name in rows or (*sorted({name for d in drills for name in names(d)}), "all"):
+        own = [d for d in drills if name == "all" or name in names(d)]
+        answers = Counter(d.answer for d in own)
+        further = [column(own) for column in columns.values()]
+        found.append((name, len(own), *(answers[answer] for answer in ANSWERS), *further))
+    return _format_table((key, "drills", *ANSWERS, *columns), found)
 
 
-def _count_answers(drills: Iterable[Drill]) -> list[int]:
-    answers = Counter(drill.answer for drill in drills)
-    return [answers[answer] for answer in ANSWERS]
+def _count_help(name: Help, drills: Sequence[Drill]) -> int:
+    return sum(d.help == name for d in drills)
+
+
+def _count_alarms(drills: Sequence[Drill]) -> int:
+    return sum(d.line["verdict"] is None or alarms(d.line["verdict"]) for d in drills)
+
+
+def _share_named(drills: Sequence[Drill]) -> str:
+    named = [d.named for d in drills if d.named is not None]
+    return _format_share(sum(named), len(named))
+
+
+def _share_right(drills: Sequence[Drill]) -> str:
+    right = sum(d.answer == "right" for d in drills)
+    low, high = wilson(right, len(drills))
+    return f"{right / len(drills):.0%} ({low:.0%} to {high:.0%})" if drills else "-"
 
 
 def _format_errors(lines: Iterable[Line]) -> list[str]:
@@ -219,7 +245,7 @@ def _format_summary(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
     n, answers = len(real), Counter(d.answer for d in real)
     high = [d for d in real if d.confidence == "high"]
     right = sum(d.answer == "right" for d in high)
-    helped_, named = Counter(d.help for d in (*real, *calm)), Counter(d.named for d in real)
+    proposed = Counter(d.help for d in (*real, *calm))
     median = statistics.median([float(d.line["seconds"]) for d in (*real, *calm)] or [0.0])
     idle = sum(d.help == "nothing" and d.confidence == "high" for d in (*real, *calm))
     rows = [
@@ -231,74 +257,14 @@ def _format_summary(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
             f"{_format_share(right, len(high))}, lower bound {wilson(right, len(high))[0]:.0%}",
             "98 %, 95 %",
         ),
-        ("names what a person must restore", _format_share(named[True], named[True] + named[False]), "at least 80 %"),
+        ("names what a person must restore", _share_named(real), "at least 80 %"),
         ("proposals of *high* confidence that do nothing", str(idle), "0"),
-        ("proposals that harm", str(helped_["harms"]), "0"),
-        ("proposals that help", _format_share(helped_["helps"], sum(helped_[name] for name in _HELP)), ""),
-        ("alarms without a fault", _format_share(sum(_is_alarm(d) for d in calm), len(calm)), "0"),
+        ("proposals that harm", str(proposed["harms"]), "0"),
+        ("proposals that help", _format_share(proposed["helps"], sum(proposed[name] for name in _HELP)), ""),
+        ("alarms without a fault", _format_share(_count_alarms(calm), len(calm)), "0"),
         ("seconds to the verdict, median", f"{median:.0f}", "at most 9"),
     ]
-    return format_table(("", "seen", "to reach"), rows)
-
-
-def _group_by(drills: Iterable[Drill], key: Callable[[Drill], str]) -> dict[str, list[Drill]]:
-    groups: dict[str, list[Drill]] = {}
-    for drill in sorted(drills, key=key):
-        groups.setdefault(key(drill), []).append(drill)
-    return groups
-
-
-def _format_families(real: Sequence[Drill]) -> str:
-    rows = []
-    for family in (*sorted({f for d in real for f in d.families}), "all"):
-        own = [d for d in real if family in (*d.families, "all")]
-        named = Counter(d.named for d in own)
-        rows.append((family, len(own), *_count_answers(own), _format_share(named[True], named[True] + named[False])))
-    return format_table(("family", "drills", *ANSWERS, "names what to restore"), rows)
-
-
-def _format_kinds(real: Sequence[Drill]) -> str:
-    """Return a row for each kind that is not all right and helpful, and the other kinds as two lists."""
-    rows = []
-    rest: dict[Help | None, dict[int, list[str]]] = {"helps": {}, None: {}}
-    for kind, own in (_group_by(real, lambda d: d.kind) | {"all": [*real]}).items():
-        answers, help_ = Counter(d.answer for d in own), Counter(d.help for d in own)
-        only_help = next(iter(help_)) if len(help_) == 1 else "nothing"
-        if kind != "all" and answers["right"] == len(own) and only_help in rest:
-            rest[only_help].setdefault(len(own), []).append(kind)
-        else:
-            said = ", ".join(f"{answers[a]} {a}" for a in ANSWERS if answers[a])
-            proposed = ", ".join(f"{help_[h]} {h or 'none'}" for h in (*_HELP, None) if help_[h])
-            rows.append((kind, len(own), said or "-", proposed or "-"))
-    parts = [format_table(("kind", "drills", "verdicts", "proposals"), rows)]
-    for only_help, what in (("helps", "the first proposal helped"), (None, "no proposal changes anything")):
-        if groups := rest[only_help]:
-            kinds = "; ".join(f"{n} each: {', '.join(names)}" for n, names in sorted(groups.items()))
-            parts.append(f"Always right, {what}; {kinds}.")
-    return "\n\n".join(parts)
-
-
-def _format_calibration(real: Sequence[Drill]) -> str:
-    rows = []
-    for level in _LEVELS:
-        own = [d for d in real if d.confidence == level]
-        answers = _count_answers(own)
-        low, high = wilson(answers[0], len(own))
-        shown = (f"{answers[0] / len(own):.0%}", f"{low:.0%} to {high:.0%}") if own else ("-", "-")
-        rows.append((level, len(own), *answers, *shown))
-    return format_table(("confidence", "drills", *ANSWERS, "share right", "bounds"), rows)
-
-
-def _format_no_fault_table(calm: Sequence[Drill]) -> str:
-    rows = [
-        (noise, len(own), sum(_is_alarm(d) for d in own), sum(d.answer == "undecided" for d in own))
-        for noise, own in _group_by(calm, lambda d: d.line["scenario"]["noise"]).items()
-    ]
-    return format_table(("noise", "drills", "alarms", "undecided"), rows)
-
-
-def _is_alarm(drill: Drill) -> bool:
-    return drill.line["verdict"] is None or alarms(drill.line["verdict"])
+    return _format_table(("", "seen", "to reach"), rows)
 
 
 def _format_durations(drills: Sequence[Drill]) -> str:
@@ -309,29 +275,30 @@ def _format_durations(drills: Sequence[Drill]) -> str:
     return f"Median {statistics.median(seconds):.0f}, p95 {slow:.0f}, longest {seconds[-1]:.0f}."
 
 
-def _format_misses(missed: Sequence[Drill]) -> str:
-    return "\n".join(_format_miss(d) for d in missed) or "None."
+def _format_misses(drills: Iterable[Drill]) -> str:
+    return "\n".join(_format_miss(d) for d in drills if d.missed) or "None."
 
 
 def _format_miss(drill: Drill) -> str:
     line, what = drill.line, drill.line["scenario"]
     done = f" {line['proposal']['name']}: {drill.help}." if line["proposal"] else ""
-    if drill.answer == "wrong" and line["truth"]:
+    if drill.answer == "wrong" and line.get("truth"):
         allowed = (name or "no place" for name in (*line["truth"]["places"], *line["truth"]["modes"]))
         done = f" Right: {', '.join(allowed)}.{done}"
-    around = ", ".join(filter(None, (what["load"], what["noise"], f"first look after {what['look_after_s']:g} s")))
+    flow = f"flow: {', '.join(drill.effect) or 'not hurt'}" if "knobs" in line else ""
+    look = f"first look after {what['look_after_s']:g} s"
+    around = ", ".join(filter(None, (flow, what["load"], what["noise"], look)))
     if drill.over:
         around += f" and {what['ended_s']:g} s after the end"
     # The cause is what a person found out afterwards, and wrote into the line of the results.
     cause = f"Cause: {line['cause']}" if line.get("cause") else f"“{line['headline']}”"
     return (
-        f"- seed {line['seed']}, {' + '.join(what['faults']) or 'no fault'} ({around}): {drill.answer} with "
-        f"confidence {drill.confidence}: {format_verdict(line['verdict'])}.{done} {cause}"
+        f"- seed {line['seed']}, {describe(line) or 'no fault'} ({around}): {drill.answer} with "
+        f"confidence {drill.confidence}: {_format_verdict(line['verdict'])}.{done} {cause}"
     )
 
 
-def format_verdict(verdict: Mapping[str, Any] | None) -> str:
-    """Return the status, the place or the candidates, and the first two modes."""
+def _format_verdict(verdict: Mapping[str, Any] | None) -> str:
     if verdict is None:
         return "no verdict, no place"
     between = " / ".join([*verdict["undecided"], *verdict.get("between", ())])
@@ -344,7 +311,7 @@ def _format_not_counted(lines: Sequence[Line], drills: Sequence[Drill]) -> str:
     # What a person wrote of a play that this line stands in the place of.
     found += [f"- seed {line['seed']}, played before: {line['before_that']}" for line in lines if "before_that" in line]
     found += [
-        f"- seed {d.line['seed']}, {' + '.join(d.line['scenario']['faults'])}: took no effect"
+        f"- seed {d.line['seed']}, {describe(d.line)}: took no effect"
         + "".join(f"; {problem}" for problem in d.line["problems"])
         for d in drills
         if not d.counts
@@ -356,7 +323,6 @@ def _format_share(n: int, of: int) -> str:
     return f"{n} of {of}" + (f" ({n / of:.0%})" if of else "")
 
 
-def format_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table of Markdown."""
+def _format_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     first, *rest = ("| " + " | ".join(str(cell) for cell in line) + " |" for line in (head, *rows))
     return "\n".join([first, "|" + "---|" * len(head), *rest])
