@@ -160,8 +160,7 @@ class Sandbox:
         return there
 
     def _remove_remains(self) -> bool:
-        self._stop_supervisord()
-        _stop_processes(self.directory)
+        self._stop_processes()
         with contextlib.suppress(SandboxError):
             shutil.rmtree(self.state.socket.parent, ignore_errors=True)
         if not (self.directory / FILE_NAME).exists():
@@ -183,7 +182,7 @@ class Sandbox:
             except OSError:
                 if time.monotonic() > until:
                     raise
-                _stop_processes(self.directory)
+                self._stop_processes()
                 time.sleep(0.1)
 
     def is_up(self) -> bool:
@@ -431,15 +430,27 @@ class Sandbox:
             raise SandboxError(f"supervisord: {lines[0]}")
         self.wait_for("supervisord", self._supervisor_answers)
 
-    def _stop_supervisord(self) -> None:
-        """Let it stop its programs and collect them, if it still lives."""
-        for supervisord in _find_supervisors(self.directory):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                supervisord.terminate()
-            deadline = time.monotonic() + DOWN_TIMEOUT
-            while _is_alive(supervisord) and time.monotonic() < deadline:
+    def _stop_processes(self) -> None:
+        """Stop whatever is left of it: the supervisor first, which ends its programs, or would start them again.
+
+        SIGINT is PostgreSQL's fast shutdown, which frees its memory, and an ordinary end for everybody else.
+        """
+        for module, number, patience in (
+            ("supervisor.supervisord", signal.SIGTERM, DOWN_TIMEOUT),
+            ("supervisor.supervisord", signal.SIGKILL, DOWN_TIMEOUT),
+            ("", signal.SIGINT, 1.5),
+            ("", signal.SIGKILL, DOWN_TIMEOUT),
+        ):
+            left = list(_find_processes(self.directory, module))
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+            deadline = time.monotonic() + patience
+            while (left := [process for process in left if _is_alive(process)]) and time.monotonic() < deadline:
                 self._supervisor_answers()  # left alone it looks around once a second; a question wakes it
-                time.sleep(0.05)
+                time.sleep(0.02)
+        if left:
+            raise SandboxError(f"cannot stop process {left[0].pid}")
 
     def _write_env(self, variables: Mapping[str, str]) -> None:
         for name, value in variables.items():
@@ -553,33 +564,6 @@ def _supervisor_config(state: SandboxState) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _stop_processes(directory: Path) -> None:
-    """Stop whatever is left of a sandbox by its pid: politely first, so that PostgreSQL frees its memory."""
-    # The supervisor first, and at once: it would start again what is stopped after it.
-    for process in _find_supervisors(directory):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    # SIGINT is PostgreSQL's fast shutdown, and an ordinary end for everybody else.
-    for number, patience in ((signal.SIGINT, 1.5), (signal.SIGKILL, DOWN_TIMEOUT)):
-        left = list(_find_processes(directory))
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(number)
-        left = _wait_gone(left, patience)
-    if left:
-        raise SandboxError(f"cannot stop process {left[0].pid}")
-
-
-def _wait_gone(processes: list[psutil.Process], timeout: float) -> list[psutil.Process]:
-    """Wait for their ends; those still there. A zombie has ended, whenever init collects it."""
-    deadline = time.monotonic() + timeout
-    while left := [process for process in processes if _is_alive(process)]:
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.02)
-    return left
-
-
 def _is_alive(process: psutil.Process) -> bool:
     try:
         return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
@@ -587,11 +571,7 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _find_supervisors(directory: Path) -> Iterator[psutil.Process]:
-    return _find_processes(directory, "supervisor.supervisord")
-
-
-def _find_processes(directory: Path, module: str = "") -> Iterator[psutil.Process]:
+def _find_processes(directory: Path, module: str) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             ours = process.environ().get(_MARK) == str(directory) and process.pid != os.getpid()
