@@ -97,7 +97,7 @@ def test_a_turned_knob_is_judged_and_restored(tmp_path: Path) -> None:
                 faults.pair(knob.act)[1](it.sandbox)
             turned.clear()
         it.sandbox.wait_for_flow(90)
-    line = knobs.drill(replace(knobs.scenario(17), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)
+    line = knobs.drill(replace(knobs.scenario(11), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)
     assert "error" not in line and line["verdict"], line
     assert line["knobs"][0]["kind"] == "privilege" and judged(json.loads(json.dumps(line))).effect, line
 

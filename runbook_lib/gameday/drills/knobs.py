@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import random
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from http import HTTPStatus
@@ -29,8 +28,7 @@ from runbook_lib.gameday.sandbox import broker, entitlement, faults, network, no
 from runbook_lib.gameday.sandbox.sandbox import PROGRAMS, Sandbox
 from runbook_lib.gameday.sandbox.state import DATABASE, SERVICES, SandboxError, owners
 
-from . import play, probe
-from .judge import changing
+from . import play
 from .scenario import Scenario
 
 KINDS = ("setting", "privilege", "schema", "stream", "consumer", "variable", "process", "receiver", "broker", "network")
@@ -297,45 +295,21 @@ def drill(scene: Scenario, clock: play.DrillClock, after_s: float = 30.0) -> Lin
 def _play(scene: Scenario, scratch: Path, clock: play.DrillClock, after_s: float) -> Line:
     turned: list[Knob] = []
     turns, proxied = partial(turn, scene.seed, turned), "network" in draw_kinds(scene.seed)
-    with play.incident(scene, scratch / "sandbox", clock, output=scratch, turn=turns, proxied=proxied) as it:
-        onset = time.monotonic()
-        clock.wait(scene.look_after_s)
-        seen = probe.sample_flow(it.sandbox, scene.look_after_s)
-        document, seconds, problem = play.triage(it.sandbox, scene, scratch, clock)
-        verdict = document["verdict"] if document else None
-        sure = bool(verdict and verdict["confidence"] == "high")
-        proposal = changing(verdict["proposals"]) if verdict and sure else None
-        with contextlib.ExitStack() as up:
-            done, acted_at = None, time.monotonic()
-            if proposal:
-                done = play.carry_out(proposal["command"], it.sandbox, scratch, clock)
-                again = faults.each(*(faults.pair(knob.act)[0] for knob in turned))
-                twin = up.enter_context(play.Twin(scene, scratch / "twin", clock, turn=again, proxied=proxied))
-                alone = twin.look_at(acted_at + after_s - onset, after_s)
-            clock.wait(acted_at + after_s - time.monotonic())
-            acted = probe.sample_flow(it.sandbox, after_s)
-            left = alone.result() if proposal else acted
-    return {
-        "knobs": [
-            {key: value for key, value in asdict(knob).items() if key not in ("group", "act")} for knob in turned
-        ],
-        "verdict": verdict,
-        "headline": play.find_headline(document) if document else problem,
-        "said": [f["headline"] for run in document["runs"] for f in run["findings"]] if document else [],
-        "seconds": round(seconds, 1),
-        "proposal": {**proposal, **done} if proposal and done else None,
-        "before": asdict(it.before),
-        "seen": asdict(seen),
-        "acted": asdict(acted),
-        "alone": asdict(left),
-    }
+    _, document, line = play.respond(scene, scratch, clock, after_s, scratch, turns, proxied)
+    said = [finding["headline"] for run in document["runs"] for finding in run["findings"]] if document else []
+    shown = ("kind", "item", "value", "places", "words")
+    return {"knobs": [{key: getattr(knob, key) for key in shown} for knob in turned], "said": said, **line}
 
 
 def turn(seed: int, turned: list[Knob], sandbox: Sandbox) -> None:
-    """Turn the knobs of the seed, and note them; of a kind the first that the servers accept.
+    """Turn the knobs of the seed, of each kind the first that the servers accept, and note them; or turn noted ones.
 
     A process is disturbed last: a server that is stopped takes nothing.
     """
+    for knob in turned:
+        faults.pair(knob.act)[0](sandbox)
+    if turned:
+        return
     for knobs in islice(draw(seed, read(sandbox)), _TRIES):
         for knob in sorted(knobs, key=lambda knob: knob.kind == "process"):
             if knob.kind not in {known.kind for known in turned}:

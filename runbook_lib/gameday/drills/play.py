@@ -186,32 +186,8 @@ def _play_scenario(
 ) -> dict[str, Any]:
     broken = [faults.find(name) for name in scenario.faults]
     output = (keep or scratch) / f"drill-{scenario.seed}"
-    later = False
-    with (
-        Twin(scenario, scratch / "twin", clock) as twin,
-        incident(scenario, scratch / "sandbox", clock, output=output) as it,
-    ):
-        onset = time.monotonic()
-        clock.wait(scenario.ended_s or scenario.look_after_s)
-        document, seconds, problem = triage(it.sandbox, scenario, output, clock)
-        verdict = document["verdict"] if document else None
-        proposal = changing(verdict["proposals"]) if verdict else None
-        done = carry_out(proposal["command"], it.sandbox, scratch, clock) if proposal else None
-        if not done:
-            twin.end()  # this sandbox is itself left alone
-        acted_at = time.monotonic()
-
-        def look(s: float) -> tuple[probe.FlowSample, probe.FlowSample]:
-            alone = twin.look_at(acted_at + s - onset, after_s) if done else None
-            clock.wait(acted_at + s - time.monotonic())
-            acted = probe.sample_flow(it.sandbox, after_s)
-            return acted, alone.result() if alone else acted
-
-        acted, alone = look(after_s)
-        if done and helped(acted, alone) == "nothing" and after_s < LATER_S:
-            later = True
-            acted, alone = look(LATER_S)
-    right = truth(scenario, book, alone)
+    it, _, line = respond(scenario, scratch, clock, after_s, output)
+    right = truth(scenario, book, probe.FlowSample(**line["alone"]))
     return {
         "problems": it.problems,
         "truth": {**asdict(right), "places": sorted(right.places, key=str), "modes": sorted(right.modes)}
@@ -219,16 +195,63 @@ def _play_scenario(
         else None,
         "families": sorted({f.family for f in broken}),
         "restore": [word for f in broken for word in f.restore],
+        **line,
+        "broken": asdict(it.broken) if it.broken else None,
+    }
+
+
+def respond(
+    scenario: Scenario,
+    scratch: Path,
+    clock: DrillClock,
+    after_s: float,
+    output: Path,
+    turn: Callable[[Sandbox], object] | None = None,
+    proxied: bool = False,
+) -> tuple[PlayedIncident, dict[str, Any] | None, dict[str, Any]]:
+    """Play the incident, its triage and its first proposal; return it, the triage's document, and fields of its line.
+
+    If `turn` breaks the sandbox, only a proposal of high confidence is carried out, and only then there is a twin.
+    """
+    more: dict[str, Any] = {"turn": turn, "proxied": proxied}
+    with contextlib.ExitStack() as up:
+        twin = None if turn else up.enter_context(Twin(scenario, scratch / "twin", clock))
+        it = up.enter_context(incident(scenario, scratch / "sandbox", clock, output=output, **more))
+        onset = time.monotonic()
+        clock.wait(scenario.ended_s or scenario.look_after_s)
+        line: dict[str, Any] = {"before": asdict(it.before)}
+        if turn:
+            line["seen"] = asdict(probe.sample_flow(it.sandbox, scenario.look_after_s))
+        document, seconds, problem = triage(it.sandbox, scenario, output, clock)
+        verdict = document["verdict"] if document else None
+        wanted = verdict and (not turn or verdict["confidence"] == "high")
+        proposal = changing(verdict["proposals"]) if verdict and wanted else None
+        done = carry_out(proposal["command"], it.sandbox, scratch, clock) if proposal else None
+        if done and not twin:
+            twin = up.enter_context(Twin(scenario, scratch / "twin", clock, **more))
+        elif twin and not done:
+            twin.end()  # this sandbox is itself left alone
+        acted_at = time.monotonic()
+
+        def look(s: float) -> tuple[probe.FlowSample, probe.FlowSample]:
+            alone = twin.look_at(acted_at + s - onset, after_s) if twin and done else None
+            clock.wait(acted_at + s - time.monotonic())
+            acted = probe.sample_flow(it.sandbox, after_s)
+            return acted, alone.result() if alone else acted
+
+        acted, alone = look(after_s)
+        if done and helped(acted, alone) == "nothing" and after_s < LATER_S:
+            line["after_s"] = LATER_S
+            acted, alone = look(LATER_S)
+    return it, document, {
         "verdict": verdict,
         "headline": find_headline(document) if document else problem,
         "seconds": round(seconds, 1),
         "proposal": {**proposal, **done} if proposal and done else None,
-        "before": asdict(it.before),
+        **line,
         "acted": asdict(acted),
         "alone": asdict(alone),
-        "broken": asdict(it.broken) if it.broken else None,
-        **({"after_s": LATER_S} if later else {}),
-    }
+    }  # fmt: skip
 
 
 class Twin:
