@@ -195,20 +195,20 @@ def objective_levels(frames: Frames, given: JudgeInput) -> dict[str, pd.DataFram
     if span is None:
         return {}
     outbox = span.counts(frames, "outbox", "opened", "published", "old_in", "old_out", "n", "late", "old")
+    within = span.counts(frames, "outbox", "most_old", "aged")  # 0 in an artifact without these columns
     sent = span.counts(frames, "notifications", "sent", "failed", "n", "late")
     letters = span.counts(frames, "letters", "delivery", "subscriber")
     never = count_never_notified(frames, given, span)
     found: dict[str, pd.DataFrame] = {}
-    if outbox is not None:
+    if outbox is not None and within is not None:
         found["ENT-C"] = _bad_shares(outbox["late"], outbox["n"], given.slos["ENT-C"])
         # If more unpublished events than allowed are older than the limit, their p95 is above it too.
         unpublished = (outbox["opened"] - outbox["published"]).cumsum()
         old = (outbox["old_in"] - outbox["old_out"]).cumsum()
-        within = _bucket_maxima(frames, span)
         breach = (old > (allowed_share(given.slos["ENT-D"]) or 0.0) * unpublished) & (unpublished > 0) | (
             within["aged"] > 0
         )
-        level = np.maximum(old.clip(lower=0), within["most_old"])
+        level = np.maximum(old.clip(lower=0), within["most_old"].clip(lower=0))
         found["ENT-D"] = pd.DataFrame({"bad": outbox["old"], "total": outbox["n"], "level": level, "breach": breach})
     if sent is not None:
         found["NOTI-A"] = _bad_shares(sent["failed"], sent["sent"] + sent["failed"], given.slos["NOTI-A"])
@@ -221,12 +221,6 @@ def objective_levels(frames: Frames, given: JudgeInput) -> dict[str, pd.DataFram
         new = letters["delivery"] + letters["subscriber"]
         found["NOTI-D"] = pd.DataFrame({"bad": new, "total": math.nan, "level": new, "breach": new > 0})
     return {name: frame.loc[0:] for name, frame in found.items()}
-
-
-def _bucket_maxima(frames: Frames, span: Span) -> pd.DataFrame:
-    """Return the highest levels within each bucket; 0 in an artifact without these columns."""
-    found = span.counts(frames, "outbox", "most_old", "aged")
-    return pd.DataFrame(0.0, range(-1, span.buckets), ["most_old", "aged"]) if found is None else found.clip(lower=0)
 
 
 def _max_unfinished(frames: Frames, span: Span) -> pd.Series[float] | None:
@@ -262,15 +256,6 @@ class OutboxFailures(rows.Row, query="postmortem/outbox_failed"):
     first_failed: pd.Timestamp | None = None
 
 
-@dataclass(frozen=True)
-class DataCoverage:
-    """How far back the rows of a side reach: the oldest row, the retention limit now, the known number of rows."""
-
-    oldest: pd.Timestamp | None
-    horizon: pd.Timestamp
-    known: float | None
-
-
 class TableSizes(rows.Row, query="postmortem/size"):
     """The number of rows by the planner's statistics."""
 
@@ -278,52 +263,60 @@ class TableSizes(rows.Row, query="postmortem/size"):
     published: float | None = None
 
 
-def _read_reach(frames: Frames, given: JudgeInput, slo: str) -> DataCoverage:
-    """Return how far back the rows of an objective's side reach."""
-    oldest, size = rows.one(frames.get("reach"), past.OldestRows), rows.one(frames.get("size"), TableSizes)
-    now = oldest.now or given.as_of
-    if slo.startswith("ENT"):
-        return DataCoverage(
-            oldest.published_since, now - pd.Timedelta(hours=given.number("retention.outbox")), size.published
-        )
-    return DataCoverage(
-        oldest.ended_since, now - pd.Timedelta(days=given.number("retention.notifications")), size.ended
-    )
+@dataclass(frozen=True)
+class Coverage:
+    """How far back the rows of a side reach: the oldest row, and the retention limit now."""
+
+    oldest: pd.Timestamp | None
+    horizon: pd.Timestamp
+
+    @classmethod
+    def of(cls, slo: str, frames: Frames, given: JudgeInput) -> Coverage:
+        """Return how far back the rows of an objective's side reach."""
+        found = rows.one(frames.get("reach"), past.OldestRows)
+        now = found.now or given.as_of
+        if slo.startswith("ENT"):
+            return cls(found.published_since, now - pd.Timedelta(hours=given.number("retention.outbox")))
+        return cls(found.ended_since, now - pd.Timedelta(days=given.number("retention.notifications")))
+
+    def deleted_before(self, since: pd.Timestamp) -> pd.Timestamp | None:
+        """Return the time before which retention has deleted the rows; None if that is before `since`."""
+        kept = since >= self.horizon or (self.oldest is not None and self.oldest <= since)
+        return None if kept else self.oldest or self.horizon
 
 
-def measure_impacts(frames: Frames, given: JudgeInput, went: IncidentTimes) -> list[Impact]:
+def measure_impacts(frames: Frames, given: JudgeInput, span: Span, went: IncidentTimes) -> list[Impact]:
     """Return the impact on each objective from the onset to the end of the span, or to the next incident in it."""
-    span, found, begin = span_of(frames), objective_levels(frames, given), went.began.at
+    found, begin = objective_levels(frames, given), went.began.at
     next_one = min((i.since for i in went.others if begin is not None and i.since > begin), default=None)
+    first = max(span.of(begin), 0) if begin is not None else 0
+    last = span.buckets if next_one is None else max(span.of(next_one), first + 1)
     failure = next((e.reason.value for e in failures(frames).values() if e.source == "postgres"), "not_asked")
-    earlier = rows.each(frames.get("earlier"), EarlierImpact)
     margin = pd.Timedelta(hours=given.number("postmortem.margin"))
     missed = rows.each(frames.get("missed"), MissedObjective)
-    seen = {m.slo: m.name for m in missed if span is None or (m.looked_at and m.looked_at <= span.until)}
+    seen = {m.slo: m.name for m in missed if m.looked_at and m.looked_at <= span.until}
     impacts = []
     for name, slo in given.slos.items():
         r = Impact(name, slo.objective, why=failure)
         if name in NOT_IN_TABLES:
             r = replace(r, why="not_in_tables")
-        elif span is not None and name == "ENT-E" and "outbox_failed" in frames:
+        elif name == "ENT-E" and "outbox_failed" in frames:
             r = _measure_given_up(r, rows.one(frames["outbox_failed"], OutboxFailures), span)
-        elif span is not None and name in found:
-            first = max(span.of(begin), 0) if begin is not None else 0
-            last = span.buckets if next_one is None else max(span.of(next_one), first + 1)
+        elif name in found:
             r = _measure_objective(r, found[name].loc[first : last - 1], slo, span)
             events, counted = _count_month_events(frames, given, name)
             spent = None if r.bad is None else budget_share(r.bad, allowed_share(slo), events)
             r = replace(r, budget=spent, counted=counted)
-            if name != "NOTI-D":  # dead letters are never cleaned
-                r = _apply_retention(r, _read_reach(frames, given, name), begin or span.since, span.until)
-            if name == "NOTI-B" and not r.why:
-                # The events that were lost are known by their rows in the outbox.
-                reach = _read_reach(frames, given, "ENT-C")
-                if _apply_retention(r, reach, begin or span.since, span.until).why:
-                    r = replace(r, why="partly", since=reach.oldest or reach.horizon)
+            # Dead letters are never cleaned; the events that were lost are known by their rows in the outbox.
+            for side in {"NOTI-B": (name, "ENT-C"), "NOTI-D": ()}.get(name, (name,)):
+                gone = Coverage.of(side, frames, given).deleted_before(begin or span.since)
+                if gone is not None and gone >= span.until and side == name:
+                    r = Impact(name, slo.objective, counted=counted, why="retention")
+                elif gone is not None and (side == name or not r.why):
+                    r = replace(r, why="partly", since=gone)
         if r.why not in ("", "no_events", "no_time"):
-            kept = [e for e in earlier if e.slo == name and e.replaces(r, begin, margin)]
-            if kept:
+            kept = [e for e in rows.each(frames.get("earlier"), EarlierImpact) if e.slo == name]
+            if kept := [e for e in kept if e.replaces(r, begin, margin)]:
                 longest = vars(max(kept, key=lambda e: (e.minutes is not None, e.minutes)))
                 r = Impact(**{name: longest[name] for name in IMPACT} | {"why": "earlier"})
         if name in seen and not r.hit:
@@ -356,27 +349,18 @@ def _measure_given_up(r: Impact, failed: OutboxFailures, span: Span) -> Impact:
     return replace(r, minutes=minutes, why="")
 
 
-def _apply_retention(r: Impact, reach: DataCoverage, begin: pd.Timestamp, until: pd.Timestamp) -> Impact:
-    """Return the impact with the rows considered that retention has deleted: all, some or none of the incident's."""
-    if begin >= reach.horizon or (reach.oldest is not None and reach.oldest <= begin):
-        return r
-    visible = reach.oldest or reach.horizon
-    if visible >= until:
-        return Impact(r.slo, r.objective, counted=r.counted, why="retention")
-    return replace(r, why="partly", since=visible)
-
-
 def _count_month_events(frames: Frames, given: JudgeInput, name: str) -> tuple[float | None, str]:
     """Return the events of an objective's window, which its budget is a share of, and "counted" or "projected"."""
     outbox, month = name.startswith("ENT"), given.number("slo.window")
-    reach, exact = _read_reach(frames, given, name), rows.one(frames.get("day" if outbox else "month"), Count).n
-    if reach.oldest is None:
+    exact, size = rows.one(frames.get("day" if outbox else "month"), Count).n, rows.one(frames.get("size"), TableSizes)
+    events = exact if exact is not None else size.published if outbox else size.ended
+    oldest = Coverage.of(name, frames, given).oldest
+    if oldest is None or events is None or events < 0:
         return None, ""
-    days = (given.as_of - reach.oldest) / pd.Timedelta(days=1)
+    days = (given.as_of - oldest) / pd.Timedelta(days=1)
     if exact is not None:
         days = min(days, 1.0 if outbox else month)
-    events = reach.known if exact is None else exact
-    if events is None or events < 0 or days < 1 / 24:
+    if days < 1 / 24:
         return None, ""
     return float(events) * month / days, "counted" if days == month else "projected"
 
@@ -389,7 +373,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     detected = detection(frames, given)
     went = course(frames, given, detected)
     began = went.began
-    impacts = measure_impacts(frames, given, went)
+    impacts = measure_impacts(frames, given, span, went)
     shown = timed(rows.frame(impacts, Impact), "since")
     shown = shown.astype(dict.fromkeys(("minutes", "bad", "total", "percent", "budget", "peak"), "float64"))
     episodes = timed(rows.frame(went.incident.episodes if went.incident else (), past.Episode), "since", "until")
@@ -430,8 +414,8 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         say(
             key,
             n=len(hit),
-            since=f"{began.at or span.since:%Y-%m-%d %H:%M:%SZ}",
-            until=f"{went.recovered.at or span.until:%Y-%m-%d %H:%M:%SZ}",
+            since=_format_time(began.at or span.since),
+            until=_format_time(went.recovered.at or span.until),
             list="; ".join(r.summary for r in hit),
             unseen=", ".join(r.slo for r in unseen),
         ),
@@ -443,33 +427,35 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
+def _format_time(at: pd.Timestamp) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%SZ}"
+
+
 def _queue_notes(frames: Frames, given: JudgeInput, went: IncidentTimes) -> list[Text]:
     """Return the notes on how onset and end were measured, and on what they do not show."""
     steps, notes = past.span_of(frames, "steps"), []
     if steps is not None and went.incident:
         notes.append(say("postmortem.steps", s=steps.bucket_s))
+    always = past.always_waits(frames, given)
     for queue in past.QUEUES:
+        name = past.queue_name(queue)
         if steps and (gone := _deleted_before(frames, given, queue, steps.since)) is not None:
-            at = f"{gone:%Y-%m-%d %H:%M:%SZ}"
-            notes.append(say("postmortem.queue_gone", queue=past.queue_name(queue), at=at))
-    for queue in past.always_waits(frames, given):
-        notes.append(say("postmortem.always", queue=past.queue_name(queue)))
-    for queue in past.QUEUES:
+            notes.append(say("postmortem.queue_gone", queue=name, at=_format_time(gone)))
+        if queue in always:
+            notes.append(say("postmortem.always", queue=name))
         if untimed := sum(f.untimed for f in rows.each(frames.get(f"waiting.{queue}"), past.QueueFlow)):
-            notes.append(say("postmortem.untimed", n=untimed, queue=past.queue_name(queue)))
-    if unread := [queue for queue in past.QUEUES if "reach" in frames and f"waiting.{queue}" not in frames]:
-        notes += [say("postmortem.queue_unread", queue=past.queue_name(queue)) for queue in unread]
+            notes.append(say("postmortem.untimed", n=untimed, queue=name))
+        if "reach" in frames and f"waiting.{queue}" not in frames:
+            notes.append(say("postmortem.queue_unread", queue=name))
     for other in went.others:
-        until = None if other.until is None else f"{other.until:%Y-%m-%d %H:%M:%SZ}"
-        notes.append(say("postmortem.other_incident", since=f"{other.since:%Y-%m-%d %H:%M:%SZ}", until=until))
+        until = other.until and _format_time(other.until)
+        notes.append(say("postmortem.other_incident", since=_format_time(other.since), until=until))
     return notes
 
 
 def _deleted_before(frames: Frames, given: JudgeInput, queue: str, since: pd.Timestamp) -> pd.Timestamp | None:
     """Return the time before which retention has deleted a queue's rows; None if that is before `since`."""
-    reach = _read_reach(frames, given, "NOTI" if queue == "notifications" else "ENT")
-    taken = since < reach.horizon and (reach.oldest is None or reach.oldest > since)
-    return (reach.oldest or reach.horizon) if taken else None
+    return Coverage.of("NOTI" if queue == "notifications" else "ENT", frames, given).deleted_before(since)
 
 
 def chart_panels(frames: Frames, given: JudgeInput, span: Span, begin: pd.Timestamp) -> Iterator[charts.Panel]:
