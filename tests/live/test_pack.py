@@ -106,7 +106,7 @@ def test_a_room_that_another_uses_too_is_there_once(tmp_path: Path) -> None:
     )
     with pack.use_pack(tmp_path) as runbook:
         names = [p.name for p in runbook.packs if p.room]
-    assert names == ["queues", "postgres", "changes", "logs"]
+    assert names == ["queues", "postgres", "changes", "logs", "postmortem"]
 
 
 def test_commands_whose_packages_are_not_installed_are_not_listed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,10 +137,12 @@ def test_an_idle_queue_is_ok(database: Database, parcels: Path) -> None:
 
 def test_a_queue_that_flows_is_ok(database: Database, parcels: Path) -> None:
     database.flows()
-    said = ask(database, "2", "3", "4.1", "6", "7")
+    said, past = ask(database, "2", "3", "4.1", "6"), ask(database, "7").findings
     said.expect(Status.OK, None, None, [])
     assert said.findings["4.1.1"].value("queue.working") == 1
-    assert said.findings["7.1"].value("history.succeeded") == 60
+    assert past["7.1"].value("history.succeeded") == 60
+    # No run of an incident is stored, and nobody has entered a measure.
+    assert [past[step].status.name for step in ("7.2", "7.3", "7.4")] == ["UNKNOWN", "UNKNOWN", "WARNING"]
     told = set(said.findings["3.6"].frames["configuration"]["item"])
     assert {"server", "table shipping.parcels"} <= told and said.findings["3.6"].value("changes")
 

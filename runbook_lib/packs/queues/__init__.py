@@ -13,7 +13,12 @@ PACK = Pack(
     "queues",
     Path(__file__).parent,
     room=True,
-    uses=("runbook_lib.packs.postgres", "runbook_lib.packs.changes", "runbook_lib.packs.logs"),
+    uses=(
+        "runbook_lib.packs.postgres",
+        "runbook_lib.packs.changes",
+        "runbook_lib.packs.logs",
+        "runbook_lib.packs.postmortem",
+    ),
     checks="",
     facts="facts:Facts",
     hooks={"queue_tables": "proposing:read_tables", "queue_of": "proposing:propose"},

@@ -14,6 +14,9 @@ from runbook_lib.model.finding import Finding, Frames
 from runbook_lib.packs.changes import changes
 from runbook_lib.packs.postgres import locks
 from runbook_lib.packs.postgres.reach import clocks_check, database_check
+from runbook_lib.packs.postmortem.measures import collect_measures, judge_measures
+from runbook_lib.packs.postmortem.origin import collect_origin, judge_origin
+from runbook_lib.packs.postmortem.timeline import collect_timeline, judge_timeline
 from runbook_lib.sources.settings import TargetFacts
 from runbook_lib.view.charts import Chart
 
@@ -41,6 +44,9 @@ STEPS = {
     "errors_now": "6.2",
     "takers_now": "6.3",
     "history": "7.1",
+    "origin": "",
+    "timeline": "",
+    "measures": "",
 }
 #: The steps that tell where it is stuck.
 PLACES = ("backlog", "takers", "errors", "database")
@@ -127,6 +133,9 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         "errors_now": step("errors_now", _sampled(work.judge_errors), "backlog errors", "flow"),
         "takers_now": step("takers_now", _sampled(work.judge_takers), "backlog", "flow owners"),
         "history": step("history", lookback.judge_history, "history", chart=lookback.chart_history),
+        "origin": Check(ids["origin"], collect_origin, judge_origin),
+        "timeline": Check(ids["timeline"], partial(collect_timeline, impact=ids["history"]), judge_timeline),
+        "measures": Check(ids["measures"], partial(collect_measures, origin=ids["origin"]), judge_measures),
     }
 
 
