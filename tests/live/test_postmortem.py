@@ -232,21 +232,6 @@ def test_the_age_of_the_unpublished() -> None:
     expect(impact.judge_impact(brief(), make_given()), values={"onset": None})  # its least does not show it
 
 
-@pytest.mark.parametrize(
-    ("bad", "share", "events", "expected"),
-    [
-        (30, 0.001, 1_000_000, 3.0),
-        (5, 0.05, 100, 100.0),
-        (0, 0.05, 100, 0.0),
-        (1, None, 100, None),
-        (1, 0.05, None, None),
-        (1, 0.05, 0, None),
-    ],
-)
-def test_budget(bad: float, share: float | None, events: float | None, expected: float | None) -> None:
-    assert impact.budget_share(bad, share, events) == expected
-
-
 def test_what_an_objective_allows() -> None:
     slos = catalog.load().slos
     assert impact.allowed_share(slos["NOTI-A"]) == pytest.approx(0.001)

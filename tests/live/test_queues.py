@@ -18,6 +18,7 @@ import pytest
 
 from runbook_lib.book import catalog, messages, pack, queries
 from runbook_lib.cli import new
+from runbook_lib.dossier import postmortem
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Reason, Status
 from runbook_lib.notebook import testing
@@ -143,6 +144,8 @@ def test_a_queue_that_flows_is_ok(database: Database, parcels: Path) -> None:
     assert past["7.1"].value("history.succeeded") == 60
     # No run of an incident is stored, and nobody has entered a measure.
     assert [past[step].status.name for step in ("7.2", "7.3", "7.4")] == ["UNKNOWN", "UNKNOWN", "WARNING"]
+    drafted = postmortem.draft(past.values(), incident="INC", target="here", artifact=None, made="2026-01-31T03:00:00Z")
+    assert "60 succeeded" in drafted and "| TTD |" in drafted
     told = set(said.findings["3.6"].frames["configuration"]["item"])
     assert {"server", "table shipping.parcels"} <= told and said.findings["3.6"].value("changes")
 

@@ -183,6 +183,8 @@ def budget_share(bad: float, share: float | None, events: float | None) -> float
 
     >>> budget_share(30, 0.001, 1_000_000)
     3.0
+    >>> [budget_share(1, *unknown) for unknown in ((None, 100), (0.05, None), (0.05, 0))]
+    [None, None, None]
     """
     if share is None or not events or events != events:
         return None
