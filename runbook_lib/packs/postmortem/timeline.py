@@ -59,10 +59,10 @@ class Note(rows.Row):
 class KnownOnset(rows.Row):
     """The onset, its kind of evidence, the artifact it is from, and when all queues were back to normal."""
 
-    onset: str = ""
+    onset: pd.Timestamp | None = None
     onset_how: str = ""
     onset_from: str = ""
-    recovered: str = ""
+    recovered: pd.Timestamp | None = None
 
 
 class TimelineRow(rows.Row):
@@ -113,11 +113,6 @@ def _read_action(a: ActionLine) -> LoggedAction:
     return LoggedAction(what=a.about, because=a.reason, **plain, **texts)
 
 
-def _parse_time(text: str) -> pd.Timestamp | None:
-    found = pd.to_datetime(text, utc=True, errors="coerce")
-    return found if isinstance(found, pd.Timestamp) else None
-
-
 def judge_timeline(frames: Frames, given: JudgeInput) -> Finding:
     """Order all events of the incident by time; compute TTD and TTR with the evidence of each time.
 
@@ -125,12 +120,12 @@ def judge_timeline(frames: Frames, given: JudgeInput) -> Finding:
     the first run after it that found so. The timeline also has the runs, notes and actions.
     """
     began = rows.one(frames.get("began"), KnownOnset)
-    start = Moment(_parse_time(began.onset) if began.onset else None, began.onset_how, began.onset_from)
+    start = Moment(began.onset, began.onset_how, began.onset_from)
     detected = detection(frames, given)
     if detected.at is None and start.at is None:
         return unknown("", Reason.NO_DATA, say("postmortem.no_runs"))
     confirmed = confirmation(frames, given, detected.at)
-    recovered = Moment(_parse_time(began.recovered), "returned") if began.recovered else confirmed
+    recovered = Moment(began.recovered, "returned") if began.recovered else confirmed
     undetected = detected.at is None or (recovered.at is not None and detected.at > recovered.at)
     ttd, ttr = (None, None) if undetected else (duration_s(start, detected), duration_s(detected, recovered))
     lasted, complete = duration_s(start, recovered), ttd is not None and ttr is not None
@@ -202,4 +197,5 @@ def _list_entries(frames: Frames, moments: Mapping[str, Moment]) -> Iterator[Tim
         yield TimelineRow(n.time, "note", who=n.who, detail_en=n.text, detail_ja=n.text)
     for name in table(frames, "partials", "name")["name"].astype(str):
         stamp, _, section = name.removesuffix(".partial.ipynb").partition("-")
-        yield TimelineRow(_parse_time(stamp), "died", section, name=name)
+        at = pd.to_datetime(stamp, utc=True, errors="coerce")
+        yield TimelineRow(at if isinstance(at, pd.Timestamp) else None, "died", section, name=name)
