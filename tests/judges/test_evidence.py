@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
@@ -11,14 +13,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from runbook_lib.book import messages
+from runbook_lib.checks.check import NOT_READ, failure_frame, failures
+from runbook_lib.checks.parts import FrameCollector
+from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement.checks import program
-from runbook_lib.packs.entitlement.evidence import services, sessions
+from runbook_lib.packs.entitlement.actions import change
+from runbook_lib.packs.entitlement.checks import consistency, program
+from runbook_lib.packs.entitlement.evidence import logins, services, sessions
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult, ServiceRequest, ServiceSeen
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources.source import SourceError
+from tests.kit.findings import BOOK
+from tests.kit.findings import seen as finding
 from tests.kit.frames.services import AT_WORK, NOBODY, Series, looked, of_sessions, process
 from tests.kit.steps import NOW, make_given
 
@@ -372,6 +380,44 @@ def held(row: Sessions, either: Sessions = NOBODY, transactions: list[tuple[int,
 def test_what_the_sessions_of_a_service_show(changes: dict[str, Any], says: SessionState, sure: bool) -> None:
     seen = held(replace(AT_WORK, **changes))
     assert (seen.says, seen.sure) == (says, sure)
+
+
+@pytest.mark.parametrize("side", ["delivery", "relay"])
+def test_a_session_that_waits_for_a_lock_forbids_the_restart_of_a_stopped_loop(side: str) -> None:
+    rows = [replace(AT_WORK, service=service, waiting=1) for service in ("notification", "entitlement")]
+    frames = {"service_sessions": pd.DataFrame(map(vars, rows))}
+    stopped = program.with_due_rows(program.loop_state(frames, GIVEN, side), stopped=True)
+    assert stopped.observations == (f"{side}.blocked", "database.holds_up", f"{side}.locked")
+    assert program.proposals(GIVEN, stopped) == ()
+    restart = f"restart_{change.SIDES[side][0]}"
+    other = finding("4.3.2", *BOOK.evidence(f"{side}.hangs"), proposals=(restart,))
+    assert [p.name for p in conclude([other], BOOK).proposals] == [restart]
+    assert conclude([other, finding("4.1.1", *BOOK.evidence(f"{side}.locked"))], BOOK).proposals == ()
+
+
+def test_sessions_that_could_not_be_read_are_a_failure_of_the_step() -> None:
+    late = SourceError("postgres", Reason.TIMEOUT, "canceling statement", "statement_timeout")
+    rb, parts = MagicMock(now=lambda: NOW, facts=GIVEN.facts), FrameCollector()
+    rb.shared.return_value = {NOT_READ: failure_frame({"sessions": late})}
+    rb.given.return_value, rb.workloads.environment.side_effect = GIVEN, late
+    program.ask(rb, "4.1.3", parts, "relay", late=False)
+    assert parts.failures.keys() == {"sessions"} and parts.answers == {}
+    rb.snapshot.side_effect = rb.source.side_effect = rb.workloads.pods.side_effect = late
+    rb.service.side_effect = late
+    logins.collect_without_log(rb, parts, "notification")
+    assert parts.failures.keys() == {*logins.PARTS} - {"services"}
+
+
+@pytest.mark.parametrize(("code", "less"), [("cost_gate", True), ("statement_timeout", False)])
+def test_only_the_cost_gate_makes_a_step_read_less(code: str, less: bool) -> None:
+    rb = MagicMock(as_of=NOW, number=GIVEN.number, now=lambda: NOW)
+    db = rb.snapshot.return_value.__enter__.return_value
+    db.ask_apart.side_effect = SourceError("postgres", Reason.TIMEOUT, "", code)
+    found = consistency.collect_dead_letters(rb)
+    assert failures(found).keys() == {"failed", "letters"} and ("scope" in found) is less
+    with nullcontext() if less else pytest.raises(SourceError):
+        consistency.collect_audit(rb)
+    assert db.ask.called is less
 
 
 def test_none_is_not_said_while_somebody_unnamed_is_there() -> None:

@@ -6,16 +6,15 @@ They are no evidence. Their samples are: 3.2 compares them with its own, instead
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib.checks import samples
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Hop
 from runbook_lib.packs.entitlement.rows import Activity, Attempts, HeldRow, Notifications, Outbox, Registered
-from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.book.catalog import Catalog
@@ -73,12 +72,16 @@ def take_samples(rb: Context, hops: tuple[Hop, ...]) -> None:
 
 
 def sample_processes(rb: Context) -> dict[str, pd.DataFrame]:
-    """Return a sample of what each process of the services does, by itself and by its sessions; it is kept."""
+    """Return a sample of what each process of the services does, by itself and by its sessions; it is kept.
+
+    Frames: those of `services.collect` and `sessions.collect`, and the failure of the latter.
+    """
     from runbook_lib.packs.entitlement.evidence import services, sessions
     from runbook_lib.packs.entitlement.facts import facts_of
 
-    at, frames = rb.now(), services.collect(rb)
-    with suppress(SourceError), rb.snapshot() as db:  # without the database there are no sessions to show
-        frames |= sessions.collect(db, facts_of(rb).database_role)
+    at, parts = rb.now(), FrameCollector(services.collect(rb))
+    with parts.part("sessions") as answers, rb.snapshot() as db:
+        answers |= sessions.collect(db, facts_of(rb).database_role)
+    frames = parts.frames() if parts.failures else parts.answers
     samples.keep("processes", at, frames)
     return frames

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -21,6 +21,7 @@ from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
+    from runbook_lib.sources.postgres import Snapshot
 
 
 class ConsumerLag(rows.Row):
@@ -41,6 +42,16 @@ class Scope(rows.Row):
     hours: float | None = None
     days: int | None = None
     refused: bool | None = None
+
+
+def _ask_if_cheap(db: Snapshot, query: str, **params: Any) -> pd.DataFrame | None:
+    """Return the result of a query; None if the cost gate refuses it. Raises SourceError for any other failure."""
+    try:
+        return db.ask_apart(query, **params)
+    except SourceError as e:
+        if e.code != "cost_gate":
+            raise
+        return None
 
 
 def _note_row_limit(*frames: pd.DataFrame | None) -> tuple[Text, ...]:
@@ -102,7 +113,7 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
         before = ConsumerPosition.of(consumer, held_s)
     settled_s = missing.settled_s(rb, before)
     with rb.snapshot() as db:
-        events = db.try_ask("consistency/unprocessed_day", settled_s=settled_s) if day else None
+        events = _ask_if_cheap(db, "consistency/unprocessed_day", settled_s=settled_s) if day else None
         parts.answers["scope"] = row(hours=None if events is None else hours, refused=day and events is None)
         if events is None:
             events = db.ask(missing.Unprocessed.QUERY, settled_s=settled_s)
@@ -205,12 +216,11 @@ def collect_dead_letters(rb: Context) -> Frames:
     parts, days = FrameCollector(), int(rb.number("retention.notifications"))
     with rb.snapshot() as db:
         parts.ask(db, {"failed": "consistency/failed_without_dead_letter"})
-        letters = db.try_ask("consistency/dead_letter_not_failed", since=rb.as_of - pd.Timedelta(days=days))
-        parts.answers["scope"] = row(days=None if letters is None else days)
-        if letters is None:
-            parts.ask(db, {"letters": "consistency/dead_letter_not_failed"})
-        else:
-            parts.answers["letters"] = letters
+        query, begin = "consistency/dead_letter_not_failed", rb.as_of - pd.Timedelta(days=days)
+        with parts.part("letters") as answers:
+            letters = _ask_if_cheap(db, query, since=begin)
+            answers["scope"] = row(days=None if letters is None else days)
+            answers["letters"] = db.ask_apart(query) if letters is None else letters
     return parts.frames()
 
 
@@ -246,7 +256,7 @@ def collect_audit(rb: Context) -> Frames:
     """
     parts, hours = FrameCollector(), _hours_kept(rb)
     with rb.snapshot() as db:
-        day = db.try_ask("consistency/audit_without_event_day")
+        day = _ask_if_cheap(db, "consistency/audit_without_event_day")
         parts.answers["changes"] = db.ask(Change.QUERY) if day is None else day
         parts.answers["scope"] = row(hours=None if day is None else hours)
         parts.ask(db, {"without_event": missing.WithoutEvent.QUERY})

@@ -97,7 +97,7 @@ def collect_exceptions(rb: Context) -> Frames:
         read = rb.log(name, minutes)
         known = {p.text: p for p in rb.catalog.phrases.values() if which in p.workloads}
         found |= log_frames(read, known, minutes, rb.number)
-        found |= logins.collect_without_log(rb, which)
+        logins.collect_without_log(rb, parts, which)
     with parts.part("tries"):
         recovery.ask_errors(rb, parts, [PART[which]])
     if which == "notification":
@@ -541,8 +541,11 @@ def chart_errors(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )  # fmt: skip
 
 
-CHECKS = (
-    Check("4.5.1", collect_entitlement, judge_exceptions, charts=(chart_errors,)),
-    Check("4.5.2", collect_notification, judge_exceptions, charts=(chart_errors,), optional=("results",)),
-    Check("5.1.1", collect_exceptions, judge_exceptions, charts=(chart_errors,), optional=("results",)),
+CHECKS = tuple(
+    Check(step, collect, judge_exceptions, charts=(chart_errors,), optional=("results", *logins.PARTS))
+    for step, collect in (
+        ("4.5.1", collect_entitlement),
+        ("4.5.2", collect_notification),
+        ("5.1.1", collect_exceptions),
+    )
 )

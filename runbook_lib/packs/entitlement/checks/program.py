@@ -18,6 +18,7 @@ import pandas as pd
 from runbook_lib.actions.proposals import logs, pods, restart, start, undo_settings
 from runbook_lib.book import patterns
 from runbook_lib.checks import samples
+from runbook_lib.checks.check import NOT_READ, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
@@ -84,7 +85,7 @@ class LoopState:
     `database` is the observation of the database that explains it; it is the same for both sides.
     `exception` is the one that its runs end in, `silent_s` the seconds without a sign of its process, `pause_s` a long
     pause between its runs by its settings, `others` the number of database sessions that do its work and belong to no
-    instance known to the runner.
+    instance known to the runner. `locked`: the loop was not seen running, and its service waits for a lock.
     """
 
     side: str
@@ -94,6 +95,7 @@ class LoopState:
     silent_s: float | None = None
     pause_s: float | None = None
     others: int | None = None
+    locked: bool = False
 
     @property
     def wrong(self) -> bool:
@@ -109,9 +111,10 @@ class LoopState:
 
     @property
     def observations(self) -> tuple[str, ...]:
-        """The observations: the state, the database's part in it, and that an unknown instance does the loop's work."""
+        """The observations: the state, the database's part in it, an unknown instance at the loop's work, a lock."""
         state = f"{self.side}.{self.state}" if self.state else ""
-        return tuple(filter(None, (state, self.database, f"{self.side}.elsewhere" if self.others else "")))
+        shown = {"elsewhere": self.others, "locked": self.locked}
+        return (*filter(None, (state, self.database)), *(f"{self.side}.{name}" for name, seen in shown.items() if seen))
 
     def headline(self, due: float | None, **facts: Any) -> Text:
         """Return the headline for the state, with the number of rows that are `due`."""
@@ -132,7 +135,10 @@ def ask(rb: Context, step: str, parts: FrameCollector, side: str, late: bool, at
     evidence than a process that was not seen.
     Frames: those of `evidence.services.look` and `evidence.sessions.look`; program (one row, see `Program`).
     """
-    samples = rb.shared(step, take_two_samples)
+    samples = dict(rb.shared(step, take_two_samples))
+    if "service_sessions" not in samples:
+        parts.failures |= failures(samples)
+    samples.pop(NOT_READ, None)
     others = bool(sessions.sessions_beyond_pool(samples, rb.given(), change.SIDES[side][0]))
     if at_work and not late and not others:
         if seen_running(samples, rb.given(), side):
@@ -236,6 +242,8 @@ def seen_running(frames: Frames, given: JudgeInput, side: str) -> bool:
 def loop_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
     """Return the loop's state by the frames of `ask`, its service's own report first."""
     seen = _decide_state(frames, given, side)
+    locked = sessions.read(frames, given)[change.SIDES[side][0]].locked
+    seen = replace(seen, locked=locked and seen.state is not ProcessState.RUNS)
     program = rows.one(frames.get("program"), Program)
     if seen.others or program.young or not program.ready:
         return seen
@@ -315,7 +323,12 @@ def _has_worked(frames: Frames, given: JudgeInput, side: str, started: pd.Timest
 
 
 def with_due_rows(seen: LoopState, stopped: bool) -> LoopState:
-    """Return the state with the due rows considered: a loop that runs and claims no due row skips locked rows."""
+    """Return the state with the due rows considered.
+
+    A loop that runs and claims no due row skips locked rows; one whose state is not known may wait for the lock.
+    """
+    if stopped and seen.locked and seen.state is None and not seen.database:
+        return replace(seen, state=ProcessState.BLOCKED, database="database.holds_up")
     return replace(seen, database="database.locks_rows") if stopped and seen.state is ProcessState.RUNS else seen
 
 

@@ -50,6 +50,10 @@ SIGNS = (
 )
 
 
+#: The parts of `collect_without_log`.
+PARTS = ("instances", "own", "services", "sessions", "at_work", "broker")
+
+
 class Instances(rows.Row):
     """A workload's instances: the number that is ready, and whether all of them started recently."""
 
@@ -104,16 +108,18 @@ def collect(rb: Context, workload: str) -> Frames:
     parts, name = FrameCollector(), rb.facts.workloads.program(workload)
     with parts.part("log") as found:
         found["logins"] = read_attempts(rb.workloads.logs(name, rb.number("login.log")).entries, SIGNS)
-    return parts.answers | collect_without_log(rb, workload)
+    collect_without_log(rb, parts, workload)
+    return parts.answers
 
 
-def collect_without_log(rb: Context, workload: str) -> Frames:
-    """Query every source but the log.
+def collect_without_log(rb: Context, parts: FrameCollector, workload: str) -> None:
+    """Query every source but the log, each as a part of `PARTS`.
 
     Frames: looked, instances, node, connected, at_work, own (fields of the classes of these names); those of
     `services.collect` and `sessions.collect`.
     """
-    parts, name = FrameCollector({"looked": row(at=rb.now())}), rb.facts.workloads.program(workload)
+    name = rb.facts.workloads.program(workload)
+    parts.answers["looked"] = row(at=rb.now())
     with parts.part("instances") as found:
         pods = rb.workloads.pods(name)
         ages = [(rb.now() - pd.Timestamp(pod["started"])).total_seconds() for pod in pods if pod["started"]]
@@ -129,7 +135,6 @@ def collect_without_log(rb: Context, workload: str) -> Frames:
         found["at_work"] = _read_activity(rb, workload)
     with parts.part("broker") as found:
         found |= _read_broker(rb)
-    return parts.answers
 
 
 def _find_user(values: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from textwrap import shorten
 import pandas as pd
 
 from runbook_lib.checks.context import Context, JudgeInput
-from runbook_lib.model.finding import Frames, Reason
+from runbook_lib.model.finding import Frames
 from runbook_lib.model.rows import Row, each
 from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
@@ -96,27 +96,31 @@ class TimeUse:
 
 @dataclass(frozen=True)
 class SessionsSeen:
-    """The state of one service by its sessions, and whether it is proven, as opposed to likely."""
+    """The state of one service by its sessions, and whether it is proven, as opposed to likely.
+
+    `locked`: one of them waits for a lock.
+    """
 
     says: SessionState = SessionState.NOT_SEEN
     sure: bool = False
     sessions: int | None = None
     newest_s: float | None = None
     poll_s: float | None = None
+    locked: bool = False
 
 
 def collect(db: Snapshot, role: str) -> Frames:
     """Query the sessions of `role`, the role of both services. Frames: service_sessions, transactions.
 
-    Raises SourceError, also on a replica and behind a pooler, whose sessions are not the services' own.
+    {} on a replica and behind a pooler, whose sessions are not the services' own. Raises SourceError.
     """
-    _require_own_sessions(db)
+    if not _shows_own_sessions(db):
+        return {}
     return {"service_sessions": db.ask(Sessions.QUERY, role=role), "transactions": db.ask(Transactions.QUERY)}
 
 
-def _require_own_sessions(db: Snapshot) -> None:
-    if db.place.replica or db.place.pooled:
-        raise SourceError("postgres", Reason.NO_DATA, "these are not the services' own sessions", "not_theirs")
+def _shows_own_sessions(db: Snapshot) -> bool:
+    return not (db.place.replica or db.place.pooled)
 
 
 def watch_worker(rb: Context, pause_s: float, earlier: Frames) -> Frames:
@@ -130,7 +134,8 @@ def watch_worker(rb: Context, pause_s: float, earlier: Frames) -> Frames:
         while time.monotonic() + apart_s < until:
             time.sleep(apart_s)
             with rb.snapshot() as db:
-                _require_own_sessions(db)
+                if not _shows_own_sessions(db):
+                    break
                 sample = db.ask(WorkerSample.QUERY)
             shown = [s and shorten(rb.masker.statement(s), 80) for s in sample["statement"]]
             samples.append(sample.assign(statement=shown))
@@ -220,7 +225,7 @@ def _judge_service(
     if row.newest is None:
         return seen
     if row.waiting or (row.working and row.newest >= fresh):
-        return replace(seen, says=SessionState.BLOCKED)
+        return replace(seen, says=SessionState.BLOCKED, locked=bool(row.waiting))
     if row.poll is None:
         # No session has a statement of the loop; a loop that stopped would have left its last one.
         young = row.since is None or row.since < given.number("service.young")
