@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -184,7 +185,7 @@ def _message_kinds(frames: Frames, given: JudgeInput) -> Iterable[tuple[Any, ...
             origin = (message.problem, message.event_type, source, message.fields)
             yield "broker", *origin, 1.0, advisory.time, f"stream_seq {seq}"
     # Rows of the table that neither kind of advisory explains; for older rows not all advisories were read.
-    known = {int(s) for name in ("terminated", "exhausted") for s in given_up.column(frames, name, "stream_seq")}
+    known = {int(s) for name in given_up.ADVISORIES for s in given_up.column(frames, name, "stream_seq")}
     read_since = given_up.advisories_read_since(frames, given)
     for r in rows.each(frames.get("given_up"), given_up.RecordedMessage):
         told = read_since is None or (r.created_at is not None and r.created_at >= read_since)
@@ -642,15 +643,63 @@ def collect_trend(rb: Context) -> Frames:
     return parts.frames() | collect_each(rb, AGREEMENT_CHECKS)
 
 
+@dataclass(frozen=True)
+class NewRows:
+    """The new rows of the window in buckets, oldest first: of each store, and of all.
+
+    In `total` an advisory counts only if it is one of `unrecorded`, those whose row in the table is missing. `edges`
+    are the start of each bucket and the time of the run; `exact` tells whether the outbox's times are known.
+    """
+
+    bucket_s: float
+    edges: pd.DatetimeIndex
+    stores: dict[str, Counts]
+    total: Counts
+    newest: pd.Timestamp | None
+    unrecorded: pd.DataFrame
+    exact: bool
+
+    @classmethod
+    def of(cls, frames: Frames, given: JudgeInput) -> NewRows:
+        """Read the frames of `collect_trend`."""
+        bucket_s, unrecorded = _bucket_s(given, given.window_minutes), _find_unrecorded(frames, given)
+        n = max(int(given.window_minutes * 60 / bucket_s), 1)
+        buckets = rows.each(frames.get("per_bucket"), StoreBucket)
+        advised = pd.concat([given_up.advisories_in_window(frames, k, given)["time"] for k in given_up.ADVISORIES])
+
+        def count(times: Iterable[pd.Timestamp]) -> Counts:
+            ages = (given_up.age_s(time, given) for time in times)
+            counted = Counter(min(int(age // bucket_s), n - 1) for age in ages if age is not None)
+            return np.array([float(counted[n - 1 - at]) for at in range(n)])
+
+        stores = {store: np.zeros(n) for store in STORES} | {"advisories": count(advised)}
+        for r in buckets:
+            if r.store in stores and 0 <= r.ago < n:
+                stores[r.store][n - 1 - r.ago] += r.n
+        times = [at for at in (*(r.last for r in buckets), *advised) if at is not None and not pd.isna(at)]
+        return cls(
+            bucket_s=bucket_s,
+            edges=pd.date_range(end=given.as_of, periods=n + 1, freq=pd.Timedelta(seconds=bucket_s)),
+            stores=stores,
+            total=sum((stores[store] for store in STORES[:-1]), count(unrecorded["time"])),
+            newest=max(times, default=None),
+            unrecorded=unrecorded,
+            exact=all(r.exact for r in buckets if r.store == "outbox"),
+        )
+
+    @property
+    def notes(self) -> tuple[Text, ...]:
+        """Return a note if the times of the outbox are estimated."""
+        return () if self.exact else (say("letters.estimated_times"),)
+
+
 def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
     """4.4.3: judge whether the dead letters were a burst that is over or still increase."""
-    unrecorded = _find_unrecorded(frames, given)
-    counted = count_per_store(frames, given)
-    new = _sum_stores(counted, unrecorded, given)
+    seen = NewRows.of(frames, given)
+    new, unrecorded, bucket_s = seen.total, seen.unrecorded, seen.bucket_s
     total, trend = float(new.sum()), stats.trend_kind(new)
-    bucket_s = _bucket_s(given, given.window_minutes)
     newest = min(max(round(given.number("dead_letters.growth") / bucket_s), 1), len(new))
-    ago = given_up.age_s(_find_newest_time(frames, given), given)
+    ago = given_up.age_s(seen.newest, given)
     # A bucket of a long window is longer than growth is measured for.
     grows = ago is None or ago < given.number("dead_letters.growth")
     growth = float(new[-newest:].sum()) / (newest * bucket_s / 60) if grows else 0.0
@@ -669,7 +718,7 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
         "growth": growth,
         "span": newest * bucket_s / 60,
         "ago": ago,
-        "onset": f"{_bucket_edges(given)[began]:%H:%M}",
+        "onset": f"{seen.edges[began]:%H:%M}",
     }
     headline = say(f"letters.trend_{key}", **facts)
     if len(unrecorded):
@@ -684,7 +733,7 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
         [
             given.limits.value("dlq.growth", growth) if not ended else Value("dlq.growth", growth, "1/min"),
             Value("dlq.new", total, "rows"),
-            *(Value(f"dlq.{store}", float(n.sum()), "rows") for store, n in counted.items()),
+            *(Value(f"dlq.{store}", float(n.sum()), "rows") for store, n in seen.stores.items()),
             Value("dlq.trend", key),
             Value("dlq.since_last", ago, "s"),
             Value("advisories.unrecorded", len(unrecorded), "rows"),
@@ -701,7 +750,7 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
         reason=next((f.reason for f in bad.values() if f.reason), None),
         notes=(
             *(f.headline for f in bad.values()),
-            *_trend_notes(frames, given),
+            *seen.notes,
             *given_up.reading_notes(frames, given),
         ),
         signals=(
@@ -714,39 +763,6 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
         ended=ended,
         show=("unrecorded", *(f"{name}.{frame}" for name, f in bad.items() for frame in f.show)),
     )
-
-
-def count_per_store(frames: Frames, given: JudgeInput) -> dict[str, Counts]:
-    """Return the new rows of each store per bucket of the window, oldest first."""
-    counted = {store: _count_per_bucket((), given) for store in STORES}
-    n = len(counted["outbox"])
-    for r in rows.each(frames.get("per_bucket"), StoreBucket):
-        if r.store in counted and 0 <= r.ago < n:
-            counted[r.store][n - 1 - r.ago] += r.n
-    for name in ("terminated", "exhausted"):
-        counted["advisories"] += _count_per_bucket(given_up.advisories_in_window(frames, name, given)["time"], given)
-    return counted
-
-
-def _count_per_bucket(times: Iterable[pd.Timestamp], given: JudgeInput) -> Counts:
-    """Return how many of these times are in each bucket of the window, oldest first."""
-    bucket_s = _bucket_s(given, given.window_minutes)
-    counted = np.zeros(max(int(given.window_minutes * 60 / bucket_s), 1))
-    for time in times:
-        age_s = given_up.age_s(time, given)
-        if age_s is None:
-            continue
-        ago = int(age_s // bucket_s)
-        counted[len(counted) - 1 - min(ago, len(counted) - 1)] += 1
-    return counted
-
-
-def _sum_stores(counted: dict[str, Counts], unrecorded: pd.DataFrame, given: JudgeInput) -> Counts:
-    """Return the sum of all stores; an advisory counts only if its row in the table is missing."""
-    total: Counts = (
-        counted["outbox"] + counted["delivery"] + counted["broker"] + _count_per_bucket(unrecorded["time"], given)
-    )
-    return total
 
 
 def _classify_trend(trend: stats.Trend, new: Counts, growth: float, total: float, burst: float) -> str:
@@ -763,33 +779,13 @@ def _classify_trend(trend: stats.Trend, new: Counts, growth: float, total: float
     return "burst_on" if trend.kind == "spike" else "steady"
 
 
-def _bucket_edges(given: JudgeInput) -> pd.DatetimeIndex:
-    """Return the start of each bucket of the window, and the time of the run as the last."""
-    n = len(_count_per_bucket((), given))
-    return pd.date_range(
-        end=given.as_of, periods=n + 1, freq=pd.Timedelta(seconds=_bucket_s(given, given.window_minutes))
-    )
-
-
-def _trend_notes(frames: Frames, given: JudgeInput) -> Iterable[Text]:
-    if not all(r.exact for r in rows.each(frames.get("per_bucket"), StoreBucket) if r.store == "outbox"):
-        yield say("letters.estimated_times")
-
-
-def _find_newest_time(frames: Frames, given: JudgeInput) -> pd.Timestamp | None:
-    times = [r.last for r in rows.each(frames.get("per_bucket"), StoreBucket)]
-    for name in ("terminated", "exhausted"):
-        times += [a.time for a in rows.each(given_up.advisories_in_window(frames, name, given), given_up.Advisory)]
-    return max((at for at in times if at is not None), default=None)
-
-
 def _find_unrecorded(frames: Frames, given: JudgeInput) -> pd.DataFrame:
     """Return the window's advisories without a row in the table: their messages are lost without a record."""
     written = {r.stream_seq: r.created_at for r in rows.each(frames.get("recorded"), given_up.RecordedMessage)}
     clocks = pd.Timedelta(seconds=given.number("dead_letters.clocks_apart"))
     old = given.as_of - pd.Timedelta(seconds=given.number("dead_letters.grace"))
     found = []
-    for name in ("terminated", "exhausted") if "recorded" in frames else ():
+    for name in given_up.ADVISORIES if "recorded" in frames else ():
         for a in rows.each(given_up.advisories_in_window(frames, name, given), given_up.Advisory):
             at = written.get(a.stream_seq)
             if a.time is not None and a.time < old and (at is None or at < a.time - clocks):
@@ -802,11 +798,10 @@ def chart_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     """Return the chart of the new dead letters of each store over the window, and of when the rate changed."""
     if "per_bucket" not in frames:
         return None
-    counted = count_per_store(frames, given)
-    new = _sum_stores(counted, _find_unrecorded(frames, given), given)
+    seen = NewRows.of(frames, given)
+    new, edges, per_min = seen.total, seen.edges, seen.bucket_s / 60
     if not new.any():
         return None
-    edges, per_min = _bucket_edges(given), _bucket_s(given, given.window_minutes) / 60
     trend, peak = stats.trend_kind(new), int(new.argmax())
     onset = None if trend.onset is None else edges[trend.onset]
     stores = (
@@ -820,7 +815,7 @@ def chart_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         "1 / min",
         # One scale per store, so that a single event stays visible beside a burst of another store.
         panels=[
-            charts.Panel(title, "", [charts.Series("", role, edges, counted[store] / per_min, "area")])
+            charts.Panel(title, "", [charts.Series("", role, edges, seen.stores[store] / per_min, "area")])
             for store, title, role in stores
         ],
         moments=[charts.Line(onset, "onset", dash="-.")] if onset is not None else (),
@@ -828,7 +823,7 @@ def chart_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
             "letters.alt_trend", minutes=given.window_minutes, n=float(new.sum()), peak=float(new[peak]) / per_min,
             at=f"{edges[peak]:%H:%M}", onset=None if onset is None else f"{onset:%H:%M}",
         ),
-        caption=(say("letters.caption_trend"), *_trend_notes(frames, given)),
+        caption=(say("letters.caption_trend"), *seen.notes),
         xlabel="time (UTC)",
     )  # fmt: skip
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from runbook_lib.sources.jetstream import Message
     from runbook_lib.sources.postgres import Snapshot
 
+#: The frames of the broker's advisories: messages not delivered again, and those whose deliveries are used up.
+ADVISORIES = ("terminated", "exhausted")
 FIELDS = tuple(EntitlementEvent.__dataclass_fields__)
 #: The type that each field must have.
 _FIELD_TYPES = {name: "number" if name == "version" else "string" for name in FIELDS}
@@ -179,7 +181,7 @@ def query_follow_up(db: Snapshot, parts: FrameCollector) -> None:
 
     Frames: recorded, processed.
     """
-    seqs = {int(s) for name in ("terminated", "exhausted") for s in column(parts.answers, name, "stream_seq")}
+    seqs = {int(s) for name in ADVISORIES for s in column(parts.answers, name, "stream_seq")}
     ids = [str(i) for i in column(parts.answers, "messages", "event_id")]
     parts.ask(
         db,
@@ -213,7 +215,7 @@ def advisories_in_window(frames: Frames, name: str, given: JudgeInput) -> pd.Dat
 def advisories_read_since(frames: Frames, given: JudgeInput) -> pd.Timestamp | None:
     """Return since when the advisories of both kinds were read; None if all of the window were."""
     begin = given.as_of - pd.Timedelta(minutes=given.window_minutes)
-    read = [table(frames, name, "time") for name in ("terminated", "exhausted")]
+    read = [table(frames, name, "time") for name in ADVISORIES]
     oldest = [pd.Timestamp(frame["time"].min()) for frame in read if frame.attrs.get("capped") and len(frame)]
     return max((at for at in oldest if at > begin), default=None)
 
