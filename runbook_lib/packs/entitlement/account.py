@@ -20,6 +20,7 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, hop_text, judged, say
 from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.event_place import PLACES, State
+from runbook_lib.packs.entitlement.rows import list_ids
 from runbook_lib.sources.source import SourceError
 from runbook_lib.view import render
 
@@ -184,7 +185,7 @@ def judge(frames: Frames, given: JudgeInput) -> tuple[Balance, Finding]:
         "lost": lost,
     }
     error = next(iter(failures(frames).values()), None)
-    notes = [say(f"account.odd_{name}", n=n, ids=_list_ids(balance.odd[name])) for name, n in odd.items() if n]
+    notes = [say(f"account.odd_{name}", n=n, ids=list_ids(balance.odd[name])) for name, n in odd.items() if n]
     if unseen:
         why = source_error_text(error) if error else say("account.not_all_read")
         notes.append(say("account.unseen", n=unseen, why=why))
@@ -201,10 +202,6 @@ def judge(frames: Frames, given: JudgeInput) -> tuple[Balance, Finding]:
         reason=error.reason if error else None,
         notes=tuple(notes),
     )
-
-
-def _list_ids(ids: list[str], most: int = 5) -> str:
-    return ", ".join(ids[:most]) + (", …" if len(ids) > most else "")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from runbook_lib.packs.entitlement import event_trace, missing, stream
 from runbook_lib.packs.entitlement.actions.stores import EVENT_FIELDS
 from runbook_lib.packs.entitlement.event_trace import EventTrace
 from runbook_lib.packs.entitlement.event_trace_chart import chart_trace
+from runbook_lib.packs.entitlement.rows import parse_uuid
 from runbook_lib.packs.jetstream.consumer import ConsumerPosition
 from runbook_lib.packs.jetstream.search import Span
 from runbook_lib.privacy.masking import TOKEN
@@ -73,25 +73,14 @@ class FoundTraces(render.NotebookOutput):
             "exit_code": self.status.value,
             "events": [
                 {
-                    "event_id": t.event_id,
-                    "type": t.type,
-                    "user": t.user,
-                    "trace_id": t.trace_id,
+                    **{name: getattr(t, name) for name in ("event_id", "type", "user", "trace_id", "place")},
                     **({"trace_link": link} if (link := self._build_link(t)) else {}),
-                    "place": t.place,
                     "status": t.status.name,
                     "headline": messages.text(t.headline),
                     "next": messages.text(t.next),
                     "notes": [messages.text(n) for n in t.notes],
                     "stages": [
-                        {
-                            "hop": s.hop,
-                            "at": s.at.isoformat() if s.at is not None else None,
-                            "wait_s": s.wait_s,
-                            "mark": s.mark,
-                            "text": messages.text(s.text),
-                        }
-                        for s in t.stages
+                        vars(s) | {"at": s.at and s.at.isoformat(), "text": messages.text(s.text)} for s in t.stages
                     ],
                 }
                 for t in self.traces
@@ -158,7 +147,7 @@ def _find_traces(rb: Context, id: str, user: str) -> tuple[list[EventTrace], lis
                 events = [e for e in events if e in own]
         else:
             events = _find_event_ids(db, id)
-            change = {} if events else {"change": db.ask("journey/audit_row", id=_parse_uuid(id))}
+            change = {} if events else {"change": db.ask("journey/audit_row", id=parse_uuid(id))}
     notes = [say("journey.more", most=MAX_EVENTS, n=len(events))] if len(events) > MAX_EVENTS else []
     if events:
         traces, unread = collect_traces(rb, events[:MAX_EVENTS], id)
@@ -194,15 +183,8 @@ def collect_traces(rb: Context, events: Sequence[str], id: str = "") -> tuple[li
 
 def _find_event_ids(db: Snapshot, id: str) -> list[str]:
     """Return the ids of the events that an id stands for: an id in the tables, or else a trace id."""
-    known = list(db.ask("journey/by_id", id=own)["event_id"]) if (own := _parse_uuid(id)) else []
+    known = list(db.ask("journey/by_id", id=own)["event_id"]) if (own := parse_uuid(id)) else []
     return known or list(db.ask("journey/by_trace", typed_id=id)["event_id"])
-
-
-def _parse_uuid(id: str) -> str | None:
-    try:
-        return str(uuid.UUID(id))
-    except ValueError:
-        return None
 
 
 def _resolve_token(rb: Context, db: Snapshot, token: str) -> str:
@@ -216,7 +198,7 @@ def _read_rows(db: Snapshot, events: list[str], id: str) -> Frames:
     found = {
         "outbox": db.ask("journey/outbox", ids=events, fields=EVENT_FIELDS),
         "processed": db.ask("journey/processed", ids=events),
-        "notifications": db.ask("journey/notifications", ids=events, id=_parse_uuid(id), fields=EVENT_FIELDS),
+        "notifications": db.ask("journey/notifications", ids=events, id=parse_uuid(id), fields=EVENT_FIELDS),
         "letters": db.ask("journey/letters", ids=events),
     }
     instants = [*found["outbox"]["created_at"], *found["notifications"]["occurred_at"]]

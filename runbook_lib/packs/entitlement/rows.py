@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import uuid
+from collections.abc import Sequence
+
 import pandas as pd
 
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.rows import Row, one
+
+
+def parse_uuid(text: str) -> str | None:
+    """Return a UUID in its usual form; None if the text is none."""
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        return None
+
+
+def list_ids(ids: Sequence[str], most: int = 5) -> str:
+    """Return the first ids in one line; "…" stands for further ones."""
+    return ", ".join(ids[:most]) + (", …" if len(ids) > most else "")
 
 
 class QueueCounts(Row):

@@ -26,9 +26,10 @@ from runbook_lib.packs.entitlement.actions.stores import BrokerLetters, DeadLett
 from runbook_lib.packs.entitlement.checks import dead_letters, errors
 from runbook_lib.packs.entitlement.checks.duplicates import KeyIndex
 from runbook_lib.packs.entitlement.facts import facts_of
+from runbook_lib.packs.entitlement.rows import list_ids
 
-#: Ids that are shown before a run, and ids that the action log stores after it.
-SHOWN, KEPT = 5, 200
+#: Ids that the action log stores after a run.
+KEPT = 200
 _UNITS_S = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0}
 
 
@@ -137,7 +138,8 @@ class Redrive:
             if not db.lock(self.store.name):
                 raise ActionError(f"another redrive of {self.store.name} is running")
             if self.discard:
-                self._enter_discarded(db, entry)
+                chosen = self._choose_letters(self._read_letters(db, self.events))
+                self._note_done(stores.enter_decisions(db, self.store.name, "discard", "discarded", chosen, entry))
             else:
                 self._send_portion(db, entry, progress)
         return self.did
@@ -237,11 +239,11 @@ class Redrive:
         if self.events:
             refused = [str(e) for e in self.events if e not in {letter.event_id for letter in chosen}]
             if refused:
-                return Precondition(say("action.redrive.not_named", ids=_list_ids(refused), n=len(refused)), ok=False)
+                return Precondition(say("action.redrive.not_named", ids=list_ids(refused), n=len(refused)), ok=False)
         text = say(
             "action.redrive.may_be_discarded" if self.discard else "action.redrive.may_go",
             n=len(chosen),
-            ids=_list_ids([letter.name for letter in chosen]),
+            ids=list_ids([letter.name for letter in chosen]),
             oldest=_describe_age(max(ages)) if ages else None,
             newest=_describe_age(min(ages)) if ages else None,
             most=self.store.most,
@@ -249,10 +251,6 @@ class Redrive:
             **_count_verdicts(letters),
         )
         return Precondition(text, len(chosen) > 0)
-
-    def _enter_discarded(self, db: Writer, entry: Mapping[str, Any]) -> None:
-        chosen = self._choose_letters(self._read_letters(db, self.events))
-        self._note_done(stores.enter_decisions(db, self.store.name, "discard", "discarded", chosen, entry))
 
     def _send_portion(self, db: Writer, entry: Mapping[str, Any], progress: Progress) -> None:
         """Send the portion; under the lock, query the dead letters again, as another redrive may have sent some."""
@@ -315,7 +313,3 @@ def _describe_age(seconds: float) -> Text:
     """Return an age in its largest unit."""
     unit = next((unit for unit, size in _UNITS_S.items() if seconds >= 2 * size), "s")
     return say(f"action.redrive.age_{unit}", n=max(seconds, 0) / _UNITS_S[unit])
-
-
-def _list_ids(ids: Sequence[str]) -> str:
-    return ", ".join(ids[:SHOWN]) + (", …" if len(ids) > SHOWN else "")

@@ -6,7 +6,6 @@ Of messages and payloads, only the names and types of fields are stored.
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.checks import errors
 from runbook_lib.packs.entitlement.checks.series import ask_per_minute
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Count
+from runbook_lib.packs.entitlement.rows import Count, parse_uuid
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, WireError, decode
 from runbook_lib.packs.jetstream.search import advised_sequence
 
@@ -112,9 +111,8 @@ def classify(message: Message) -> dict[str, Any]:
         return found | {"problem": "undecodable"}
     found |= {"event_type": found["event_type"] or _safe_name(event.event_type), "source": _safe_name(event.source)}
     empty = [name for name in FIELDS if getattr(event, name) == ""]
-    if _is_uuid(event.event_id):
-        found["event_id"] = str(uuid.UUID(event.event_id))
-    elif event.event_id:
+    found["event_id"] = parse_uuid(event.event_id)
+    if event.event_id and not found["event_id"]:
         return found | {"problem": "bad_event_id", "fields": "event_id malformed"}
     if event.occurred_at and not _is_instant(event.occurred_at):
         return found | {"problem": "bad_occurred_at", "fields": "occurred_at malformed"}
@@ -125,13 +123,6 @@ def classify(message: Message) -> dict[str, Any]:
 def _safe_name(text: str | None) -> str | None:
     """Return the text if it is a plain identifier, such as a type or source; None if it may be personal data."""
     return text if text and _EVENT_FIELD.says("name", text) else None
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        return bool(uuid.UUID(text))
-    except ValueError:
-        return False
 
 
 def _is_instant(text: str) -> bool:
