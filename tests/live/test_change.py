@@ -148,40 +148,33 @@ def watched(frames: dict[str, pd.DataFrame], spent: float = 20.0, first: Any = N
     return settled, seen, text.key.removeprefix("change.")
 
 
-def test_claims_that_keep_to_the_values() -> None:
-    assert watched(look([5, 5, 5])) == (True, True, "keeps_to_it")
-    assert watched(look([5, 5])) == (False, True, "keeps_to_it")  # a moment longer, if there is time
-    assert watched(look([5])) == (False, True, "one_batch")
-    assert watched(look([5, 5, 5, 50, 50])) == (True, True, "keeps_to_it")  # an old pod that was still leaving
-
-
-def test_claims_that_do_not() -> None:
-    assert watched(look([5, 50, 5])) == (False, False, "too_large")
-    assert watched(look([5, 5, 5], every=1.0)) == (False, False, "too_fast")
-    assert watched(look([], due=30)) == (False, False, "no_claim")
-
-
-def test_two_relays_claim_twice_as_much() -> None:
-    assert watched(look([5] * 6, every=1.0), pods=2) == (True, True, "keeps_to_it")
-    assert watched(look([5] * 6, every=0.5), pods=2)[1] is False
-
-
-def test_a_worker_whose_tries_fail_leaves_no_batches() -> None:
-    assert watched(look([], held=4)) == (True, True, "tries_only")
-    assert watched(look([], held=9)) == (True, False, "tries_only")
-    assert watched(look([], tried=3, due=9), first=look([], tried=2, due=9)) == (True, True, "tries_only")
-
-
-def test_nothing_to_claim_is_said_and_not_waited_for_long() -> None:
-    assert watched(look([]), spent=1) == (False, True, "idle")
-    assert watched(look([]), spent=9) == (True, True, "idle")
-
-
-def test_a_hold_is_seen_while_something_comes_in() -> None:
-    assert watched(look([], created=9, due=9), spent=9, enabled=False) == (True, True, "held")
-    assert watched(look([], created=9, due=9), spent=2, enabled=False) == (False, True, "held")
-    assert watched(look([]), spent=9, enabled=False) == (False, True, "held_idle")
-    assert watched(look([3]), spent=9, enabled=False) == (False, False, "still_claims")
+@pytest.mark.parametrize(
+    ("frames", "now", "expected"),
+    [
+        (look([5, 5, 5]), {}, (True, True, "keeps_to_it")),
+        (look([5, 5]), {}, (False, True, "keeps_to_it")),  # a moment longer, if there is time
+        (look([5]), {}, (False, True, "one_batch")),
+        (look([5, 5, 5, 50, 50]), {}, (True, True, "keeps_to_it")),  # an old pod that was still leaving
+        (look([5, 50, 5]), {}, (False, False, "too_large")),
+        (look([5, 5, 5], every=1.0), {}, (False, False, "too_fast")),
+        (look([], due=30), {}, (False, False, "no_claim")),
+        (look([5] * 6, every=1.0), {"pods": 2}, (True, True, "keeps_to_it")),
+        (look([5] * 6, every=0.5), {"pods": 2}, (False, False, "too_fast")),
+        (look([], held=4), {}, (True, True, "tries_only")),  # whose tries fail leaves no batches
+        (look([], held=9), {}, (True, False, "tries_only")),
+        (look([], tried=3, due=9), {"first": look([], tried=2, due=9)}, (True, True, "tries_only")),
+        (look([]), {"spent": 1}, (False, True, "idle")),
+        (look([]), {"spent": 9}, (True, True, "idle")),
+        (look([], created=9, due=9), {"spent": 9, "enabled": False}, (True, True, "held")),
+        (look([], created=9, due=9), {"spent": 2, "enabled": False}, (False, True, "held")),
+        (look([]), {"spent": 9, "enabled": False}, (False, True, "held_idle")),
+        (look([3]), {"spent": 9, "enabled": False}, (False, False, "still_claims")),
+    ],
+)
+def test_claims_are_held_against_the_values(
+    frames: dict[str, pd.DataFrame], now: dict[str, Any], expected: tuple[bool, bool, str]
+) -> None:
+    assert watched(frames, **now) == expected
 
 
 # On a real sandbox ------------------------------------------------------------------------------------------
@@ -425,31 +418,22 @@ def test_kubectl_sets_it_in_the_one_container(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    ("deployment", "why"),
+    ("workload", "deployment", "action", "why"),
     [
-        ({"replicas": 2}, "exactly one replica"),
-        ({"replicas": 0}, "exactly one replica"),
-        ({"strategy": "RollingUpdate"}, "stops the old pod"),
+        ("notification", {"replicas": 2}, "set", "exactly one replica"),
+        ("notification", {"replicas": 0}, "set", "exactly one replica"),
+        ("notification", {"strategy": "RollingUpdate"}, "set", "stops the old pod"),
+        ("notification", {"strategy": "RollingUpdate"}, "restart", "stops the old pod"),
+        ("entitlement", {"replicas": 0}, "restart", "replicas: 0"),
     ],
 )
-def test_kubectl_is_not_called_where_a_start_would_fail(cluster: Cluster, deployment: Any, why: str) -> None:
-    cluster.add("notification", **deployment)
-    outcome = quiet_session("5.2").act("set", settings={"delivery.batch_size": 5}, **WORD).outcome
+def test_kubectl_is_not_called_where_a_start_would_fail(
+    cluster: Cluster, workload: str, deployment: Any, action: str, why: str
+) -> None:
+    cluster.add(workload, **deployment)
+    what: Any = {"settings": {"delivery.batch_size": 5}} if action == "set" else {"workload": workload}
+    outcome = quiet_session("5.2" if action == "set" else "5.1").act(action, **what, **WORD).outcome
     assert (outcome.result, why in words(outcome)) == ("refused", True), words(outcome)
-    assert not [a for a in cluster.asked if a.method != "GET"]
-
-
-def test_no_restart_beside_an_old_pod_that_holds_the_consumer(cluster: Cluster) -> None:
-    cluster.add("notification", strategy="RollingUpdate")
-    outcome = quiet_session("5.1").act("restart", **WORD).outcome
-    assert (outcome.result, "stops the old pod" in words(outcome)) == ("refused", True), words(outcome)
-    assert not [a for a in cluster.asked if a.method != "GET"]
-
-
-def test_what_has_no_instance_is_not_restarted(cluster: Cluster) -> None:
-    cluster.add("entitlement", replicas=0)
-    outcome = quiet_session("5.1").act("restart", workload="entitlement", **WORD).outcome
-    assert (outcome.result, "replicas: 0" in words(outcome)) == ("refused", True), words(outcome)
     assert not [a for a in cluster.asked if a.method != "GET"]
 
 
