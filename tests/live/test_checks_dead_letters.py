@@ -581,30 +581,6 @@ def test_events_of_the_wrong_shape(servers: Servers, db: psycopg.Connection, bro
     assert "alice" not in str([f.to_dict() for f in found["4.4.1"].frames.values()])
 
 
-def test_terminated_messages_of_every_kind(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    traffic(db, 60)
-    good = changed(event_id=str(uuid.uuid4()))
-    seqs = publish(broker, b"\xff\xff\xff", changed(event_id="42"), changed(occurred_at="yesterday"), b"", good)
-    advise(broker, applications.TERMINATED_SUBJECT, *seqs, 9999)
-    for seq in (*seqs, 9999, 12345):
-        db.execute("INSERT INTO notification.notification_nats_dlq VALUES (%s, now())", (seq,))
-    with bound(broker):
-        found = run(servers, *STEPS)
-    kinds: dict[str, str] = dict(found["4.4.1"].frames["kinds"][["kind", "example"]].itertuples(index=False))
-    assert kinds == {
-        "undecodable": f"stream_seq {seqs[0]}",
-        "bad_event_id": f"stream_seq {seqs[1]}",
-        "bad_occurred_at": f"stream_seq {seqs[2]}",
-        "empty_field": f"stream_seq {seqs[3]}",
-        "decodes": f"stream_seq {seqs[4]}",
-        "gone": "stream_seq 9999",
-        "unknown": "stream_seq 12345",
-    }
-    assert (verdict(found).stuck_at, top_mode(found)) == ("producer", "FM-NATS-02")
-    assert found["4.4.3"].value("advisories.unrecorded") == 0
-    assert {p.name for p in found["4.4.1"].proposals} == {"fix_producer"}
-
-
 def test_an_outage_of_the_receiver_that_is_over(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     traffic(db, 120)
     for i in range(40):
@@ -621,25 +597,6 @@ def test_an_outage_of_the_receiver_that_is_over(servers: Servers, db: psycopg.Co
     assert verdict(found).stuck_at is None
     kept = str([f.to_dict() for finding in found.values() for f in finding.frames.values()])
     assert "bob" not in kept
-
-
-def test_a_receiver_that_is_down_now(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    traffic(db, 60, until=16)
-    events(db, 75, 1, status="PENDING", tries=1, again=1)
-    with bound(broker):
-        found = run(servers, *STEPS)
-    assert found["4.4.2"].headline.key == "letters.failing_yet"
-    assert (verdict(found).undecided, top_mode(found)) == (("delivery_worker", "receiver"), "FM-NOTI-03")
-
-
-def test_one_users_notifications_fail_for_long(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    traffic(db, 60)
-    for i in range(6):
-        dead(db, "notification delivery failure injection matched userId=drill-1", 540 * i + 20, "drill-1")
-    with bound(broker):
-        found = run(servers, *STEPS)
-    assert (verdict(found).stuck_at, top_mode(found)) == ("producer", "FM-NOTI-04")
-    assert found["4.4.2"].headline.key == "letters.only_data"
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from runbook_lib.packs.entitlement.actions.restart import check_servers
 from runbook_lib.packs.entitlement.checks import backlog, database, leases, past, publish, subscriber
 from runbook_lib.packs.entitlement.checks.delivery import read_delivery
 from runbook_lib.packs.entitlement.evidence import services
-from runbook_lib.packs.entitlement.evidence.sessions import Sessions, read_time_use, watch_worker
+from runbook_lib.packs.entitlement.evidence.sessions import Sessions, read_time_use
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.sources.source import SourceError
 from tests.kit import steps
@@ -1041,30 +1041,6 @@ def test_every_question_is_answered(servers: Servers, db: psycopg.Connection, br
     assert len([n for n in asked.intersection(queries.names()) if n.split("/")[0] in topics]) > 20
 
 
-@pytest.mark.slow
-def test_a_backlog_that_nobody_takes(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    notify(db, 30, "SENT", 600, sent_after=10)
-    notify(db, 60, "PENDING", 30, again=-30)
-    notify(db, 5, "PROCESSING", 60, by="pod-1", locked=50, over=20)
-    found = run(servers, "4.1.1")["4.1.1"]
-    expect(found, Status.CRITICAL, values={"backlog.due": 65}, weights={"delivery_worker": ">= 0.9"})
-    counted = found.frames["by_status"].set_index("status")["count"].to_dict()
-    assert counted == {"PENDING": "60", "PROCESSING": "5", "SENT": "30"}
-    stuck = run(servers, "4.3.1", "4.3.2")
-    assert stuck["4.3.1"].value("processing.expired") == 5
-    assert stuck["4.3.2"].headline.params["who"] == "pod-1"
-    assert weight(stuck["4.3.2"], "FM-NOTI-06") >= 0.9
-
-
-def test_a_receiver_that_refuses(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    notify(db, 30, "SENT", 100, sent_after=10)
-    for attempts in (1, 2, 3):
-        notify(db, 10, "PENDING", 20, tries=attempts, again=2.0**attempts)
-    found = run(servers, "4.1.1")["4.1.1"]
-    expect(found, Status.WARNING, weights={"receiver": "> 0.8", "FM-NOTI-06": "< 0"})
-    assert "destination_url" in words(found), "of a receiver that is not declared only the worker's word is known"
-
-
 @pytest.mark.parametrize(
     ("status", "place", "said"),
     [
@@ -1096,29 +1072,12 @@ def test_the_past_is_answered_from_timestamps(servers: Servers, db: psycopg.Conn
     assert {f.reason for f in found.values()} == {Reason.NO_DATA}
 
 
-def test_nobody_listens(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    steps.publish(broker, *[b"x"] * 7)
-    event(db, 7, "PUBLISHED", 5)
-    found = run(servers, "4.1.2")["4.1.2"]
-    expect(found, Status.CRITICAL, values={"subscriber.lag": 7})
-    assert weight(found, "subscriber") == 0.8  # there is no process to be seen
-    closed_port = run(servers, "4.1.2", without=("nats_monitor_url",))["4.1.2"]
-    expect(closed_port, Status.CRITICAL, weights={"subscriber": "== 0.8"})
-
-
 def test_the_bound_client_is_named(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     with steps.bound(broker):
         found = run(servers, "4.1.2")["4.1.2"]
     assert found.status is Status.OK
     assert found.frames["clients"]["bound"].sum() == 1
     assert not found.frames["clients"]["name"].fillna("").str.startswith("runbook/").any()
-
-
-def test_published_and_never_processed(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    event(db, 3, "PUBLISHED", 100)
-    with steps.bound(broker):
-        found = run(servers, "4.1.2")["4.1.2"]
-    expect(found, Status.CRITICAL, values={"outbox.unprocessed": 3})
 
 
 @pytest.mark.parametrize(
@@ -1154,14 +1113,6 @@ def test_without_the_broker_the_tables_still_tell(servers: Servers, db: psycopg.
     assert found.value("outbox.published_not_processed") == 3
     assert found.value("outbox.unprocessed") is None, "what the consumer holds was not read: waiting, or lost"
     assert weight(found, "subscriber") > 0.5 and weight(found, "FM-NATS-03") == 0
-
-
-def test_a_stream_that_is_gone(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    applications.visit(broker, lambda js: js.delete_stream(applications.STREAM))
-    found = run(servers, "4.1.2")["4.1.2"]
-    assert found.status is Status.CRITICAL
-    expect(found, proposals=["restart_entitlement", "restart_notification"], weights={"FM-NATS-04": "> 0"})
-    servers.ensure_streams()
 
 
 def test_match_events_hide_no_lost_stream(servers: Servers, db: psycopg.Connection, broker: str) -> None:
@@ -1273,29 +1224,6 @@ def test_rights_on_the_columns_that_a_service_writes_are_enough(servers: Servers
     expect(found, Status.OK, weights={"FM-DB-05": "== 0"})
 
 
-def test_an_outbox_that_nobody_relays(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    event(db, 20, "PUBLISHED", 60)
-    event(db, 20, "PENDING", 18)
-    event(db, 1, "FAILED", 30, error="outbox payload parse failure", publish_tries=10)
-    found = run(servers, "4.1.3")["4.1.3"]
-    expect(found, Status.CRITICAL, weights={"relay": ">= 0.9", "producer": "< 0.5", "FM-OB-02": "> 0.8"})
-
-
-@pytest.mark.slow
-def test_due_rows_that_somebody_holds_are_found_without_a_queue(servers: Servers, db: psycopg.Connection) -> None:
-    steps.events(db, 30, 60, outbox="PENDING", processed=False, status=None)
-    notify(db, 12, "PENDING", 60, again=-60)  # a fresh row has a retry time
-    with psycopg.connect(servers.admin_url, application_name="by-hand") as holder:
-        for table in ("entitlement.outbox_events", "notification.notifications"):
-            holder.execute(f"SELECT FROM {table} WHERE status = 'PENDING' FOR UPDATE")
-        db.execute("SELECT pg_sleep(5.5)")  # a transaction younger than that is a worker's own
-        found = run(servers, "4.1.4")["4.1.4"]
-    assert found.headline.key == "database.rows_held"
-    assert (found.headline.params["rows"], found.headline.params["application"]) == (42, "by-hand")
-    assert found.proposals[0].name == "end_blocker"
-    words(found)
-
-
 def test_a_table_lock_is_found_while_it_is_held(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     table = "notification.notifications"
     with steps.locked(servers, table), steps.lock_wait(servers.app_url, f"SELECT count(*) FROM {table}"):
@@ -1400,55 +1328,6 @@ def test_sessions_of_another_application_are_not_a_second_process(servers: Serve
             other.execute(statement.encode())
         found = {service: n - before[service] for service, n in count().items()}
     assert found == {"entitlement": 0, "notification": 4, "either": 0}, "what names nothing is of the one service there"
-
-
-@pytest.mark.slow
-def test_a_commit_that_waits_for_a_standby(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    insert = b"INSERT INTO notification.notification_nats_dlq SELECT count(*), now() FROM pg_stat_activity"
-    with psycopg.connect(servers.admin_url, autocommit=True) as admin, ExitStack() as writers:
-
-        def commit_waits() -> bool:
-            """The server tells its sessions of a setting one after another."""
-            writer = writers.enter_context(closing(psycopg.connect(servers.app_url, autocommit=True)))
-            writer.pgconn.send_query(insert)
-            admin.execute("SELECT pg_sleep(0.2)")
-            return admin.execute("SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep'").fetchone() is not None
-
-        try:
-            admin.execute("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-            admin.execute("SELECT pg_reload_conf()")
-            until(commit_waits)
-            admin.execute("SELECT pg_sleep(5.5)")
-            found = run(servers, "4.1.4")["4.1.4"]
-        finally:
-            admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
-            admin.execute("SELECT pg_reload_conf()")
-    expect(found, None, "database.waits_for_standby", weights={"FM-DB-06": ">= 0.9"})
-    assert found.headline.params["standbys"] == "nobody" and found.headline.params["commits"] >= 1
-
-
-def test_connections_run_out(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    with steps.slots_taken(db, servers.app_url, application_name="nightly-report"):
-        found = run(servers, "4.1.4")["4.1.4"]
-    expect(found, Status.CRITICAL, weights={"FM-DB-01": ">= 0.9"})
-    assert found.proposals[0].name in ("end_sessions", "list_sessions")
-
-
-def test_a_row_that_changes_hands(
-    servers: Servers, db: psycopg.Connection, broker: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    notify(db, 3, "PROCESSING", 10, by="one", locked=5, over=-25)
-
-    def claim_and_watch(*how: Any) -> Frames:
-        db.execute(
-            "UPDATE notification.notifications"
-            " SET locked_by = 'two', locked_at = clock_timestamp(), lease_until = clock_timestamp() + interval '30 s'"
-        )
-        return watch_worker(*how)
-
-    monkeypatch.setattr(f"{watch_worker.__module__}.watch_worker", claim_and_watch)
-    found = run(servers, "4.3.3")["4.3.3"]
-    expect(found, Status.CRITICAL, values={"processing.taken_before_lease_end": 3}, weights={"FM-NOTI-02": "> 0.8"})
 
 
 def test_the_first_numbers_are_counted_and_spare_a_later_section_its_pause(

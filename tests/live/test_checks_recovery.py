@@ -329,17 +329,6 @@ def test_what_was_given_up_at_once_is_not_delivered(servers: Servers, db: psycop
     assert (found.status, found.value("delivery.done")) == (Status.CRITICAL, 0)
 
 
-def test_a_worker_that_stands_still(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    traffic(db, 60, until=29)
-    events(db, 110, 2, status="PENDING")
-    events(db, 15, 20, status="PENDING")
-    with bound(broker):
-        found = run(servers, *STEPS, window_minutes=15)
-    assert found["6.1"].status is Status.CRITICAL
-    assert found["6.4"].status is Status.CRITICAL
-    assert found["6.5"].status is Status.OK
-
-
 def test_a_backlog_that_drains_is_met(servers: Servers, db: psycopg.Connection) -> None:
     events(db, 60, 100, status="PENDING")
     for second in range(1, 50):
@@ -348,16 +337,6 @@ def test_a_backlog_that_drains_is_met(servers: Servers, db: psycopg.Connection) 
     found = run(servers, "6.1", window_minutes=15)["6.1"]
     assert found.headline.params["a"].key == "recovery.queue_draining", words(found)
     assert found.status is Status.OK
-
-
-def test_a_receiver_that_still_refuses(servers: Servers, db: psycopg.Connection) -> None:
-    traffic(db, 60, until=20)
-    for tries_, again in ((1, 1.4), (2, 2.8), (3, 5.5)):
-        events(db, 20, 8, status="PENDING", tries=tries_, again=again)
-    events(db, 10, 400, status="FAILED", tries=10, dead=3)
-    found = run(servers, "6.2", "6.3", window_minutes=15)
-    assert found["6.2"].status is Status.CRITICAL, words(found["6.2"])
-    assert found["6.3"].status is Status.CRITICAL, words(found["6.3"])
 
 
 def test_side_effects_are_found(servers: Servers, db: psycopg.Connection, broker: str) -> None:
