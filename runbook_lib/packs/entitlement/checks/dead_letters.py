@@ -86,13 +86,13 @@ def judge_permanent(frames: Frames, given: JudgeInput) -> Finding:
     certain = kinds[~kinds["kind"].isin(_UNCERTAIN_KINDS)]
     n, unsure = float(kinds["n"].sum()), float(kinds["n"].sum() - certain["n"].sum())
     ago = given_up.age_s(kinds["last"].max(), given) if len(kinds) else None
-    headline = say(
-        "letters.permanent" if n else "letters.no_permanent",
-        n=n,
-        minutes=given.window_minutes,
-        ago=ago,
-        kinds=_format_kinds(kinds),
-    )
+    counted = kinds.groupby(["store", "kind"], sort=False)["n"].sum()
+    headline = say("letters.no_permanent", minutes=given.window_minutes)
+    if n:
+        (store, kind), most = counted.index[0], counted.iloc[0]
+        what = {"what": say(f"letters.kinds.{kind}"), "store": say(f"letters.stores.{store}"), "most": most}
+        others = len(counted) - 1 or None
+        headline = say("letters.permanent", n=n, minutes=given.window_minutes, ago=ago, others=others, **what)
     return judged(
         headline,
         [
@@ -174,16 +174,18 @@ def _message_kinds(frames: Frames, given: JudgeInput) -> Iterable[tuple[Any, ...
     for advisory in rows.each(given_up.advisories_in_window(frames, "terminated", given), given_up.Advisory):
         seq = advisory.stream_seq
         message = None if seq is None else messages.get(seq)
+        origin: tuple[str, str | None, str | None, str]
         if message is None:
             searched = "messages" in frames and seq is not None and (oldest_fetched is None or seq >= oldest_fetched)
-            kind = "gone" if searched else "not_fetched"
-            yield "broker", kind, None, None, "", 1.0, advisory.time, f"stream_seq {seq}"
+            origin = "gone" if searched else "not_fetched", None, None, ""
         elif message.event_id and "processed" not in frames:  # it may have been processed since
-            yield "broker", "unknown", None, None, "", 1.0, advisory.time, f"stream_seq {seq}"
-        elif message.event_id not in processed:
+            origin = "unknown", None, None, ""
+        elif message.event_id in processed:
+            continue
+        else:
             source = message.source if message.by_relay else "not the relay"
-            origin = (message.problem, message.event_type, source, message.fields)
-            yield "broker", *origin, 1.0, advisory.time, f"stream_seq {seq}"
+            origin = message.problem, message.event_type, source, message.fields
+        yield "broker", *origin, 1.0, advisory.time, f"stream_seq {seq}"
     # Rows of the table that neither kind of advisory explains; for older rows not all advisories were read.
     known = {int(s) for name in given_up.ADVISORIES for s in given_up.column(frames, name, "stream_seq")}
     read_since = given_up.advisories_read_since(frames, given)
@@ -203,24 +205,6 @@ def _letter_kinds(frames: Frames, given: JudgeInput) -> Iterable[tuple[Any, ...]
         if kind == "data" or (fields and kind != "dependency"):
             name = "missing_field" if fields else "refused"
             yield "delivery", name, r.event_type, r.source, fields, weight, r.created_at, r.event_id
-
-
-def _format_kinds(kinds: pd.DataFrame) -> Text:
-    """Return the two most frequent kinds as text, and the number of further kinds."""
-    counted = kinds.groupby(["store", "kind"], sort=False)["n"].sum().reset_index()
-    words = [
-        say("letters.kind", n=n, what=say(f"letters.kinds.{kind}"), store=say(f"letters.stores.{store}"))
-        for store, kind, n in counted.itertuples(index=False)
-    ]
-    match words:
-        case []:
-            return say("letters.nothing")
-        case [only]:
-            return only
-        case [first, second]:
-            return say("letters.two", a=first, b=second)
-        case _:
-            return say("letters.more", a=words[0], b=words[1], n=len(words) - 2)
 
 
 def _format_producers(kinds: pd.DataFrame) -> str:
@@ -613,16 +597,6 @@ Counts = np.ndarray[Any, np.dtype[np.float64]]
 STORES = ("outbox", "delivery", "broker", "advisories")
 
 
-class StoreBucket(rows.Row, query="dead_letters/per_bucket"):
-    """The new rows of a store in one bucket of the window; `ago` is the bucket's number, counted back from the end."""
-
-    store: str = ""
-    ago: int = -1
-    n: float = 0.0
-    last: pd.Timestamp | None = None
-    exact: bool = False
-
-
 def _bucket_s(of: Context | JudgeInput, window_minutes: int) -> float:
     """Return the length of a bucket of the window in seconds."""
     return max(of.number("dead_letters.shortest_stretch"), window_minutes * 60 / of.number("dead_letters.stretches"))
@@ -639,7 +613,7 @@ def collect_trend(rb: Context) -> Frames:
     with rb.snapshot() as db:
         given_up.query_follow_up(db, parts)
         bucket_s = _bucket_s(rb, rb.parameters.window_minutes)
-        parts.ask(db, {"per_bucket": StoreBucket.QUERY, "older": "dead_letters/older"}, bucket_s=bucket_s)
+        parts.ask(db, {"per_bucket": given_up.StoreBucket.QUERY, "older": "dead_letters/older"}, bucket_s=bucket_s)
     return parts.frames() | collect_each(rb, AGREEMENT_CHECKS)
 
 
@@ -648,7 +622,7 @@ class NewRows:
     """The new rows of the window in buckets, oldest first: of each store, and of all.
 
     In `total` an advisory counts only if it is one of `unrecorded`, those whose row in the table is missing. `edges`
-    are the start of each bucket and the time of the run; `exact` tells whether the outbox's times are known.
+    are the start of each bucket and the time of the run.
     """
 
     bucket_s: float
@@ -657,14 +631,13 @@ class NewRows:
     total: Counts
     newest: pd.Timestamp | None
     unrecorded: pd.DataFrame
-    exact: bool
 
     @classmethod
     def of(cls, frames: Frames, given: JudgeInput) -> NewRows:
         """Read the frames of `collect_trend`."""
         bucket_s, unrecorded = _bucket_s(given, given.window_minutes), _find_unrecorded(frames, given)
         n = max(int(given.window_minutes * 60 / bucket_s), 1)
-        buckets = rows.each(frames.get("per_bucket"), StoreBucket)
+        buckets = rows.each(frames.get("per_bucket"), given_up.StoreBucket)
         advised = pd.concat([given_up.advisories_in_window(frames, k, given)["time"] for k in given_up.ADVISORIES])
 
         def count(times: Iterable[pd.Timestamp]) -> Counts:
@@ -684,13 +657,7 @@ class NewRows:
             total=sum((stores[store] for store in STORES[:-1]), count(unrecorded["time"])),
             newest=max(times, default=None),
             unrecorded=unrecorded,
-            exact=all(r.exact for r in buckets if r.store == "outbox"),
         )
-
-    @property
-    def notes(self) -> tuple[Text, ...]:
-        """Return a note if the times of the outbox are estimated."""
-        return () if self.exact else (say("letters.estimated_times"),)
 
 
 def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
@@ -750,7 +717,6 @@ def judge_trend(frames: Frames, given: JudgeInput) -> Finding:
         reason=next((f.reason for f in bad.values() if f.reason), None),
         notes=(
             *(f.headline for f in bad.values()),
-            *seen.notes,
             *given_up.reading_notes(frames, given),
         ),
         signals=(
@@ -823,7 +789,7 @@ def chart_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
             "letters.alt_trend", minutes=given.window_minutes, n=float(new.sum()), peak=float(new[peak]) / per_min,
             at=f"{edges[peak]:%H:%M}", onset=None if onset is None else f"{onset:%H:%M}",
         ),
-        caption=(say("letters.caption_trend"), *seen.notes),
+        caption=(say("letters.caption_trend"),),
         xlabel="time (UTC)",
     )  # fmt: skip
 

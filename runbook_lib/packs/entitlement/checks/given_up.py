@@ -52,6 +52,16 @@ class FailedEvent(rows.Row, query="dead_letters/outbox_failed"):
     shape: str | None = None
 
 
+class StoreBucket(rows.Row, query="dead_letters/per_bucket"):
+    """The new rows of a store in one bucket of the window; `ago` is the bucket's number, counted back from the end."""
+
+    store: str = ""
+    ago: int = -1
+    n: float = 0.0
+    last: pd.Timestamp | None = None
+    exact: bool = False
+
+
 class DeliveryLetter(rows.Row, query="dead_letters/letters"):
     """A dead letter of a notification."""
 
@@ -270,7 +280,9 @@ def reading_notes(frames: Frames, given: JudgeInput) -> tuple[Text, ...]:
         frame = table(frames, name, "total")
         if errors.weight_of(frame) > 1:
             notes.append(say("letters.sampled", shown=len(frame), of=float(frame["total"].max())))
-    if not all(f.exact for f in rows.each(frames.get("outbox_failed"), FailedEvent)):
+    known = [f.exact for f in rows.each(frames.get("outbox_failed"), FailedEvent)]
+    known += [b.exact for b in rows.each(frames.get("per_bucket"), StoreBucket) if b.store == "outbox"]
+    if not all(known):
         notes.append(say("letters.no_failed_at"))
     if advisories_read_since(frames, given) is not None:
         notes.append(say("letters.advisories_capped", n=given.number("dead_letters.advisories")))
