@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -82,7 +81,7 @@ def test_room_at_the_defaults_is_ok_and_proposes_nothing(side: ThrottledWorker) 
     finding = judge(frames(side), side)
     assert (finding.status, key(finding), finding.proposals) == (Status.OK, "room", ())
     expect(finding, values={f"{side.name}.allowed": 1500, "throttle.headroom": 5})
-    assert notes(finding)[:2] == ["keeps_up", "spends"]
+    assert notes(finding)[0] == "keeps_up"
     plan = finding.frames["plan"].set_index("what")
     assert plan.loc["rate allowed", "proposed"] == 600.0  # 25 rows in 2.5 s
     assert finding.hops[0].rate_in == 300
@@ -137,10 +136,10 @@ def test_values_that_were_asked_for_are_predicted() -> None:
     )
     assert [p.name for p in finding.proposals] == ["change_settings"]
     late = judge(frames(RELAY, asked={"poll_interval": 6.0}), RELAY)
-    assert notes(late)[:2] == ["keeps_up", "spends_all"]
+    assert "alone break ENT-C" in messages.text(late.notes[0], "en")
     shrinks = judge(frames(asked={"batch_size": 100}, came=1000, gone=1000, due=600))
     assert notes(shrinks)[0] == "shrinks"
-    assert notes(judge(frames(asked=asked, due=200)))[0] == "grows_late"
+    assert judge(frames(asked=asked, due=200)).notes[0].params["minutes"] == 0
 
 
 def test_values_that_would_be_refused_are_not_proposed() -> None:
@@ -200,7 +199,7 @@ def test_without_the_tool_nothing_is_guessed(side: ThrottledWorker) -> None:
     finding = judge(found, side)
     assert (finding.status, finding.reason, key(finding)) == (Status.UNKNOWN, Reason.UNREACHABLE, "settings_unseen")
     assert finding.value(f"{side.name}.allowed") is None
-    assert notes(finding)[:2] == ["no_tool", "as_observed"]
+    assert notes(finding)[0] == "no_tool"
 
 
 def test_a_receiver_in_trouble_calls_for_less() -> None:
@@ -269,8 +268,3 @@ def test_healthy_and_then_behind(servers: Servers, db: psycopg.Connection, broke
 def test_the_past_is_not_answered(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     found = run(servers, *STEPS, as_of="2025-01-01T00:00:00Z")
     assert {f.status for f in found.values()} == {Status.UNKNOWN}
-
-
-def test_the_checks_are_of_both_steps() -> None:
-    assert [c.step for c in throttle.CHECKS] == [*STEPS]
-    assert all(isinstance(c.judge, partial) for c in throttle.CHECKS)

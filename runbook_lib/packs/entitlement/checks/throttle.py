@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,11 @@ def collect(rb: Context, side: ThrottledWorker) -> Frames:
     parts.answers["settings"] = _read_settings(rb, side, environment)
     if which == "notification" and environment is not None:
         found = parts.answers
-        found["never_set"] = _find_forbidden_variables(rb, environment)
+        never = rb.catalog.forbidden_variables.items()
+        found["never_set"] = rows.frame(
+            (ForbiddenVariable(name, environment[name], why) for name, why in never if name in environment),
+            ForbiddenVariable,
+        )
         agrees = check_durable(rb, environment)
         found["durable"] = row(
             ok=agrees.ok, **{f"why_{lang}": messages.text(agrees.text, lang) for lang in messages.LANGUAGES}
@@ -117,24 +122,14 @@ def collect(rb: Context, side: ThrottledWorker) -> Frames:
 
 
 def _read_settings(rb: Context, side: ThrottledWorker, environment: dict[str, str] | None) -> pd.DataFrame:
-    asked = change.requested_settings(rb.parameters, side.name)
+    asked, own = change.requested_settings(rb.parameters, side.name), environment or {}
     now = {} if environment is None else change.current_settings(rb.catalog.settings, side.name, environment)
     found = [
-        SettingRow(
-            name, s.variable, (environment or {}).get(s.variable), s.standard, now.get(name), asked.get(name), s.unit
-        )
+        SettingRow(name, s.variable, own.get(s.variable), s.standard, now.get(name), asked.get(name), s.unit)
         for name, s in rb.catalog.settings.items()
         if change.side_of(name) == side.name
     ]
     return rows.frame(found, SettingRow).astype(object)
-
-
-def _find_forbidden_variables(rb: Context, environment: dict[str, str]) -> pd.DataFrame:
-    forbidden = rb.catalog.forbidden_variables
-    return rows.frame(
-        (ForbiddenVariable(v, environment[v], why) for v, why in forbidden.items() if v in environment),
-        ForbiddenVariable,
-    )
 
 
 # Judging ----------------------------------------------------------------------------------------------------
@@ -152,15 +147,12 @@ class Pace:
 
     @classmethod
     def of(cls, settings: dict[str, Any], per_row_s: float, pods: int) -> Pace:
-        """Return the pace for settings by their kind."""
-        enabled = settings["enabled"]
-        return cls(
-            _to_float(settings["batch_size"]),
-            _to_float(settings["poll_interval"]),
-            None if enabled is None else bool(enabled),
-            per_row_s,
-            pods,
+        """Return the pace for settings by their kind; a text is a value that the application cannot parse."""
+        batch, pause, enabled = (
+            None if isinstance(settings[kind], str) else settings[kind]
+            for kind in ("batch_size", "poll_interval", "enabled")
         )
+        return cls(batch, pause, enabled, per_row_s, pods)
 
     @property
     def cycle_s(self) -> float | None:
@@ -193,6 +185,12 @@ class Flow:
         """Return the growth of the backlog at this pace, in rows per minute; negative if it shrinks."""
         return None if pace.allowed is None or self.came is None else self.came - pace.allowed
 
+    def growth(self, pace: Pace) -> float | None:
+        """Return `net`, but 0 for a backlog below one batch, which does not shrink further."""
+        net = self.net(pace)
+        small = net is not None and net <= 0 and pace.batch is not None and self.due <= pace.batch
+        return 0.0 if small else net
+
     def empty_in(self, pace: Pace) -> float | None:
         """Return the minutes until the backlog is empty; None if it does not shrink."""
         net = self.net(pace)
@@ -217,12 +215,13 @@ class Flow:
 
 @dataclass(frozen=True)
 class ThrottleReading:
-    """The values that the judge reads from the frames of one side."""
+    """The values that the judge reads from the frames of one side; `then` is the pace with the `planned` settings."""
 
     now: Pace
     then: Pace
     flow: Flow
     asked: dict[str, SettingValue]
+    planned: dict[str, SettingValue]
     changed: dict[str, tuple[SettingValue, SettingValue]]
     timing: str
     replicas: int | None
@@ -245,18 +244,20 @@ def read(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> ThrottleRe
     changed = {s.setting: (s.now, s.default) for s in settings.values() if s.now is not None and s.now != s.default}
     replicas = rows.value(frames.get("workload"), "replicas", int)
     pods = max(replicas or 1, 1)  # if the number of pods is unknown, the pace of one
-    per_row, timing = _measure_row_time(table(frames, "batches", "started", "n", "exact_s", "cycle_s"), given, now)
-    batch, pause = _to_float(now["batch_size"]), _to_float(now["poll_interval"])
-    other = asked or {name: default for name, (_, default) in changed.items()}  # an active change would be undone
-    if not other and batch is not None and pause is not None:
-        other = remedies.halved_rate(given, side.name, batch, pause)
-    then = {kind: other.get(f"{side.name}.{kind}", now[kind]) for kind in change.KINDS}
+    pace = Pace.of(now, 0.0, pods)
+    per_row, timing = _measure_row_time(table(frames, "batches", "n", "exact_s", "cycle_s"), given, pace)
+    # An active change would be undone.
+    planned = asked or {name: default for name, (_, default) in changed.items()}
+    if not planned and pace.batch is not None and pace.pause_s is not None:
+        planned = remedies.halved_rate(given, side.name, pace.batch, pace.pause_s)
+    then = {kind: planned.get(f"{side.name}.{kind}", now[kind]) for kind in change.KINDS}
     at = rows.value(frames.get("look"), "at", pd.Timestamp) or given.as_of
     return ThrottleReading(
-        now=Pace.of(now, per_row, pods),
+        now=replace(pace, per_row_s=per_row),
         then=Pace.of(then, per_row, pods),
         flow=_read_flow(frames, given, side, at),
         asked=asked,
+        planned=planned,
         changed=changed,
         timing=timing,
         replicas=replicas,
@@ -268,19 +269,19 @@ def read(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> ThrottleRe
     )
 
 
-def _measure_row_time(batches: pd.DataFrame, given: JudgeInput, now: dict[str, Any]) -> tuple[float, str]:
+def _measure_row_time(batches: pd.DataFrame, given: JudgeInput, pace: Pace) -> tuple[float, str]:
     """Return the seconds of work per row, and the text that tells how they are known (if they are not, 0)."""
-    newest = int(given.number("throttle.batches"))
-    numbers = batches[["n", "exact_s", "cycle_s"]].head(newest).apply(pd.to_numeric, errors="coerce")
+    numbers = batches.head(int(given.number("throttle.batches"))).apply(pd.to_numeric, errors="coerce")
     exact = numbers[numbers["exact_s"].notna() & (numbers["n"] > 0)]
     if len(exact):
         return float(exact["exact_s"].clip(lower=0).sum() / exact["n"].sum()), "throttle.timed_exact"
-    batch, pause = _to_float(now["batch_size"]), _to_float(now["poll_interval"])
-    if batch and pause is not None:
+    if pace.batch and pace.pause_s is not None:
         # After a full batch the next one follows at once: the cycle without the pause is work.
-        full = numbers[(numbers["n"] >= batch) & (numbers["cycle_s"] < 60)]
+        full = numbers[(numbers["n"] >= pace.batch) & (numbers["cycle_s"] < 60)]
         if len(full):
-            return float(((full["cycle_s"] - pause).clip(lower=0) / full["n"]).median()), "throttle.timed_estimated"
+            return float(
+                ((full["cycle_s"] - pace.pause_s).clip(lower=0) / full["n"]).median()
+            ), "throttle.timed_estimated"
     return 0.0, "throttle.timed_unknown"
 
 
@@ -291,24 +292,24 @@ def _read_flow(frames: Frames, given: JudgeInput, side: ThrottledWorker, at: pd.
         last, sent = frames.get("activity", last), "sent_1m"
     # The first minute of the window was read in part.
     minutes = min(int(given.number("throttle.rate")), max(int(given.window_minutes) - 1, 1))
+    until = at.floor("min")
+
+    def per_minute(name: str, column: str) -> float | None:
+        """Return rows per minute over the last full minutes; over the last one alone if those were not counted."""
+        if name not in frames:
+            return rows.value(last, column, float)
+        counts = history.counts(frames[name])
+        return (
+            float(counts[(counts.index >= until - minutes * history.MINUTE) & (counts.index < until)].sum()) / minutes
+        )
+
     return Flow(
-        came=_count_per_minute(frames, "came", at, minutes, rows.value(last, "arrived_1m", float)),
-        gone=_count_per_minute(frames, "gone", at, minutes, rows.value(last, sent, float)),
+        came=per_minute("came", "arrived_1m"),
+        gone=per_minute("gone", sent),
         due=queue.ready,
         oldest_s=queue.oldest_s,
         waiting=queue.waiting_retry,
     )
-
-
-def _count_per_minute(
-    frames: Frames, name: str, at: pd.Timestamp, minutes: int, last_minute: float | None
-) -> float | None:
-    """Return rows per minute over the last full minutes; over the last minute alone if those could not be counted."""
-    if name not in frames:
-        return last_minute
-    until = at.floor("min")
-    counts = history.counts(frames.get(name))
-    return float(counts[(counts.index >= until - minutes * history.MINUTE) & (counts.index < until)].sum()) / minutes
 
 
 def judge(frames: Frames, given: JudgeInput, side: ThrottledWorker) -> Finding:
@@ -386,9 +387,9 @@ def _build_values(seen: ThrottleReading, given: JudgeInput, side: ThrottledWorke
         Value(f"{side.name}.batch_size", now.batch, "rows"),
         Value(f"{side.name}.poll_interval", now.pause_s, "s"),
         Value(f"{side.name}.enabled", None if now.enabled is None else str(now.enabled).lower()),
-        Value(f"{side.name}.allowed", _round_rate(now.allowed), "1/min"),
-        Value(f"{side.name}.arriving", _round_rate(flow.came), "1/min"),
-        Value(f"{side.name}.observed", _round_rate(flow.gone), "1/min"),
+        Value(f"{side.name}.allowed", _round(now.allowed), "1/min"),
+        Value(f"{side.name}.arriving", _round(flow.came), "1/min"),
+        Value(f"{side.name}.observed", _round(flow.gone), "1/min"),
         Value(f"{side.name}.backlog", flow.due, "rows"),
     ]
     if now.allowed is not None and flow.came:
@@ -398,37 +399,24 @@ def _build_values(seen: ThrottleReading, given: JudgeInput, side: ThrottledWorke
 
 def _build_plan(seen: ThrottleReading, given: JudgeInput, side: ThrottledWorker) -> pd.DataFrame:
     """Return the current settings beside the requested or proposed ones, with the effect of each."""
-    flow, now, then = seen.flow, seen.now, seen.then
-    found: list[tuple[str, Any, Any, str]] = [
-        ("batch size", now.batch, then.batch, "rows"),
-        ("poll interval", now.pause_s, then.pause_s, "s"),
-        ("enabled", _format_value(now.enabled), _format_value(then.enabled), ""),
-        ("rate allowed", _round_rate(now.allowed), _round_rate(then.allowed), "1/min"),
-        ("rate arriving", _round_rate(flow.came), _round_rate(flow.came), "1/min"),
-        ("backlog", flow.due, flow.due, "rows"),
-        (
-            "backlog grows by",
-            _round_rate(_predict_growth(flow, now)),
-            _round_rate(_predict_growth(flow, then)),
-            "1/min",
-        ),
-        ("backlog empty in", _round_rate(flow.empty_in(now)), _round_rate(flow.empty_in(then)), "min"),
+    flow = seen.flow
+    facts: list[tuple[str, Callable[[Pace], Any], str]] = [
+        ("batch size", lambda pace: pace.batch, "rows"),
+        ("poll interval", lambda pace: pace.pause_s, "s"),
+        ("enabled", lambda pace: _format_value(pace.enabled), ""),
+        ("rate allowed", lambda pace: pace.allowed, "1/min"),
+        ("rate arriving", lambda pace: flow.came, "1/min"),
+        ("backlog", lambda pace: flow.due, "rows"),
+        ("backlog grows by", flow.growth, "1/min"),
+        ("backlog empty in", flow.empty_in, "min"),
     ]
     for objective in filter(None, map(given.slos.get, side.objectives)):
         label = f"{objective.id} {objective.objective}:"
         if objective.unit != "rows":
-            spent = [_round_rate(pace.cycle_s) for pace in (now, then)]
-            found.append((f"{label} pause and batch spend", spent[0], spent[1], "s"))
-        late = [_round_rate(flow.late_in(pace, objective)) for pace in (now, then)]
-        found.append((f"{label} broken in", late[0], late[1], "min"))
+            facts.append((f"{label} pause and batch spend", lambda pace: pace.cycle_s, "s"))
+        facts.append((f"{label} broken in", partial(flow.late_in, objective=objective), "min"))
+    found = [(what, *(_round(fact(pace), 2) for pace in (seen.now, seen.then)), unit) for what, fact, unit in facts]
     return pd.DataFrame(found, columns=["what", "now", "asked" if seen.asked else "proposed", "unit"]).astype(object)
-
-
-def _predict_growth(flow: Flow, pace: Pace) -> float | None:
-    net = flow.net(pace)
-    if net is None or net > 0 or pace.batch is None or flow.due > pace.batch:
-        return net
-    return 0.0  # a backlog below one batch does not shrink further
 
 
 def _build_notes(frames: Frames, given: JudgeInput, seen: ThrottleReading, side: ThrottledWorker) -> list[Text]:
@@ -436,9 +424,6 @@ def _build_notes(frames: Frames, given: JudgeInput, seen: ThrottleReading, side:
     notes = []
     if "workload" in failed:
         notes.append(say("throttle.no_tool", detail=failed["workload"].detail))
-        largest, cycle = _observe_batches(frames, given)
-        if largest is not None:
-            notes.append(say("throttle.as_observed", largest=largest, cycle=cycle))
     elif not seen.known:
         notes.append(say("throttle.not_understood"))
     if seen.known:
@@ -468,38 +453,22 @@ def _measure_rate(frames: Frames, seen: ThrottleReading) -> float | None:
 
 
 def _note_prediction(given: JudgeInput, seen: ThrottleReading, side: ThrottledWorker) -> list[Text]:
-    """Note the predicted effect of the requested or proposed values."""
+    """Note the predicted effect of the requested or proposed values; the plan has more of it."""
     flow, then = seen.flow, seen.then
-    settings = ", ".join(
-        f"{side.name}.{kind} {_format_value(value)}"
-        for kind, value, now in (
-            ("batch_size", then.batch, seen.now.batch),
-            ("poll_interval", then.pause_s, seen.now.pause_s),
-            ("enabled", then.enabled, seen.now.enabled),
-        )
-        if value is not None and (value != now or f"{side.name}.{kind}" in seen.asked)
-    )
     net = flow.net(then)
-    if not settings or net is None or then.allowed is None:
+    if not seen.planned or net is None:
         return []
-    facts: dict[str, Any] = {"settings": settings, "allowed": then.allowed, "came": flow.came, "net": abs(net)}
-    late = {i: t for i in side.objectives if i in given.slos and (t := flow.late_in(then, given.slos[i])) is not None}
-    first = min(late, key=lambda i: late[i], default="")
-    notes = []
-    if net > 0:
-        objective = given.slos[first].objective if first else None
-        key = "throttle.grows_late" if late.get(first, 1.0) < given.number("throttle.at_once") else "throttle.grows"
-        notes.append(say(key, **facts, slo=first, objective=objective, minutes=late.get(first)))
-    elif net < 0 and then.batch is not None and flow.due > then.batch:
-        notes.append(say("throttle.shrinks", **facts, due=flow.due, minutes=flow.empty_in(then)))
-    else:
-        notes.append(say("throttle.keeps_up", **facts))
-    if then.enabled and then.cycle_s is not None:
-        budget = given.slos.get(side.objectives[0])
-        if budget:
-            worse = "throttle.spends_all" if then.cycle_s >= budget.number else "throttle.spends"
-            notes.append(say(worse, slo=budget.id, s=then.cycle_s, now=seen.now.cycle_s, of=budget.number))
-    return notes
+    facts: dict[str, Any] = {
+        "settings": ", ".join(f"{name} {_format_value(value)}" for name, value in seen.planned.items()),
+        "allowed": then.allowed,
+        "came": flow.came,
+        "net": abs(net),
+    }
+    late = {slo: flow.late_in(then, given.slos[slo]) for slo in side.objectives if slo in given.slos}
+    minutes, first = min(((t, slo) for slo, t in late.items() if t is not None), default=(None, None))
+    if net < 0 and then.batch is not None and flow.due > then.batch:
+        return [say("throttle.shrinks", **facts, due=flow.due, minutes=flow.empty_in(then))]
+    return [say("throttle.grows" if net > 0 else "throttle.keeps_up", **facts, slo=first, minutes=minutes)]
 
 
 def _build_proposals(
@@ -534,21 +503,8 @@ def _build_proposals(
     return found
 
 
-def _observe_batches(frames: Frames, given: JudgeInput) -> tuple[float | None, float | None]:
-    """Return the largest of the newest batches, and the shortest time between two."""
-    batches = table(frames, "batches", "started", "n", "cycle_s").head(int(given.number("throttle.batches")))
-    if batches.empty:
-        return None, None
-    cycles = pd.to_numeric(batches["cycle_s"], errors="coerce").dropna()
-    return float(batches["n"].max()), float(cycles.min()) if len(cycles) else None
-
-
-def _to_float(value: Any) -> float | None:
-    return None if value is None or isinstance(value, str) else float(value)
-
-
-def _round_rate(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else round(value, 1)
+def _round(value: Any, digits: int = 1) -> Any:
+    return round(value, digits) if isinstance(value, float) else value
 
 
 def _format_value(value: Any) -> str:
