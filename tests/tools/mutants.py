@@ -80,7 +80,10 @@ def edits(node: Any, function: str = "") -> Iterator[tuple[Any, str, str, Callab
             new = not old if isinstance(old, bool) else old + 1
             yield node, function, f"is {new}", lambda: setattr(node, "value", new)
     for n, item in enumerate(items):
-        yield getattr(item, "pattern", item), function, "left out", partial(items.pop, n)
+        leave_out: Callable[[], object] = partial(items.pop, n)
+        if isinstance(node, ast.BoolOp):  # one operand alone does not compile
+            leave_out = partial(items.__setitem__, n, ast.Constant(isinstance(node.op, ast.And)))
+        yield getattr(item, "pattern", item), function, "left out", leave_out
     for name, value in ast.iter_fields(node):
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.AST) and name not in ("annotation", "returns", "decorator_list"):
@@ -118,15 +121,15 @@ def learn() -> dict[str, dict[int, list[str]]]:
 
 def start(path: str, n: int, tests: list[str]) -> int:
     """Start a process that has a module with its n-th change and ends with 0 if these tests pass; return its pid."""
+    tree = ast.parse(Path(path).read_bytes())
+    [*edits(tree)][n][3]()
+    changed, usual = compile(ast.fix_missing_locations(tree), path, "exec"), SourceFileLoader.get_code
     if pid := os.fork():
         return pid
     code = 70
     with suppress(BaseException):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
-        tree = ast.parse(Path(path).read_bytes())
-        [*edits(tree)][n][3]()
-        changed, usual = compile(ast.fix_missing_locations(tree), path, "exec"), SourceFileLoader.get_code
         SourceFileLoader.get_code = lambda file, name: changed if file.path == path else usual(file, name)  # type: ignore
         code = int(pytest.main(["-x", "-q", "-n0", "-p", "no:cacheprovider", f"--timeout={LIMIT_S}", *tests]))
     os._exit(code)
