@@ -227,12 +227,6 @@ def test_a_run_tells_its_verdict_and_leads_to_the_dashboard(http: Callable[..., 
     assert SECRET not in kept + done.stdout + done.stderr
 
 
-def test_what_a_run_says_is_the_same_without_grafana(http: Callable[..., Http], tmp_path: Path) -> None:
-    own = env(tmp_path, RUNBOOK_GRAFANA_URL=http(500).address, RUNBOOK_GRAFANA_TOKEN=SECRET, RUNBOOK_LANG="ja")
-    done = runbook("run", "2", "--incident", "INC-1", env=own)
-    assert done.returncode == 3 and done.stderr == "INC-1: Grafanaに注釈を書けませんでした: HTTP 500\n"
-
-
 @pytest.mark.parametrize("fails", ["", "run"])
 def test_an_action_is_told_without_whose_word_it_was(
     http: Callable[..., Http], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
