@@ -160,6 +160,10 @@ class JetStream:
         """Ask CONSUMER.INFO."""
         return Consumer.read(self._call_api(f"CONSUMER.INFO.{stream}.{durable}"))
 
+    def account(self) -> dict[str, Any]:
+        """Return the account's INFO: limits{max_memory, max_storage, max_streams, max_consumers, ...}."""
+        return _require_fields(self._call_api("INFO"), "limits")
+
     def names(self, stream: str | None = None) -> list[str]:
         """Return STREAM.NAMES, or CONSUMER.NAMES of a stream: the first 1,024."""
         call, kind = (f"CONSUMER.NAMES.{stream}", "consumers") if stream else ("STREAM.NAMES", "streams")

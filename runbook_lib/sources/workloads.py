@@ -201,6 +201,10 @@ class Runner(ABC):
     def environment(self, name: str) -> dict[str, str]:
         """Return the variables that are set for the workload; secrets are masked."""
 
+    def template(self, name: str) -> dict[str, str]:
+        """Return its image and the limits of its resources, by name; {} if the tool knows none."""
+        return {}
+
     @abstractmethod
     def restart(self, name: str) -> str:
         """Restart it, and nothing else; return what the tool said."""
@@ -363,6 +367,17 @@ class KubectlRunner(Runner):
         variables = self._read_variables(name)
         known = self._mask_variables({e["name"]: str(e.get("value", "")) for e in variables})
         return known | {e["name"]: _MASKED for e in variables if "valueFrom" in e}
+
+    def template(self, name: str) -> dict[str, str]:
+        """Read the workload's own container."""
+        container = self._read_container(name)
+        found = {"image": container.get("image", "")} | {
+            f"{kind}.{resource}": value
+            for kind, values in container.get("resources", {}).items()
+            if isinstance(values, dict)
+            for resource, value in values.items()
+        }
+        return {setting: self._mask(str(value)) for setting, value in found.items()}
 
     def restart(self, name: str) -> str:
         """Restart the rollout."""

@@ -134,6 +134,7 @@ def test_what_a_deployment_is(cluster: Cluster, runner: KubectlRunner) -> None:
         "NATS_URL": "nats://app:***@nats:4222",
         "API_KEY": "***",  # from a Secret: set, and not known
     }
+    assert runner.template("notification") == {"image": "x", "limits.memory": "512Mi"}
     assert all(a.method == "GET" for a in cluster.asked)
 
 

@@ -114,7 +114,8 @@ class Cluster:
         """A deployment with a sidecar, and its ready pods."""
         labels = {"app": name}
         started = {"running": {"startedAt": "2025-01-31T02:30:00Z"}}
-        own = {"name": name, "image": "x", "env": list(env)} | ({"envFrom": list(env_from)} if env_from else {})
+        own = {"name": name, "image": "x", "env": list(env), "resources": {"limits": {"memory": "512Mi"}}}
+        own |= {"envFrom": list(env_from)} if env_from else {}
         containers = [own, {"name": "istio-proxy", "image": "y"}]
         self.deployments[name] = {
             "apiVersion": "apps/v1",

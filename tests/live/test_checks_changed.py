@@ -141,6 +141,11 @@ HEALTHY = [
     ("postgres", "role app", "statement_timeout", "0"),
     ("postgres", "role app", "work_mem", "4MB"),
     ("jetstream", "consumer c", "filter_subject", "entitlement.>"),
+    ("jetstream", "stream s", "retention", "limits"),
+    ("jetstream account", "account", "max_storage", "-1"),
+    ("nats_monitor", "broker", "max_payload", "1048576"),
+    ("postgres rights", "role app", "connection limit", "-1"),
+    ("workloads template", "workload notification", "image", "n:1"),
     ("workloads", "workload notification", "NOTIFICATION_ENABLED", "true"),
     ("workloads", "workload notification", "replicas", "1"),
     ("workloads", "workload notification", "NOTIFICATION_DELIVERY_BATCH_SIZE", "50"),
@@ -172,6 +177,11 @@ def drifted(**values: str) -> Frames:
         ({"NOTIFICATION_ENABLED": "false"}, "changed.notification", "NOTIFICATION_ENABLED changed from true to false"),
         ({"NOTIFICATION_DELIVERY_BATCH_SIZE": "2"}, "changed.delivery", "BATCH_SIZE changed from 50 to 2"),
         ({"column gone": ""}, "changed.database", "column gone was removed"),
+        ({"connection limit": "1"}, "changed.database", "role app: connection limit changed from -1 to 1"),
+        ({"retention": "interest"}, "changed.stream", "stream s: retention changed from limits to interest"),
+        ({"max_payload": "100"}, "changed.broker", "broker: max_payload changed from 1048576 to 100"),
+        ({"max_storage": "10"}, "changed.broker", "account: max_storage changed from -1 to 10"),
+        ({"image": "n:2"}, "changed.notification", "workload notification: image changed from n:1 to n:2"),
         ({"NOTIFICATION_ENABLED": "", "filter_subject": "x"}, "changed.consumer", "; 1 other setting changed"),
     ],
 )
@@ -275,6 +285,8 @@ def test_a_difference_to_a_configuration_of_long_ago_names_no_place() -> None:
 def test_a_source_that_did_not_answer_has_not_lost_its_settings() -> None:
     seen = drifted()
     assert changed.CHECK.judge(seen, make_given()).value("changes.configuration") == 0
+    # An earlier release did not read the rights.
+    seen["healthy"] = seen["healthy"][seen["healthy"]["source"] != "postgres rights"]
     seen["configuration"] = seen["configuration"][seen["configuration"]["source"] != "jetstream"]
     assert changed.CHECK.judge(seen, make_given()).value("changes.configuration") == 0
     assert changed.CHECK.judge(frames(), make_given()).value("changes.configuration") is None
@@ -291,19 +303,33 @@ def test_a_table_that_is_locked_has_not_lost_its_columns() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("trigger no", "CREATE TRIGGER no BEFORE UPDATE"), ("row security", "enabled, forced")]
+    ("row", "observed", "told"),
+    [
+        (("postgres", "table t", "trigger no", "CREATE TRIGGER no"), "changed.unexpected", "services' migrations"),
+        (
+            ("postgres", "table t", "row security", "enabled, forced"),
+            "changed.unexpected",
+            "row security is not",
+        ),
+        (
+            ("jetstream", "stream s", "max_age", "5 s"),
+            "changed.undocumented",
+            "is 5 s, and 0 s in the documents",
+        ),
+        (("jetstream", "consumer c", "ack_wait", "30 s"), "changed.undocumented", "ack_wait is 30 s, and 10 s in"),
+        (("jetstream", "stream s", "num_replicas", "3"), None, "No change"),
+        (("postgres", "table t", "constraint notifications_status_check", "CHECK (status)"), None, "No change"),
+    ],
 )
-def test_without_a_baseline_what_no_migration_makes_is_named(name: str, value: str) -> None:
-    own = ("postgres", "table notification.notifications", "constraint notifications_status_check", "CHECK (status)")
-    seen = drifted()
-    del seen["healthy"]
-    seen["configuration"] = pd.DataFrame([own], columns=SETTING_COLUMNS)
+def test_without_a_baseline_what_nothing_declares_is_named(
+    row: tuple[str, ...], observed: str | None, told: str
+) -> None:
+    seen = frames() | {"configuration": pd.DataFrame([row], columns=SETTING_COLUMNS)}
     found = changed.CHECK.judge(seen, make_given(earlier=(LATE,)))
-    assert found.signals == () and "migrations" not in words(found)
-    seen["configuration"] = pd.DataFrame([own, (*own[:2], name, value)], columns=SETTING_COLUMNS)
-    found = changed.CHECK.judge(seen, make_given(earlier=(LATE,)))
-    assert f"{name} is not made by the services' migrations: {value}" in words(found)
-    assert {s.observation for s in found.signals} == {"changed.unexpected"}
+    assert told in words(found) and {s.observation for s in found.signals} == {observed} - {None}
+    assert changed.CHECK.judge(seen, make_given()).status is Status.OK
+    if observed == "changed.undocumented":
+        assert {s.about for s in found.signals} == {"FM-CFG-01"}
 
 
 def test_two_runs_that_read_another_configuration_differ_by_their_settings() -> None:
@@ -327,7 +353,11 @@ def test_what_somebody_set_is_named_with_the_old_value_on_real_servers(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = run(servers, "3.6")["3.6"].frames["configuration"]
-    assert {*before["source"]} == {"postgres", "jetstream"}
+    asked = {"postgres", "jetstream", "nats_monitor"}
+    assert {*before["source"]} == asked | {"postgres rights", "jetstream account"}
+    assert {("broker", "max_payload"), ("account", "max_storage"), ("schema notification", "grants")} <= {
+        *before[["item", "setting"]].itertuples(index=False, name=None)
+    }
     assert not before["value"].str.contains("runbook-secret").any()
     baseline.keep("outputs", "here", before, ago(3600))
     assert run(servers, "3.6")["3.6"].value("changes.configuration") == 0
@@ -337,6 +367,7 @@ def test_what_somebody_set_is_named_with_the_old_value_on_real_servers(
     policy = f"CREATE POLICY few ON {letters} USING (error_message <> 'planted')"
     with (
         undone(db, f"{role} SET statement_timeout = '7s'", f"{role} RESET ALL"),
+        undone(db, f"{role} CONNECTION LIMIT 50", f"{role} CONNECTION LIMIT -1"),
         undone(db, f"{table} ADD CONSTRAINT nobody {check}", f"{table} DROP CONSTRAINT nobody"),
         undone(
             db, f"ALTER TABLE {letters} ENABLE ROW LEVEL SECURITY; {policy}",
@@ -345,7 +376,9 @@ def test_what_somebody_set_is_named_with_the_old_value_on_real_servers(
     ):  # fmt: skip
         found = run(servers, "3.6")["3.6"]
     drift = {(r.setting, r.before, r.now) for r in found.frames["drift"].itertuples()}
-    assert {("statement_timeout", "", "7s"), ("row security", "", "enabled")} <= drift
+    assert {
+        ("statement_timeout", "", "7s"), ("row security", "", "enabled"), ("connection limit", "-1", "50"),
+    } <= drift  # fmt: skip
     (shown,) = [str(now) for setting, _, now in drift if setting == "policy few"]
     assert shown.startswith("* using (error_message <> ***")
     (added,) = [str(now) for setting, _, now in drift if setting == "constraint nobody"]

@@ -1,8 +1,10 @@
 """List what changed around a system in the hours before the run, and compare its configuration with the healthy one.
 
 The configuration is a frame of texts (source, item, setting, value): one row for each setting of the server and of its
-roles; column, constraint, trigger, index, owner and grant of its schemas; field of a stream or a consumer; variable of
-a workload. Values that may be secret are masked before they leave their source.
+roles; column, constraint, trigger, index, owner and grant of its schemas; right of the role; field of a stream or a
+consumer; limit of the broker and of its account; variable, image and limit of a workload. Values that may be secret are
+masked before they leave their source. What was added later has a source of its own ("postgres rights"): an earlier
+configuration without it has not lost it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from runbook_lib.dossier import baseline
 from runbook_lib.model.finding import Finding, Frames, OutageEnd, Signal, Status, Text, Value, judged, replace, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.jetstream.consumer import read_pairs
-from runbook_lib.packs.jetstream.reach import list_settings
+from runbook_lib.packs.jetstream.reach import Broker, find_undocumented, list_settings
+from runbook_lib.sources.source import SourceError
 from runbook_lib.store.archive import ACTION_LOG
 
 if TYPE_CHECKING:
@@ -43,24 +46,30 @@ _EARLIER_KINDS = {
     "start": ".* (?:started|created)|migration .*(?<!, failed)",
 }
 
+#: Fields of /varz that configure a server; JetStream's own are limits of the account.
+_BROKER_LIMITS = (
+    "version", "max_payload", "max_connections", "max_subscriptions", "max_pending", "max_control_line",
+    "write_deadline", "ping_interval", "ping_max", "auth_required", "tls_required",
+)  # fmt: skip
+
 Change = dict[str, Any]
 Row = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What can change around a system: its database `role` and `schemas`, its streams and its workloads.
+    """What can change around a system: its database `role` and `schemas`, its `broker` and its workloads.
 
-    `migrations` has the query of a service's migrations (version, description, installed_on, success), `durables` the
-    durable consumer of each stream. `impact` is the step that finds the onset and the end of an outage. `observe`
-    returns what a difference (the columns of `snapshots.drift`) is by observations.md, "" if it is none; without it
-    nothing is weighed. `unexpected` returns the settings that no migration makes.
+    `migrations` has the query of a service's migrations (version, description, installed_on, success). `impact` is the
+    step that finds the onset and the end of an outage. `observe` returns what a difference (the columns of
+    `snapshots.drift`) is by observations.md, "" if it is none; without it nothing is weighed. `unexpected` returns the
+    settings that no migration makes.
     """
 
     role: str = ""
     schemas: tuple[str, ...] = ()
     migrations: Mapping[str, str] = field(default_factory=dict)
-    durables: Mapping[str, str] = field(default_factory=dict)
+    broker: Broker | None = None
     workloads: tuple[str, ...] = ()
     impact: str = "3.1"
     observe: Callable[[Mapping[Hashable, str], JudgeInput], str] | None = None
@@ -85,9 +94,9 @@ def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
             asked.append(name)
 
     part("postgres", _read_database_changes(rb, around, parts, settings))
-    if around.durables:
-        part("jetstream", _read_stream_changes(rb, around, settings))
-        part("nats_monitor", _read_broker_changes(rb))
+    if around.broker:
+        part("jetstream", _read_stream_changes(rb, around.broker, settings))
+        part("nats_monitor", _read_broker_changes(rb, settings))
     part("workloads", _read_pod_starts(rb, around, settings))
     with suppress(OSError):
         changes += _read_actions(rb)
@@ -96,7 +105,7 @@ def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
     parts.answers["changes"] = pd.DataFrame(changes, columns=COLUMNS)
     parts.answers["asked"] = pd.DataFrame({"source": asked})
     # A source that answered in part would seem to have lost the rest.
-    read = [s for s in settings if s[0] not in parts.failures]
+    read = [s for s in settings if s[0].partition(" ")[0] not in parts.failures]
     parts.answers[CONFIGURATION] = pd.DataFrame(read, columns=SETTING_COLUMNS)
     with suppress(OSError, ValueError, KeyError):
         healthy = baseline.configuration(rb.archive.output, rb.parameters.target)
@@ -124,11 +133,11 @@ def _read_database_changes(
         server = db.ask("changed/server").iloc[0]
         roles = parts.answers["settings"] = db.ask("changed/settings", role=around.role)
         with parts.part("catalog"):
-            catalog = db.ask_apart("changed/catalog", schemas=list(around.schemas))
+            catalog = db.ask_apart("changed/catalog", schemas=list(around.schemas), role=around.role)
             if not catalog.attrs.get("capped"):
                 named = [(whose, *str(setting).partition("=")) for whose, setting in roles.itertuples(index=False)]
                 settings += (("postgres", whose, name, value or "***") for whose, name, _, value in named)
-                settings += (("postgres", str(item), str(name), str(value)) for item, name, value in catalog.to_numpy())
+                settings += catalog[SETTING_COLUMNS].astype(str).itertuples(index=False, name=None)
         histories = {}
         for service, query in around.migrations.items():
             with parts.part(f"migrations of {service}"):
@@ -141,24 +150,34 @@ def _read_database_changes(
             yield _build_change(f"{migration['installed_on']}Z", kind, what, "postgres", "zone not kept")
 
 
-def _read_stream_changes(rb: Context, around: Surroundings, settings: list[Row]) -> Iterator[Change]:
-    for stream, info, durable, consumer in read_pairs(rb, around.durables):
+def _read_stream_changes(rb: Context, broker: Broker, settings: list[Row]) -> Iterator[Change]:
+    for stream, info, durable, consumer in read_pairs(rb, broker.durables):
         for what, found in ((f"stream {stream}", info), (f"consumer {durable}", consumer.info if consumer else {})):
             settings += (("jetstream", *setting) for setting in list_settings(what, found))
             if created := found.get("created"):
                 yield _build_change(created, "creation", f"{what} created", "jetstream")
+    with suppress(SourceError):  # a user without this right reads all the rest
+        limits = list_settings("account", {"config": rb.source("jetstream").account()["limits"]})
+        settings += (("jetstream account", *limit) for limit in limits)
 
 
-def _read_broker_changes(rb: Context) -> Iterator[Change]:
-    for server in rb.source("nats_monitor").servers():
+def _read_broker_changes(rb: Context, settings: list[Row]) -> Iterator[Change]:
+    servers = rb.source("nats_monitor").servers()
+    for server in servers:
         name = f"NATS server {server.get('server_name') or server.get('server_id')}"
         yield from _read_start(rb, name, "nats_monitor", server.get("start"), server.get("config_load_time"))
+    # A node that is away changes nothing: what is the same on all nodes is one value.
+    values = {name: [*{str(s[name]): s[name] for s in servers if name in s}.values()] for name in _BROKER_LIMITS}
+    limits = {name: found[0] if len(found) == 1 else sorted(found) for name, found in values.items() if found}
+    settings += (("nats_monitor", *limit) for limit in list_settings("broker", {"config": limits}))
 
 
 def _read_pod_starts(rb: Context, around: Surroundings, settings: list[Row]) -> Iterator[Change]:
     for name in around.workloads:
         found = {"replicas": str(rb.workloads.replicas(name))} | dict(sorted(rb.workloads.environment(name).items()))
-        settings += (("workloads", f"workload {name}", setting, value) for setting, value in found.items())
+        settings += (("workloads", f"workload {name}", *setting) for setting in found.items())
+        template = rb.workloads.template(name).items()
+        settings += (("workloads template", f"workload {name}", *setting) for setting in template)
         for pod in rb.workloads.pods(name):
             if pod["started"]:
                 kind, again = ("restart", f" ({n} restarts before)") if (n := pod["restarts"]) else ("start", "")
@@ -205,12 +224,11 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
         notes.append(say("changed.settings", told=listed))
     notes.append(say("changed.asked", names=", ".join(table(frames, "asked", "source")["source"])))
     headline = say("changed.some" if len(lately) else "changed.none", **facts)
-    foreign = now.iloc[:0]
+    unexpected = dict[str, pd.DataFrame]()
     if healthy_at is None:
         notes.append(say("changed.no_baseline"))
-        foreign = around.unexpected(now)
-        if len(foreign):
-            headline = _describe("changed.unexpected", foreign)
+        unexpected = _find_unexpected(around, now, given)
+        headline = next((_describe(key, found) for key, found in unexpected.items()), headline)
     elif len(differing):
         since = f"{healthy_at:%m-%d %H:%M}"
         headline = _describe("changed.drift", differing, since=since, until=f"{given.as_of:%H:%M}")
@@ -222,7 +240,7 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
             Value("changes.before_onset", len(before), "changes"),
             Value("changes.configuration", None if healthy_at is None else len(differing), "settings"),
         ],
-        signals=_weigh_changes(around, differing, healthy_at, foreign, given) if lasts else (),
+        signals=_weigh_changes(around, differing, healthy_at, unexpected, given) if lasts else (),
         notes=tuple(notes),
         frames={"lately": lately, "drift": differing},
         show=tuple(name for name, frame in (("drift", differing), ("lately", lately)) if len(frame)),
@@ -253,6 +271,17 @@ def _join_start(changes: pd.DataFrame, pause: pd.Timedelta) -> pd.DataFrame:
     return every
 
 
+def _find_unexpected(around: Surroundings, now: pd.DataFrame, given: JudgeInput) -> dict[str, pd.DataFrame]:
+    """Return what no migration makes, and what the broker has otherwise than documented, by the observation of each."""
+    read = now[now["source"] == "jetstream"][["item", "setting", "value"]].itertuples(index=False, name=None)
+    other = find_undocumented(around.broker, read, given) if around.broker else []
+    found = {
+        "changed.unexpected": around.unexpected(now),
+        "changed.undocumented": pd.DataFrame(other, columns=["item", "setting", "documented", "value"]),
+    }
+    return {observation: frame for observation, frame in found.items() if len(frame)}
+
+
 def _describe(key: str, rows: pd.DataFrame, **facts: str) -> Text:
     """Return the first of these settings as a sentence, and how many others there are."""
     first = {str(name): textwrap.shorten(str(value), 100) for name, value in rows.iloc[0].items() if name != "source"}
@@ -267,7 +296,7 @@ def _weigh_changes(
     around: Surroundings,
     differing: pd.DataFrame,
     healthy_at: pd.Timestamp | None,
-    foreign: pd.DataFrame,
+    unexpected: Iterable[str],
     given: JudgeInput,
 ) -> tuple[Signal, ...]:
     """Return what the differences, and the unexpected definitions, support.
@@ -282,7 +311,6 @@ def _weigh_changes(
         changes = differing.to_dict("records")
         triggers = [change["now"] for change in changes]
         found = ["" if _executes(triggers, change["item"]) else around.observe(change, given) for change in changes]
-    unexpected = ["changed.unexpected"] if len(foreign) else []
     signals = given.evidence_of(dict.fromkeys(filter(None, [*found, *unexpected])))
     repeated = _find_repeated(differing, found)
     return tuple(s for s in signals if s.observation not in repeated or s.about in given.catalog.places)

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
     from runbook_lib.sources.settings import TargetFacts
 
-#: Fields of a stream or a consumer that hold nanoseconds.
-_DURATIONS = ("max_age", "duplicate_window", "ack_wait", "inactive_threshold", "idle_heartbeat", "max_expires")
+#: Fields of a stream, a consumer or a server that hold nanoseconds.
+_DURATIONS = (
+    "max_age", "duplicate_window", "ack_wait", "inactive_threshold", "idle_heartbeat", "max_expires", "write_deadline",
+    "ping_interval",
+)  # fmt: skip
 #: Fields that only name it, and those that the broker sets anew with each connection or for itself.
 _NO_SETTING = ("name", "durable_name", "metadata", "deliver_subject")
 
-#: A field of a stream or a consumer: "stream s", its name at the broker, and its value as `list_settings` writes it.
+#: A field of what was asked: "stream s", its name at the broker, and its value as `list_settings` writes it.
 Setting = tuple[str, str, str]
 
 
@@ -96,7 +99,7 @@ class ConsumerConfig(rows.Row):
 
 
 def list_settings(item: str, info: Mapping[str, Any]) -> Iterator[Setting]:
-    """Yield the fields of the configuration of a stream or a consumer.
+    """Yield the fields of the configuration of a stream, a consumer, a server or an account.
 
     The broker keeps the end of a pause that is over, which is no setting.
 

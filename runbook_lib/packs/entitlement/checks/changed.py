@@ -10,6 +10,7 @@ import pandas as pd
 from runbook_lib.book import patterns
 from runbook_lib.packs.changes import changes
 from runbook_lib.packs.entitlement import PACK
+from runbook_lib.packs.entitlement.checks import scope
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from runbook_lib.sources.settings import TargetFacts
 
 #: What a difference is by observations.md, by the first word of the item, or by the role of the workload.
-_OBSERVATIONS = {"stream": "changed.stream", "consumer": "changed.consumer"}
+_OBSERVATIONS = {
+    "stream": "changed.stream", "consumer": "changed.consumer", "broker": "changed.broker", "account": "changed.broker",
+}  # fmt: skip
 _WORKLOADS = {"entitlement": "changed.entitlement", "notification": "changed.notification"}
 #: The same for a variable that sets a loop of its own workload, by the first word of the setting's name.
 _LOOPS = {"relay": "changed.relay", "delivery": "changed.delivery"}
@@ -66,7 +69,8 @@ def unexpected(settings: pd.DataFrame) -> pd.DataFrame:
             kind == "constraint" and value.startswith("CHECK") and name not in _OWN_CHECKS
         )
 
-    return settings[[foreign(str(r.setting), str(r.value)) for r in settings.itertuples()]]
+    of_database = [r.source == "postgres" and foreign(str(r.setting), str(r.value)) for r in settings.itertuples()]
+    return settings[of_database]
 
 
 def surroundings(facts: TargetFacts) -> changes.Surroundings:
@@ -76,7 +80,7 @@ def surroundings(facts: TargetFacts) -> changes.Surroundings:
         facts.database_role,
         facts.services,
         {service: f"scope/migrations_{service}" for service in facts.services},
-        facts.streams.durables,
+        scope.broker(facts),
         (facts.workloads.entitlement, facts.workloads.notification),
         observe=observe,
         unexpected=unexpected,

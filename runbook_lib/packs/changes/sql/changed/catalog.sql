@@ -1,4 +1,4 @@
--- question: how are the server, the roles and the tables of both services set up?
+-- question: how are the server, the tables of both services and the rights of their role set up?
 -- index: catalog
 -- cost: catalog
 -- answers: present
@@ -65,8 +65,46 @@ found AS (
     FROM pg_catalog.pg_proc p
     JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
     WHERE n.nspname = ANY (CAST(:schemas AS text[]))
+),
+rights AS (
+    SELECT 'server' AS item, 'version' AS setting, current_setting('server_version') AS value
+    UNION ALL
+    SELECT concat('role ', r.rolname), attribute.name, attribute.value
+    FROM pg_catalog.pg_roles r
+    CROSS JOIN LATERAL (VALUES
+        ('login', CAST(r.rolcanlogin AS text)), ('superuser', CAST(r.rolsuper AS text)),
+        ('connection limit', CAST(r.rolconnlimit AS text)), ('valid until', CAST(r.rolvaliduntil AT TIME ZONE 'UTC' AS text)),
+        ('member of', (
+            SELECT string_agg(CAST(m.roleid AS regrole)::text, ' ' ORDER BY CAST(m.roleid AS regrole)::text)
+            FROM pg_catalog.pg_auth_members m WHERE m.member = r.oid
+        ))
+    ) AS attribute (name, value)
+    WHERE r.rolname = :role AND attribute.value IS NOT NULL
+    UNION ALL
+    SELECT concat('database ', d.datname), attribute.name, attribute.value
+    FROM pg_catalog.pg_database d
+    CROSS JOIN LATERAL (VALUES
+        ('connections', CAST(d.datallowconn AS text)), ('connection limit', CAST(d.datconnlimit AS text)),
+        ('grants', array_to_string(d.datacl, ' '))
+    ) AS attribute (name, value)
+    WHERE d.datname = current_database() AND attribute.value IS NOT NULL
+    UNION ALL
+    SELECT concat('schema ', n.nspname), 'grants', array_to_string(n.nspacl, ' ')
+    FROM pg_catalog.pg_namespace n
+    WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND n.nspacl IS NOT NULL
+    UNION ALL
+    SELECT concat('sequence ', n.nspname, '.', c.relname), 'grants', array_to_string(c.relacl, ' ')
+    FROM pg_catalog.pg_class c
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND c.relkind = 'S' AND c.relacl IS NOT NULL
+    UNION ALL
+    SELECT concat('table ', n.nspname, '.', c.relname), concat('grants on column ', a.attname), array_to_string(a.attacl, ' ')
+    FROM pg_catalog.pg_attribute a
+    JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+    JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = ANY (CAST(:schemas AS text[])) AND a.attacl IS NOT NULL
 )
-SELECT item, setting,
+SELECT source, item, setting,
     translate(
         regexp_replace(
             regexp_replace(value, '''([A-Z_]+)''', concat(chr(1), '\1', chr(1)), 'g'),
@@ -74,6 +112,6 @@ SELECT item, setting,
         ),
         chr(1), ''''
     ) AS value
-FROM found
-ORDER BY item, setting
+FROM (SELECT 'postgres' AS source, f.* FROM found f UNION ALL SELECT 'postgres rights', r.* FROM rights r) AS every
+ORDER BY source, item, setting
 LIMIT :max_rows;
