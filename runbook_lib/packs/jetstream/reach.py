@@ -42,16 +42,16 @@ Setting = tuple[str, str, str]
 class Broker:
     """What a system relies on at its broker: the durable consumer of each stream; the first stream has the events.
 
-    `documented` returns the values that the documents state, by the name of the field, of a "stream" and a "consumer".
-    `published_s` returns the seconds since the system published, if that was just now; `late_s` how long an event has
-    waited, if one is late. `section` is that about what does not flow, `program` the broker's workload.
+    `section` is that about what does not flow. `documented` returns the values that the documents state, by the name of
+    the field, of a "stream" and a "consumer". `published_s` returns the seconds since the system published, if that was
+    just now; `late_s` how long an event has waited, if one is late. `program` is the broker's workload.
     """
 
     durables: Mapping[str, str]
+    section: str
     documented: Callable[[JudgeInput], Mapping[str, Mapping[str, str]]] = lambda given: {}
     published_s: Callable[[JudgeInput], float | None] = lambda given: None
     late_s: Callable[[JudgeInput], float | None] = lambda given: None
-    section: str = "4.1"
     program: str = "nats"
 
 
@@ -233,7 +233,7 @@ def judge(of: Callable[[TargetFacts], Broker], frames: Frames, given: JudgeInput
     undeclared = monitor is not None and monitor.reason is Reason.NOT_CONFIGURED
     since_s, late_s = seconds_between(server.started_at, given.as_of), broker.late_s(given)
     status = Status.WARNING if differences or undeclared or thin or nodes.partly else Status.OK
-    observed = [*([_observe_broken(broken[0])] if broken else [])]
+    observed = [_observe_broken(broken[0])] if broken else []
     if missing:
         headline, status = say("scope.broker_missing", names=names), Status.CRITICAL
         observed.append(_observe_missing(missing, streams, consumers))

@@ -229,7 +229,7 @@ def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
 def broker(facts: TargetFacts) -> Broker:
     """Return what the system relies on at its broker."""
     assert isinstance(facts, EntitlementFacts)  # noqa: S101 - this pack's runbook is active
-    return Broker(facts.streams.durables, _list_documented, _published_just_now, _late_since)
+    return Broker(facts.streams.durables, "4.1", _list_documented, _published_just_now, _late_since)
 
 
 def _list_documented(given: JudgeInput) -> dict[str, dict[str, str]]:
