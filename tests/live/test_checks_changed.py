@@ -227,39 +227,30 @@ def test_a_variable_of_the_other_workload_is_no_evidence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("definition", "observed"),
-    [("text not null", "changed.column_required"), ("text not null default ''::text", "changed.database")],
+    ("item", "setting", "before", "now", "observed"),
+    [
+        # A column that nobody fills breaks each insert.
+        ("table t", "column channel", "", "text not null", "changed.column_required"),
+        ("table t", "column channel", "", "text not null default ''::text", "changed.database"),
+        # Row security that is forced refuses rows of the owner.
+        ("table t", "row security", "", "enabled", "changed.database"),
+        ("table t", "row security", "", "enabled, forced", "changed.row_security"),
+        # A key against duplicates that is gone stops no hop.
+        ("table notification.processed_events", "constraint k", "PRIMARY KEY (id)", "", "changed.duplicate_key"),
+        ("table notification.notifications", "constraint k", "PRIMARY KEY (id)", "", "changed.database"),
+    ],
 )
-def test_a_column_that_nobody_fills_breaks_each_insert(definition: str, observed: str) -> None:
+def test_a_definition_is_weighed_by_what_it_does(item: str, setting: str, before: str, now: str, observed: str) -> None:
     seen = drifted()
-    added = pd.DataFrame([("postgres", "table t", "column channel", definition)], columns=SETTING_COLUMNS)
-    seen["configuration"] = pd.concat([seen["configuration"], added])
-    assert {s.observation for s in changed.CHECK.judge(seen, make_given(earlier=(LATE,))).signals} == {observed}
-
-
-@pytest.mark.parametrize(
-    ("value", "observed"), [("enabled", "changed.database"), ("enabled, forced", "changed.row_security")]
-)
-def test_row_security_that_is_forced_refuses_rows_of_the_owner(value: str, observed: str) -> None:
-    seen = drifted()
-    enabled = pd.DataFrame([("postgres", "table t", "row security", value)], columns=SETTING_COLUMNS)
-    seen["configuration"] = pd.concat([seen["configuration"], enabled])
+    for name, value in (("healthy", before), ("configuration", now)):
+        rows = [("postgres", item, setting, value)] if value else []
+        added = pd.DataFrame(rows, columns=SETTING_COLUMNS).assign(at=ago(3600))
+        seen[name] = pd.concat([seen[name], added])
     signals = changed.CHECK.judge(seen, make_given(earlier=(LATE,))).signals
+    about = {s.about for s in signals}
     assert {s.observation for s in signals} == {observed}
-    assert ("FM-DB-05" in {s.about for s in signals}) is (observed == "changed.row_security")
-
-
-@pytest.mark.parametrize(
-    ("table", "observed"),
-    [("notification.processed_events", "changed.duplicate_key"), ("notification.notifications", "changed.database")],
-)
-def test_a_key_against_duplicates_that_is_gone_stops_no_hop(table: str, observed: str) -> None:
-    seen = drifted()
-    key = ("postgres", f"table {table}", "constraint pkey", "PRIMARY KEY (event_id)")
-    seen["healthy"] = pd.concat([seen["healthy"], pd.DataFrame([key], columns=SETTING_COLUMNS).assign(at=ago(3600))])
-    signals = changed.CHECK.judge(seen, make_given(earlier=(LATE,))).signals
-    assert {s.observation for s in signals} == {observed}
-    assert ("database" in {s.about for s in signals}) is (observed == "changed.database")
+    assert ("FM-DB-05" in about) is (observed == "changed.row_security")
+    assert ("database" in about) is (observed != "changed.duplicate_key")
 
 
 def test_a_trigger_and_its_function_are_one_change() -> None:
