@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from runbook_lib.book import messages
+from runbook_lib.book import catalog, messages
+from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model.finding import Threshold, say
+from runbook_lib.packs.entitlement.checks import backlog
 from runbook_lib.view import charts
 from runbook_lib.view.charts import Role, Series
 
@@ -38,6 +40,31 @@ def test_panels_have_their_limits_on_them_and_share_the_legend() -> None:
     assert [words.get_text() for ax in figure.axes for words in ax.texts] == ["limit of a", "limit of b"]
     assert [words.get_text() for words in figure.legends[0].get_texts()] == ["beyond", "began"]
     assert chart.described().endswith("Axis: %. Limits: limit of a, limit of b")
+
+
+@pytest.mark.parametrize(
+    ("own", "looks", "lines", "old"),
+    [
+        ({}, "ooowcccc", [2.5, 3.5], "15 are older than 30 s"),
+        ({"backlog.oldest_due": "5 / 60 s"}, "oowwwccc", [1.5, 4.5], "12 are older than 60 s"),
+        ({"backlog.oldest_due": "20 / 45 s"}, "oooowccc", [3.0, 4.0], "12 are older than 60 s"),  # within a bar
+    ],
+)
+def test_the_bars_of_ages_have_the_colours_of_the_thresholds(
+    own: dict[str, str], looks: str, lines: list[float], old: str
+) -> None:
+    book = catalog.load().tuned(own)
+    given = JudgeInput(book, pd.Timestamp("2025-01-31T03:00Z"), 60)
+    ages = pd.DataFrame({"bucket": [0, 3, 4, 5, 10], "n": [1, 2, 3, 4, 8]})
+    chart = backlog.chart_ages({"ages": ages}, given)
+    assert chart is not None
+    roles = {"o": Role.LEVEL, "w": Role.WARNING, "c": Role.CRITICAL}
+    assert [bar.role for bar in chart.series][: len(looks)] == [roles[look] for look in looks]
+    assert [line.at for line in chart.limits_of_x] == lines
+    limit = book.limits["backlog.oldest_due"]
+    limits = f"Limits: warning {limit.warning:g} s, critical {limit.critical:g} s"
+    assert old in chart.described() and chart.described().endswith(limits)
+    assert f"WARNING from {limit.warning:g} s" in messages.text(chart.caption[0], "en")
 
 
 @pytest.mark.parametrize("seconds", [0, 1e-5, 0.05, 0.4, 0.9, 5, 45, 90, 900, 86400, 5e5])

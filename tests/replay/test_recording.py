@@ -413,7 +413,7 @@ def test_a_query_that_changed_since_makes_a_recording_stale(monkeypatch: pytest.
     before = make_recordings.changed_queries(made)
     assert "notifications/backlog" not in before
     monkeypatch.setattr(
-        queries, "query", lambda name: asked("notifications/by_status" if name == "notifications/backlog" else name)
+        queries, "query", lambda name: asked("notifications/ages" if name == "notifications/backlog" else name)
     )
     assert make_recordings.changed_queries(made) == sorted([*before, "notifications/backlog"])
 

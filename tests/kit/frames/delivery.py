@@ -157,7 +157,7 @@ WAITING = pd.DataFrame({"piece": 0, "bucket": [2], "came": [3], "gone": [3], "le
 SHAPES: dict[str, Callable[[], Frames]] = {
     "4.1.1": lambda: later(silent(look(due=9, oldest_due_s=20.0), 90)) | pool("notification", 90) | {
         "by_status": pd.DataFrame({"status": ["SENT"], "count": ["≈ 9"]}),
-        "older_than_10min": pd.DataFrame({"count": [1]}),
+        "ages": pd.DataFrame({"bucket": [3], "n": [2]}), "older_than_10min": pd.DataFrame({"count": [1]}),
         "waiting.notifications": WAITING,
         "letters": pd.DataFrame({"minute": [NOW.floor("min")], "n": [3]})},
     "4.1.2": lambda: consumer() | {"oldest": pd.DataFrame([{"seq": 1, "age_s": 3.0}])},

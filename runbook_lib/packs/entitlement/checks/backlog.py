@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
 from runbook_lib.actions import proposals
@@ -86,7 +87,7 @@ def collect(rb: Context) -> Frames:
     Evidence of the process comes from `program.ask`. If it does not show that the loop runs, the rows are sampled a
     second time. While sends fail, the receiver itself is asked.
 
-    Frames: those of `delivery.collect`, `delivery.collect_again` and `receiver.probe`; older_than_10min, letters
+    Frames: those of `delivery.collect`, `delivery.collect_again` and `receiver.probe`; ages; older_than_10min, letters
     and that of `past.ask` where cheap; by_status (status: text, count: text, an estimate begins with ≈).
     """
     parts = FrameCollector()
@@ -97,9 +98,10 @@ def collect(rb: Context) -> Frames:
         frames |= delivery.collect(rb, db)
         ask_given_up(rb, db, parts, "letters", since=rb.since)
         if not rb.brief:
+            frames |= {name: db.ask(f"notifications/{name}") for name in ("by_status", "ages")}
             parts.ask(db, COUNTS)
-            active = db.ask("notifications/by_status")
-            frames["by_status"] = _format_counts_by_status(active, frames.pop("counted", None))
+            counted = frames.pop("counted", None)
+            frames["by_status"] = _format_counts_by_status(frames["by_status"], counted)
             frames |= past.ask(rb, db, past.window(rb.given()), ["notifications"])
     late = rb.catalog.limits["delivery.silence"].reached(rows.one(frames["backlog"], Notifications).oldest_s)
     # A second `locked_by` is an instance that has ended or a second worker: `program.ask` tells which.
@@ -357,6 +359,42 @@ def chart_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     )
 
 
+#: The bars of `chart_ages`: the query's buckets, with their lower edges.
+_AGES = {
+    **{"<1 s": "0 s", "1-5 s": "1 s", "5-10 s": "5 s", "10-30 s": "10 s", "30-60 s": "30 s", "1-2 min": "1 min"},
+    **{"2-5 min": "2 min", "5-10 min": "5 min", "10-30 min": "10 min", "30-60 min": "30 min", ">1 h": "1 h"},
+}
+
+
+def chart_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the ages of the unfinished notifications."""
+    ages = table(frames, "ages", "bucket", "n")
+    if ages.empty:
+        return None
+    counts = np.zeros(len(_AGES))
+    for bucket, n in ages[["bucket", "n"]].dropna().itertuples(index=False):
+        counts[min(max(int(bucket), 0), len(_AGES) - 1)] += n
+    limit = given.limits["backlog.oldest_due"]
+    edges = [pd.Timedelta(edge).total_seconds() for edge in _AGES.values()]
+    statuses = [limit.status(edge) for edge in edges]  # all rows of a bar are at least as old as its left edge
+    roles = {Status.WARNING: charts.Role.WARNING, Status.CRITICAL: charts.Role.CRITICAL}
+    old = [(edge, n) for edge, n, status in zip(edges, counts, statuses, strict=True) if status is Status.CRITICAL]
+    since = old[0][0] if old else None
+    return charts.Chart(
+        "Age of the unfinished notifications",
+        "rows",
+        [
+            charts.Series("", roles.get(status, charts.Role.LEVEL), [i - 0.4], [n], "bars", numbered=True)
+            for i, (n, status) in enumerate(zip(counts, statuses, strict=True))
+        ],
+        limits_of_x=charts.thresholds(limit, lambda s: float(np.interp(s, edges, np.arange(len(edges)) - 0.5))),
+        alt=say("backlog.alt_ages", total=float(counts.sum()), old=sum(n for _, n in old), s=since),
+        caption=(say("backlog.ages_caption", warning=limit.warning, critical=limit.critical, unit=limit.unit),),
+        xlabel="since creation",
+        names=[*_AGES],
+    )
+
+
 CHECKS: tuple[Check, ...] = (
-    Check("4.1.1", collect, judge, (chart_history,), optional=("letters", *COUNTS, "program")),
+    Check("4.1.1", collect, judge, (chart_history, chart_ages), optional=("letters", *COUNTS, "program")),
 )
