@@ -14,7 +14,7 @@ from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, collector, require_present, seconds_between
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Finding, Frames, Hop, Signal, Status, Text, Value, judged, say, worst
+from runbook_lib.model.finding import Finding, Frames, Hop, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
 from runbook_lib.packs.entitlement import PACK, missing, retention
 from runbook_lib.packs.entitlement.actions import remedies
@@ -84,8 +84,8 @@ def judge_key(frames: Frames, given: JudgeInput) -> Finding:
     key = next((kind for kind, indexes in kinds.items() if indexes), "duplicates.key_missing")
     chosen = kinds.get(key, [])
     invalid = [i.index_name for i in found if i.is_unique and not i.valid and i not in chosen and i.index_name]
-    broken = not refusing
-    observation = "duplicates.key_valid" if key == "duplicates.key_valid" else "duplicates.key_differs"
+    broken, usual = not refusing, key == "duplicates.key_valid"
+    observation = "duplicates.key_broken" if broken else key if usual else "duplicates.key_differs"
     return judged(
         say(key, names=", ".join(str(i.index_name) for i in chosen)),
         [
@@ -93,12 +93,12 @@ def judge_key(frames: Frames, given: JudgeInput) -> Finding:
             Value("processed_events.unique_indexes", len(unique), "indexes"),
             Value("processed_events.refusing_indexes", len(refusing), "indexes"),
         ],
-        at_least=Status.CRITICAL if broken else Status.OK if key == "duplicates.key_valid" else Status.WARNING,
+        at_least=Status.CRITICAL if broken else Status.OK if usual else Status.WARNING,
         notes=(
             *((say("duplicates.key_repair"),) if broken else ()),
             *((say("duplicates.key_left", names=", ".join(invalid)),) if invalid and not broken else ()),
         ),
-        signals=given.evidence("duplicates.key_broken" if broken else observation),
+        signals=given.evidence(observation),
         next_sections=("5.3",) if broken else (),
         show=("key",),
     )
@@ -173,7 +173,13 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
     facts = found | {"extra": extra, "ago": ago, "unsent": unsent, "seen": queued, "minutes": given.window_minutes}
     problem = next((name for name, n in found.items() if n), None)
     headline = _ORDER_PROBLEMS[problem] if problem is not None else "none" if queued == 0 else "in_order"
-    whole = {*ORDER, "arrivals"} <= frames.keys()
+    observation = {
+        # Older duplicates prove a past problem only.
+        "events": "duplicates.doubled_now" if still else "duplicates.doubled",
+        "registered": "consistency.registered_only",
+        "close": "",
+        None: "duplicates.in_order" if {*ORDER, "arrivals"} <= frames.keys() else "",
+    }.get(problem, "duplicates.not_in_order")
     clean_up, foreign = retention.judge_clean_up(frames, given), missing.judge_without_event(frames, given)
     # Rows that the frame of duplicates explains are not shown a second time.
     shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"], "without_event": 1}
@@ -193,17 +199,14 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
             *clean_up.values,
             *foreign.values,
         ],
-        at_least=Status.CRITICAL
-        if foreign.notes
-        else Status.WARNING
-        if found["replays"] or found["close"]
-        else Status.OK,
-        notes=(*_order_notes(frames, found, facts), *clean_up.notes, *(foreign.notes if problem else ())),
-        signals=(
-            *_order_signals(given, problem, still, whole),
-            *clean_up.signals,
-            *foreign.signals,
+        at_least=worst(
+            [
+                Status.CRITICAL if foreign.notes else Status.OK,
+                Status.WARNING if found["replays"] or found["close"] else Status.OK,
+            ]
         ),
+        notes=(*_order_notes(frames, found, facts), *clean_up.notes, *(foreign.notes if problem else ())),
+        signals=(*given.evidence_of(filter(None, [observation])), *clean_up.signals, *foreign.signals),
         # Holding delays every user: it is proposed only for duplicates that are not sent yet.
         proposals=(remedies.hold_delivery(given), remedies.resume_delivery(given))
         if unsent or _is_still_duplicating(frames, given)
@@ -244,28 +247,12 @@ def _count_unsent_duplicates(frames: Frames) -> int | None:
 
 
 def _order_notes(frames: Frames, found: dict[str, int], facts: dict[str, Any]) -> list[Text]:
-    notes = []
+    capped = any(frame.attrs.get("capped") for frame in frames.values())
+    notes = [say("duplicates.capped")] if capped else []
     if found["events"]:
-        others = [name for name, n in found.items() if n and name != "events"]
-        notes += [say(f"duplicates.also_{_ORDER_PROBLEMS[name]}", **facts) for name in others]
-    if any(frame.attrs.get("capped") for frame in frames.values()):
-        notes.append(say("duplicates.capped"))
-    if found["events"]:
-        notes.append(say("duplicates.keep_rows"))
-    notes.append(say("duplicates.bounded", minutes=facts["minutes"]))
-    return notes
-
-
-def _order_signals(given: JudgeInput, problem: str | None, still: bool, complete: bool) -> tuple[Signal, ...]:
-    """Return the evidence of a problem named in `_ORDER_PROBLEMS`, or of its absence."""
-    if problem == "events":
-        # Older duplicates prove a past problem only.
-        return given.evidence("duplicates.doubled_now" if still else "duplicates.doubled")
-    if problem == "registered":
-        return given.evidence("consistency.registered_only")
-    if problem is not None and problem != "close":
-        return given.evidence("duplicates.not_in_order")
-    return given.evidence("duplicates.in_order") if complete and not problem else ()
+        others = [_ORDER_PROBLEMS[name] for name, n in found.items() if n and name != "events"]
+        notes = [*(say(f"duplicates.also_{name}", **facts) for name in others), *notes, say("duplicates.keep_rows")]
+    return [*notes, say("duplicates.bounded", minutes=facts["minutes"])]
 
 
 def chart_order(frames: Frames, given: JudgeInput) -> charts.Chart | None:
@@ -460,9 +447,7 @@ LOG_EVIDENCE = {
 
 def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
     """4.2.3: judge duplicates that redeliveries left, and rows that two workers process; redeliveries are normal."""
-    first, second = (
-        next(iter(rows.each(frames.get(name), ConsumerCounters)), None) for name in ("consumer", "consumer_later")
-    )
+    first, second = (rows.first(frames.get(name), ConsumerCounters) for name in ("consumer", "consumer_later"))
     tables, later = (rows.one(frames[name], AcceptedEvents) for name in ("accepted", "accepted_later"))
     before = next((f for f in given.earlier if f.step == "4.2.2"), None)
     known = before.value("duplicates") if before else None
@@ -498,26 +483,20 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
         "log_ago": log.ago if log else None,
         "log_since": f"{log.since:%H:%M:%S}" if log and log.since is not None else None,
     }
-    if later.doubled:
-        headline = "duplicates.reaching"
-    elif race:
-        headline = "duplicates.two_hands"
-    elif recent:
-        headline = "duplicates.sent_twice" if log and log.sent_twice else "duplicates.lock_lost"
-    elif reached:
-        headline = "duplicates.reached"
-    elif storm:
-        headline = "duplicates.storm"
-    elif moved is None:
-        headline = "duplicates.unseen"
-    else:
-        headline = "duplicates.absorbed" if moved.again else "duplicates.no_redelivery"
-    at_least = [locks.status, log_status]
-    if later.doubled:
-        at_least.append(Status.CRITICAL)
-    elif reached and before is not None:
+    cases = {
+        "reaching": later.doubled,
+        "two_hands": race,
+        "sent_twice": recent and log and log.sent_twice,
+        "lock_lost": recent,
+        "reached": reached,
+        "storm": storm,
+        "unseen": moved is None,
+        "absorbed": moved and moved.again,
+    }
+    case = next((name for name, holds in cases.items() if holds), "no_redelivery")
+    at_least = [locks.status, log_status, Status.CRITICAL if later.doubled else Status.OK]
+    if reached and before is not None and not later.doubled:
         at_least.append(before.status)
-    beside = locks if race and headline != "duplicates.two_hands" else None
     logged = (("lost", "entries"), ("twice", "rows"), ("skipped", "events"))
     observed = {
         "duplicates.doubled_now": later.doubled,
@@ -526,7 +505,7 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
         log_observation: log_observation,
     }
     return judged(
-        say(headline, **facts),
+        say(f"duplicates.{case}", **facts),
         [
             *((limit,) if moved else ()),
             Value("redelivered", facts["again"], "deliveries"),
@@ -539,7 +518,7 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
             *(v for v in locks.values if v.name in ("processing.other_holder", "processing.taken_before_lease_end")),
         ],
         at_least=worst(at_least),
-        notes=tuple(_absorbed_notes(frames, given, facts, beside)),
+        notes=tuple(_absorbed_notes(given, facts, locks if race and case != "two_hands" else None)),
         signals=(
             *(s for observation, holds in observed.items() if holds for s in given.evidence(observation)),
             *locks.signals,
@@ -562,7 +541,7 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def _absorbed_notes(frames: Frames, given: JudgeInput, facts: dict[str, Any], race: Finding | None) -> list[Text]:
+def _absorbed_notes(given: JudgeInput, facts: dict[str, Any], race: Finding | None) -> list[Text]:
     notes = [race.headline] if race else []
     if facts["absorbed"]:
         notes.append(say("duplicates.estimate", **facts))
