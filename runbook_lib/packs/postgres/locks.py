@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -49,13 +48,6 @@ class Connections(rows.Row, query="database/connections"):
     def usable(self) -> int:
         """Return how many connections an ordinary role can use."""
         return self.max_connections - self.superuser_reserved - self.reserved
-
-
-class ApplicationSessions(rows.Row, query="database/sessions"):
-    """The number of sessions of an application in one state."""
-
-    application: str | None = None
-    n: float = 0.0
 
 
 class Blocked(rows.Row, query="database/blocked"):
@@ -216,7 +208,7 @@ def judge(frames: Frames, given: JudgeInput, system: System) -> Finding:
     table_holder = rows.one(frames.get("table_locks"), TableHolder)
     transactions = rows.each(frames.get("long_transactions"), Transaction)
     oldest = max((t.transaction_s for t in transactions), default=None)
-    commits = [t.transaction_s for t in transactions if t.waits_for == _WAITS_FOR_STANDBY]
+    commits = sorted((t.transaction_s for t in transactions if t.waits_for == _WAITS_FOR_STANDBY), reverse=True)
     limits, place = given.limits, rows.one(frames.get("place"), ServerInfo)
     pools = _filter_pools(frames.get("pools"), system.role)
     pool = max(pools, key=lambda p: p.longest_wait_s, default=Pool())
@@ -227,7 +219,9 @@ def judge(frames: Frames, given: JudgeInput, system: System) -> Finding:
         return judged(_format_pool_wait(pool), [queue], at_least=Status.CRITICAL, signals=exhausted, show=("pools",))
     used, usable = connections.used, connections.usable
     if place.behind_s is not None:
-        return _report_replica(used, usable, len(blocked))
+        # A replica shows no writers, and the target declares no primary.
+        said = say("database.replica", used=used, usable=usable, blocked=len(blocked))
+        return unknown("", Reason.NOT_CONFIGURED, said, show=("blockers", "blocked", "sessions", "long_transactions"))
     most, share_of_most = _find_largest_application(frames, used)
     # The query for row locks may fail alone: then only a session that waits is proven.
     waited = [b.wait_s for b in blocked]
@@ -239,7 +233,7 @@ def judge(frames: Frames, given: JudgeInput, system: System) -> Finding:
     waits, full = wait.status in _BAD, share.status in _BAD
     held = [limits.value("locks.held", s) for s in (table_holder.transaction_s,) if s is not None]
     table_held = not waits and any(v.status is not Status.OK for v in held)
-    confirmed = [limits.value("commits.wait", max(commits))] if commits else []
+    confirmed = [limits.value("commits.wait", s) for s in commits[:1]]
     unconfirmed = any(v.status is not Status.OK for v in confirmed)
     # A wait of a moment is no reason for that of the rows which the blocker holds.
     waits_long = any(map(limits["locks.wait"].reached, waited))
@@ -286,10 +280,7 @@ def judge(frames: Frames, given: JudgeInput, system: System) -> Finding:
     unread = failures(frames).get("row_locks")
     delays = (full or waits or table_held) and not unconfirmed
     section = given.catalog.section_with("reach" if system.refused else "throttle")
-    tables = (
-        *("pools", "blockers", "blocked", "table_locks", "row_locks"),
-        *("sessions", "long_transactions", "statements"),
-    )
+    tables = ["pools", "blockers", "blocked", "table_locks", "row_locks", "sessions", "long_transactions", "statements"]
     return judged(
         _format_pool_wait(pool)
         if pool_waits
@@ -298,7 +289,7 @@ def judge(frames: Frames, given: JudgeInput, system: System) -> Finding:
             blocked=len(blocked),
             wait=wait.value,
             commits=len(commits),
-            commit=max(commits, default=None),
+            commit=next(iter(commits), None),
             standbys=connections.standbys or None,
             pid=blocker.pid,
             application=blocker.application,
@@ -354,13 +345,11 @@ def on_error(e: SourceError, given: JudgeInput) -> Finding:
 
 def _find_largest_application(frames: Frames, used: float) -> tuple[str, float]:
     """Return the application with the most connections, and its share of all used connections, 0 to 1."""
-    held: dict[str, float] = defaultdict(float)
-    for sessions in rows.each(frames.get("sessions"), ApplicationSessions):
-        held[sessions.application or "-"] += sessions.n
-    if not held or not used:
+    sessions = table(frames, "sessions", "application", "n")
+    if sessions.empty or not used:
         return "-", 0.0
-    application, n = max(sorted(held.items()), key=lambda item: item[1])
-    return application, min(n / used, 1.0)
+    held = sessions.groupby(sessions["application"].fillna("-"))["n"].sum()
+    return str(held.idxmax()), min(float(held.max()) / used, 1.0)
 
 
 def _note_slowest(frames: Frames) -> list[Text]:
@@ -376,12 +365,6 @@ def _format_pool_wait(pool: Pool) -> Text:
     servers, wait = pool.servers_active + pool.servers_idle, pool.longest_wait_s
     told = {"waiting": pool.waiting, "role": pool.role, "pooler": pool.pooler}
     return say("database.pool_waits", wait=wait, servers=servers, **told)
-
-
-def _report_replica(used: float, usable: float, blocked: int) -> Finding:
-    """Return UNKNOWN: a replica shows no writers, and the target declares no primary."""
-    said = say("database.replica", used=used, usable=usable, blocked=blocked)
-    return unknown("", Reason.NOT_CONFIGURED, said, show=("blockers", "blocked", "sessions", "long_transactions"))
 
 
 def _find_waiting_blocker(blocked: list[Blocked]) -> Blocked | None:
