@@ -51,10 +51,6 @@ class FrameCollector:
             with self.part(name) as answers:
                 answers[name] = db.ask_apart(query, **params)
 
-    def failure(self, name: str) -> SourceError | None:
-        """Return the failure of that part; None if it did not fail."""
-        return self.failures.get(name)
-
     def frames(self) -> Frames:
         """Return the frames of the parts that were read, and the frame of the failures."""
         return {**self.answers, NOT_READ: failure_frame(self.failures)}

@@ -173,7 +173,7 @@ def collect_traces(rb: Context, events: Sequence[str], id: str = "") -> tuple[li
     now, given = rb.now(), rb.given()
     with parts.part("stream"):
         found["stored"] = _read_messages(rb, found, before)
-    failed = parts.failure("consumer") or parts.failure("stream")
+    failed = parts.failures.get("consumer") or parts.failures.get("stream")
     notes = []
     if failed:
         notes.append(say("journey.broker_unseen", why=source_error_text(failed)))
