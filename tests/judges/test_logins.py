@@ -33,6 +33,7 @@ from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.evidence.logins import Server
 from runbook_lib.packs.logs.logs import read_attempts
 from runbook_lib.sources.source import SourceError
+from tests.kit.findings import BOOK, seen
 from tests.kit.frames.services import NOBODY, looked, of_sessions, process
 from tests.kit.steps import NOW, ago, make_given, odd_frames, read_log, weight, words
 
@@ -263,6 +264,39 @@ def test_while_it_is_turned_away_the_log_forbids_its_restart(told: str, mode: st
     left = [p.name for p in conclude([found, others], catalog.load()).proposals]
     assert not {*left} & {*names[:4]}
     assert [p.name for p in exceptions_of(line(900, UP), given_up).proposals] == ["restart_notification"]
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "differs"),
+    [
+        ({"NATS_URL": "nats://app:***@10.0.0.7:4222"}, {"NATS_URL": "nats://app:***@10.0.0.8:4222"}, ["NATS_URL"]),
+        ({"NATS_URL": "nats://127.0.0.1:4222"}, {"NATS_URL": "nats://127.0.0.1:4223"}, ["NATS_URL"]),
+        ({"NATS_URL": "nats://a:4222,nats://b:4222"}, {"NATS_URL": "nats://b.prod.svc:4222"}, []),
+        ({"POSTGRES_HOST": "db"}, {"POSTGRES_HOST": "db.prod.svc.cluster.local"}, []),
+        ({"POSTGRES_HOST": "db"}, {"POSTGRES_HOST": "old"}, ["POSTGRES_HOST"]),
+        ({"SPRING_DATASOURCE_URL": "jdbc:postgresql://db:5432/a"}, {"SPRING_DATASOURCE_URL": "jdbc:postgresql://c:5432/a"},
+         ["SPRING_DATASOURCE_URL"]),
+        ({"NATS_URL": "nats://a:4222"}, {"POSTGRES_HOST": "db"}, []),
+        ({"SERVER_PORT": "8080", "RECEIVER_URL": "http://a"}, {"SERVER_PORT": "8081", "RECEIVER_URL": "http://b"}, []),
+    ],
+)  # fmt: skip
+def test_an_address_that_is_not_that_of_the_other_program_is_found(
+    own: dict[str, str], other: dict[str, str], differs: list[str]
+) -> None:
+    assert logins.find_other_servers(own, other) == differs
+    file = own | {f"ENTITLEMENT__{name}": value for name, value in other.items()}
+    programs = (logins.own_variables(file, service) for service in ("notification", "entitlement"))
+    assert [v for v in logins.find_other_servers(*programs) if v in other] == differs
+
+
+def test_a_program_with_another_server_is_not_restarted() -> None:
+    frames = log(line(5, UP)) | {"own": row(user="app", differs="NATS_URL"), "log": row(lines=1, entries=1)}
+    found = exceptions.judge_exceptions(frames | {"about": row(workload="notification", name="n")}, make_given())
+    assert found.status is Status.WARNING and "NATS_URL" in messages.text(found.headline, "en")
+    deaf = seen("4.1.2", *BOOK.evidence("subscriber.deaf"), proposals=("restart_notification",))
+    assert [p.name for p in conclude([deaf], BOOK).proposals] == ["restart_notification"]
+    verdict = conclude([deaf, found], BOOK)
+    assert (verdict.proposals, verdict.stuck_at, verdict.failure_modes[0].id) == ((), "subscriber", "FM-CFG-01")
 
 
 CUT_OFF = "org.postgresql.util.PSQLException: FATAL: terminating connection due to administrator command"

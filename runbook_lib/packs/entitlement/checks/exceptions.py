@@ -405,6 +405,10 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     if broker := turned_away.get(logins.Server.BROKER):
         notes.append(say("exceptions.broker_refuses", name=name, detail=broker.why))
         observed.append("exceptions.broker_refuses")
+    if differs := rows.value(frames.get("own"), "differs", str):
+        texts, notes = [say("exceptions.other_server", name=name, variables=differs)], [*texts, *notes]
+        at_least = worst([at_least, Status.WARNING])
+        observed.append("exceptions.other_server")
     return judged(
         say("recovery.both", a=texts[0], b=texts[1]) if len(texts) == 2 else texts[0],
         values,

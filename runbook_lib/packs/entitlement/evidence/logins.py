@@ -40,6 +40,7 @@ class Server(StrEnum):
 
 
 _DATABASE_REFUSAL = patterns.source(PACK, "database refusal")
+_SERVER_VARIABLE = patterns.source(PACK, "server variable")
 #: What shows logins in a service's log, in order.
 SIGNS = (
     LoginSign(tuple(Server), False, patterns.source(PACK, "start line")),
@@ -115,8 +116,8 @@ def collect(rb: Context, workload: str) -> Frames:
 def collect_without_log(rb: Context, parts: FrameCollector, workload: str) -> None:
     """Query every source but the log, each as a part of `PARTS`.
 
-    Frames: looked, instances, node, connected, at_work, own (fields of the classes of these names); those of
-    `services.collect` and `sessions.collect`.
+    Frames: looked, instances, node, connected, at_work, own (fields of the classes of these names; user, and
+    differs: see `find_other_servers`); those of `services.collect` and `sessions.collect`.
     """
     name = rb.facts.workloads.program(workload)
     parts.answers["looked"] = row(at=rb.now())
@@ -126,7 +127,11 @@ def collect_without_log(rb: Context, parts: FrameCollector, workload: str) -> No
         young = bool(ages) and max(ages) < rb.number("program.young")
         found["instances"] = row(ready=sum(pod["ready"] for pod in pods), young=young)
     with parts.part("own") as found:
-        found["own"] = row(user=_find_user(rb.workloads.environment(name).values()))
+        own = own_variables(rb.workloads.environment(name), workload)
+        found["own"] = row(user=_find_user(own.values()))
+        (other,) = (s for s in facts_of(rb).services if s != workload)
+        others = own_variables(rb.workloads.environment(rb.facts.workloads.program(other)), other)
+        found["own"]["differs"] = ", ".join(sorted(find_other_servers(own, others)))
     with parts.part("services") as found:
         found |= services.collect(rb)
     with parts.part("sessions") as found, rb.snapshot() as db:
@@ -135,6 +140,29 @@ def collect_without_log(rb: Context, parts: FrameCollector, workload: str) -> No
         found["at_work"] = _read_activity(rb, workload)
     with parts.part("broker") as found:
         found |= _read_broker(rb)
+
+
+def own_variables(environment: Mapping[str, str], workload: str) -> dict[str, str]:
+    """Return the variables as the program sees them: in a file of both programs, its own have its name in front."""
+    own = f"{workload.upper()}__"
+    return {**environment, **{name.removeprefix(own): v for name, v in environment.items() if name.startswith(own)}}
+
+
+def find_other_servers(own: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
+    """Return the variables that name a server of both programs, and not the same one.
+
+    >>> find_other_servers({"NATS_URL": "nats://a:pw@nats:4222"}, {"NATS_URL": "nats://b:pw@nats.prod.svc:4222"})
+    []
+    """
+    named = [v for v in own.keys() & others.keys() if _SERVER_VARIABLE.says("address", v)]
+    return [v for v in named if own[v] and others[v] and _read_servers(own[v]).isdisjoint(_read_servers(others[v]))]
+
+
+def _read_servers(value: str) -> set[str]:
+    """Return the servers of an address, or of several, as HOST:PORT without the host's domain."""
+    servers = (urlsplit(a.removeprefix("jdbc:")).netloc.rpartition("@")[2] or a for a in value.split(","))
+    parts = (server.partition(":") for server in servers)
+    return {f"{host if host[:1].isdigit() else host.partition('.')[0]}:{port}" for host, _, port in parts}
 
 
 def _find_user(values: Iterable[str]) -> str:
