@@ -83,7 +83,7 @@ NAMED |= {
     for now in ("fails", "retries")
     for kind in ("unseen", "no_subject", "no_receipt", *patterns.load(PACK.folder)["publish error"].kinds)
 }
-NAMED |= {f"{side}.{state}" for side in SIGNS for state in (*ProcessState, "elsewhere")}
+NAMED |= {f"{side}.{state}" for side in SIGNS for state in (*ProcessState, "elsewhere", "locked")}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
