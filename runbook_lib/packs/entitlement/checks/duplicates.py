@@ -484,16 +484,16 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
         "log_since": f"{log.since:%H:%M:%S}" if log and log.since is not None else None,
     }
     cases = {
-        "reaching": later.doubled,
-        "two_hands": race,
-        "sent_twice": recent and log and log.sent_twice,
-        "lock_lost": recent,
-        "reached": reached,
-        "storm": storm,
-        "unseen": moved is None,
-        "absorbed": moved and moved.again,
+        "duplicates.reaching": later.doubled,
+        "duplicates.two_hands": race,
+        "duplicates.sent_twice": recent and log and log.sent_twice,
+        "duplicates.lock_lost": recent,
+        "duplicates.reached": reached,
+        "duplicates.storm": storm,
+        "duplicates.unseen": moved is None,
+        "duplicates.absorbed": moved and moved.again,
     }
-    case = next((name for name, holds in cases.items() if holds), "no_redelivery")
+    case = next((name for name, holds in cases.items() if holds), "duplicates.no_redelivery")
     at_least = [locks.status, log_status, Status.CRITICAL if later.doubled else Status.OK]
     if reached and before is not None and not later.doubled:
         at_least.append(before.status)
@@ -505,7 +505,7 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
         log_observation: log_observation,
     }
     return judged(
-        say(f"duplicates.{case}", **facts),
+        say(case, **facts),
         [
             *((limit,) if moved else ()),
             Value("redelivered", facts["again"], "deliveries"),
@@ -518,7 +518,7 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
             *(v for v in locks.values if v.name in ("processing.other_holder", "processing.taken_before_lease_end")),
         ],
         at_least=worst(at_least),
-        notes=tuple(_absorbed_notes(given, facts, locks if race and case != "two_hands" else None)),
+        notes=tuple(_absorbed_notes(given, facts, locks if race and case != "duplicates.two_hands" else None)),
         signals=(
             *(s for observation, holds in observed.items() if holds for s in given.evidence(observation)),
             *locks.signals,
