@@ -390,12 +390,13 @@ def _find_modes_at(undecided: Collection[str], seen: set[str], book: Catalog) ->
 def _find_settling_steps(
     candidates: Sequence[FailureMode], findings: Iterable[Finding], book: Catalog
 ) -> tuple[str, ...]:
-    """Return the steps that can tell these modes apart and have no answer yet.
+    """Return the steps that can tell these modes apart and did not run yet.
 
-    The first one tells most candidates per second that its section takes.
+    A step that ran without an answer lacks the same fact when it is run again. The first one tells most candidates per
+    second that its section takes.
     """
-    answered = {f.step for f in findings if f.status is not Status.UNKNOWN}
-    told = Counter(step for mode in candidates for step in mode.told_by if step not in answered)
+    ran = {f.step for f in findings}
+    told = Counter(step for mode in candidates for step in mode.told_by if step not in ran)
     seconds = {step: book.sections[section].seconds for step in told for section in sections_of([step])}
     return tuple(sorted(told, key=lambda step: seconds[step] / told[step]))
 

@@ -51,6 +51,8 @@ def test_an_undecided_place_asks_for_the_modes_that_are_not_excluded() -> None:
     late = Finding("4.1.1", Status.CRITICAL, say("ui.no_action"), hops=(Hop("delivery_worker", late=True),))
     verdict = diagnosis.conclude([late], BOOK)
     assert "receiver" in verdict.undecided and "4.3.2" in verdict.settled_by
+    unread = replace(seen("4.3.2"), status=Status.UNKNOWN, reason=Reason.TIMEOUT)
+    assert "4.3.2" not in diagnosis.conclude([late, unread], BOOK).settled_by, "it lacks the fact that it lacked before"
     runs = seen("4.3.1", Signal("", 0.0, "delivery.blocked"))  # no worker that hangs: 4.3.2 has nothing to tell
     assert "4.3.2" not in diagnosis.conclude([late, runs], BOOK).settled_by
 
