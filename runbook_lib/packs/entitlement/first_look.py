@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib.checks import samples
-from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Hop
 from runbook_lib.packs.entitlement.rows import Activity, Attempts, HeldRow, Notifications, Outbox, Registered
@@ -76,6 +75,7 @@ def sample_processes(rb: Context) -> dict[str, pd.DataFrame]:
 
     Frames: those of `services.collect` and `sessions.collect`, and the failure of the latter.
     """
+    from runbook_lib.checks.parts import FrameCollector
     from runbook_lib.packs.entitlement.evidence import services, sessions
     from runbook_lib.packs.entitlement.facts import facts_of
 
