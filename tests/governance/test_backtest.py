@@ -49,7 +49,7 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def edited(tmp_path: Path, output: Path) -> Edited:
-    """The document that the sample's runs were judged by, with lines replaced, each by one with as many cells."""
+    """The documents that the sample's runs were judged by, in one lines replaced, each by one with as many cells."""
     kept = json.loads(next((output / "sample" / "evidence").glob("policy-*.json")).read_bytes())["entitlement"]
 
     def edit(name: str, **lines: str) -> Path:
@@ -58,8 +58,11 @@ def edited(tmp_path: Path, output: Path) -> Edited:
             cells = line.count("|") - 2
             text, n = re.subn(rf"(?m)^\| {re.escape(start)} (?:\|[^|\n]*){{{cells}}}\|$", line, text)
             assert n == 1, start
-        (tmp_path / f"{name}.md").write_text(text)
-        return tmp_path / f"{name}.md"
+        documents = tmp_path / "documents"
+        documents.mkdir(exist_ok=True)
+        for each, as_it_was in kept.items():
+            (documents / f"{each}.md").write_text(text if each == name else as_it_was)
+        return documents
 
     return edit
 
@@ -90,8 +93,7 @@ def test_another_threshold_flips_the_steps_that_it_decides(output: Path, edited:
 
 def test_a_weight_of_the_documents_counts_as_well(output: Path, edited: Edited) -> None:
     stopped = "| delivery.stopped | receiver 0.3 | - |"
-    edited("failure-modes")  # which names observations of its time
-    found = judged_all(output, edited("observations", **{"delivery.stopped": stopped}).parent)
+    found = judged_all(output, edited("observations", **{"delivery.stopped": stopped}))
     assert not flips(found) and len(found["flips"]) == 3  # verdicts: no step's status rests on it
 
 
@@ -140,7 +142,7 @@ def test_a_dossier_is_judged_by_what_held_then(
     assert judged
     # The documents of today are others: nothing of the dossier is, and a backtest of them says what would be.
     docs = shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    shutil.copy(edited("slo", **SLOWER), docs / "slo.md")
+    shutil.copy(edited("slo", **SLOWER) / "slo.md", docs)
     first, *others = pack.active_runbook().packs
     monkeypatch.setattr(pack, "_load_runbook", lambda *_: pack.Runbook((replace(first, docs=docs), *others)))
     assert rejudge.judge_all(archive, catalog.load()) == (judged, apart)
@@ -194,22 +196,20 @@ def test_a_dossier_is_judged_by_the_thresholds_that_its_target_had(own: Archive)
     assert {(a.params["step"], a.params["was"], a.params["now"]) for a in apart} >= {("4.3.2", "CRITICAL", "OK")}
 
 
-def test_a_targets_own_thresholds_stay_unless_others_are_given(own: Archive, edited: Edited, tmp_path: Path) -> None:
+def test_a_targets_own_thresholds_stay_unless_others_are_given(own: Archive, edited: Edited) -> None:
     output = Path(own.output)
-    for name in ("failure-modes", "observations", "runbook", "operations"):
-        edited(name)
-    edited("slo", **{"`delivery.silence`": SLOWER["`delivery.silence`"].replace("15000", "20000")})
-    assert not judged_all(output, tmp_path)["flips"], "its own goes before the document's"
+    docs = edited("slo", **{"`delivery.silence`": SLOWER["`delivery.silence`"].replace("15000", "20000")})
+    assert not judged_all(output, docs)["flips"], "its own goes before the document's"
     edited("slo")
-    toml = tmp_path / "runbook.toml"
+    toml = docs / "runbook.toml"
     toml.write_text('[targets.default.thresholds]\ndelivery.silence = "5000 / 15000 s"\n')
-    assert not judged_all(output, tmp_path)["flips"]
+    assert not judged_all(output, docs)["flips"]
     toml.write_text('[targets.default]\nnats_url = "nats://127.0.0.1"\n')  # it has none any more
-    assert ("4.3.2", "OK", "CRITICAL") in flips(judged_all(output, tmp_path))
+    assert ("4.3.2", "OK", "CRITICAL") in flips(judged_all(output, docs))
     # A document that has no such threshold leaves nothing for the target to have.
-    docs = edited("slo", **{"`delivery.silence`": "| `delivery.silence` | 5 | 15 | min | 4.1.1, 4.3.2, 5.1.3 | - |"})
+    edited("slo", **{"`delivery.silence`": "| `delivery.silence` | 5 | 15 | min | 4.1.1, 4.3.2, 5.1.3 | - |"})
     sealed = next(run for run in rejudge.runs(own, catalog.load()) if isinstance(run, rejudge.SealedRun))
-    assert sealed.policy and policy.load_other(docs).of("default", sealed.policy).own == {}
+    assert sealed.policy and policy.load_other(docs / "slo.md").of("default", sealed.policy).own == {}
 
 
 def test_what_was_swapped_is_no_policy(output: Path) -> None:

@@ -58,7 +58,9 @@ def test_its_dossier_is_read(written: Path) -> None:
     assert "Stuck at delivery worker" in page and "failed over to the second worker" in page
 
     documents = str(Path(__file__).parents[2] / "docs" / "slo.md")
-    assert "CRITICAL" in said(written, "archive", "backtest", INCIDENT, "--policy", documents)
+    tested = said(written, "archive", "backtest", INCIDENT, "--policy", documents, code=1)
+    # Its restart was sure although the program's own side was not read.
+    assert "CRITICAL: 1 run then, 1 by the other policy" in tested and "FM-NOTI-06, high -> " in tested
     said(written, "capsule", INCIDENT, "--out", "it.runbook")
     opened = said(written, "open", "it.runbook", "--no-browser", code=3)  # no checkpoint covers it
     assert "Stuck at delivery worker" in opened
