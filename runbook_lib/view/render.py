@@ -348,8 +348,15 @@ def verdict_lines(verdict: Verdict) -> list[str]:
             f"{messages.text(say('ui.safe_action'))}: {first['title']}",
             f"    {first['command']}",
             f"{messages.text(say('ui.risk'))}: {first['risk']}",
+            *caution_lines(verdict),
         ]
     return lines
+
+
+def caution_lines(verdict: Verdict) -> list[str]:
+    """Return what is to be read before the proposal, and was not read."""
+    steps = verdict.read_first
+    return [messages.text(say("ui.read_first", step=s, section=s.rpartition(".")[0])) for s in steps]
 
 
 def question_lines(verdict: Verdict) -> list[str]:
@@ -379,9 +386,6 @@ def question_lines(verdict: Verdict) -> list[str]:
         say("ui.settled_by", step=s, section=s.rpartition(".")[0], question=_step_title(s))
         for s in verdict.settled_by[:1]
         if s not in verdict.read_first
-    ]
-    lines += [
-        say("ui.read_first", step=s, section=s.rpartition(".")[0], question=_step_title(s)) for s in verdict.read_first
     ]
     because = (reason for mode in verdict.failure_modes for reason in mode.because)
     changed = {r.steps: r for r in because if r.weight > 0 and r.observation.startswith(CHANGED)}
@@ -506,6 +510,7 @@ def _template_environment() -> jinja2.Environment:
         mode=mode_title,
         why=why_lines,
         questions=question_lines,
+        cautions=caution_lines,
         section_title=section_title,
         named_sections=named_sections,
         marks=MARKS,
