@@ -297,6 +297,18 @@ class Witness:
     observations: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class OwnSide:
+    """What a program's own log and variables show once they were read: observations.md.
+
+    `steps` read them from `source`; the first is asked if none did.
+    """
+
+    observation: str
+    source: str
+    steps: tuple[str, ...]
+
+
 class Limits(dict[str, Threshold]):
     """The thresholds of docs/slo.md by name; what a judge compares with."""
 
@@ -311,8 +323,8 @@ class Catalog:
     """The content of the documents.
 
     `firm` has how the names of those observations begin that no evidence against reduces. `forbids` has, by
-    observation, the proposals that would make the situation worse. `read_first` has, by proposal, the observation
-    that the program's own side was read, and the steps that read it. `witnesses` are the parts that report on others.
+    observation, the proposals that would make the situation worse. `read_first` has, by proposal, how the
+    program's own side is read. `witnesses` are the parts that report on others.
     `contradicted_by` has, by observation, those that contradict it: if one of them is seen, it is no evidence.
     `differences` has how the names of the observations begin that show no effect, and by which that there is none.
     """
@@ -325,7 +337,7 @@ class Catalog:
     observations: dict[str, tuple[Signal, ...]]
     firm: tuple[str, ...]
     forbids: dict[str, tuple[str, ...]]
-    read_first: dict[str, tuple[str, tuple[str, ...]]]
+    read_first: dict[str, OwnSide]
     witnesses: dict[str, Witness]
     contradicted_by: dict[str, tuple[str, ...]]
     differences: dict[str, tuple[str, ...]]
@@ -534,7 +546,9 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
         observations=_read_table(failures, "Observation", lambda row: row.signals(known)),
         firm=tuple(_read_table(failures, "Firm", lambda row: row["Why"])),
         forbids=_read_table(failures, "While", lambda row: row.words("Not proposed")),
-        read_first=_read_table(failures, "Before", lambda row: (row["Seen"], row.words("Read by"))),
+        read_first=_read_table(
+            failures, "Before", lambda row: OwnSide(row["Seen"], row["Source"], row.words("Read by"))
+        ),
         witnesses=_read_table(
             failures,
             "Observed by",

@@ -24,7 +24,7 @@ from itertools import islice
 from typing import Literal, TypeVar
 
 from runbook_lib.book import pack
-from runbook_lib.book.catalog import Catalog, FailureMode, Witness
+from runbook_lib.book.catalog import Catalog, FailureMode, OwnSide, Witness
 from runbook_lib.diagnosis.stats import combine
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
@@ -90,11 +90,12 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
     proposals = _order_proposals(findings, stuck_at, stand)
     proposals = _filter_proposals(proposals, stand, between, accused, undecided, ranked, seen, book)
-    read_first = _find_unread_steps(proposals, findings, book)
-    settled_by = unique((*settled_by, *(s for s in read_first if all(f.step != s for f in findings))))
+    unread = _find_unread_steps(proposals, findings, book)
+    tried = {f.step for f in findings} | {u.source for f in findings for u in f.unseen}
+    settled_by = unique((*settled_by, *(step for step, source in unread.items() if tried.isdisjoint((step, source)))))
     # What calls itself too early to tell is not sure that nothing is wrong.
     again = [v.value for f in findings for v in f.values if v.name.endswith(LOOK_AGAIN) and isinstance(v.value, float)]
-    if confidence == "high" and (read_first or (again and not stuck_at)):
+    if confidence == "high" and (unread or (again and not stuck_at)):
         confidence = "medium"
     status = worst([overall(findings), *([Status.WARNING] if stuck_at or undecided else [])])
     pointed = (*sections_of(settled_by[:1] if between else ()), *(n for f in findings for n in f.next_sections))
@@ -119,7 +120,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         ended=ended,
         places=tuple(places[name] for name in ((stuck_at,) if stuck_at else undecided)),
         contradicted=tuple(_score_reason("contradicted", [f], name) for name, f in contradicted.items()),
-        read_first=read_first,
+        read_first=tuple(unread),
     )
 
 
@@ -451,13 +452,16 @@ def _filter_proposals(
     return tuple(filter(helps, proposals))
 
 
-def _find_unread_steps(proposals: Iterable[Proposal], findings: Collection[Finding], book: Catalog) -> tuple[str, ...]:
-    """Return the steps that read the program's own side before it is restarted, where no finding has read all of it."""
+def _find_unread_steps(proposals: Iterable[Proposal], findings: Collection[Finding], book: Catalog) -> dict[str, str]:
+    """Return the steps that read a program's own side before its restart, with their source, if none read all of it."""
     needed = (book.read_first[p.name] for p in proposals if p.name in book.read_first)
-    whole = {
-        (s.observation, f.step) for f in findings for s in f.signals if all(u.source != "workloads" for u in f.unseen)
-    }
-    return unique(steps[0] for observation, steps in needed if all((observation, step) not in whole for step in steps))
+
+    def is_read(side: OwnSide) -> bool:
+        """Return whether a finding has the observation and misses nothing of the source."""
+        by = [f for f in findings if f.step in side.steps and all(u.source != side.source for u in f.unseen)]
+        return any(s.observation == side.observation for f in by for s in f.signals)
+
+    return {side.steps[0]: side.source for side in needed if not is_read(side)}
 
 
 def _order_proposals(

@@ -194,6 +194,7 @@ LOG_READ = BOOK.evidence("exceptions.log_read")
         ([seen("5.1.1", *LOG_READ)], "high", ()),
         ([replace(seen("4.5.1", *LOG_READ), unseen=(Unseen("workloads", Reason.DENIED),))], "medium", ()),
         ([OK, unknown("4.5.1", Reason.DENIED, say("ui.no_action"))], "medium", ()),
+        ([replace(OK, unseen=(Unseen("workloads", Reason.DENIED),))], "medium", ()),
     ],
 )
 def test_a_restart_is_sure_only_after_the_programs_own_side_was_read(
@@ -460,9 +461,7 @@ def test_a_mode_that_stands_explains_more_than_settings_that_changed_where_all_w
 
 def test_a_broker_that_works_is_stuck_where_it_refuses_what_is_too_large() -> None:
     refused = seen("4.1.3", *BOOK.observations["publish.fails_too_large"])
-    well = [
-        seen(step, *BOOK.observations[o]) for step, o in (("2.3", "scope.broker_well"), ("4.1.2", "subscriber.bound"))
-    ]
+    well = [seen(step, *BOOK.observations[o]) for step, o in (("2.3", "broker.well"), ("4.1.2", "subscriber.bound"))]
     verdict = conclude([refused, *well])
     assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("jetstream", "FM-NATS-09")
 

@@ -108,7 +108,7 @@ FAMILIES: dict[str, Iterable[str]] = {
     "scope.clock_": "here postgres nats",
     "scope.notification_": "late retries well",
     "scope.relay_": "late retries well",
-    "subscriber.": (*subscriber.MISSING_AT_BROKER, *subscriber.NO_ANSWER_CODES),
+    "subscriber.": (*{*subscriber.MISSING_AT_BROKER} - {"no_leader"}, *subscriber.NO_ANSWER_CODES),
     "throttle.who_": program.SIGNS,
     "ui.": (*PROPOSAL_PARTS[1:], "waiting", "came", "gone"),
     "ui.because_": "observed excludes contradicted unseen elsewhere",

@@ -344,7 +344,7 @@ def test_side_effects_are_found(servers: Servers, db: psycopg.Connection, broker
     traffic(db, 30)
     events(db, 2, 100, **UNPROCESSED)
     found = run(servers, "6.5", window_minutes=15)["6.5"]
-    expect(found, Status.CRITICAL, sections=("5.3",), values={"lost": 2}, notes={"scope.broker_unbound"})
+    expect(found, Status.CRITICAL, sections=("5.3",), values={"lost": 2}, notes={"broker.no_client"})
     db.execute(
         "INSERT INTO notification.notifications (notification_id, event_id, user_id, type, occurred_at, payload_json,"
         " status, created_at, sent_at) SELECT gen_random_uuid(), event_id, user_id, type, occurred_at, payload_json,"

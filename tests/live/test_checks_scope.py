@@ -185,7 +185,7 @@ def test_what_is_late_and_unbound(servers: Servers, db: psycopg.Connection, brok
     events(db, 60, 40, status="PENDING")
     found = run(servers, *STEPS)
     assert statuses(found)["2.2"] is Status.CRITICAL
-    assert found["2.3"].headline.key == "scope.broker_unbound"
+    assert found["2.3"].headline.key == "broker.no_client"
     assert statuses(found)["2.4"] is Status.CRITICAL
     assert weight(found["2.4"], "delivery_worker") > 0
 

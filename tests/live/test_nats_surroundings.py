@@ -301,7 +301,7 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
 
     def well() -> bool:
         found = asked_of(cluster.url, cluster.monitor_url, "2.3")
-        return "scope.broker_well" in signals(found) or "scope.unbound" in signals(found)
+        return "broker.well" in signals(found) or "broker.unbound" in signals(found)
 
     until(well, "a quorum of every group", 120)
     leader = until(leads, "a leader")
@@ -316,7 +316,7 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
             lambda: f"all to be as expected: {messages.text(looked().headline, 'en')}",
             120,
         )
-        assert "scope.broker_well" in signals(found)
+        assert "broker.well" in signals(found)
         assert {m.group for m in rows.each(found.frames["replicas"], Member)} >= {applications.STREAM, META}
         # The client of the leader's node is seen from all three, and from that one alone; not from another.
         everywhere = asked_of(cluster.url, cluster.monitor_url, "4.1.2")
@@ -334,7 +334,7 @@ def test_a_cluster_loses_its_nodes(cluster: Cluster) -> None:
             return warned and first in noted(found["2.3"]) and found
 
         thin = until(missed, f"a warning of both steps that names {first}", 120)
-        assert "scope.broker_well" in signals(thin["2.3"])
+        assert "broker.well" in signals(thin["2.3"])
         until(lambda: ready(cluster.url), "a meta leader", 120)
         assert "subscriber.no_quorum" not in signals(thin["4.1.2"])
 
@@ -429,12 +429,12 @@ def scope_frames(members: list[Member], seen: int) -> Frames:
 def test_nobody_leads_the_cluster() -> None:
     silent = [Member(META, f"n{n}", active_s=30.0) for n in range(3)]
     found = CHECKS["2.3"].judge(scope_frames(silent, 3), steps.make_given())
-    assert (found.status, signals(found)) == (Status.CRITICAL, {"scope.no_meta_leader"})
+    assert (found.status, signals(found)) == (Status.CRITICAL, {"broker.no_meta_leader"})
     assert "an application that is restarted now does not start" in noted(found)
     assert "no leader" in words(found)
     # One node alone may be cut off from two that have elected one.
     alone = CHECKS["2.3"].judge(scope_frames(silent, 1), steps.make_given())
-    assert (alone.status, signals(alone)) == (Status.UNKNOWN, {"scope.quorum_unclear"})
+    assert (alone.status, signals(alone)) == (Status.UNKNOWN, {"broker.quorum_unclear"})
 
 
 # What other servers say -------------------------------------------------------------------------------------

@@ -46,22 +46,11 @@ DOWN_TIMEOUT = 5.0
 # those whose supervisor is dead.
 _MARK = "RUNBOOK_SANDBOX_OWNER"
 _OWN_FILES = (
-    *(
-        "postgres",
-        "nats",
-        "log",
-        "run",
-        "pods.env",
-        "nats.conf",
-        network.FILE_NAME,
-        "supervisord.conf",
-        "supervisord.pid",
-    ),
-    *("postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger"),
-    *(
-        f"{name}.tmp" for name in ("postgres", "nats", "network", "pods", "sandbox", "supervisord", "target")
-    ),  # see write_private
-)
+    "postgres", "nats", "log", "run", "pods.env", "nats.conf", network.FILE_NAME, "supervisord.conf", "supervisord.pid",
+    "postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger",
+    # What `write_private` was interrupted at.
+    *(f"{name}.tmp" for name in ("postgres", "nats", "network", "pods", "sandbox", "supervisord", "target")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from runbook_lib.dossier import baseline
 from runbook_lib.model.finding import Finding, Frames, OutageEnd, Signal, Status, Text, Value, judged, replace, say
 from runbook_lib.model.frames import table
 from runbook_lib.packs.jetstream.consumer import read_pairs
-from runbook_lib.packs.jetstream.reach import Broker, find_undocumented, list_settings
+from runbook_lib.packs.jetstream.reach import BrokerSpec, find_undocumented, list_settings
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store.archive import ACTION_LOG
 
@@ -69,7 +69,7 @@ class Surroundings:
     role: str = ""
     schemas: tuple[str, ...] = ()
     migrations: Mapping[str, str] = field(default_factory=dict)
-    broker: Broker | None = None
+    broker: BrokerSpec | None = None
     workloads: tuple[str, ...] = ()
     impact: str = "3.1"
     observe: Callable[[Mapping[Hashable, str], JudgeInput], str] | None = None
@@ -150,7 +150,7 @@ def _read_database_changes(
             yield _build_change(f"{migration['installed_on']}Z", kind, what, "postgres", "zone not kept")
 
 
-def _read_stream_changes(rb: Context, broker: Broker, settings: list[Row]) -> Iterator[Change]:
+def _read_stream_changes(rb: Context, broker: BrokerSpec, settings: list[Row]) -> Iterator[Change]:
     for stream, info, durable, consumer in read_pairs(rb, broker.durables):
         for what, found in ((f"stream {stream}", info), (f"consumer {durable}", consumer.info if consumer else {})):
             settings += (("jetstream", *setting) for setting in list_settings(what, found))

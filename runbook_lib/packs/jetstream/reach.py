@@ -39,7 +39,7 @@ Setting = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Broker:
+class BrokerSpec:
     """What a system relies on at its broker: the durable consumer of each stream; the first stream has the events.
 
     `section` is that about what does not flow. `documented` returns the values that the documents state, by the name of
@@ -55,7 +55,7 @@ class Broker:
     program: str = "nats"
 
 
-class Server(rows.Row):
+class BrokerInfo(rows.Row):
     """The broker, with the values of its monitoring port."""
 
     version: str | None = None
@@ -110,19 +110,25 @@ def list_settings(item: str, info: Mapping[str, Any]) -> Iterator[Setting]:
     """
     for name, value in sorted(info.get("config", {}).items()):
         if name in _DURATIONS and isinstance(value, int):
-            yield item, name, f"{value / 1e9:g} s"
+            yield item, name, _format_setting(value / 1e9, seconds=True)
         elif name not in _NO_SETTING and (name != "pause_until" or info.get("paused")):
-            yield item, name, value if isinstance(value, str) else json.dumps(value)
+            yield item, name, _format_setting(value)
 
 
-def find_undocumented(broker: Broker, settings: Iterable[Setting], given: JudgeInput) -> list[tuple[str, ...]]:
+def _format_setting(value: Any, *, seconds: bool = False) -> str:
+    if seconds:
+        return f"{value:g} s"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def find_undocumented(broker: BrokerSpec, settings: Iterable[Setting], given: JudgeInput) -> list[tuple[str, ...]]:
     """Return what differs from the documents: item, setting, documented value, value. What they leave open does not."""
     documented = broker.documented(given)
     wanted = ((*s, documented.get(s[0].partition(" ")[0], {}).get(s[1], s[2])) for s in settings)
     return [(item, name, should, value) for item, name, value, should in wanted if value != should]
 
 
-def collect(of: Callable[[TargetFacts], Broker], rb: Context) -> Frames:
+def collect(of: Callable[[TargetFacts], BrokerSpec], rb: Context) -> Frames:
     """Query the broker, its streams and its durable consumers; each may be missing on its own.
 
     Frames: server (version, server, user: text; jetstream: flag; clients, slow_consumers: number; started_at: time),
@@ -149,7 +155,7 @@ def collect(of: Callable[[TargetFacts], Broker], rb: Context) -> Frames:
     streams, consumers = [], []
     for stream, found, durable, consumer in read_pairs(rb, of(rb.facts).durables):
         config, state = found.get("config", {}), found.get("state", {})
-        own = _select_fields(StreamConfig, config) | {
+        own = _read_config(StreamConfig, config) | {
             "stream": stream,
             "exists": bool(found),
             "subjects": " ".join(config.get("subjects") or []),
@@ -166,7 +172,7 @@ def collect(of: Callable[[TargetFacts], Broker], rb: Context) -> Frames:
                 "pending": consumer.num_pending,
                 "unacknowledged": consumer.num_ack_pending,
             }
-        consumers.append(_select_fields(ConsumerConfig, config) | own | {"exists": consumer is not None})
+        consumers.append(_read_config(ConsumerConfig, config) | own | {"exists": consumer is not None})
         members += [*quorum.members(stream, found), *quorum.members(durable, consumer.info if consumer else {})]
     return parts.frames() | {
         "server": server,
@@ -176,7 +182,7 @@ def collect(of: Callable[[TargetFacts], Broker], rb: Context) -> Frames:
     }
 
 
-def _select_fields(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+def _read_config(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a kind of row from a configuration, those of nanoseconds as seconds (`_s`)."""
     found = {f.name: config.get(f.name.removesuffix("_s")) for f in fields(kind)}
     return {n: v / 1e9 if n.endswith("_s") and v is not None else v for n, v in found.items()}
@@ -188,14 +194,14 @@ def _sum_counts(answers: list[dict[str, Any]], name: str) -> int | None:
     return None if None in counts else sum(c for c in counts if c is not None)
 
 
-def _find_differences(
-    broker: Broker, streams: list[StreamConfig], consumers: list[ConsumerConfig], given: JudgeInput
+def _list_differences(
+    broker: BrokerSpec, streams: list[StreamConfig], consumers: list[ConsumerConfig], given: JudgeInput
 ) -> list[str]:
     """List what differs from the documents, and filters on a subject that the stream does not have."""
     read = [(f"stream {s.stream}", vars(s)) for s in streams if s.exists]
     read += [(f"consumer {c.durable}", vars(c)) for c in consumers if c.exists]
     settings = [
-        (item, name.removesuffix("_s"), f"{value:g} s" if name.endswith("_s") else json.dumps(value).strip('"'))
+        (item, name.removesuffix("_s"), _format_setting(value, seconds=name.endswith("_s")))
         for item, config in read
         for name, value in config.items()
         if value is not None
@@ -211,12 +217,12 @@ def _find_differences(
     ]
 
 
-def judge(of: Callable[[TargetFacts], Broker], frames: Frames, given: JudgeInput) -> Finding:
+def judge(of: Callable[[TargetFacts], BrokerSpec], frames: Frames, given: JudgeInput) -> Finding:
     """Judge whether the broker is reachable, and its streams and consumers are as expected.
 
-    The observations `scope.*` are rows of the system's pack.
+    The observations `broker.*` are rows of the system's pack.
     """
-    broker, server = of(given.facts), rows.one(frames["server"], Server)
+    broker, server = of(given.facts), rows.one(frames["server"], BrokerInfo)
     streams, consumers = rows.each(frames["streams"], StreamConfig), rows.each(frames["consumers"], ConsumerConfig)
     if not streams or not consumers:
         raise UnreadError("streams")
@@ -224,33 +230,33 @@ def judge(of: Callable[[TargetFacts], Broker], frames: Frames, given: JudgeInput
     unbound = [c.durable for c in consumers if c.exists and c.push and not c.bound]
     published_s, names = broker.published_s(given), ", ".join(missing)
     if streams[0].stream in missing and published_s is not None:
-        another = say("scope.another_broker", names=names, ago=published_s)
+        another = say("broker.another", names=names, ago=published_s)
         return unknown("", Reason.ERROR, another, next_sections=(broker.section,))
 
     monitor, nodes = failures(frames).get("monitor"), rows.one(frames.get("nodes"), quorum.Nodes)
-    differences = _find_differences(broker, streams, consumers, given)
+    differences = _list_differences(broker, streams, consumers, given)
     broken, thin = quorum.find_problems(frames, given, nodes)
     undeclared = monitor is not None and monitor.reason is Reason.NOT_CONFIGURED
     since_s, late_s = seconds_between(server.started_at, given.as_of), broker.late_s(given)
     status = Status.WARNING if differences or undeclared or thin or nodes.partly else Status.OK
     observed = [_observe_broken(broken[0])] if broken else []
     if missing:
-        headline, status = say("scope.broker_missing", names=names), Status.CRITICAL
+        headline, status = say("broker.missing", names=names), Status.CRITICAL
         observed.append(_observe_missing(missing, streams, consumers))
     elif broken:
-        headline = say("scope.cluster", group=broken[0].text, n=len(broken) - 1)
+        headline = say("broker.cluster", group=broken[0].text, n=len(broken) - 1)
         status = Status.CRITICAL if broken[0].writes is False else Status.UNKNOWN
     elif unbound:
-        headline, status = say("scope.broker_unbound", names=", ".join(unbound)), Status.WARNING
+        headline, status = say("broker.no_client", names=", ".join(unbound)), Status.WARNING
     elif since_s is not None and late_s is not None and 0 <= since_s < late_s:
-        headline, status = say("scope.broker_restarted", ago=since_s), Status.WARNING
-        observed.append("scope.broker_restarted")
+        headline, status = say("broker.restarted", ago=since_s), Status.WARNING
+        observed.append("broker.restarted")
     else:
-        key, present = "scope.broker_bound" if differences else "scope.broker_well", sum(c.exists for c in consumers)
+        key, present = "broker.bound" if differences else "broker.well", sum(c.exists for c in consumers)
         headline = say(key, version=server.version, streams=len(streams), n=present)
-        observed.append("scope.broker_well")
+        observed.append("broker.well")
     if unbound:
-        observed.append("scope.unbound" if consumers[0].durable in unbound else "scope.record_missing")
+        observed.append("broker.unbound" if consumers[0].durable in unbound else "broker.record_missing")
     return judged(
         headline,
         [
@@ -260,12 +266,12 @@ def judge(of: Callable[[TargetFacts], Broker], frames: Frames, given: JudgeInput
         ],
         at_least=status,
         notes=(
-            say("scope.broker_as", user=server.user, version=server.version),
-            *((say("scope.broker_differs", names="; ".join(differences)),) if differences else ()),
-            *((say("scope.no_monitor", why=monitor.reason.value),) if monitor else ()),
-            *((say("subscriber.nodes_unseen", seen=nodes.seen, of=nodes.of),) if nodes.partly else ()),
+            say("broker.connected_as", user=server.user, version=server.version),
+            *((say("broker.differs", names="; ".join(differences)),) if differences else ()),
+            *((say("broker.no_monitor", why=monitor.reason.value),) if monitor else ()),
+            *((say("broker.nodes_unseen", seen=nodes.seen, of=nodes.of),) if nodes.partly else ()),
             *(group.text for group in (*broken[1:], *thin)),
-            *((say("scope.no_start"),) if any(g.name == quorum.META and not g.writes for g in broken) else ()),
+            *((say("broker.no_start"),) if any(g.name == quorum.META and not g.writes for g in broken) else ()),
         ),
         signals=given.evidence_of(observed),
         proposals=_propose_looks(broker, given) if broken else (),
@@ -277,37 +283,37 @@ def judge(of: Callable[[TargetFacts], Broker], frames: Frames, given: JudgeInput
 def _observe_broken(group: quorum.RaftGroup) -> str:
     """Return the observation of the Raft group that is surest not to be writable."""
     if group.writes is None:
-        return "scope.quorum_unclear"
-    return "scope.no_meta_leader" if group.name == quorum.META else "scope.no_quorum"
+        return "broker.quorum_unclear"
+    return "broker.no_meta_leader" if group.name == quorum.META else "broker.no_quorum"
 
 
 def _observe_missing(missing: list[str], streams: list[StreamConfig], consumers: list[ConsumerConfig]) -> str:
     """Return the observation of what is missing: the events' stream, only its consumer, or what records lost events."""
     if streams[0].stream in missing:
-        return "scope.stream_missing"
-    return "scope.consumer_missing" if consumers[0].durable in missing else "scope.record_missing"
+        return "broker.stream_missing"
+    return "broker.consumer_missing" if consumers[0].durable in missing else "broker.record_missing"
 
 
-def _propose_looks(broker: Broker, given: JudgeInput) -> tuple[Proposal, ...]:
+def _propose_looks(broker: BrokerSpec, given: JudgeInput) -> tuple[Proposal, ...]:
     return proposals.pods(given, broker.program), proposals.logs(given, broker.program)
 
 
-def judge_error(of: Callable[[TargetFacts], Broker], e: SourceError, given: JudgeInput) -> Finding:
+def judge_error(of: Callable[[TargetFacts], BrokerSpec], e: SourceError, given: JudgeInput) -> Finding:
     """Judge a source that does not answer; one that the target does not declare is a WARNING, not UNKNOWN."""
     if e.reason is Reason.NOT_CONFIGURED:
-        return judged(say("scope.undeclared", source=e.source), at_least=Status.WARNING)
+        return judged(say("broker.undeclared", source=e.source), at_least=Status.WARNING)
     if e.code != "no_leader":
         return unknown_from_error(e, given.catalog)
     broker = of(given.facts)
     return judged(
-        say("subscriber.no_leader", detail=e.detail),
+        say("broker.no_leader", detail=e.detail),
         at_least=Status.CRITICAL,
         proposals=_propose_looks(broker, given),
         next_sections=(broker.section,),
     )
 
 
-def check_of(step: str, of: Callable[[TargetFacts], Broker]) -> Check:
+def check_of(step: str, of: Callable[[TargetFacts], BrokerSpec]) -> Check:
     """Return the check of a system's broker."""
     return Check(
         step,

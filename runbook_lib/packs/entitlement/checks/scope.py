@@ -35,7 +35,7 @@ from runbook_lib.packs.entitlement.checks.loop import TableLoop
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Holder, Notifications, Outbox, OutboxAges, Registered
 from runbook_lib.packs.jetstream import reach as broker_reach
-from runbook_lib.packs.jetstream.reach import Broker
+from runbook_lib.packs.jetstream.reach import BrokerSpec
 from runbook_lib.packs.postgres import reach
 
 if TYPE_CHECKING:
@@ -226,10 +226,10 @@ def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
 # The broker -------------------------------------------------------------------------------------------------
 
 
-def broker(facts: TargetFacts) -> Broker:
+def broker(facts: TargetFacts) -> BrokerSpec:
     """Return what the system relies on at its broker."""
     assert isinstance(facts, EntitlementFacts)  # noqa: S101 - this pack's runbook is active
-    return Broker(facts.streams.durables, "4.1", _list_documented, _published_just_now, _late_since)
+    return BrokerSpec(facts.streams.durables, "4.1", _list_documented, _published_just_now, _late_since)
 
 
 def _list_documented(given: JudgeInput) -> dict[str, dict[str, str]]:

@@ -280,7 +280,7 @@ def _judge_broker_error(e: SourceError, activity: Registered, given: JudgeInput)
     # Without a stream the relay cannot publish, so a stuck outbox is a consequence.
     outbox = () if e.code == "consumer_not_found" else given.evidence("subscriber.broker_gone")
     return judged(
-        say(f"subscriber.{e.code}", detail=e.detail),
+        say("broker.no_leader" if e.code == "no_leader" else f"subscriber.{e.code}", detail=e.detail),
         at_least=Status.CRITICAL,
         signals=(*evidence_from_error(e, given.catalog), *outbox),
         hops=(
@@ -384,7 +384,7 @@ def _build_notes(frames: Frames, seen: SubscriberReading, facts: dict[str, Any])
     if seen.refused:
         notes.append(say("subscriber.reason_of_server", **facts))
     if (known := rows.one(frames.get("nodes"), quorum.Nodes)).partly:
-        notes.append(say("subscriber.nodes_unseen", seen=known.seen, of=known.of))
+        notes.append(say("broker.nodes_unseen", seen=known.seen, of=known.of))
     notes += [group.text for group in seen.thin]
     if seen.consumer.stalled:
         notes.append(say("subscriber.stalled", **facts))
