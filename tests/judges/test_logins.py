@@ -289,6 +289,13 @@ def test_an_address_that_is_not_that_of_the_other_program_is_found(
     assert [v for v in logins.find_other_servers(*programs) if v in other] == differs
 
 
+@pytest.mark.parametrize(("ours", "differs"), [("a:4222", False), ("a.prod.svc:4222", False), ("b:4222", True)])
+def test_the_server_that_the_runbook_uses_is_no_other_one(ours: str, differs: bool) -> None:
+    own, other = {"NATS_URL": "nats://a:4222", "DB_HOST": "a"}, {"NATS_URL": "nats://b:4222", "DB_HOST": "b"}
+    found = logins.find_other_servers(own, other, [f"nats://user@{ours}"])
+    assert bool(found) is differs
+
+
 def test_a_program_with_another_server_is_not_restarted() -> None:
     frames = log(line(5, UP)) | {"own": row(user="app", differs="NATS_URL"), "log": row(lines=1, entries=1)}
     found = exceptions.judge_exceptions(frames | {"about": row(workload="notification", name="n")}, make_given())

@@ -131,7 +131,8 @@ def collect_without_log(rb: Context, parts: FrameCollector, workload: str) -> No
         found["own"] = row(user=_find_user(own.values()))
         (other,) = (s for s in facts_of(rb).services if s != workload)
         others = own_variables(rb.workloads.environment(rb.facts.workloads.program(other)), other)
-        found["own"]["differs"] = ", ".join(sorted(find_other_servers(own, others)))
+        ours = [url for url in (rb.target.url(s) for s in ("database_url", "nats_url")) if url]
+        found["own"]["differs"] = ", ".join(sorted(find_other_servers(own, others, ours)))
     with parts.part("services") as found:
         found |= services.collect(rb)
     with parts.part("sessions") as found, rb.snapshot() as db:
@@ -148,14 +149,16 @@ def own_variables(environment: Mapping[str, str], workload: str) -> dict[str, st
     return {**environment, **{name.removeprefix(own): v for name, v in environment.items() if name.startswith(own)}}
 
 
-def find_other_servers(own: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
-    """Return the variables that name a server of both programs, and not the same one.
+def find_other_servers(own: Mapping[str, str], others: Mapping[str, str], ours: Iterable[str] = ()) -> list[str]:
+    """Return the variables that name another server than the other program's, unless the runbook uses it (`ours`).
 
     >>> find_other_servers({"NATS_URL": "nats://a:pw@nats:4222"}, {"NATS_URL": "nats://b:pw@nats.prod.svc:4222"})
     []
     """
     named = [v for v in own.keys() & others.keys() if _SERVER_VARIABLE.says("address", v)]
-    return [v for v in named if own[v] and others[v] and _read_servers(own[v]).isdisjoint(_read_servers(others[v]))]
+    known = {name for url in ours for server in _read_servers(url) for name in (server, server.partition(":")[0] + ":")}
+    named = [v for v in named if own[v] and others[v] and known.isdisjoint(_read_servers(own[v]))]
+    return [v for v in named if _read_servers(own[v]).isdisjoint(_read_servers(others[v]))]
 
 
 def _read_servers(value: str) -> set[str]:
