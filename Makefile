@@ -69,13 +69,14 @@ FAMILY ?= people
 DRILLS := tests/drills.jsonl.gz
 drills: venv
 	$(RUN)/runbook drill --seeds $(SEEDS) $(if $(FAMILY),--family $(FAMILY)) --results $(DRILLS) --at-once 3
-	$(RUN)/runbook drill report $(DRILLS) --short --write docs/truth.md
+	$(RUN)/runbook drill report $(DRILLS) $(wildcard tests/knobs.jsonl.gz) --short --write docs/truth.md
 
-# Change at random what the servers let a person change, N times, two at once, and say what the runbook made of it.
+# Change at random what the servers let a person change, N times, six at once, and say what the runbook made of it. KNOBS=FILE adds to
+# that file; tests/knobs.jsonl.gz becomes part of docs/truth.md.
 KNOBS ?= build/knobs.jsonl
 knobs: venv
 	mkdir -p $(dir $(KNOBS))
-	$(RUN)/runbook drill knobs --plays $(N) --results $(KNOBS) --at-once 2
+	$(RUN)/runbook drill knobs --plays $(N) --results $(KNOBS) --at-once 6
 	$(RUN)/runbook drill report $(KNOBS)
 
 # Record each fault of the sandbox, and moments without one, in tests/recordings, which `make test` judges. Default: the missing ones.

@@ -70,10 +70,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _drills() -> str:
     """Return the whole report on the drills; docs/truth.md has its beginning."""
-    from runbook_lib.gameday.drills.report import report
+    from runbook_lib.gameday.drills.report import join, report_file
     from runbook_lib.gameday.drills.results import read
 
-    return report(read(ROOT / "tests" / "drills.jsonl.gz"))
+    files = [ROOT / "tests" / name for name in ("drills.jsonl.gz", "knobs.jsonl.gz")]
+    return join([report_file(read(file)) for file in files if file.exists()])
 
 
 def _commands() -> Iterator[str]:

@@ -397,6 +397,7 @@ def play_of(said: Any, after: FlowSample, at_look: FlowSample | None = None, *te
     told = {"knobs": [turned], "verdict": said, "headline": "why", "said": texts, "seconds": 7.0, "proposal": None}
     return {
         "seed": 1,
+        "version": "1.0",
         "scenario": asdict(knobs.scenario(1)),
         **told,
         **{name: vars(flow) for name, flow in flows.items()},
@@ -433,12 +434,33 @@ def test_a_play_is_judged_by_the_place_and_the_name_of_what_was_turned(
 
 
 def test_the_page_of_knobs_has_a_row_by_kind_and_each_miss(tmp_path: Path) -> None:
-    plays = [play_of(HERE, STUCK), play_of(ELSEWHERE, STUCK) | {"seed": 2}, {"seed": 3, "error": "it did not come up"}]
+    plays = [
+        play_of(HERE, STUCK),
+        play_of(ELSEWHERE, STUCK) | {"seed": 2},
+        {"seed": 3, "error": "it did not come up"},
+        play_of(AMONG, STUCK, STUCK, "max_deliver is 1") | {"seed": 4},
+        *(play_of(said, FLOWS) | {"seed": seed} for seed, said in ((5, HERE), (6, verdict(**OK)))),
+    ]
     results.write(tmp_path / "knobs.jsonl", plays)
     page = CliRunner().invoke(drill, ["report", str(tmp_path / "knobs.jsonl")], catch_exceptions=False).output
-    assert "| consumer | 2 | 1 | 0 | 1 | 2 | 1 |" in page and "| all | 2 |" in page
+    assert "| consumer | 5 | 2 | 1 | 2 | 0 | 1 | 2 |" in page and "| all | 5 | 2 | 1 |" in page
+    assert (
+        "| right or undecided | 2 of 3 (67%) |" in page
+        and "| names what was changed, where a text can | 1 of 3" in page
+    )
+    assert "| place named without an effect | 1 of 2 (50%) |" in page and "seeds 1 to 6: 6 played, 3 with" in page
     assert "seed 2, consumer max_deliver: 1 (flow: sent, waiting, oldest_s, steady, first" in page
     assert "seed 3: it did not come up" in page and "seed 1," not in page
+
+
+def test_results_of_drills_and_of_knobs_are_one_page(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("drills.jsonl", "knobs.jsonl")]
+    results.write(files[0], LINES)
+    results.write(files[1], [play_of(HERE, STUCK)])
+    done = CliRunner().invoke(drill, ["report", "--short", *map(str, files)], catch_exceptions=False)
+    assert [line for line in done.output.splitlines() if line.startswith("#")] == [
+        "# What the drills show", "## In short", "## Knobs", "### Misses", "### Not played",
+    ]  # fmt: skip
 
 
 # The page ---------------------------------------------------------------------------------------------------
@@ -527,7 +549,7 @@ def test_the_page_depends_on_the_lines_alone() -> None:
     once = [each for each in LINES if each.get("error") != "for the first time"]
     shuffled = random.Random(3).sample(once, len(once))
     assert report(json.loads(json.dumps(shuffled))) == report(LINES)
-    assert "seeds none" in report([])
+    assert "No seeds: 0 played" in report([])
 
 
 def test_the_page_says_of_how_many_states_of_the_code_it_is() -> None:

@@ -224,17 +224,15 @@ def knobs(plays: int, seeds: range, results: Path, at_once: int) -> int:
 
 
 @drill.command()
-@click.argument("results", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--write", type=FILE, help="the page goes there")
 @click.option("--short", is_flag=True, help="the figures alone")
-def report(results: Path, write: Path | None, *, short: bool) -> int:
-    """Print the report on a file of drill results, as Markdown."""
+def report(results: tuple[Path, ...], write: Path | None, *, short: bool) -> int:
+    """Print the report on files of drill results, as one page of Markdown."""
     from runbook_lib.gameday.drills import report as pages
     from runbook_lib.gameday.drills.results import read
 
-    lines = read(results)
-    knobs = any("knobs" in line for line in lines)
-    text = pages.report_knobs(lines) if knobs else pages.report(lines, short=short)
+    text = pages.join([pages.report_file(read(file), short=short) for file in results])
     if write:
         write.write_text(text, encoding="utf-8")
         tell("drill.written", file=write)

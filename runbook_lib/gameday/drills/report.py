@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -56,10 +57,15 @@ class Drill:
         return self._names_one([[word] for word in words])
 
     @property
+    def names_knob(self) -> bool | None:
+        """Whether a text names a knob that hurt the flow; None if none did, or a text can name none of them."""
+        knobs = [knob["words"] for knob in self.line.get("knobs", ()) if knob["words"]]
+        return self._names_one(knobs) if self.effect and knobs else None
+
+    @property
     def answer(self) -> Answer:
         """The verdict's; where knobs hurt the flow, a text that names one of them is right whatever its place."""
-        knobs = [knob["words"] for knob in self.line.get("knobs", ()) if knob["words"]]
-        return "right" if self.effect and self._names_one(knobs) else self.judged.answer
+        return "right" if self.names_knob else self.judged.answer
 
     @property
     def sure(self) -> bool:
@@ -135,16 +141,11 @@ def report(lines: Iterable[Line], *, short: bool = False) -> str:
     drills = [judged(line) for line in lines if "error" not in line]
     real = [d for d in drills if d.counts and d.kind]
     calm = [d for d in drills if not d.kind]
-    seeds = [line["seed"] for line in lines]
-    versions = ", ".join(sorted({str(d.line["version"]) for d in drills})) or "none"
-    codes = {str(line.get("code", "")) for line in lines}
-    which = f"code {codes.pop()}" if len(codes) == 1 and all(codes) else "several states of the code"
-    span = f"{min(seeds)} to {max(seeds)}" if seeds else "none"
     parts = [
         "# What the drills show",
         "Random incidents on the sandbox, each with a triage, its first proposal that changes something, and a twin "
         "left alone (`runbook drill report`). "
-        f"Version {versions}, {which}, seeds {span}: {len(lines)} played, "
+        f"{_describe_span(lines, drills)}: {len(lines)} played, "
         f"{len(real)} with a fault that took effect, {len(calm)} without a fault.",
         "A verdict is *right* if it names a place and a failure mode that the fault allows (of two faults, either), "
         "and *undecided* if it names several with a right one among them, or none and is not OK. A proposal *helps*, "
@@ -175,24 +176,55 @@ def report(lines: Iterable[Line], *, short: bool = False) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def report_file(lines: Sequence[Line], *, short: bool = False) -> str:
+    """Return the page on the lines of a file: of drills, or of plays of knobs."""
+    return report_knobs(lines) if any("knobs" in line for line in lines) else report(lines, short=short)
+
+
+def join(pages: Sequence[str]) -> str:
+    """Return one page: each further one is a chapter of the first."""
+    return "\n".join([*pages[:1], *(re.sub(r"^#", "##", page, flags=re.MULTILINE) for page in pages[1:])])
+
+
 def report_knobs(lines: Iterable[Line]) -> str:
-    """Return the page on plays of knobs: a row by kind of knob, each miss, and what could not be played."""
+    """Return the page on plays of knobs: figures, a row by kind of knob, each miss, and what could not be played."""
     lines = latest(lines)
     plays = [judged(line) for line in lines if "error" not in line]
+    hurt = [play for play in plays if play.effect]
     columns: dict[str, Column] = {
-        "effective": lambda own: sum(bool(play.effect) for play in own),
+        "no effect": lambda own: sum(not play.effect for play in own),
+        "false place": lambda own: sum(not play.effect and play.answer == "wrong" for play in own),
+        **{name: partial(_count_effective, name) for name in ANSWERS},
         "sure and wrong": lambda own: sum(play.sure for play in own),
     }
+    kinds = (*sorted({knob["kind"] for play in plays for knob in play.line["knobs"]}), "all")
+    rows = []
+    for kind in kinds:
+        own = [play for play in plays if kind in ("all", *(knob["kind"] for knob in play.line["knobs"]))]
+        rows.append((kind, len(own), *(column(own) for column in columns.values())))
     parts = [
         "# Knobs",
-        "What the servers let a person change, changed at random. *Effective*: the flow was hurt.",
-        _format_answers("kind", lambda play: [knob["kind"] for knob in play.line["knobs"]], plays, columns),
+        "What the servers let a person change, changed at random (`runbook drill knobs`), and a triage. "
+        f"{_describe_span(lines, plays)}: {len(lines)} played, {len(hurt)} with an effect on the flow. With an effect, "
+        "a verdict is *right* if it names a place of the change, or if a text of the run names what was changed, and "
+        "*undecided* if it names several with a right one among them, or none and is not OK; without one, it is right "
+        "if it names no place.",
+        _format_knob_summary(plays, hurt),
+        _format_table(("kind", "plays", *columns), rows),
         "## Misses",
         _format_misses(plays),
         "## Not played",
         "\n".join(_format_errors(lines)) or "None.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _describe_span(lines: Sequence[Line], drills: Sequence[Drill]) -> str:
+    """Return which version was played, of which code, with which seeds."""
+    versions = ", ".join(sorted({str(d.line["version"]) for d in drills})) or "none"
+    codes, seeds = {str(line.get("code", "")) for line in lines}, [line["seed"] for line in lines]
+    which = f"code {codes.pop()}" if len(codes) == 1 and all(codes) else "several states of the code"
+    return f"Version {versions}, {which}, seeds {min(seeds)} to {max(seeds)}" if seeds else "No seeds"
 
 
 def describe(line: Line) -> str:
@@ -222,6 +254,10 @@ def _count_help(name: Help, drills: Sequence[Drill]) -> int:
     return sum(d.help == name for d in drills)
 
 
+def _count_effective(answer: Answer, plays: Sequence[Drill]) -> int:
+    return sum(bool(play.effect) and play.answer == answer for play in plays)
+
+
 def _count_alarms(drills: Sequence[Drill]) -> int:
     return sum(d.line["verdict"] is None or alarms(d.line["verdict"]) for d in drills)
 
@@ -246,7 +282,6 @@ def _format_summary(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
     high = [d for d in real if d.confidence == "high"]
     right = sum(d.answer == "right" for d in high)
     proposed = Counter(d.help for d in (*real, *calm))
-    median = statistics.median([float(d.line["seconds"]) for d in (*real, *calm)] or [0.0])
     idle = sum(d.help == "nothing" and d.confidence == "high" for d in (*real, *calm))
     rows = [
         ("right", _format_share(answers["right"], n), "at least 92 %"),
@@ -262,9 +297,28 @@ def _format_summary(real: Sequence[Drill], calm: Sequence[Drill]) -> str:
         ("proposals that harm", str(proposed["harms"]), "0"),
         ("proposals that help", _format_share(proposed["helps"], sum(proposed[name] for name in _HELP)), ""),
         ("alarms without a fault", _format_share(_count_alarms(calm), len(calm)), "0"),
-        ("seconds to the verdict, median", f"{median:.0f}", "at most 9"),
+        ("seconds to the verdict, median", f"{_median_seconds([*real, *calm]):.0f}", "at most 9"),
     ]
     return _format_table(("", "seen", "to reach"), rows)
+
+
+def _format_knob_summary(plays: Sequence[Drill], hurt: Sequence[Drill]) -> str:
+    answers, named = Counter(play.answer for play in hurt), [play.names_knob for play in hurt]
+    known, calm = [name for name in named if name is not None], [play for play in plays if not play.effect]
+    last = plays[-200:]
+    rows = [
+        ("right", _format_share(answers["right"], len(hurt)), "at least 85 %"),
+        ("right or undecided", _format_share(len(hurt) - answers["wrong"], len(hurt)), "at least 95 %"),
+        ("sure and wrong, in the last 200", _format_share(sum(play.sure for play in last), len(last)), "0"),
+        ("names what was changed, where a text can", _format_share(sum(known), len(known)), "at least 80 %"),
+        ("place named without an effect", _format_share(sum(p.answer == "wrong" for p in calm), len(calm)), "0"),
+        ("seconds to the verdict, median", f"{_median_seconds(plays):.0f}", "at most 8"),
+    ]
+    return _format_table(("", "seen", "to reach"), rows)
+
+
+def _median_seconds(drills: Sequence[Drill]) -> float:
+    return statistics.median([float(d.line["seconds"]) for d in drills] or [0.0])
 
 
 def _format_durations(drills: Sequence[Drill]) -> str:
