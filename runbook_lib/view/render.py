@@ -354,9 +354,14 @@ def verdict_lines(verdict: Verdict) -> list[str]:
 
 
 def caution_lines(verdict: Verdict) -> list[str]:
-    """Return what is to be read before the proposal, and was not read."""
-    steps = verdict.read_first
-    return [messages.text(say("ui.read_first", step=s, section=s.rpartition(".")[0])) for s in steps]
+    """Return what is to be read before the proposal, and was not read: by a step, or where none can, by a person."""
+    lines = (
+        say("ui.read_first", step=s, section=s.rpartition(".")[0])
+        if s in verdict.settled_by
+        else say("ui.read_yourself", step=s)
+        for s in verdict.read_first
+    )
+    return [messages.text(line) for line in lines]
 
 
 def question_lines(verdict: Verdict) -> list[str]:

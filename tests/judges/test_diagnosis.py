@@ -204,7 +204,9 @@ def test_a_restart_is_sure_only_after_the_programs_own_side_was_read(
     assert [p.name for p in verdict.proposals] == ["restart_entitlement"]
     assert (verdict.confidence, verdict.settled_by) == (confidence, asks)
     assert verdict.read_first == (("4.5.1",) if confidence != "high" else ())
-    assert any("4.5.1" in line for line in render.caution_lines(verdict)) is (confidence != "high")
+    cautions = render.caution_lines(verdict)
+    assert any("4.5.1" in line for line in cautions) is (confidence != "high")
+    assert any("runbook run 4.5" in line for line in cautions) is bool(asks)  # what cannot be read is not asked for
 
 
 def test_what_the_database_refuses_in_the_programs_log_forbids_its_restart() -> None:
