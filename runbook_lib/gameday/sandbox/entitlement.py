@@ -24,7 +24,7 @@ from runbook_lib.packs.entitlement.wire import EntitlementEvent
 
 from . import broker, database, telemetry, worker
 from .database import Connection, Database, pooled
-from .settings import Environment, WorkerSettings, error_text, nats_timeout, read_env, seconds
+from .settings import AROUND_FILE, Environment, WorkerSettings, error_text, nats_timeout, read_env, seconds
 from .worker import Handle, PermanentError, WorkerQueue
 
 log = logging.getLogger(__name__)
@@ -298,12 +298,12 @@ def carry_out(connection: Connection, command: GrantRequest) -> tuple[int, dict[
 
 def run_api(env: Environment) -> None:
     """Send SANDBOX_RATE requests per second, from clients that know what they own and may ask for more at any time."""
-    pods = Path(env["RUNBOOK_SANDBOX_OWNER"]) / "pods.env"
+    around = Path(env["RUNBOOK_SANDBOX_OWNER"]) / AROUND_FILE
     source = pooled(env, "api")
     owned: set[tuple[str, str]] | None = None
     due = time.monotonic()
     while True:
-        rate = float(read_env(pods).get("SANDBOX_RATE", "5"))
+        rate = float(read_env(around).get("SANDBOX_RATE", "5"))
         if rate <= 0:
             time.sleep(0.2)
             continue

@@ -16,21 +16,21 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 from .pod import server, set_up_logging
-from .settings import read_env, seconds
+from .settings import AROUND_FILE, read_env, seconds
 from .state import load
 
 log = logging.getLogger(__name__)
 
 
 def main(directory: Path) -> None:
-    """Accept every notification until stopped; by the pods' environment after RECEIVER_DELAY, and some users' never.
+    """Accept every notification until stopped; by its environment after RECEIVER_DELAY, and some users' never.
 
     Of RECEIVER_REFUSES users one is refused, always the same ones; 0 is none. More than RECEIVER_LIMIT a second are
     refused, too. With a RECEIVER_ERROR_BODY none is delivered, and the status does not show it. With a RECEIVER_STATUS
     each gets that answer, and from 500 on every other request gets it too. An answer is at least RECEIVER_LENGTH long.
     """
     set_up_logging("receiver")
-    env = read_env(directory / "pods.env")
+    env = read_env(directory / AROUND_FILE)
     delay = seconds(env.get("RECEIVER_DELAY", "0s"))
     refuses, limit = int(env.get("RECEIVER_REFUSES", "0")), int(env.get("RECEIVER_LIMIT", "0"))
     padding = " " * int(env.get("RECEIVER_LENGTH", "0"))

@@ -33,7 +33,7 @@ from runbook_lib.sources import logs
 from . import broker, database, faults, history, network, servers
 from .intruder import INTRUDERS
 from .pod import FAILED_START
-from .settings import read_env
+from .settings import AROUND_FILE, PODS_FILE, read_env, split_env
 from .state import DATABASE, FILE_NAME, SERVICES, Addresses, SandboxError, SandboxState, command, load, write_private
 
 T = TypeVar("T")
@@ -46,10 +46,10 @@ DOWN_TIMEOUT = 5.0
 # those whose supervisor is dead.
 _MARK = "RUNBOOK_SANDBOX_OWNER"
 _OWN_FILES = (
-    "postgres", "nats", "log", "run", "pods.env", "nats.conf", network.FILE_NAME, "supervisord.conf", "supervisord.pid",
-    "postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger",
+    "postgres", "nats", "log", "run", PODS_FILE, AROUND_FILE, "nats.conf", network.FILE_NAME, "supervisord.conf",
+    "supervisord.pid", "postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger",
     # What `write_private` was interrupted at.
-    *(f"{name}.tmp" for name in ("postgres", "nats", "network", "pods", "sandbox", "supervisord", "target")),
+    *(f"{name}.tmp" for name in ("postgres", "nats", "network", "pods", "around", "sandbox", "supervisord", "target")),
 )  # fmt: skip
 
 
@@ -204,8 +204,8 @@ class Sandbox:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The environment variables of the pods, as they are now."""
-        return read_env(self.directory / "pods.env")
+        """The environment variables of the pods and of what is around them, as they are now."""
+        return read_env(self.directory / PODS_FILE) | read_env(self.directory / AROUND_FILE)
 
     def log(self, program: str) -> str:
         """Return a program's log; "" if it has none yet."""
@@ -446,7 +446,8 @@ class Sandbox:
             if not name.isidentifier() or "\n" in value:
                 raise SandboxError(f"not an environment variable: {name}")
         # In one step: the clients read their rate in it all the time.
-        write_private(self.directory / "pods.env", "".join(f"{name}={value}\n" for name, value in variables.items()))
+        for name, text in split_env(variables).items():
+            write_private(self.directory / name, text)
 
     def _up_state(self) -> SandboxState:
         state = self.state

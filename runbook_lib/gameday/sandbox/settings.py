@@ -12,12 +12,29 @@ from pathlib import Path
 
 Environment = Mapping[str, str]
 
+#: The variables of the services, and of what is around them: the receiver, and the users' rate. The runbook sees the
+#: former only: what a receiver is set to is seen by nobody else.
+PODS_FILE, AROUND_FILE = "pods.env", "around.env"
+_AROUND = ("RECEIVER_", "SANDBOX_RATE")
+
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def read_env(path: Path) -> dict[str, str]:
     """Read the NAME=VALUE lines that all pods share."""
     return dict(line.split("=", 1) for line in path.read_text().splitlines() if line)
+
+
+def split_env(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the lines of each file, by its name.
+
+    >>> split_env({"NATS_URL": "nats://a", "RECEIVER_DELAY": "1s"})
+    {'pods.env': 'NATS_URL=nats://a\\n', 'around.env': 'RECEIVER_DELAY=1s\\n'}
+    """
+    lines: dict[str, str] = {PODS_FILE: "", AROUND_FILE: ""}
+    for name, value in variables.items():
+        lines[AROUND_FILE if name.startswith(_AROUND) else PODS_FILE] += f"{name}={value}\n"
+    return lines
 
 
 def read_own_env(path: Path, program: str) -> dict[str, str]:
