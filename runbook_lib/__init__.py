@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
     from runbook_lib.notebook.session import Session, open_section
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 __all__ = ["Session", "open_section"]
 
 

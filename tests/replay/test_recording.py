@@ -59,7 +59,7 @@ def test_a_recording_comes_to_the_verdict_of_its_dossier(sample: Path) -> None:
 
 def test_a_recording_is_the_same_bytes_each_time_and_keeps_its_policy(sample: Path, tmp_path: Path) -> None:
     read = recording.read(sample)
-    assert json.loads(read.policy).keys() == {"entitlement"}
+    assert "entitlement" in json.loads(read.policy)
     again = tmp_path / "again" / sample.name
     again.parent.mkdir()
     recording.write(again, read)
