@@ -85,8 +85,8 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         doubtful = tuple(name for name, place in book.places.items() if place.under)
     settled_by = _find_settling_steps(between or _find_modes_at(doubtful, seen, book), findings, book)
     if away:
-        # Other sources tell whether it is away for everybody; further steps would not reach it either.
-        settled_by = tuple(s for s in settled_by if sections_of([s]) == sections_of(settled_by[:1]))
+        # The services' logs tell whether it is away for everybody; other steps would not reach it either.
+        settled_by = tuple(s for s in settled_by if sections_of([s]) == (book.section_with("logs"),))
     # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
     proposals = _order_proposals(findings, stuck_at, stand)
     proposals = _filter_proposals(proposals, stand, between, accused, undecided, ranked, seen, book)

@@ -231,15 +231,30 @@ def test_a_stack_trace_keeps_what_its_cause_has_caused() -> None:
 # 5.1.1 ------------------------------------------------------------------------------------------------------
 
 
-def exceptions_of(*lines: str, database: Reason | None = None) -> Any:
-    """What the log tells; `database`: why the tables could not be read."""
+def exceptions_of(*lines: str, database: Reason | None = None, done: float | None = None) -> Any:
+    """What the log tells; `database`: why the tables could not be read; `done`: seconds since the service's work."""
     phrases = catalog.load().phrases
     frames = exceptions.log_frames(read_log(*lines), phrases, 15, make_given().number)
     about = {"about": row(workload="notification", name="notification", minutes=15)}
     if database:
         failed = ("tries", "postgres", database.value, "no answer", "")
         about["failed"] = pd.DataFrame([failed], columns=NOT_READ_COLUMNS)
+    frames |= {"done": row(at=ago(done))} if done is not None else {}
     return exceptions.judge_exceptions(about | frames, make_given())
+
+
+READ_ONLY = PSQL + "ERROR: cannot execute UPDATE in a read-only transaction"
+
+
+@pytest.mark.parametrize(
+    ("newest", "done", "goes_on"),
+    [(30, None, True), (30, 31, True), (30, 29, False), (11, 0, False), (9, 0, True), (1, 0, True)],
+)
+def test_what_failed_and_works_since_is_over_in_the_log_too(newest: float, done: float | None, goes_on: bool) -> None:
+    lines = [line(newest + n, TASK, READ_ONLY) for n in range(4)]
+    found = exceptions_of(line(800, UP), *lines, done=done)
+    assert ("exceptions.read_only" in {s.observation for s in found.signals}) is goes_on
+    assert found.headline.key == ("exceptions.now" if goes_on else "exceptions.over")
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def jetstream(servers: Servers, env: Env, change: Callable[[Any], Any]) -> Itera
 SLOW = """
 ALTER TABLE notification.notifications RENAME TO kept;
 CREATE VIEW notification.notifications AS SELECT kept.* FROM notification.kept, (SELECT pg_sleep(9)) slow;
-GRANT SELECT ON notification.notifications TO runbook
+GRANT ALL ON notification.notifications TO runbook, miniserversystem
 """
 QUICK = "DROP VIEW notification.notifications; ALTER TABLE notification.kept RENAME TO notifications"
 
@@ -289,7 +289,8 @@ DEADLINE = "Invalid value for '--deadline'"
         *((["run", "4.1", "--deadline", n], DEADLINE) for n in ("nan", "inf", "0", "-1", "1e300")),
         (["triage", "--deadline", "nan"], DEADLINE),
         (["postmortem", "x", "--deadline", "nan"], DEADLINE),
-        *((["act", "restart", "notification", "--wait", n], "parameter wait_s=") for n in ("nan", "inf", "0")),
+        *((["act", "restart", "notification", "--wait", n], "'--wait'") for n in ("nan", "inf")),
+        (["act", "restart", "notification", "--wait", "0"], "parameter wait_s="),
         (["sandbox", "up", "--rate", "nan"], "Invalid value for '--rate'"),
         (["note", "x", "hi", "--output", os.fsdecode(b"caf\xe9")], "is not UTF-8"),
         (["run", "4.1", "--incident", "a/b"], "parameter incident_id='a/b'"),

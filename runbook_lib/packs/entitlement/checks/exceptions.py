@@ -335,6 +335,7 @@ def read_log(frames: Frames) -> LogSummary | None:
 
 def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     """5.1.1: judge how often the process fails, since when and with which error, and whether a restart would help."""
+    frames = _without_ended(frames, given)
     about, failed = rows.one(frames.get("about"), LogSource), failures(frames)
     part, name = PART.get(about.workload, "delivery"), about.name or about.workload
     log, read = read_log(frames), rows.first(frames.get("log"), LogRead)
@@ -423,6 +424,22 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         next_sections=("5.2",) if part == "delivery" and failing is not Status.OK else (),
         show=tuple(f for f in ("phrases", "texts") if f in frames and not frames[f].empty),
     )
+
+
+def _without_ended(frames: Frames, given: JudgeInput) -> Frames:
+    """Return the frames without current errors that have not recurred for a while although work was done since."""
+    done = rows.one(frames.get("done"), logins.LastDone).at
+    at = rows.value(frames.get("looked"), "at", pd.Timestamp) or given.as_of
+    if done is None:
+        return frames
+
+    def settle(found: pd.DataFrame) -> pd.DataFrame:
+        last = pd.to_datetime(found["last"], utc=True)
+        quiet_s = (at - last).dt.total_seconds()
+        return found.assign(now=found["now"].mask((last < done) & (quiet_s > given.number("log.quiet")), 0))
+
+    names = [name for name in ("phrases", "texts") if {"last", "now"} <= {*frames.get(name, ())}]
+    return frames | {name: settle(frames[name]) for name in names}
 
 
 def _read_database_errors(frames: Frames, given: JudgeInput) -> list[str]:

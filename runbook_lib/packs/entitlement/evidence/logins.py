@@ -25,11 +25,12 @@ from runbook_lib.model.rows import each
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.rows import Outbox
+from runbook_lib.packs.entitlement.rows import Activity, Outbox, Registered
 from runbook_lib.packs.logs.logs import Attempt, LoginResult, LoginSign, read_attempts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
+    from runbook_lib.sources.postgres import Snapshot
 
 
 class Server(StrEnum):
@@ -52,7 +53,7 @@ SIGNS = (
 
 
 #: The parts of `collect_without_log`.
-PARTS = ("instances", "own", "services", "sessions", "at_work", "broker")
+PARTS = ("instances", "own", "services", "sessions", "at_work", "done", "broker")
 
 
 class Instances(rows.Row):
@@ -81,6 +82,12 @@ class BrokerActivity(rows.Row):
 
     bound: bool | None = None
     last_published: pd.Timestamp | None = None
+
+
+class LastDone(rows.Row):
+    """When the service last wrote that an event is published or registered, or a notification sent."""
+
+    at: pd.Timestamp | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def collect(rb: Context, workload: str) -> Frames:
 def collect_without_log(rb: Context, parts: FrameCollector, workload: str) -> None:
     """Query every source but the log, each as a part of `PARTS`.
 
-    Frames: looked, instances, node, connected, at_work, own (fields of the classes of these names; user, and
+    Frames: looked, instances, node, connected, at_work, done, own (fields of the classes of these names; user, and
     differs: see `find_other_servers`); those of `services.collect` and `sessions.collect`.
     """
     name = rb.facts.workloads.program(workload)
@@ -139,6 +146,8 @@ def collect_without_log(rb: Context, parts: FrameCollector, workload: str) -> No
         found |= sessions.collect(db, facts_of(rb).database_role)
     with parts.part("at_work") as found:
         found["at_work"] = _read_activity(rb, workload)
+    with parts.part("done") as found, rb.snapshot() as db:
+        found["done"] = row(at=_read_last_done(db, workload))
     with parts.part("broker") as found:
         found |= _read_broker(rb)
 
@@ -179,6 +188,13 @@ def _read_activity(rb: Context, workload: str) -> pd.DataFrame:
         return row(bound=rb.source("jetstream").consumer(streams.events, streams.consumer).bound)
     with rb.snapshot() as db:
         return row(last_published=rows.one(db.ask(Outbox.QUERY), Outbox).last_published)
+
+
+def _read_last_done(db: Snapshot, workload: str) -> pd.Timestamp | None:
+    if workload == "entitlement":
+        return rows.one(db.ask(Outbox.QUERY), Outbox).last_published
+    registered, sent = rows.one(db.ask(Registered.QUERY), Registered), rows.one(db.ask(Activity.QUERY), Activity)
+    return _find_latest(registered.last_processed, sent.last_sent)
 
 
 def _read_broker(rb: Context) -> Frames:
