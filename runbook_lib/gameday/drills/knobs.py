@@ -53,6 +53,8 @@ _PLACES = {
     "notification": ("subscriber", "delivery_worker"),
     "receiver": ("receiver",),
 }
+#: The way to a server belongs to both ends; all services use the database.
+_ENDS = {**_PLACES, "receiver": ("receiver", "delivery_worker")}
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def list_network_rules() -> Iterator[Knob]:
     for server, rule in product(network.SERVERS, network.RULES):
         for value in network.RULES[rule]:
             act = {"network": {server: [(rule, value)]}}
-            yield Knob("network", server, f"to {server}", f"{rule} {value:g}", _PLACES[server], [], act)
+            yield Knob("network", server, f"to {server}", f"{rule} {value:g}", _ENDS[server], [], act)
 
 
 def values(setting: Row) -> list[str]:
