@@ -431,16 +431,21 @@ class Catalog:
         return {name: others[0] for name, others in found.items() if others}
 
     def find_differences(self, seen: Collection[str]) -> dict[str, str]:
-        """Return the observations that name a place and show no effect, each with the one which shows that none is."""
+        """Return the observations that show no effect, each with the one which shows that none is.
+
+        Of those that a row only begins, the ones that name a place.
+        """
         return {
             name: shown
             for name in seen
-            if any(s.weight > 0 and s.about in self.places for s in self.observations.get(name, ()))
             for begins, whiles in self.differences.items()
-            if name.startswith(begins)
+            if name == begins or (name.startswith(begins) and self._names_a_place(name))
             for shown in whiles
             if shown in seen
         }
+
+    def _names_a_place(self, observation: str) -> bool:
+        return any(s.weight > 0 and s.about in self.places for s in self.observations.get(observation, ()))
 
     def phrase_evidence(self, phrase: str, mode: str, weight: float) -> Signal:
         """Return the evidence of a log phrase for a failure mode.
