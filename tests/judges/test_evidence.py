@@ -453,6 +453,18 @@ def test_failing_is_told_by_what_is_rolled_back(transactions: list[tuple[int, in
 
 
 @pytest.mark.parametrize(
+    ("refused", "says"),
+    [((3, 23), SessionState.ALIVE), ((3, 3), SessionState.FAILING), ((90, 0), SessionState.FAILING)],
+)
+def test_redeliveries_that_the_key_refuses_are_no_failing_loop(refused: tuple[int, int], says: SessionState) -> None:
+    frames = {
+        "service_sessions": pd.DataFrame([vars(AT_WORK), vars(NOBODY)]),
+        "transactions": pd.DataFrame({"commits": [100, 103], "rollbacks": [5, 25], "refused": refused}),
+    }
+    assert sessions.read(frames, GIVEN)["notification"].says is says, "a clean-up may have removed the dead rows"
+
+
+@pytest.mark.parametrize(
     ("samples_ago", "committed", "says"),
     [
         ((), True, SessionState.ALIVE),

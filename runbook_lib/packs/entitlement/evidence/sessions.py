@@ -59,10 +59,11 @@ class Sessions(Row, query="alive/sessions"):
 
 
 class Transactions(Row, query="alive/transactions"):
-    """A row of alive/transactions."""
+    """A row of alive/transactions; `refused` registrations are those that were rolled back and not yet vacuumed."""
 
     commits: int = 0
     rollbacks: int = 0
+    refused: int = 0
     at: pd.Timestamp | None = None
 
 
@@ -186,12 +187,15 @@ def pools_are_full(frames: Frames, given: JudgeInput) -> bool:
 
 
 def rollback_share(frames: Frames, given: JudgeInput) -> float | None:
-    """Return the share of transactions rolled back between the first sample and the last; None if unknown."""
+    """Return the share of transactions rolled back between the first sample and the last; None if unknown.
+
+    Registrations that were rolled back do not count: the unique key refuses each redelivery of an event.
+    """
     samples = each(frames.get("transactions"), Transactions)
     if len(samples) < 2:
         return None
     first, last = samples[0], samples[-1]
-    bad = last.rollbacks - first.rollbacks
+    bad = max(last.rollbacks - first.rollbacks - max(last.refused - first.refused, 0), 0)
     total = bad + last.commits - first.commits
     if first.at is not None and last.at is not None:
         total -= _count_own(frames, first.at, last.at, given)
