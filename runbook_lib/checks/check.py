@@ -228,7 +228,7 @@ def unknown_from_error(e: SourceError, book: Catalog) -> Finding:
 
     It points to the section about reachability, if there is one, if the source is unreachable or refuses.
     """
-    away = e.reason in (Reason.UNREACHABLE, Reason.DENIED) or e.code == "no_connection"
+    away = e.reason in (Reason.UNREACHABLE, Reason.DENIED) or e.code in ("no_connection", "unanswered")
     pointed = [book.section_with("reach")] if away and e.code != "cost_gate" else []
     return unknown("", e.reason, source_error_text(e), next_sections=tuple(filter(None, pointed)))
 

@@ -142,7 +142,7 @@ def _next_sections(
         return (given.catalog.section_with("recover"),)
     wrong = [step for step, f in found.items() if f.status in _BAD]
     away = [reach] if any(reach in f.next_sections for f in found.values()) else []
-    if away and not (wrong or verdict.undecided or verdict.stuck_at):
+    if away and not (wrong or verdict.undecided):
         return (reach,)
     delayed, broken = [s for s in wrong if s in flow], [s for s in wrong if s not in flow]
     if verdict.status is not Status.OK and not wrong:

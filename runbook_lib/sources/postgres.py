@@ -247,6 +247,9 @@ class Postgres:
             )
         except psycopg.Error as e:
             self._printed = ("", 0.0)  # a password that is refused is not tried again
+            if isinstance(e, psycopg.errors.ConnectionTimeout) and _accepts(url):
+                detail = "the server accepts the connection and does not answer"
+                raise _error(Reason.TIMEOUT, detail, "unanswered") from None
             raise source_error(e) from None
 
     def stalls(self, behind_s: float) -> bool:
@@ -585,6 +588,15 @@ def _compile_query(text: str) -> tuple[bytes, frozenset[str]]:
     """Compile a query for the driver; return it with the names of its parameters."""
     compiled = sa.text(text).compile(dialect=_DIALECT)
     return str(compiled).encode(), frozenset(compiled.params)
+
+
+def _accepts(url: str) -> bool:
+    """Return whether a connection to the port of the address can be made; False if that is no single host and port."""
+    known = conninfo_to_dict(url)
+    with suppress(OSError, ValueError):
+        socket.create_connection((str(known["host"]), int(known.get("port") or 5432)), timeout=1).close()
+        return True
+    return False
 
 
 def libpq_url(url: str, setting: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -259,10 +261,27 @@ def test_the_server_goes_away_under_a_snapshot(servers: Servers, ask_for: Callab
 def test_a_server_that_hangs_at_connect(embedded: Servers) -> None:
     with (
         stopped(embedded.processes["postgres"].pid),
-        refused("postgres", Reason.TIMEOUT, "no_connection"),
+        refused("postgres", Reason.TIMEOUT, "unanswered"),
         reader(embedded.database_url, connect_timeout_s=2).snapshot(),
     ):
         pass
+
+
+def test_an_address_that_nothing_answers_is_no_word_of_the_server() -> None:
+    with socket.socket() as full:  # no more connections are accepted than wait here
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        port = full.getsockname()[1]
+        with contextlib.ExitStack() as waiting:
+            for _ in range(3):
+                one = waiting.enter_context(socket.socket())
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", port))
+            with (
+                refused("postgres", Reason.TIMEOUT, "no_connection"),
+                reader(f"postgresql://x@127.0.0.1:{port}/x", connect_timeout_s=2).snapshot(),
+            ):
+                pass
 
 
 def test_one_connection_serves_snapshots_that_follow_each_other(
@@ -305,7 +324,7 @@ def test_a_kept_connection_to_a_server_that_hangs_tells_nothing(embedded: Server
     with (
         stopped(embedded.processes["postgres"].pid),
         stopped(backend),
-        refused("postgres", Reason.TIMEOUT, "no_connection"),
+        refused("postgres", Reason.TIMEOUT, "unanswered"),
         source.snapshot(),
     ):
         pass
