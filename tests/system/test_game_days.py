@@ -404,6 +404,7 @@ def play_of(said: Any, after: FlowSample, at_look: FlowSample | None = None, *te
     }
 
 
+TWICE = replace(FLOWS, doubled=2.0, again=0.0)
 HERE, ELSEWHERE, AMONG = verdict("subscriber"), verdict("relay"), verdict(undecided=["jetstream", "subscriber"])
 
 
@@ -419,6 +420,7 @@ HERE, ELSEWHERE, AMONG = verdict("subscriber"), verdict("relay"), verdict(undeci
         (play_of(verdict(**OK, confidence="low"), STUCK, STUCK, "max_deliver changed"), "wrong", False),
         (play_of(verdict(**OK), STUCK, FLOWS), "right", False),  # it hurts later
         (play_of(verdict(**OK), FLOWS, STUCK), "right", False),  # it is over
+        (play_of(verdict(**OK), TWICE, TWICE), "right", False),  # what was received twice stays so
         (play_of(ELSEWHERE, FLOWS, STUCK), "wrong", True),
         (play_of(HERE, FLOWS), "wrong", True),
         (play_of(verdict(status="WARNING"), FLOWS), "right", False),
@@ -448,7 +450,7 @@ def test_the_page_of_knobs_has_a_row_by_kind_and_each_miss(tmp_path: Path) -> No
         "| right or undecided | 2 of 3 (67%) |" in page
         and "| names what was changed, where a text can | 1 of 3" in page
     )
-    assert "| place named without an effect | 1 of 2 (50%) |" in page and "seeds 1 to 6: 6 played, 3 with" in page
+    assert "| alarms without an effect | 1 of 2 (50%) |" in page and "seeds 1 to 6: 6 played, 3 with" in page
     assert "seed 2, consumer max_deliver: 1 (flow: sent, waiting, oldest_s, steady, first" in page
     assert "seed 3: it did not come up" in page and "seed 1," not in page
 
@@ -459,8 +461,11 @@ def test_results_of_drills_and_of_knobs_are_one_page(tmp_path: Path) -> None:
     results.write(files[1], [play_of(HERE, STUCK)])
     done = CliRunner().invoke(drill, ["report", "--short", *map(str, files)], catch_exceptions=False)
     assert [line for line in done.output.splitlines() if line.startswith("#")] == [
-        "# What the drills show", "## In short", "## Knobs", "### Misses", "### Not played",
+        "# What the drills show", "## In short", "## Knobs", "### Misses",
     ]  # fmt: skip
+    results.write(files[1], [play_of(ELSEWHERE, STUCK) | {"seed": 0, "cause": "so"}])
+    page = CliRunner().invoke(drill, ["report", "--short", str(files[1])], catch_exceptions=False).output
+    assert page.endswith("## Misses\n\n- 0, consumer max_deliver: 1: so\n"), "a person has written it into the line"
 
 
 # The page ---------------------------------------------------------------------------------------------------

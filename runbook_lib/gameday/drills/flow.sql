@@ -22,8 +22,10 @@ FROM notification.notification_dlq AS l FULL JOIN (
     WHERE status = 'FAILED' OR notification_id IN (SELECT notification_id FROM notification.notification_dlq)
 ) AS n USING (notification_id);
 
-SELECT count(*) - count(DISTINCT event_id) AS doubled FROM notification.notifications
-WHERE created_at > now() - interval '1 hour';
+SELECT count(*) AS doubled, count(*) FILTER (WHERE created_at > now() - %(while)s) AS again FROM (
+    SELECT created_at, row_number() OVER (PARTITION BY event_id ORDER BY created_at) AS nth
+    FROM notification.notifications WHERE created_at > now() - interval '1 hour'
+) AS n WHERE nth > 1;
 
 -- From the right that was granted to the notification that was sent, or to where it was given up.
 SELECT count(*) AS waiting, coalesce(extract(epoch FROM now() - min(o.created_at)), 0) AS oldest_s

@@ -193,7 +193,8 @@ def list_denials(subjects: Iterable[str]) -> Iterator[Knob]:
     """Yield what the broker's users can be denied."""
     for (user, may), what, subject in product(servers.PERMISSIONS.items(), ("publish", "subscribe"), subjects):
         act = {"broker": {user: [{"permissions": {**may, what: {**may.get(what, {}), "deny": subject}}}]}}
-        yield Knob("broker", "user", f"{user} {what}", f"deny {subject}", _PLACES["nats"], [subject], act)
+        words = [f'"{subject.removesuffix(">")}']  # the broker names the subject of the message
+        yield Knob("broker", "user", f"{user} {what}", f"deny {subject}", _PLACES["nats"], words, act)
 
 
 def list_network_rules() -> Iterator[Knob]:

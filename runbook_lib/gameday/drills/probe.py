@@ -24,8 +24,9 @@ class FlowSample:
 
     Rates are events per second, `oldest_s` and `ahead_s` seconds, all others counts: `waiting` is what is on its way,
     `retrying` what has failed and will be tried again, `lost` what was given up or has no dead letter to tell,
-    `doubled` events that became two notifications or were received twice. `ahead_s` is how far the newest row lies in
-    the future. `missing` events were published a minute ago or earlier, and there is no notification.
+    `doubled` events that became two notifications or were received twice, `again` those of these seconds. `ahead_s` is
+    how far the newest row lies in the future. `missing` events were published a minute ago or earlier, and there is no
+    notification.
     """
 
     s: float
@@ -38,6 +39,7 @@ class FlowSample:
     retrying: float | None = None
     lost: float | None = None
     doubled: float | None = None
+    again: float | None = None
     ahead_s: float | None = None
     missing: float | None = None
 
@@ -47,7 +49,7 @@ _QUESTIONS = Path(__file__).with_name("flow.sql").read_text(encoding="utf-8").sp
 
 def sample_flow(sandbox: Sandbox, s: float) -> FlowSample:
     """Sample the flow over `s` seconds."""
-    sent, twice = _count_received(sandbox, s)
+    sent, twice, again = _count_received(sandbox, s)
     found: dict[str, float] = {"sent": sent}
     missing: set[str] = set()
     with (
@@ -76,6 +78,7 @@ def sample_flow(sandbox: Sandbox, s: float) -> FlowSample:
             missing.add("lost")
     if "doubled" in found:
         found["doubled"] += twice
+        found["again"] += again
     return FlowSample(s, **{name: round(value, 3) for name, value in found.items() if name not in missing})
 
 
@@ -93,15 +96,17 @@ def _field_names(question: str) -> list[str]:
     return [f.name for f in fields(FlowSample) if f" AS {f.name}" in question]
 
 
-def _count_received(sandbox: Sandbox, s: float) -> tuple[float, int]:
-    """Return how many notifications per second the receiver has got, and how many it has got again."""
+def _count_received(sandbox: Sandbox, s: float) -> tuple[float, int, int]:
+    """Return how many notifications per second the receiver has got, how many it has ever got again, and lately."""
     since = datetime.now(UTC) - timedelta(seconds=s)
     ids: Counter[str] = Counter()
-    n = 0
+    n = again = 0
     for line in sandbox.log("receiver").splitlines():
         with contextlib.suppress(ValueError, KeyError):  # what is not one of its own lines, or half of one
             said = json.loads(line)
             if said["message"].startswith("received "):
+                late = datetime.fromisoformat(said["@timestamp"]) > since
+                n += late
+                again += late and said["message"] in ids
                 ids[said["message"]] += 1
-                n += datetime.fromisoformat(said["@timestamp"]) > since
-    return n / s, sum(ids.values()) - len(ids)
+    return n / s, sum(ids.values()) - len(ids), again

@@ -83,8 +83,8 @@ class Drill:
         because = [
             b["headline"]["en"] for m in modes if m["score"] >= NAMED for b in m.get("because", ()) if b["headline"]
         ]
-        texts = [*because, *self.line.get("said", ()), self.line["headline"]]
-        return any(all(word in text for word in words) for words in groups for text in texts)
+        texts = [text.lower() for text in (*because, *self.line.get("said", ()), self.line["headline"])]
+        return any(all(word.lower() in text for word in words) for words in groups for text in texts)
 
     @property
     def confidence(self) -> str:
@@ -110,6 +110,8 @@ def judged(line: Line) -> Drill:
     before, acted, alone = (FlowSample(**line[name]) for name in ("before", "acted", "alone"))
     first = line.get("seen") or line.get("broken")
     at_look, later = took_effect(before, FlowSample(**first) if first else alone), took_effect(before, alone)
+    if alone.again == 0:  # what was received twice can not be undone
+        later = tuple(sign for sign in later if sign != "doubled")
     effect = tuple(dict.fromkeys((*at_look, *later))) if "knobs" in line else at_look
     verdict = judge(line["verdict"], _find_truth(line, effect, over=not (at_look and later)))
     if "knobs" in line:  # no failure mode is the right one for all that can be turned
@@ -178,7 +180,8 @@ def report(lines: Iterable[Line], *, short: bool = False) -> str:
 
 def report_file(lines: Sequence[Line], *, short: bool = False) -> str:
     """Return the page on the lines of a file: of drills, or of plays of knobs."""
-    return report_knobs(lines) if any("knobs" in line for line in lines) else report(lines, short=short)
+    make = report_knobs if any("knobs" in line for line in lines) else report
+    return make(lines, short=short)
 
 
 def join(pages: Sequence[str]) -> str:
@@ -186,14 +189,17 @@ def join(pages: Sequence[str]) -> str:
     return "\n".join([*pages[:1], *(re.sub(r"^#", "##", page, flags=re.MULTILINE) for page in pages[1:])])
 
 
-def report_knobs(lines: Iterable[Line]) -> str:
-    """Return the page on plays of knobs: figures, a row by kind of knob, each miss, and what could not be played."""
+def report_knobs(lines: Iterable[Line], *, short: bool = False) -> str:
+    """Return the page on plays of knobs: figures, a row by kind of knob, each miss, and what could not be played.
+
+    With `short`, of each miss only its cause.
+    """
     lines = latest(lines)
     plays = [judged(line) for line in lines if "error" not in line]
     hurt = [play for play in plays if play.effect]
     columns: dict[str, Column] = {
         "no effect": lambda own: sum(not play.effect for play in own),
-        "false place": lambda own: sum(not play.effect and play.answer == "wrong" for play in own),
+        "alarm": lambda own: sum(not play.effect and play.answer == "wrong" for play in own),
         **{name: partial(_count_effective, name) for name in ANSWERS},
         "sure and wrong": lambda own: sum(play.sure for play in own),
     }
@@ -208,13 +214,12 @@ def report_knobs(lines: Iterable[Line]) -> str:
         f"{_describe_span(lines, plays)}: {len(lines)} played, {len(hurt)} with an effect on the flow. With an effect, "
         "a verdict is *right* if it names a place of the change, or if a text of the run names what was changed, and "
         "*undecided* if it names several with a right one among them, or none and is not OK; without one, it is right "
-        "if it names no place.",
+        "if it raises no alarm: names no place, is not CRITICAL, and proposes no change.",
         _format_knob_summary(plays, hurt),
         _format_table(("kind", "plays", *columns), rows),
         "## Misses",
-        _format_misses(plays),
-        "## Not played",
-        "\n".join(_format_errors(lines)) or "None.",
+        _format_causes(plays) if short else _format_misses(plays),
+        *([] if short else ["## Not played", "\n".join(_format_errors(lines)) or "None."]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -311,7 +316,7 @@ def _format_knob_summary(plays: Sequence[Drill], hurt: Sequence[Drill]) -> str:
         ("right or undecided", _format_share(len(hurt) - answers["wrong"], len(hurt)), "at least 95 %"),
         ("sure and wrong, in the last 200", _format_share(sum(play.sure for play in last), len(last)), "0"),
         ("names what was changed, where a text can", _format_share(sum(known), len(known)), "at least 80 %"),
-        ("place named without an effect", _format_share(sum(p.answer == "wrong" for p in calm), len(calm)), "0"),
+        ("alarms without an effect", _format_share(sum(p.answer == "wrong" for p in calm), len(calm)), "0"),
         ("seconds to the verdict, median", f"{_median_seconds(plays):.0f}", "at most 8"),
     ]
     return _format_table(("", "seen", "to reach"), rows)
@@ -331,6 +336,13 @@ def _format_durations(drills: Sequence[Drill]) -> str:
 
 def _format_misses(drills: Iterable[Drill]) -> str:
     return "\n".join(_format_miss(d) for d in drills if d.missed) or "None."
+
+
+def _format_causes(plays: Iterable[Drill]) -> str:
+    missed = (play.line for play in plays if play.missed)
+    return (
+        "\n".join(f"- {line['seed']}, {describe(line)}: {line.get('cause', 'unknown')}" for line in missed) or "None."
+    )
 
 
 def _format_miss(drill: Drill) -> str:

@@ -17,7 +17,7 @@ from .database import pooled
 from .java import DRIVER, POOL_SIZE
 from .notification import run_worker
 from .pod import pod_name, set_up_logging
-from .settings import read_own_env
+from .settings import PODS_FILE, read_own_env
 from .state import load
 
 _POLL = 0.2
@@ -79,7 +79,7 @@ def deliver_too(directory: Path) -> None:
     """Work on the same rows as the notification pod, under a name and with a pool of its own."""
     set_up_logging("notification")
     own = {"HOSTNAME": pod_name("notification"), "SERVICE": "notification"}
-    env = {**os.environ, **read_own_env(directory / "pods.env", "second-worker"), **own}
+    env = {**os.environ, **read_own_env(directory / PODS_FILE, "second-worker"), **own}
     for n in range(POOL_SIZE - 1):
         pooled(env, f"spare-{n}")
     run_worker(env)

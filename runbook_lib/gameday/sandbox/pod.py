@@ -29,7 +29,7 @@ import psycopg
 from runbook_lib.store.files import write_whole
 
 from . import database, entitlement, java, notification, telemetry
-from .settings import Environment, read_own_env
+from .settings import PODS_FILE, Environment, read_own_env
 from .state import load
 
 POD_NAME_LETTERS = "bcdfghjklmnpqrstvwxz2456789"
@@ -100,7 +100,7 @@ def set_up_logging(service: str) -> None:
 def main(app: str, directory: Path) -> NoReturn:
     """Run the pod `entitlement` or `notification` until it is stopped."""
     name = pod_name(app)
-    env = {**os.environ, **read_own_env(directory / "pods.env", app), "HOSTNAME": name, "SERVICE": app}
+    env = {**os.environ, **read_own_env(directory / PODS_FILE, app), "HOSTNAME": name, "SERVICE": app}
     set_up_logging(app)
     database.set_clock(float(env.get(f"{app.upper()}_CLOCK_OFFSET", "0")))
     _check_migrations(env)

@@ -27,7 +27,8 @@ def main(directory: Path) -> None:
 
     Of RECEIVER_REFUSES users one is refused, always the same ones; 0 is none. More than RECEIVER_LIMIT a second are
     refused, too. With a RECEIVER_ERROR_BODY none is delivered, and the status does not show it. With a RECEIVER_STATUS
-    each gets that answer, and from 500 on every other request gets it too. An answer is at least RECEIVER_LENGTH long.
+    each gets that answer and is delivered if it is 2xx; from 500 on every other request gets it too. An answer is at
+    least RECEIVER_LENGTH long.
     """
     set_up_logging("receiver")
     env = read_env(directory / AROUND_FILE)
@@ -41,7 +42,7 @@ def main(directory: Path) -> None:
         time.sleep(delay)
         if request.command != "POST":
             return status if status >= 500 else 204, "text/plain", ""
-        if status:
+        if status >= 300:
             return status, "text/plain", padding
         notification = json.loads(body)
         if refuses and zlib.crc32(notification["user_id"].encode()) % refuses == 0:
@@ -52,7 +53,7 @@ def main(directory: Path) -> None:
         if error:
             return 200, "application/json", json.dumps({"error": error})
         log.info("received id=%s eventId=%s", notification["notification_id"], notification["event_id"])
-        return (200 if padding else 204), "text/plain", padding
+        return status or (200 if padding else 204), "text/plain", padding
 
     server(load(directory).addresses.receiver_port, answer).serve_forever()
 

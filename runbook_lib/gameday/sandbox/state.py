@@ -17,6 +17,8 @@ import click
 
 from runbook_lib.model.usage import SANDBOX_TARGET, sandbox_folder
 
+from .settings import PODS_FILE
+
 DATABASE = "miniserversystem"
 SERVICES = ("entitlement", "notification")
 #: Nobody else is called so: `act canary` grants it a right and takes it away again.
@@ -162,7 +164,7 @@ class SandboxState:
                 "runner": "supervisorctl",
                 "supervisorctl": self.supervisorctl,
                 "log_files": logs,
-                "env_file": str(self.directory / "pods.env"),
+                "env_file": str(self.directory / PODS_FILE),
             },
         }
 
