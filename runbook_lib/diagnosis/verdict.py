@@ -80,7 +80,8 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     seen = {s.observation for f in findings for s in f.signals}
     confidence = _rate_confidence(findings, scores, stuck_at, undecided, ranked, between, book)
     doubtful = (stuck_at,) if stuck_at and confidence == "low" else undecided
-    away = not stuck_at and not undecided and _misses_a_required_source(findings, OUT_OF_REACH)
+    seen_broken = any(f.status in (Status.WARNING, Status.CRITICAL) for f in findings)
+    away = not (undecided or (stuck_at and seen_broken)) and _misses_a_required_source(findings, OUT_OF_REACH)
     if away:
         doubtful = tuple(name for name, place in book.places.items() if place.under)
     settled_by = _find_settling_steps(between or _find_modes_at(doubtful, seen, book), findings, book)
@@ -89,7 +90,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         settled_by = tuple(s for s in settled_by if sections_of([s]) == (book.section_with("logs"),))
     # What is stuck, or waits, is not in order, even if no single step has seen more than a part of it.
     proposals = _order_proposals(findings, stuck_at, stand)
-    proposals = _filter_proposals(proposals, stand, between, accused, undecided, ranked, seen, book)
+    proposals = _filter_proposals(proposals, findings, stand, between, accused, undecided, ranked, seen, book)
     unread = _find_unread_steps(proposals, findings, book)
     tried = {f.step for f in findings} | {u.source for f in findings for u in f.unseen}
     settled_by = unique((*settled_by, *(step for step, source in unread.items() if tried.isdisjoint((step, source)))))
@@ -418,6 +419,7 @@ def _suggest_section(findings: Iterable[Finding], ranked: Sequence[RankedMode], 
 
 def _filter_proposals(
     proposals: Iterable[Proposal],
+    findings: Sequence[Finding],
     stand: Sequence[FailureMode],
     between: Sequence[FailureMode],
     accused: Sequence[str],
@@ -432,7 +434,7 @@ def _filter_proposals(
 
     If the likeliest mode has no remedy, the remedies of less likely modes are dropped too. If no mode remains, all
     remedies are dropped while the place is undecided, else only those of excluded modes. A proposal that an observation
-    forbids is always dropped.
+    forbids is always dropped. An action that is no mode's remedy helps what its step speaks for.
     """
     out = {m.id for m in ranked if m.excluded_by}
     forbidden = {name for observation in seen for name in book.forbids.get(observation, ())}
@@ -442,7 +444,8 @@ def _filter_proposals(
             return False
         modes = [m for m in book.failure_modes.values() if p.name in m.remedies]
         if not modes:
-            return True
+            spoken_for = _find_modes_behind(p, findings, book) if p.guarded else set[str]()
+            return not stand or not spoken_for or any(m.id in spoken_for for m in stand)
         if accused:
             return all(any(place in m.hops and m.id not in out for m in modes) for place in accused)
         if not stand:
@@ -450,6 +453,13 @@ def _filter_proposals(
         return not between and bool(stand[0].remedies) and any(m in stand for m in modes)
 
     return tuple(filter(helps, proposals))
+
+
+def _find_modes_behind(proposal: Proposal, findings: Iterable[Finding], book: Catalog) -> set[str]:
+    """Return the modes that each step with the proposal speaks for: one that repeats others speaks for theirs too."""
+    with_it = (f for f in findings if proposal.command in (p.command for p in f.proposals))
+    told = ({s.about for s in f.signals if s.weight > 0 and s.about in book.failure_modes} for f in with_it)
+    return set[str].intersection(*found) if (found := [*filter(None, told)]) else set()
 
 
 def _find_unread_steps(proposals: Iterable[Proposal], findings: Collection[Finding], book: Catalog) -> dict[str, str]:

@@ -20,7 +20,7 @@ FOLDERS = [PACK.folder, *(load_room(room).folder for room in PACK.uses)]
 SOURCES = {name: source for folder in FOLDERS for name, source in patterns.load(folder).items()}
 TREES = [ast.parse(path.read_text(encoding="utf-8")) for folder in FOLDERS for path in folder.rglob("*.py")]
 #: Kinds whose name nobody asks for: of a source with one kind, or one that comes before those with an observation.
-UNNAMED = {("log field", "id"), ("names", "name"), ("status", "code"), ("database error", "absorbed")}
+UNNAMED = {("log field", "id"), ("names", "name"), ("status", "code"), ("server error", "absorbed")}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ UNNAMED = {("log field", "id"), ("names", "name"), ("status", "code"), ("databas
         ("form = '{}\\Z'", "form = '\\Z'", "run exception.form", "it has no '{}' where the patterns go"),
         ("form = '{}\\Z'", "form = '({}'", "run exception.form", r"'\(\(\?:\)' is no regular expression: missing"),
         ("'handshake'", "'(hand'", "send error.kinds.no_trust.patterns", r"'\(hand' is no regular expression: missing"),
-        ("['does not exist']", "[]", "database error.kinds.undefined.patterns", "there is no pattern"),
+        ("['does not exist']", "[]", "server error.kinds.undefined.patterns", "there is no pattern"),
         ('"sends.refused"', '"sends.no"', "send error.kinds.refused", "'sends.no' is not among the observations"),
         ('["setting"]', "[setting", "cannot be read", r"Expected '\]'"),
     ],

@@ -105,6 +105,7 @@ def test_no_case_is_shadowed_and_each_has_its_words(step: str) -> None:
 
 
 BOUND = subscriber._read_subscriber(consumer(), make_given())
+SENDING = backlog._read_backlog(look(), make_given())
 STALLED = ConsumerRow(bound=True, num_pending=5, num_ack_pending=9, max_ack_pending=9)
 FLOWING = publish._read_relay(outbox() | runs("relay"), make_given(), Outbox(now=NOW, last_published=ago(1)), 5.0)
 FAILING = replace(FLOWING, failing=True, publishes=False)
@@ -127,6 +128,7 @@ STATES: dict[str, object] = {
     "leases.circling": replace(ONE_HAND, again=2),
     "subscriber.cluster": replace(BOUND, broken=(quorum.RaftGroup("S", 3, "", False, ("n2", "n3")),)),
     "subscriber.deaf_idle": replace(BOUND, consumer=ConsumerRow(bound=False, num_pending=0, num_ack_pending=0)),
+    "backlog.accepts_again": replace(SENDING, accepts_again=True),
     "subscriber.passed_by": replace(BOUND, missing=MissingEvents(5, 5, 5, lately=False)),
     "subscriber.lost_or_deleted": replace(BOUND, missing=MissingEvents(5, 5, 0, lately=False, doubtful=5)),
     "subscriber.not_registered": replace(

@@ -210,7 +210,7 @@ def test_a_restart_is_sure_only_after_the_programs_own_side_was_read(
 
 
 def test_what_the_database_refuses_in_the_programs_log_forbids_its_restart() -> None:
-    refusals = {e.observation for e in patterns.source(PACK, "database error").kinds.values()} - {""}
+    refusals = {e.observation for e in patterns.source(PACK, "server error").kinds.values()} - {""}
     for observation in refusals:
         assert {"restart_notification", "restart_entitlement"} <= {*BOOK.forbids[observation]}, observation
     assert {*BOOK.read_first} == {"restart_notification", "restart_entitlement"}
@@ -536,6 +536,21 @@ def test_a_difference_without_an_effect_names_no_place_and_is_a_warning() -> Non
     assert conclude([well, differs, race]).stuck_at == "delivery_worker", "that rows are sent twice delays none"
     key = seen("4.2.1", *BOOK.observations["duplicates.key_broken"])
     assert conclude([well, key]).failure_modes[0].id == "FM-NOTI-01", "it names no place, and what it will do"
+    unused = seen("4.2.2", *BOOK.observations["duplicates.in_order"])
+    calm = conclude([replace(unused, status=Status.OK), key])
+    assert (calm.status, calm.failure_modes) == (Status.WARNING, ()), "no redelivery has used the gap"
+
+
+def test_an_action_that_is_no_mode_s_remedy_is_proposed_with_what_its_step_speaks_for() -> None:
+    undo = Proposal("undo_settings", "set", "5.2", guarded="runbook act set")
+    off = replace(seen("4.1.1", *BOOK.observations["delivery.off"]), proposals=(undo,))
+    refused = seen("4.5.1", *BOOK.observations["exceptions.lacks_rights"])
+    assert conclude([off]).proposals == (undo,)
+    assert conclude([off, refused]).proposals == (), "first the database, whose words are its own"
+    first_look = replace(off, step="3.2", signals=(*off.signals, *refused.signals))
+    assert conclude([first_look, off, refused]).proposals == ()
+    look = replace(undo, guarded="")
+    assert conclude([replace(off, proposals=(look,)), refused]).proposals == (look,), "what only looks stays"
 
 
 def test_the_step_that_accuses_a_place_says_why_even_if_it_knows_something_for_it() -> None:

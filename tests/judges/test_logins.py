@@ -34,6 +34,7 @@ from runbook_lib.packs.entitlement.evidence.logins import Server
 from runbook_lib.packs.logs.logs import read_attempts
 from runbook_lib.sources.source import SourceError
 from tests.kit.findings import BOOK, seen
+from tests.kit.frames.exceptions import tables
 from tests.kit.frames.services import NOBODY, looked, of_sessions, process
 from tests.kit.steps import NOW, ago, make_given, odd_frames, read_log, weight, words
 
@@ -231,7 +232,9 @@ def test_a_stack_trace_keeps_what_its_cause_has_caused() -> None:
 # 5.1.1 ------------------------------------------------------------------------------------------------------
 
 
-def exceptions_of(*lines: str, database: Reason | None = None, done: float | None = None) -> Any:
+def exceptions_of(
+    *lines: str, database: Reason | None = None, done: float | None = None, more: Frames | None = None
+) -> Any:
     """What the log tells; `database`: why the tables could not be read; `done`: seconds since the service's work."""
     phrases = catalog.load().phrases
     frames = exceptions.log_frames(read_log(*lines), phrases, 15, make_given().number)
@@ -240,7 +243,7 @@ def exceptions_of(*lines: str, database: Reason | None = None, done: float | Non
         failed = ("tries", "postgres", database.value, "no answer", "")
         about["failed"] = pd.DataFrame([failed], columns=NOT_READ_COLUMNS)
     frames |= {"done": row(at=ago(done))} if done is not None else {}
-    return exceptions.judge_exceptions(about | frames, make_given())
+    return exceptions.judge_exceptions(about | frames | (more or {}), make_given())
 
 
 READ_ONLY = PSQL + "ERROR: cannot execute UPDATE in a read-only transaction"
@@ -255,6 +258,25 @@ def test_what_failed_and_works_since_is_over_in_the_log_too(newest: float, done:
     found = exceptions_of(line(800, UP), *lines, done=done)
     assert ("exceptions.read_only" in {s.observation for s in found.signals}) is goes_on
     assert found.headline.key == ("exceptions.now" if goes_on else "exceptions.over")
+
+
+@pytest.mark.parametrize(
+    ("started", "sent", "at"),
+    [(900, 40, "receiver"), (30, 40, "delivery_worker"), (900, None, "delivery_worker"), (900, 3, "delivery_worker")],
+)
+def test_a_worker_that_has_sent_well_has_not_begun_by_itself_to_send_what_is_rejected(
+    started: float, sent: float | None, at: str
+) -> None:
+    error = "java.lang.IllegalStateException: receiver answered 414"
+    rejected = [line(s, "notification retry scheduled", error) for s in range(38, 1, -1)]
+    frames = {
+        "instances": row(ready=1, young=False, started=ago(started)),
+        "done": row(at=ago(1), sent=sent and ago(sent)),
+        **tables(failing=95),
+    }
+    found = exceptions_of(*rejected, more=frames)
+    at_once = "sends.rejected_since" in {s.observation for s in found.signals}
+    assert at_once is (at == "receiver") and (weight(found, at) > 0.4)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,24 @@ def test_a_receiver_that_refuses_some_while_most_pass_is_not_asked_for_less() ->
     assert found.headline.key != "backlog.refused_some"
 
 
+@pytest.mark.parametrize(
+    ("last_sent", "after", "again"),
+    [(25, 0.2, True), (25, 25, False), (None, 0.2, True), (None, None, False), (2, 0.2, False)],
+)
+def test_a_receiver_that_accepts_again_is_not_the_worker_s_fault(
+    last_sent: float | None, after: float | None, again: bool
+) -> None:
+    frames = look(due=3, oldest_due_s=25, waiting_retry=70)
+    frames["attempts"] = tried((1, 30, 30), (2, 20, 20), (3, 20, 20))
+    frames["activity"] = frames["activity"].assign(last_sent=last_sent and ago(last_sent), last_try=ago(0.5))
+    frames["activity_after"] = frames["activity"].assign(last_sent=after and ago(after))
+    frames["receiver"] = row(result="answers", status=204, ms=3)
+    found = backlog.judge(frames, make_given())
+    assert (found.headline.key == "backlog.accepts_again") is again
+    assert (weight(found, "FM-NOTI-10") > 0.5) is not again
+    assert bool(found.proposals) is not again
+
+
 def test_a_slow_batch_that_moves_is_no_dead_worker() -> None:
     frames = silent(look(due=60, oldest_due_s=20, leased=40), 25)
     frames["attempts"] = tried((0, 90, 0), (1, 8, 0))

@@ -319,6 +319,13 @@ def test_the_words_of_the_database_count_behind_a_phrase_too(error: str, shown: 
     assert weight(over, "database") == 0, "what is handled since is refused no more"
 
 
+def test_the_words_of_the_broker_name_the_subject_that_it_denies() -> None:
+    denied = 'errorOccurred, Connection: 1, Error: nats: permissions violation for publish to "$js.ack.events.worker.1"'
+    found = judge(log(*[line(s, denied) for s in (3, 2, 1)]), tables())
+    assert 'permissions violation for publish to "$js.ack.events.worker' in words(found)
+    assert weight(found, "FM-NATS-05") >= 0.9
+
+
 def test_a_connection_given_up_is_cured_by_a_restart_only() -> None:
     gone = line(600, "exceptionOccurred: NATS connection closed, no further reconnect", "ERROR")
     found = judge(log(line(700, "notification stream ensured", "INFO"), gone, line(5, SENT, "INFO")), tables())

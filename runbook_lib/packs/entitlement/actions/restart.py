@@ -236,11 +236,6 @@ def is_starting(pods: Sequence[Mapping[str, Any]], now: pd.Timestamp, young_s: f
     return bool(pods) and all(age < young_s for age in ages)
 
 
-def newest_start(pods: Sequence[Mapping[str, Any]]) -> pd.Timestamp | None:
-    """Return the start of the newest instance; None without any, or if the runner does not report it."""
-    return max((pd.Timestamp(pod["started"]) for pod in pods if pod["started"]), default=None)
-
-
 def find_competing_workers(started: pd.Timestamp | None, *samples: pd.DataFrame | None) -> tuple[str, ...]:
     """Return the workers that claimed rows since the newest instance started, if there are several; else ()."""
     held = (h for sample in samples for h in rows.each(sample, HeldRow))
@@ -300,7 +295,7 @@ def check_only_worker(rb: Context, name: str, frames: Frames) -> Precondition:
         return alone
     if others and not pods:
         return replace(alone, ok=False)
-    started, samples = newest_start(pods), list[pd.DataFrame]()
+    started, samples = logins.newest_start(pods), list[pd.DataFrame]()
     until = time.monotonic() + rb.number("claims.watch")
     while True:
         with rb.snapshot() as db:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ from runbook_lib.packs.entitlement.actions.restart import find_competing_workers
 from runbook_lib.packs.entitlement.checks import delivery, past, program
 from runbook_lib.packs.entitlement.checks.series import ask_given_up
 from runbook_lib.packs.entitlement.evidence import receiver
-from runbook_lib.packs.entitlement.rows import Attempts, HeldRow, Notifications
+from runbook_lib.packs.entitlement.rows import Activity, Attempts, HeldRow, Notifications
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class BacklogReading:
     request to it) are observation names, "" for none. `workers` are two workers that claim rows at the same time.
     `loop_ran` tells whether the delivery loop ran; `late`, whether a due row has waited too long. `postponed` are the
     rows that wait for a retry time untried. `throttled`: its settings already let through no more than the throttle.
+    `accepts_again`: the receiver answered the runbook, and a send has succeeded since the samples without one.
     """
 
     worker: delivery.Delivery
@@ -75,6 +77,7 @@ class BacklogReading:
     postponed: int = 0
     receiver: str = ""
     throttled: bool = False
+    accepts_again: bool = False
 
 
 #: The seed runbook's counts over the whole table, by frame; they may be over the cost limit.
@@ -87,8 +90,9 @@ def collect(rb: Context) -> Frames:
     Evidence of the process comes from `program.ask`. If it does not show that the loop runs, the rows are sampled a
     second time. While sends fail, the receiver itself is asked.
 
-    Frames: those of `delivery.collect`, `delivery.collect_again` and `receiver.probe`; ages; older_than_10min, letters
-    and that of `past.ask` where cheap; by_status (status: text, count: text, an estimate begins with ≈).
+    Frames: those of `delivery.collect`, `delivery.collect_again` and `receiver.probe`; activity_after (as activity,
+    after the receiver has answered); ages; older_than_10min, letters and that of `past.ask` where cheap; by_status
+    (status: text, count: text, an estimate begins with ≈).
     """
     parts = FrameCollector()
     frames = parts.answers
@@ -112,7 +116,14 @@ def collect(rb: Context) -> Frames:
     unproven = has_work and not program.seen_running(frames, rb.given(), "delivery")
     frames |= delivery.collect_again(rb, frames, always=unproven)
     seen = _read_backlog(frames, rb.given())
-    return parts.frames() | (receiver.probe(rb) if seen.refusing not in ("", "delivery.refused_some") else {})
+    if seen.refusing not in ("", "delivery.refused_some"):
+        frames |= receiver.probe(rb)
+        if receiver.observation(frames) == "receiver.answers":
+            # Both may speak of different moments: it may accept again what failed just now.
+            time.sleep(program.cycle_s(rb))
+            with rb.of("").snapshot() as db:
+                frames["activity_after"] = db.ask(Activity.QUERY)
+    return parts.frames()
 
 
 def _format_counts_by_status(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
@@ -188,6 +199,9 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
     if given_up >= given.number("tries.pattern") and not stopping and not send_succeeded:
         refusing = max(refusing, "delivery.gave_up", key=lambda name: given.evidence(name)[0].weight if name else 0)
     known = rows.one(frames.get("program"), program.Program)
+    accepts_again = not (worker.accepted or worker.finishes(given)) and _accepts_again(frames)
+    if accepts_again:
+        stopping = refusing = ""
     spends = "" if stopping or refusing else worker.spends(given)
     return BacklogReading(
         worker,
@@ -201,9 +215,17 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
         bool(given.limits["backlog.oldest_due"].reached(worker.queue.oldest_s)),
         spends,
         sum(row.postponed for row in rows.each(frames.get("attempts"), Attempts)),
-        receiver.observation(frames),
+        "" if accepts_again else receiver.observation(frames),
         program.is_throttled(frames, given),
+        accepts_again,
     )
+
+
+def _accepts_again(frames: Frames) -> bool:
+    """Return whether a send has succeeded since the samples."""
+    after = rows.one(frames.get("activity_after"), Activity).last_sent
+    before = [rows.one(frames.get(name), Activity).last_sent for name in ("activity", "activity_later")]
+    return after is not None and after > max(filter(None, before), default=pd.Timestamp.min.tz_localize("UTC"))
 
 
 def _count_given_up(frames: Frames, given: JudgeInput, worker: delivery.Delivery) -> tuple[float, bool]:
@@ -240,6 +262,8 @@ def _weigh_reading(seen: BacklogReading, given: JudgeInput) -> list[Signal]:
         found += given.evidence("backlog.given_up" if many else "backlog.few_given_up")
     if not seen.stopping and not seen.refusing and not seen.loop.wrong and seen.worker.finishes(given):
         found += given.evidence("backlog.sends")
+    if seen.accepts_again:
+        found += given.evidence("backlog.accepts_again")
     return found
 
 
@@ -312,6 +336,7 @@ CASES = Cases[BacklogReading](
             *_propose_logs(given, seen),
         ),
     ),
+    Case("backlog.accepts_again", S.accepts_again, Status.WARNING),
     Case("backlog.two_workers", S.workers, Status.WARNING, says="leases.two_workers"),
     Case("backlog.empty", ~S.of("worker.total")),
     Case("backlog.postponed", S.postponed, Status.WARNING),

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 OTHER = "(other)"
 
 PART = {"notification": "delivery", "entitlement": "publish"}
-_SERVICE_LOG, _DATABASE_ERROR = patterns.source(PACK, "service log"), patterns.source(PACK, "database error")
+_SERVICE_LOG, _SERVER_ERROR = patterns.source(PACK, "service log"), patterns.source(PACK, "server error")
 _DATABASE_END = patterns.source(PACK, "database end")
 #: The kinds of phrases of a failed try; a successful one is "sent", and the relay logs none.
 FAILED_TRY = ("retried", "given_up")
@@ -200,7 +200,7 @@ def _classify_entries(records: Sequence[LogEntry], phrases: Mapping[str, Phrase]
             behind = record.message.partition(phrase)[2].strip(": ").partition("\n")[0] if phrase else ""
             text = fingerprint(record.error or behind or record.message)
             what = phrase or text
-            if record.error or not phrase or _DATABASE_ERROR.find(behind).observation:
+            if record.error or not phrase or _SERVER_ERROR.find(behind).observation:
                 key = (phrase, text) if len(known) < most or (phrase, text) in known else ("", OTHER)
                 known.add(key)
         found.append((record.time, level, phrase, what, *key))
@@ -312,8 +312,8 @@ def read_log(frames: Frames) -> LogSummary | None:
     causes = [t.last for t in texts if t.is_failed_try and t.last and _SERVICE_LOG.says("closed", t.detail)]
     closed, started = max([at for at in (last("closed"), *causes) if at is not None], default=None), last("ensured")
     disconnected = closed is not None and (started is None or started <= closed)
-    # Among current phrases those with the database's words come first: they name the cause.
-    named = {t.phrase for t in texts if t.now and _DATABASE_ERROR.find(t.detail).observation}
+    # Among current phrases those with a server's words come first: they name the cause.
+    named = {t.phrase for t in texts if t.now and _SERVER_ERROR.find(t.detail).observation}
 
     def rank(c: PhraseCount) -> tuple[bool, bool, float, float]:
         return disconnected and c.kind == "closed", bool(c.recent) and c.phrase in named, c.recent, c.n
@@ -382,6 +382,8 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
 
     failing = worst([failing, *(v.status for v in values if v.status and v.threshold is given.limits["errors.rate"])])
     sends = _read_send_errors(frames) if part == "delivery" and failing is Status.CRITICAL else ""
+    if sends == "sends.rejected" and log is not None and _has_sent_well(frames, given, until=log.since):
+        sends = "sends.rejected_since"
     restart = closed or sends == "sends.exhausted"
     modes = _weigh_modes(frames, given, failing, closed=closed)
     likely = given.number("phrase.now")
@@ -395,7 +397,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     elif useless and not restart:
         notes.append(say("exceptions.no_cure", modes=", ".join(useless)))
     observed = [FAILED_TRY_OBSERVATIONS[part, failing]] if (part, failing) in FAILED_TRY_OBSERVATIONS else []
-    observed += [] if log is None else ["exceptions.log_read", *_read_database_errors(frames, given)]
+    observed += [] if log is None else ["exceptions.log_read", *_read_server_errors(frames, given)]
     observed += filter(None, [sends])
     if database := turned_away.get(logins.Server.DATABASE):
         notes.append(say("exceptions.database_refuses", name=name, detail=database.why))
@@ -442,8 +444,8 @@ def _without_ended(frames: Frames, given: JudgeInput) -> Frames:
     return frames | {name: settle(frames[name]) for name in names}
 
 
-def _read_database_errors(frames: Frames, given: JudgeInput) -> list[str]:
-    """Return the observation of the database's words in most current errors, unless messages are handled since."""
+def _read_server_errors(frames: Frames, given: JudgeInput) -> list[str]:
+    """Return the observation of a server's words in most current errors, unless messages are handled since."""
     handled = {p.kind: p.last for p in rows.each(frames.get("phrases"), PhraseCount)}
 
     def goes_on(error: PhraseCount) -> bool:
@@ -452,7 +454,7 @@ def _read_database_errors(frames: Frames, given: JudgeInput) -> list[str]:
 
     texts = [t for t in rows.each(frames.get("texts"), PhraseCount) if t.now >= given.number("tries.pattern")]
     texts = [t for t in texts if goes_on(t)]
-    shown = [(_DATABASE_ERROR.find(t.detail).observation, t.now) for t in texts]
+    shown = [(_SERVER_ERROR.find(t.detail).observation, t.now) for t in texts]
     observation, _ = max(shown, key=lambda pair: (bool(pair[0]), pair[1]), default=("", 0.0))
     return [observation] if observation else []
 
@@ -470,6 +472,15 @@ def _read_send_errors(frames: Frames) -> str:
         if text.is_failed_try and text.now:
             found[errors.classify_send(text.detail)] += int(text.now)
     return max(found, key=found.__getitem__, default="")
+
+
+def _has_sent_well(frames: Frames, given: JudgeInput, until: pd.Timestamp | None) -> bool:
+    """Return whether the newest instance has sent after its start, and nothing since its tries began to fail."""
+    started = rows.one(frames.get("instances"), logins.Instances).started
+    sent = rows.one(frames.get("done"), logins.LastDone).sent
+    if started is None or sent is None or until is None:
+        return False
+    return started < sent < until + pd.Timedelta(seconds=given.number("log.quiet"))
 
 
 def _propose_remedies(

@@ -26,8 +26,8 @@ from runbook_lib.model.finding import Frames, Proposal, Status, Text, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import change, remedies
-from runbook_lib.packs.entitlement.actions.restart import is_starting, newest_start
-from runbook_lib.packs.entitlement.evidence import services, sessions
+from runbook_lib.packs.entitlement.actions.restart import is_starting
+from runbook_lib.packs.entitlement.evidence import logins, services, sessions
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult
 from runbook_lib.packs.entitlement.evidence.sessions import SessionState
 from runbook_lib.packs.entitlement.facts import facts_of
@@ -178,7 +178,7 @@ def _read_program(rb: Context, side: str) -> pd.DataFrame:
         wanted=rb.workloads.replicas(name),
         young=young,
         failed=failed,
-        started=newest_start(pods),
+        started=logins.newest_start(pods),
     )
 
 

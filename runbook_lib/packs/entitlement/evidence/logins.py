@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pandas as pd
@@ -57,10 +57,11 @@ PARTS = ("instances", "own", "services", "sessions", "at_work", "done", "broker"
 
 
 class Instances(rows.Row):
-    """A workload's instances: the number that is ready, and whether all of them started recently."""
+    """A workload's instances: the number that is ready, whether all started recently, and when the newest did."""
 
     ready: int = 0
     young: bool = False
+    started: pd.Timestamp | None = None
 
 
 class Node(rows.Row):
@@ -85,9 +86,10 @@ class BrokerActivity(rows.Row):
 
 
 class LastDone(rows.Row):
-    """When the service last wrote that an event is published or registered, or a notification sent."""
+    """When the service last wrote that an event is published or registered, or a notification sent; `sent` of these."""
 
     at: pd.Timestamp | None = None
+    sent: pd.Timestamp | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def collect_without_log(rb: Context, parts: FrameCollector, workload: str) -> No
         pods = rb.workloads.pods(name)
         ages = [(rb.now() - pd.Timestamp(pod["started"])).total_seconds() for pod in pods if pod["started"]]
         young = bool(ages) and max(ages) < rb.number("program.young")
-        found["instances"] = row(ready=sum(pod["ready"] for pod in pods), young=young)
+        found["instances"] = row(ready=sum(pod["ready"] for pod in pods), young=young, started=newest_start(pods))
     with parts.part("own") as found:
         own = own_variables(rb.workloads.environment(name), workload)
         found["own"] = row(user=_find_user(own.values()))
@@ -147,9 +149,14 @@ def collect_without_log(rb: Context, parts: FrameCollector, workload: str) -> No
     with parts.part("at_work") as found:
         found["at_work"] = _read_activity(rb, workload)
     with parts.part("done") as found, rb.snapshot() as db:
-        found["done"] = row(at=_read_last_done(db, workload))
+        found["done"] = _read_last_done(db, workload)
     with parts.part("broker") as found:
         found |= _read_broker(rb)
+
+
+def newest_start(pods: Sequence[Mapping[str, Any]]) -> pd.Timestamp | None:
+    """Return the start of the newest instance; None without any, or if the runner does not report it."""
+    return max((pd.Timestamp(pod["started"]) for pod in pods if pod["started"]), default=None)
 
 
 def own_variables(environment: Mapping[str, str], workload: str) -> dict[str, str]:
@@ -171,9 +178,14 @@ def find_other_servers(own: Mapping[str, str], others: Mapping[str, str], ours: 
 
 
 def _read_servers(value: str) -> set[str]:
-    """Return the servers of an address, or of several, as HOST:PORT without the host's domain."""
-    servers = (urlsplit(a.removeprefix("jdbc:")).netloc.rpartition("@")[2] or a for a in value.split(","))
-    parts = (server.partition(":") for server in servers)
+    """Return the servers of an address, or of several, as HOST:PORT without the host's domain.
+
+    >>> sorted(_read_servers("postgresql://u:pw@a.prod,b:5432/x")), sorted(_read_servers("nats://a:4222,nats://b:4222"))
+    (['a:', 'b:5432'], ['a:4222', 'b:4222'])
+    """
+    places = value.split(",") if value.count("://") > 1 else [value]
+    servers = (urlsplit(a.removeprefix("jdbc:")).netloc.rpartition("@")[2] or a for a in places)
+    parts = (server.partition(":") for several in servers for server in several.split(","))
     return {f"{host if host[:1].isdigit() else host.partition('.')[0]}:{port}" for host, _, port in parts}
 
 
@@ -190,11 +202,11 @@ def _read_activity(rb: Context, workload: str) -> pd.DataFrame:
         return row(last_published=rows.one(db.ask(Outbox.QUERY), Outbox).last_published)
 
 
-def _read_last_done(db: Snapshot, workload: str) -> pd.Timestamp | None:
+def _read_last_done(db: Snapshot, workload: str) -> pd.DataFrame:
     if workload == "entitlement":
-        return rows.one(db.ask(Outbox.QUERY), Outbox).last_published
+        return row(at=rows.one(db.ask(Outbox.QUERY), Outbox).last_published)
     registered, sent = rows.one(db.ask(Registered.QUERY), Registered), rows.one(db.ask(Activity.QUERY), Activity)
-    return _find_latest(registered.last_processed, sent.last_sent)
+    return row(at=_find_latest(registered.last_processed, sent.last_sent), sent=sent.last_sent)
 
 
 def _read_broker(rb: Context) -> Frames:
