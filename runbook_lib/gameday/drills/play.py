@@ -38,6 +38,8 @@ from .scenario import LOADS, Scenario
 BEFORE_S, WARM_S = 10.0, 4.0
 _TRIAGE_S, _COMMAND_S, _END_S = 240.0, 90.0, 15.0
 _RUNBOOK = (sys.executable, "-m", "runbook_lib")
+#: Of plays side by side, one is being set up at a time, and one is asked: nobody is asked on a machine that is busy.
+_SET_UP, _ASKED = threading.Lock(), threading.Lock()
 
 
 class Stopped(Exception):
@@ -54,6 +56,16 @@ class DrillClock:
         """Wait so many seconds. Raises Stopped."""
         if self.stop.wait(max(s, 0.0)):
             raise Stopped
+
+    @contextlib.contextmanager
+    def turn(self, one: threading.Lock) -> Iterator[None]:
+        """Wait for the turn of this play. Raises Stopped."""
+        while not one.acquire(timeout=0.1):
+            self.wait(0.0)
+        try:
+            yield
+        finally:
+            one.release()
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,8 @@ def incident(
     sandbox = Sandbox(directory)
     sandbox.intensity = scenario.intensity
     before, during = LOADS[scenario.load]
-    sandbox.up(rate=before, hours=1, seed=scenario.seed, settings=settings, proxied=proxied)
+    with clock.turn(_SET_UP):
+        sandbox.up(rate=before, hours=1, seed=scenario.seed, settings=settings, proxied=proxied)
     try:
         sandbox.configure({"SANDBOX_RATE": f"{during:g}"})
         state = sandbox.state
@@ -109,9 +122,9 @@ def incident(
         clock.wait(WARM_S + BEFORE_S)
         seen = probe.sample_flow(sandbox, BEFORE_S)
         if output:
-            _run_command(
-                (*_RUNBOOK, "baseline", "--target", "sandbox", "--output", str(output)), sandbox, directory, clock
-            )
+            baseline = (*_RUNBOOK, "baseline", "--target", "sandbox", "--output", str(output))
+            with clock.turn(_SET_UP):
+                _run_command(baseline, sandbox, directory, clock)
         _make_noise(scenario, sandbox)
         problems = []
         for name in scenario.faults:
@@ -222,7 +235,8 @@ def respond(
         line: dict[str, Any] = {"before": asdict(it.before)}
         if turn:
             line["seen"] = asdict(probe.sample_flow(it.sandbox, scenario.look_after_s))
-        document, seconds, problem = triage(it.sandbox, scenario, output, clock)
+        with clock.turn(_ASKED):
+            document, seconds, problem = triage(it.sandbox, scenario, output, clock)
         verdict = document["verdict"] if document else None
         wanted = verdict and (not turn or verdict["confidence"] == "high")
         proposal = changing(verdict["proposals"]) if verdict and wanted else None

@@ -339,10 +339,12 @@ def _format_misses(drills: Iterable[Drill]) -> str:
 
 
 def _format_causes(plays: Iterable[Drill]) -> str:
-    missed = (play.line for play in plays if play.missed)
-    return (
-        "\n".join(f"- {line['seed']}, {describe(line)}: {line.get('cause', 'unknown')}" for line in missed) or "None."
-    )
+    """Return each cause of misses with what was turned; what a person has not explained is "unknown"."""
+    found: dict[str, list[str]] = {}
+    for play in plays:
+        if play.missed:
+            found.setdefault(play.line.get("cause", "unknown"), []).append(describe(play.line))
+    return "\n".join(f"- {cause}: {'; '.join(turned)}" for cause, turned in found.items()) or "None."
 
 
 def _format_miss(drill: Drill) -> str:

@@ -88,4 +88,4 @@ def _server_sentence(error: psycopg.Error) -> str:
     if error.sqlstate:
         return f"ERROR: {first}"
     refused = "refused" in first
-    return f"Connection to {'the database refused' if refused else 'the database is closed'}"
+    return "Connection to the database refused" if refused else "An I/O error occurred while sending to the backend."
