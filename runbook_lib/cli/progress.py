@@ -137,5 +137,5 @@ def show_first_numbers(order: Order, display: ProgressDisplay) -> None:
 
         named = validate({"target": order.target, "incident_id": order.incident})
         rb = open_context(book.sections[section], named, config, book)
-        take_samples(rb, hops)
+        take_samples(rb)
         samples.keep_queries(section, [*cost.queries, *rb.read_cost.queries])

@@ -534,6 +534,9 @@ def test_a_difference_without_an_effect_names_no_place_and_is_a_warning() -> Non
     assert conclude([well, differs, late]).stuck_at == DATABASE, "by now something is late"
     race = seen("4.3.1", *BOOK.observations["leases.race"])
     assert conclude([well, differs, race]).stuck_at == "delivery_worker", "that rows are sent twice delays none"
+    slow = seen("4.1.1", *BOOK.observations["database.slow_way"])
+    steady = replace(seen("3.1", *passes, *BOOK.observations["flow.steady"]), status=Status.OK)
+    assert (conclude([well, slow]).stuck_at, conclude([steady, slow]).stuck_at) == (DATABASE, None), "fewer come in"
     key = seen("4.2.1", *BOOK.observations["duplicates.key_broken"])
     assert conclude([well, key]).failure_modes[0].id == "FM-NOTI-01", "it names no place, and what it will do"
     unused = seen("4.2.2", *BOOK.observations["duplicates.in_order"])

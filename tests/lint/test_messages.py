@@ -49,7 +49,7 @@ PROPOSALS = """
     hold_delivery list_sessions logs look_at_role pods redrive_broker redrive_delivery redrive_outbox
     restart_entitlement restart_nats restart_notification resume_delivery start_entitlement start_notification
     switch_on_delivery switch_on_relay throttle_delivery throttle_relay undo_settings"""
-DATABASE = "keeps_out holds_up locks_rows no_session rolls_back"
+DATABASE = "keeps_out holds_up locks_rows no_session rolls_back slow_way"
 #: Every family of keys that are composed: the prefix, and its members, or a text of their names.
 FAMILIES: dict[str, Iterable[str]] = {
     "account.odd_": account.INCONSISTENCIES,

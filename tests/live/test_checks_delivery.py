@@ -163,6 +163,26 @@ def test_a_slow_batch_that_moves_is_no_dead_worker() -> None:
     expect(backlog.judge(later(frames), make_given()), weights={"delivery_worker": "> 0 < 0.6"})
 
 
+@pytest.mark.parametrize(
+    ("samples", "sees", "slow"),
+    [
+        ([(1, 1, 0)] * 4 + [(1, 0, 1), (0, 0, 0)], True, True),
+        ([(1, 1, 0)] * 4 + [(1, 0, 1), (0, 0, 0)], False, False),
+        ([(1, 1, 0)] * 6, True, False),  # one service may itself be slow
+        ([(1, 1, 0), (1, 0, 1)] + [(0, 0, 0)] * 8, True, False),
+        ([(1, 1, 0), (1, 0, 1)], True, False),
+    ],
+)
+def test_transactions_of_both_services_that_wait_for_their_clients_are_a_slow_way(
+    samples: list[tuple[int, int, int]], sees: bool, slow: bool
+) -> None:
+    columns = ["opened", "of_entitlement", "of_notification"]
+    watched = {"worker_samples": pd.DataFrame(samples, columns=columns).assign(sees_others=sees)}
+    found = backlog.judge(look() | runs("delivery") | watched, make_given())
+    assert (found.headline.key == "program.slow_way") is slow
+    assert (weight(found, "database") > 0.5) is slow
+
+
 SPENDS = {"outside": "slow_outside", "working": "slow_statements", "locked": "waits_for_lock"}
 
 

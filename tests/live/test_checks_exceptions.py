@@ -326,6 +326,14 @@ def test_the_words_of_the_broker_name_the_subject_that_it_denies() -> None:
     assert weight(found, "FM-NATS-05") >= 0.9
 
 
+def test_connections_that_break_speak_of_the_way_to_the_database() -> None:
+    broken = "org.postgresql.util.PSQLException: An I/O error occurred while sending to the backend."
+    found = judge(
+        log(*[line(s, "Unexpected error occurred in scheduled task", "ERROR", broken) for s in (3, 2, 1)]), tables()
+    )
+    assert 0.5 < weight(found, "database") < 0.85, "the program alone says so"
+
+
 def test_a_connection_given_up_is_cured_by_a_restart_only() -> None:
     gone = line(600, "exceptionOccurred: NATS connection closed, no further reconnect", "ERROR")
     found = judge(log(line(700, "notification stream ensured", "INFO"), gone, line(5, SENT, "INFO")), tables())

@@ -242,6 +242,12 @@ def test_while_nothing_gets_through_an_outage_does_not_pause() -> None:
     assert found.ended and found.ended.by.key == "outage.published"
 
 
+@pytest.mark.parametrize(("arrived", "steady"), [(300, True), (185, True), (170, False), (0, False)])
+def test_a_flow_into_which_fewer_come_than_before_is_not_steady(arrived: float, steady: bool) -> None:
+    sample = response.ImpactSample(impact(outbox=row(due=0, arrived_1m=arrived)), make_given())
+    assert sample.comes_in is steady
+
+
 @pytest.mark.parametrize(
     ("silent_s", "published", "before", "key"),
     [

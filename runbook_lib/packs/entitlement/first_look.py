@@ -59,15 +59,13 @@ def sections_of_late_hops(hops: Iterable[Hop], book: Catalog) -> tuple[str, ...]
     return ("4.1", "4.3") if "delivery_worker" in late else ("4.1",) if late else ()
 
 
-def take_samples(rb: Context, hops: tuple[Hop, ...]) -> None:
-    """Sample the processes, and where notifications are due for too long, what the delivery worker does; it is kept."""
+def take_samples(rb: Context) -> None:
+    """Sample the processes and, for a moment, what their sessions do; it is kept."""
     from runbook_lib.packs.entitlement.evidence import sessions
 
     frames = sample_processes(rb)
-    limit = rb.catalog.limits["delivery.silence"]
-    if any(hop.name == "delivery_worker" and limit.reached(hop.oldest_s) for hop in hops):
-        pause_s = (rb.number("samples.least") + 2) * rb.number("samples.apart")
-        samples.keep("worker", rb.now(), sessions.watch_worker(rb, pause_s, frames))
+    pause_s = (rb.number("samples.least") + 2) * rb.number("samples.apart")
+    samples.keep("worker", rb.now(), sessions.watch_worker(rb, pause_s, frames, "samples.close"))
 
 
 def sample_processes(rb: Context) -> dict[str, pd.DataFrame]:

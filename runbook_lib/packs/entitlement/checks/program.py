@@ -212,6 +212,8 @@ def take_two_samples(rb: Context) -> Frames:
     if not _shows_a_process(first):
         return first
     first |= sessions.watch_worker(rb, max(soon_s - (rb.now() - at).total_seconds(), 0.0), first)
+    if "worker_samples" not in first:
+        first |= samples.earlier("worker", rb.now(), 0.0, rb.number("looks.shared"))[1]
     both = services.concat_samples(first, sample_processes(rb))
     left_s = apart_s - (rb.now() - at).total_seconds()
     if left_s <= 0 or all(seen_running(both, rb.given(), side) for side in change.SIDES):
@@ -242,6 +244,8 @@ def seen_running(frames: Frames, given: JudgeInput, side: str) -> bool:
 def loop_state(frames: Frames, given: JudgeInput, side: str) -> LoopState:
     """Return the loop's state by the frames of `ask`, its service's own report first."""
     seen = _decide_state(frames, given, side)
+    if not seen.wrong and sessions.wait_for_clients(frames, given):
+        seen = replace(seen, database="database.slow_way")
     locked = sessions.read(frames, given)[change.SIDES[side][0]].locked
     seen = replace(seen, locked=locked and seen.state is not ProcessState.RUNS)
     program = rows.one(frames.get("program"), Program)

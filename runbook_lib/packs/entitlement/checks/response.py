@@ -326,6 +326,13 @@ class ImpactSample:
         """When the newest event was written."""
         return rows.one(self.frames.get("last_event"), OutboxAges).last_event
 
+    @property
+    def comes_in(self) -> bool:
+        """Whether about as many events came in the last minute as before."""
+        published, outbox = history.counts(self.frames.get("published")), rows.one(self.frames.get("outbox"), Outbox)
+        before = published[published.index < (self.given.as_of - history.MINUTE).floor("min")]
+        return before.empty or outbox.arrived_1m >= self.given.number("flow.fallen") * float(before.mean())
+
     @cached_property
     def without_event_s(self) -> float | None:
         """The seconds since the newest event; None if there is none, or it is recent."""
@@ -520,7 +527,13 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
             ]
         ),
         notes=tuple(notes),
-        signals=given.evidence_of([*([observation] if unpaired else []), *(["flow.passes"] if passes else [])]),
+        signals=given.evidence_of(
+            [
+                *([observation] if unpaired else []),
+                *(["flow.passes"] if passes else []),
+                *(["flow.steady"] if passes and seen.comes_in else []),
+            ]
+        ),
         hops=tuple(seen.hops()),
         next_sections=(
             *(("4.4",) if any(now.get(slo) for slo in ("ENT-E", "NOTI-D")) else ()),

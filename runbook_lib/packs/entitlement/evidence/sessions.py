@@ -68,7 +68,11 @@ class Transactions(Row, query="alive/transactions"):
 
 
 class WorkerSample(Row, query="alive/delivery"):
-    """A row of alive/delivery: the sessions that run a statement of the delivery loop, or wait for a lock in one."""
+    """A row of alive/delivery: the sessions that run a statement of the delivery loop, or wait for a lock in one.
+
+    `opened` are the open transactions of both services in which the server has waited for the next statement for a
+    while; `of_entitlement` and `of_notification`, those whose last statement names the service.
+    """
 
     at: pd.Timestamp | None = None
     sees_others: bool = False
@@ -77,6 +81,9 @@ class WorkerSample(Row, query="alive/delivery"):
     waits_for: str = ""
     statement: str = ""
     committed: bool = False
+    opened: int = 0
+    of_entitlement: int = 0
+    of_notification: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,12 +131,12 @@ def _shows_own_sessions(db: Snapshot) -> bool:
     return not (db.place.replica or db.place.pooled)
 
 
-def watch_worker(rb: Context, pause_s: float, earlier: Frames) -> Frames:
-    """Wait `pause_s` seconds, and sample meanwhile what the delivery worker does, every `samples.apart` seconds.
+def watch_worker(rb: Context, pause_s: float, earlier: Frames, apart: str = "samples.apart") -> Frames:
+    """Wait `pause_s` seconds, and sample meanwhile what the delivery worker does, at the distance `apart` (a number).
 
     Frame worker_samples: the columns of alive/delivery; the samples of `earlier` first.
     """
-    until, apart_s = time.monotonic() + pause_s, rb.number("samples.apart")
+    until, apart_s = time.monotonic() + pause_s, rb.number(apart)
     samples = [earlier["worker_samples"]] if "worker_samples" in earlier else []
     with suppress(SourceError):  # the samples before and after the pause tell why
         while time.monotonic() + apart_s < until:
@@ -137,7 +144,7 @@ def watch_worker(rb: Context, pause_s: float, earlier: Frames) -> Frames:
             with rb.snapshot() as db:
                 if not _shows_own_sessions(db):
                     break
-                sample = db.ask(WorkerSample.QUERY)
+                sample = db.ask(WorkerSample.QUERY, waited=rb.number("samples.waited"))
             shown = [s and shorten(rb.masker.statement(s), 80) for s in sample["statement"]]
             samples.append(sample.assign(statement=shown))
     time.sleep(max(until - time.monotonic(), 0.0))
@@ -154,6 +161,17 @@ def read_time_use(frames: Frames) -> TimeUse:
     )
     locked = sum(s.locked > 0 for s in samples)
     return TimeUse(len(samples), len(busy) - locked, locked, waits_for, statement)
+
+
+def wait_for_clients(frames: Frames, given: JudgeInput) -> bool:
+    """Return whether the server waits within the transactions of both services, in many samples, for what comes next.
+
+    One service may itself be slow; what both have in common is the way to the database.
+    """
+    samples = [s for s in each(frames.get("worker_samples"), WorkerSample) if s.sees_others]
+    many = sum(s.opened > 0 for s in samples) >= given.number("samples.opened") * len(samples)
+    both = any(s.of_entitlement for s in samples) and any(s.of_notification for s in samples)
+    return len(samples) >= given.number("samples.least") and many and both
 
 
 def read(frames: Frames, given: JudgeInput) -> dict[str, SessionsSeen]:
