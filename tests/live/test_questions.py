@@ -46,7 +46,7 @@ def parameters(now: pd.Timestamp) -> dict[str, Any]:
     hour = now - pd.Timedelta(hours=1)
     return {
         "moment": hour, "created_since": hour, "arrived_since": hour, "begins": [hour], "ends": [now], "from": hour,
-        "low": hour, "high": now, "until": now, "late_s": 10.0,
+        "low": hour, "high": now, "until": now, "late_s": 10.0, "waited": 0.02,
         "slow_s": 10.0, "few": 4.0, "limit_s": 30.0, "old_s": 10.0, "tries_s": 420.0, "bucket_s": 60, "share": 0.05,
         "tried_since": now - pd.Timedelta(seconds=20), "fields": list(given_up.FIELDS), "schema": "notification",
         "event": str(uuid4()), "seqs": [7], "with_open": True, "role": "miniserversystem",
