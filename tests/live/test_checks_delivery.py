@@ -153,6 +153,15 @@ def test_a_receiver_that_accepts_again_is_not_the_worker_s_fault(
     assert bool(found.proposals) is not again
 
 
+def test_an_answer_of_the_receiver_that_could_not_be_compared_accuses_nobody() -> None:
+    frames = look(due=3, oldest_due_s=25, waiting_retry=70) | {"receiver": row(result="answers", status=204, ms=3)}
+    frames["attempts"] = tried((1, 30, 30), (2, 20, 20), (3, 20, 20))
+    lost = SourceError("postgres", Reason.TIMEOUT, "canceling statement")
+    found = CHECKS["4.1.1"].finding(frames | {NOT_READ: failure_frame({"activity_after": lost})}, make_given())
+    assert found.status is not Status.UNKNOWN and weight(found, "FM-NOTI-10") <= 0.5
+    assert weight(CHECKS["4.1.1"].finding(frames, make_given()), "FM-NOTI-10") > 0.5
+
+
 def test_a_slow_batch_that_moves_is_no_dead_worker() -> None:
     frames = silent(look(due=60, oldest_due_s=20, leased=40), 25)
     frames["attempts"] = tried((0, 90, 0), (1, 8, 0))

@@ -248,6 +248,12 @@ def test_a_flow_into_which_fewer_come_than_before_is_not_steady(arrived: float, 
     assert sample.comes_in is steady
 
 
+@pytest.mark.parametrize("unread", ["published", "outbox"])
+def test_a_flow_that_was_not_read_is_not_steady(unread: str) -> None:
+    frames = {name: frame for name, frame in impact().items() if name != unread}
+    assert not response.ImpactSample(frames, make_given()).comes_in
+
+
 @pytest.mark.parametrize(
     ("silent_s", "published", "before", "key"),
     [

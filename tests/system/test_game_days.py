@@ -7,6 +7,8 @@ import json
 import random
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,28 @@ def test_seeds_of_recorded_results_are_still_the_same_incidents() -> None:
     for told in (line["scenario"] for line in results.read(RECORDED)):
         drawn = draw(told["seed"], KINDS, family=PEOPLE)
         assert json.loads(json.dumps(asdict(drawn))) == told
+
+
+def test_of_plays_side_by_side_one_has_its_turn_and_the_end_of_all_ends_the_wait() -> None:
+    lane, clock, within = threading.Lock(), play.DrillClock(), []
+
+    def take() -> None:
+        with clock.turn(lane):
+            within.append(lane.locked())
+
+    with ThreadPoolExecutor(2) as plays:
+        with clock.turn(lane):
+            waits = plays.submit(take)
+            with pytest.raises(TimeoutError):
+                waits.result(0.3)
+        waits.result(5)
+        assert (within, lane.locked()) == ([True], False)
+        with clock.turn(lane):
+            waits = plays.submit(take)
+            clock.stop.set()
+            with pytest.raises(play.Stopped):
+                waits.result(5)
+    assert (within, lane.locked()) == ([True], False)
 
 
 def test_a_result_holds_no_path_of_the_machine() -> None:

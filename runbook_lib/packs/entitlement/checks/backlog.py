@@ -11,7 +11,7 @@ import pandas as pd
 
 from runbook_lib.actions import proposals
 from runbook_lib.checks.cases import Case, Cases, Conditions
-from runbook_lib.checks.check import Check
+from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.diagnosis import history
@@ -57,10 +57,11 @@ class BacklogReading:
     """The state that the cases of 4.1.1 decide on.
 
     `given_up` is the number of rows given up recently; `send_succeeded` tells whether a send succeeded after the newest
-    of them. `stopping`, `refusing`, `spends` (what a late worker spends its time on) and `receiver` (the runbook's own
-    request to it) are observation names, "" for none. `workers` are two workers that claim rows at the same time.
-    `loop_ran` tells whether the delivery loop ran; `late`, whether a due row has waited too long. `postponed` are the
-    rows that wait for a retry time untried. `throttled`: its settings already let through no more than the throttle.
+    of them. `stopping`, `refusing`, `spends` (what a late worker spends its time on) and `receiver` (the runbook's
+    own request to it, unless its moment is another) are observation names, "" for none. `workers` are two workers
+    that claim rows at the same time. `loop_ran` tells whether the delivery loop ran; `late`, whether a due row has
+    waited too long. `postponed` are the rows that wait for a retry time untried. `throttled`: its settings already
+    let through no more than the throttle.
     `accepts_again`: the receiver answered the runbook, and a send has succeeded since the samples without one.
     """
 
@@ -121,8 +122,8 @@ def collect(rb: Context) -> Frames:
         if receiver.observation(frames) == "receiver.answers":
             # Both may speak of different moments: it may accept again what failed just now.
             time.sleep(program.cycle_s(rb))
-            with rb.of("").snapshot() as db:
-                frames["activity_after"] = db.ask(Activity.QUERY)
+            with parts.part("activity_after") as answers, rb.of("").snapshot() as db:
+                answers["activity_after"] = db.ask(Activity.QUERY)
     return parts.frames()
 
 
@@ -215,7 +216,7 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
         bool(given.limits["backlog.oldest_due"].reached(worker.queue.oldest_s)),
         spends,
         sum(row.postponed for row in rows.each(frames.get("attempts"), Attempts)),
-        "" if accepts_again else receiver.observation(frames),
+        "" if accepts_again or "activity_after" in failures(frames) else receiver.observation(frames),
         program.is_throttled(frames, given),
         accepts_again,
     )
@@ -421,5 +422,7 @@ def chart_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("4.1.1", collect, judge, (chart_history, chart_ages), optional=("letters", *COUNTS, "program")),
+    Check(
+        "4.1.1", collect, judge, (chart_history, chart_ages), optional=("letters", *COUNTS, "program", "activity_after")
+    ),
 )

@@ -328,7 +328,9 @@ class ImpactSample:
 
     @property
     def comes_in(self) -> bool:
-        """Whether about as many events came in the last minute as before."""
+        """Whether about as many events came in the last minute as before; not if that was not read."""
+        if not {"published", "outbox"} <= {*self.frames}:
+            return False
         published, outbox = history.counts(self.frames.get("published")), rows.one(self.frames.get("outbox"), Outbox)
         before = published[published.index < (self.given.as_of - history.MINUTE).floor("min")]
         return before.empty or outbox.arrived_1m >= self.given.number("flow.fallen") * float(before.mean())
