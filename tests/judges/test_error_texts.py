@@ -81,6 +81,8 @@ def test_a_kind_is_read_before_numbers_are_folded() -> None:
         ('502 Bad Gateway: "invalid token"', "dependency"),
         ("HttpServerErrorException: 500 Internal Server Error on POST request", "dependency"),
         ("status=429", "dependency"),
+        ("receiver answered 308", "dependency"),
+        ("invalid value 308", "data"),
         ("Connection refused", "dependency"),
         ("java.net.ConnectException: Connection refused", "dependency"),
         ("Connection reset by peer", "dependency"),

@@ -260,14 +260,15 @@ def test_what_failed_and_works_since_is_over_in_the_log_too(newest: float, done:
     assert found.headline.key == ("exceptions.now" if goes_on else "exceptions.over")
 
 
+@pytest.mark.parametrize("status", [308, 414])
 @pytest.mark.parametrize(
     ("started", "sent", "at"),
     [(900, 40, "receiver"), (30, 40, "delivery_worker"), (900, None, "delivery_worker"), (900, 3, "delivery_worker")],
 )
 def test_a_worker_that_has_sent_well_has_not_begun_by_itself_to_send_what_is_rejected(
-    started: float, sent: float | None, at: str
+    started: float, sent: float | None, at: str, status: int
 ) -> None:
-    error = "java.lang.IllegalStateException: receiver answered 414"
+    error = f"java.lang.IllegalStateException: receiver answered {status}"
     rejected = [line(s, "notification retry scheduled", error) for s in range(38, 1, -1)]
     frames = {
         "instances": row(ready=1, young=False, started=ago(started)),
