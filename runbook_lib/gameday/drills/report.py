@@ -212,9 +212,9 @@ def report_knobs(lines: Iterable[Line], *, short: bool = False) -> str:
         "# Knobs",
         "What the servers let a person change, changed at random (`runbook drill knobs`), and a triage. "
         f"{_describe_span(lines, plays)}: {len(lines)} played, {len(hurt)} with an effect on the flow. With an effect, "
-        "a verdict is *right* if it names a place of the change, or if a text of the run names what was changed, and "
-        "*undecided* if it names several with a right one among them, or none and is not OK; without one, it is right "
-        "if it raises no alarm: names no place, is not CRITICAL, and proposes no change.",
+        "a verdict is *right* if it names a place of the change, or if a text of the run names it, and *undecided* if "
+        "it names several with a right one, or none and is not OK; without one, it is right if it raises no alarm: "
+        "no place, not CRITICAL, no change proposed.",
         _format_knob_summary(plays, hurt),
         _format_table(("kind", "plays", *columns), rows),
         "## Misses",
