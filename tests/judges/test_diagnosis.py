@@ -429,6 +429,17 @@ def test_connections_that_are_all_taken_explain_that_nobody_comes_in() -> None:
     assert (verdict.confidence, verdict.between) == ("high", ())
 
 
+def test_loops_that_hang_with_a_broken_connection_are_not_surely_their_own_fault() -> None:
+    restart = Proposal("restart_entitlement", "restart", "5.1", guarded="runbook act restart entitlement")
+    relay = replace(seen("4.1.3", *BOOK.observations["relay.hangs"]), proposals=(restart,))
+    told = [relay, seen("4.1.1", *BOOK.observations["delivery.hangs"])]
+    lost = seen("4.5.1", *BOOK.observations["exceptions.database_lost"])
+    assert conclude(told).stuck_at == "relay"
+    verdict = conclude([*told, lost])
+    assert verdict.confidence != "high" and verdict.proposals == ()
+    assert "database" in {verdict.stuck_at, *verdict.undecided}
+
+
 def test_what_is_too_early_to_tell_or_undecided_is_not_sure() -> None:
     assert conclude([CLOCK]).look_again_s == 8.0
     waits = replace(seen("3.2", Signal("FM-DB-01", 0.8, "x")), hops=(Hop("delivery_worker", late=True),))

@@ -24,6 +24,7 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import logs
 from runbook_lib.sources import settings as target_settings
 from tests.kit import steps
+from tests.kit.frames import recovery
 from tests.kit.frames.exceptions import AT, HEALTHY, PHRASES, RETRY, SENT, about, failed, line, log, tables
 from tests.kit.steps import ago, charts_of, expect, make_given, read_log, weight, words
 
@@ -332,6 +333,20 @@ def test_connections_that_break_speak_of_the_way_to_the_database() -> None:
         log(*[line(s, "Unexpected error occurred in scheduled task", "ERROR", broken) for s in (3, 2, 1)]), tables()
     )
     assert 0.5 < weight(found, "database") < 0.85, "the program alone says so"
+
+
+def test_a_connection_that_broke_is_said_once_by_a_loop_that_is_silent_since() -> None:
+    broken, closed = (
+        f"org.postgresql.util.PSQLException: {words}"
+        for words in ("An I/O error occurred while sending to the backend.", "This connection has been closed.")
+    )
+    once = log(line(3, "Unexpected error occurred in scheduled task", "ERROR", broken))
+    more = log(*[line(s, "Unexpected error occurred in scheduled task", "ERROR", t)
+                 for s, t in ((2, broken), (1, closed), (1, broken))])  # fmt: skip
+    silent, works = tables(gone=0) | {"notifications": recovery.queues(due=4)["notifications"]}, tables()
+    assert weight(judge(once, works), "database") == 0, "it works since, and one may be chance"
+    for found in (judge(more, works), judge(once, silent)):
+        assert weight(found, "database") > 0.5
 
 
 def test_a_connection_given_up_is_cured_by_a_restart_only() -> None:

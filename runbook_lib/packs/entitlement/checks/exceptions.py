@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -369,6 +369,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("exceptions.tables_only"))
     failing = Status.OK
     at_least = Status.CRITICAL if closed or turned_away or away else Status.UNKNOWN if unread else Status.OK
+    silent = False
     if tries:
         rate = recovery.error_rate(frames, given, part)
         texts.append(rate.text)
@@ -376,6 +377,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("recovery.errors_note"))
         at_least = worst([at_least, rate.status])
         failing = rate.status if log is not None and log.failed_now else Status.OK
+        silent = rate.text.key == "recovery.errors_unknown"
     else:
         notes.append(say("exceptions.log_only", detail=failed["tries"].detail if "tries" in failed else None))
     values += _read_prometheus_share(frames, given, alone=not tries)
@@ -397,7 +399,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     elif useless and not restart:
         notes.append(say("exceptions.no_cure", modes=", ".join(useless)))
     observed = [FAILED_TRY_OBSERVATIONS[part, failing]] if (part, failing) in FAILED_TRY_OBSERVATIONS else []
-    observed += [] if log is None else ["exceptions.log_read", *_read_server_errors(frames, given)]
+    observed += [] if log is None else ["exceptions.log_read", *_read_server_errors(frames, given, silent=silent)]
     observed += filter(None, [sends])
     if database := turned_away.get(logins.Server.DATABASE):
         notes.append(say("exceptions.database_refuses", name=name, detail=database.why))
@@ -444,19 +446,26 @@ def _without_ended(frames: Frames, given: JudgeInput) -> Frames:
     return frames | {name: settle(frames[name]) for name in names}
 
 
-def _read_server_errors(frames: Frames, given: JudgeInput) -> list[str]:
-    """Return the observation of a server's words in most current errors, unless messages are handled since."""
+def _read_server_errors(frames: Frames, given: JudgeInput, *, silent: bool) -> list[str]:
+    """Return the observation of a server's words in most current errors, unless messages are handled since.
+
+    Texts of one meaning count together; a broken connection counts once where the loop is `silent` since.
+    """
+    least = given.number("tries.pattern")
     handled = {p.kind: p.last for p in rows.each(frames.get("phrases"), PhraseCount)}
 
     def goes_on(error: PhraseCount) -> bool:
         since = handled.get({"event_refused": "event_accepted", "match_refused": "match_accepted"}.get(error.kind, ""))
         return since is None or error.last is None or since <= error.last
 
-    texts = [t for t in rows.each(frames.get("texts"), PhraseCount) if t.now >= given.number("tries.pattern")]
-    texts = [t for t in texts if goes_on(t)]
-    shown = [(_SERVER_ERROR.find(t.detail).observation, t.now) for t in texts]
-    observation, _ = max(shown, key=lambda pair: (bool(pair[0]), pair[1]), default=("", 0.0))
-    return [observation] if observation else []
+    found: dict[str, float] = defaultdict(float)
+    for text in rows.each(frames.get("texts"), PhraseCount):
+        if text.now and goes_on(text):
+            error = _SERVER_ERROR.find(text.detail)
+            # A pool waits long for a new connection before it says more.
+            found[error.observation] += max(text.now, least) if silent and error.kind == "lost" else text.now
+    most = max((name for name in found if name and found[name] >= least), key=found.__getitem__, default="")
+    return [most] if most else []
 
 
 def _find_cut_off(frames: Frames) -> str:
