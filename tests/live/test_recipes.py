@@ -55,7 +55,7 @@ def shell(rb: Session) -> Iterator[InteractiveShell]:
 
 @pytest.mark.slow
 def test_every_recipe_runs_and_names_nobody(shell: InteractiveShell) -> None:
-    assert len(RECIPES) == 7
+    assert len(RECIPES) == 5
     for title, recipe in RECIPES:
         with capture_output() as shown:
             done = shell.run_cell(recipe, store_history=True)
@@ -108,7 +108,7 @@ def test_a_saved_notebook_full_of_questions_names_nobody(shell: InteractiveShell
         outputs.append(nbformat.v4.new_output("stream", text=shown.stdout + shown.stderr))
         nb.cells.append(nbformat.v4.new_code_cell("...", outputs=outputs))
     said = json.dumps(nb)
-    assert "Traceback" in said and said.count("postgres: ") >= 3 and len(re.findall(r"\buser-[0-9a-f]{8}\b", said)) > 50
+    assert "Traceback" in said and said.count("postgres: ") >= 3 and len(re.findall(r"\buser-[0-9a-f]{8}\b", said)) > 30
     model = {"type": "notebook", "content": json.loads(said)}
     lab_server.before_save(model=model, path="x.ipynb")
     assert re.findall(r".{0,90}\buser-\d{1,2}\b", json.dumps(model["content"])) == []

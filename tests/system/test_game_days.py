@@ -469,7 +469,7 @@ def test_the_page_of_knobs_has_a_row_by_kind_and_each_miss(tmp_path: Path) -> No
     ]
     results.write(tmp_path / "knobs.jsonl", plays)
     page = CliRunner().invoke(drill, ["report", str(tmp_path / "knobs.jsonl")], catch_exceptions=False).output
-    assert "| consumer | 5 | 2 | 1 | 2 | 0 | 1 | 2 |" in page and "| all | 5 | 2 | 1 |" in page
+    assert "| consumer | 5 | 2 | 2 | 0 | 1 | 2 |" in page and "| all | 5 | 2 | 2 |" in page
     assert (
         "| right or undecided | 2 of 3 (67%) |" in page
         and "| names what was changed, where a text can | 1 of 3" in page
@@ -485,13 +485,14 @@ def test_results_of_drills_and_of_knobs_are_one_page(tmp_path: Path) -> None:
     results.write(files[1], [play_of(HERE, STUCK)])
     done = CliRunner().invoke(drill, ["report", "--short", *map(str, files)], catch_exceptions=False)
     assert [line for line in done.output.splitlines() if line.startswith("#")] == [
-        "# What the drills show", "## In short", "## Knobs", "### Misses",
+        "# What the drills show", "## In short", "## Knobs", "### Not right",
     ]  # fmt: skip
     results.write(
         files[1], [play_of(ELSEWHERE, STUCK) | {"seed": n, **why} for n, why in enumerate(({"cause": "so"}, {}))]
     )
     page = CliRunner().invoke(drill, ["report", "--short", str(files[1])], catch_exceptions=False).output
-    assert page.endswith("## Misses\n\n- so: consumer max_deliver: 1\n- unknown: consumer max_deliver: 1\n")
+    turned = "consumer max_deliver: 1"
+    assert page.endswith(f"## Not right\n\n- *wrong*, so: {turned}\n- *wrong*, unknown: {turned}\n")
 
 
 # The page ---------------------------------------------------------------------------------------------------

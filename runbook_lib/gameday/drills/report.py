@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -199,7 +199,6 @@ def report_knobs(lines: Iterable[Line], *, short: bool = False) -> str:
     hurt = [play for play in plays if play.effect]
     columns: dict[str, Column] = {
         "no effect": lambda own: sum(not play.effect for play in own),
-        "alarm": lambda own: sum(not play.effect and play.answer == "wrong" for play in own),
         **{name: partial(_count_effective, name) for name in ANSWERS},
         "sure and wrong": lambda own: sum(play.sure for play in own),
     }
@@ -212,12 +211,12 @@ def report_knobs(lines: Iterable[Line], *, short: bool = False) -> str:
         "# Knobs",
         "What the servers let a person change, changed at random (`runbook drill knobs`), and a triage. "
         f"{_describe_span(lines, plays)}: {len(lines)} played, {len(hurt)} with an effect on the flow. With an effect, "
-        "a verdict is *right* if it names a place of the change, or if a text of the run names it, and *undecided* if "
-        "it names several with a right one, or none and is not OK; without one, it is right if it raises no alarm: "
-        "no place, not CRITICAL, no change proposed.",
+        "*right* is a place of the change, or a text that names it; *undecided* are several places with a right one, "
+        "or none in a verdict that is not OK or says when to look again. Without one, *right* raises no alarm: no "
+        "place, not CRITICAL, no change proposed. Side by side, plays share cores: alone is faster.",
         _format_knob_summary(plays, hurt),
         _format_table(("kind", "plays", *columns), rows),
-        "## Misses",
+        "## Not right" if short else "## Misses",
         _format_causes(plays) if short else _format_misses(plays),
         *([] if short else ["## Not played", "\n".join(_format_errors(lines)) or "None."]),
     ]
@@ -339,12 +338,18 @@ def _format_misses(drills: Iterable[Drill]) -> str:
 
 
 def _format_causes(plays: Iterable[Drill]) -> str:
-    """Return each cause of misses with what was turned; what a person has not explained is "unknown"."""
-    found: dict[str, list[str]] = {}
+    """Return each cause of what is not right, with what was turned; what nobody has explained is "unknown"."""
+    found: dict[str, Counter[str]] = defaultdict(Counter)
     for play in plays:
-        if play.missed:
-            found.setdefault(play.line.get("cause", "unknown"), []).append(describe(play.line))
-    return "\n".join(f"- {cause}: {'; '.join(turned)}" for cause, turned in found.items()) or "None."
+        if play.missed or (play.effect and play.answer != "right"):
+            found[f"*{play.answer}*, {play.line.get('cause', 'unknown')}"][describe(play.line)] += 1
+    return (
+        "\n".join(
+            f"- {cause}: " + "; ".join(f"{turned} ({n})" if n > 1 else turned for turned, n in what.items())
+            for cause, what in found.items()
+        )
+        or "None."
+    )
 
 
 def _format_miss(drill: Drill) -> str:
