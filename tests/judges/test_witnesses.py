@@ -233,6 +233,19 @@ def test_what_was_seen_earlier_contradicts_nothing() -> None:
     assert [b.observation for b in later.contradicted] == ["delivery.hangs"] and later.stuck_at is None
 
 
+def test_a_worker_whose_log_tells_of_failed_tries_has_not_stopped() -> None:
+    """Its statements are slow, so that no try is in the tables yet and the leases of its batch have expired."""
+    restart = ("restart_notification",)
+    stopped = seen("4.1.1", "delivery.stopped", "receiver.unreached", proposals=restart)
+    silent = [stopped, seen("4.3.1", "leases.left_for_long")]
+    unheard = conclude(*silent, seen("4.5.2", "exceptions.log_read"))
+    assert (unheard.stuck_at, unheard.confidence) == ("delivery_worker", "high")
+    told = ("exceptions.log_read", "exceptions.sends_fail", "sends.unanswered", "exceptions.worker_tries")
+    verdict = conclude(*silent, seen("4.5.2", *told))
+    assert verdict.stuck_at == "receiver" and "delivery_worker" not in {p.id for p in verdict.places}
+    assert verdict.proposals == ()
+
+
 def test_what_is_contradicted_proposes_nothing() -> None:
     """A stop of the relay that a later step refutes leaves no restart behind, unless something else speaks for it."""
     restart = ("restart_entitlement",)

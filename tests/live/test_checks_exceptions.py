@@ -349,6 +349,23 @@ def test_a_connection_that_broke_is_said_once_by_a_loop_that_is_silent_since() -
         assert weight(found, "database") > 0.5
 
 
+@pytest.mark.parametrize(("seconds", "still_tries"), [(2, True), (60, False)])
+@pytest.mark.parametrize(
+    ("workload", "text", "observation"),
+    [
+        ("notification", RETRY, "exceptions.worker_tries"),
+        ("notification", "notification moved to DLQ id=7", "exceptions.worker_tries"),
+        ("notification", "temporary failure while handling nats message", "exceptions.subscriber_tries"),
+        ("entitlement", "outbox publish retry scheduled id=7", "exceptions.relay_tries"),
+    ],
+)
+def test_a_loop_that_logs_failed_tries_just_now_works(
+    workload: str, text: str, observation: str, seconds: float, still_tries: bool
+) -> None:
+    found = judge(about(workload), log(line(400, text), line(seconds, text)), tables())
+    assert (observation in {s.observation for s in found.signals}) is still_tries
+
+
 def test_a_connection_given_up_is_cured_by_a_restart_only() -> None:
     gone = line(600, "exceptionOccurred: NATS connection closed, no further reconnect", "ERROR")
     found = judge(log(line(700, "notification stream ensured", "INFO"), gone, line(5, SENT, "INFO")), tables())

@@ -62,6 +62,12 @@ FAILED_TRY_OBSERVATIONS = {
     ("publish", Status.CRITICAL): "exceptions.publishes_fail",
 }
 RETRY_WEIGHTS = {Status.WARNING: "phrase.tries_warning", Status.CRITICAL: "phrase.tries_critical"}
+#: The observation of a loop that logs failed tries: its workload, the kinds of its phrases, and the limit of its silence.
+TRYING_LOOPS = {
+    "exceptions.worker_tries": ("notification", FAILED_TRY, "delivery.silence"),
+    "exceptions.relay_tries": ("entitlement", FAILED_TRY, "outbox.oldest_due"),
+    "exceptions.subscriber_tries": ("notification", ("event_refused",), "subscriber.oldest_unprocessed"),
+}
 
 _SUM = "sum by (result) (increase(notification_delivery_total[2m]))"
 _PHRASES = [
@@ -377,7 +383,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("recovery.errors_note"))
         at_least = worst([at_least, rate.status])
         failing = rate.status if log is not None and log.failed_now else Status.OK
-        silent = rate.text.key == "recovery.errors_unknown"
+        silent = rate.unresolved
     else:
         notes.append(say("exceptions.log_only", detail=failed["tries"].detail if "tries" in failed else None))
     values += _read_prometheus_share(frames, given, alone=not tries)
@@ -400,6 +406,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("exceptions.no_cure", modes=", ".join(useless)))
     observed = [FAILED_TRY_OBSERVATIONS[part, failing]] if (part, failing) in FAILED_TRY_OBSERVATIONS else []
     observed += [] if log is None else ["exceptions.log_read", *_read_server_errors(frames, given, silent=silent)]
+    observed += [] if log is None else _find_trying_loops(frames, given, about.workload)
     observed += filter(None, [sends])
     if database := turned_away.get(logins.Server.DATABASE):
         notes.append(say("exceptions.database_refuses", name=name, detail=database.why))
@@ -433,7 +440,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
 def _without_ended(frames: Frames, given: JudgeInput) -> Frames:
     """Return the frames without current errors that have not recurred for a while although work was done since."""
     done = rows.one(frames.get("done"), logins.LastDone).at
-    at = rows.value(frames.get("looked"), "at", pd.Timestamp) or given.as_of
+    at = _looked_at(frames, given)
     if done is None:
         return frames
 
@@ -466,6 +473,21 @@ def _read_server_errors(frames: Frames, given: JudgeInput, *, silent: bool) -> l
             found[error.observation] += max(text.now, least) if silent and error.kind == "lost" else text.now
     most = max((name for name in found if name and found[name] >= least), key=found.__getitem__, default="")
     return [most] if most else []
+
+
+def _find_trying_loops(frames: Frames, given: JudgeInput, workload: str) -> list[str]:
+    """Return the observations of the loops whose last failed try is younger than the critical silence of a loop."""
+    at, phrases = _looked_at(frames, given), rows.each(frames.get("phrases"), PhraseCount)
+
+    def tries(kinds: Collection[str], limit: str) -> bool:
+        last = max((p.last for p in phrases if p.kind in kinds and p.last is not None), default=None)
+        return last is not None and not given.limits[limit].reached((at - last).total_seconds(), Status.CRITICAL)
+
+    return [name for name, (of, kinds, limit) in TRYING_LOOPS.items() if of == workload and tries(kinds, limit)]
+
+
+def _looked_at(frames: Frames, given: JudgeInput) -> pd.Timestamp:
+    return rows.value(frames.get("looked"), "at", pd.Timestamp) or pd.Timestamp(given.as_of)
 
 
 def _find_cut_off(frames: Frames) -> str:

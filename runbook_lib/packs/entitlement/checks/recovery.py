@@ -46,11 +46,12 @@ class Cohort(rows.Row):
 
 @dataclass(frozen=True)
 class QueueState:
-    """The result for one queue or part: status, text and values."""
+    """The result for one queue or part: status, text and values; `unresolved`: rows were due and no try has a result."""
 
     status: Status
     text: Text
     values: tuple[Value, ...]
+    unresolved: bool = False
 
 
 def _ask_flows(rb: Context, db: Snapshot, parts: FrameCollector, tried: Iterable[str] = TRIED) -> None:
@@ -285,7 +286,7 @@ def error_rate(frames: Frames, given: JudgeInput, part: str) -> QueueState:
         Value(f"{part}.failed_now", tries.failed_now, "rows"),
         *([Value(f"{part}.{LOOK_AGAIN}", recent_s, "s")] if early else []),
     ]
-    return QueueState(status, say(key, **facts), tuple(values))
+    return QueueState(status, say(key, **facts), tuple(values), unresolved=key == "recovery.errors_unknown")
 
 
 # 6.3 --------------------------------------------------------------------------------------------------------
