@@ -233,19 +233,27 @@ def test_a_stack_trace_keeps_what_its_cause_has_caused() -> None:
 
 
 def exceptions_of(
-    *lines: str, database: Reason | None = None, done: float | None = None, more: Frames | None = None
+    *lines: str,
+    database: Reason | None = None,
+    broker: Reason | None = None,
+    done: float | None = None,
+    more: Frames | None = None,
 ) -> Any:
-    """What the log tells; `database`: why the tables could not be read; `done`: seconds since the service's work."""
+    """What the log tells; `database`, `broker`: why not read; `done`: seconds since its work."""
     phrases = catalog.load().phrases
     frames = exceptions.log_frames(read_log(*lines), phrases, 15, make_given().number)
     about = {"about": row(workload="notification", name="notification", minutes=15)}
     if database:
         failed = ("tries", "postgres", database.value, "no answer", "")
         about["failed"] = pd.DataFrame([failed], columns=NOT_READ_COLUMNS)
+    if broker:
+        failed = ("at_work", "jetstream", broker.value, "no answer", "")
+        about["failed"] = pd.DataFrame([failed], columns=NOT_READ_COLUMNS)
     frames |= {"done": row(at=ago(done))} if done is not None else {}
     return exceptions.judge_exceptions(about | frames | (more or {}), make_given())
 
 
+GIVEN_UP = "exceptionOccurred: NATS connection closed, no further reconnect"
 READ_ONLY = PSQL + "ERROR: cannot execute UPDATE in a read-only transaction"
 
 
@@ -289,8 +297,7 @@ def test_a_worker_that_has_sent_well_has_not_begun_by_itself_to_send_what_is_rej
     ],
 )
 def test_while_it_is_turned_away_the_log_forbids_its_restart(told: str, mode: str, looks: str) -> None:
-    given_up = line(1, "exceptionOccurred: NATS connection closed, no further reconnect")
-    found = exceptions_of(line(800, UP), told, given_up)
+    found = exceptions_of(line(800, UP), told, line(1, GIVEN_UP))
     assert found.status is Status.CRITICAL and "would not start" in " ".join(notes(found))
     assert conclude([found], catalog.load()).failure_modes[0].id == mode
     assert weight(found, mode) >= 0.6
@@ -301,7 +308,7 @@ def test_while_it_is_turned_away_the_log_forbids_its_restart(told: str, mode: st
     others = replace(found, step="4.1.1", proposals=tuple(Proposal(n, n, "5.1", {}) for n in names), signals=())
     left = [p.name for p in conclude([found, others], catalog.load()).proposals]
     assert not {*left} & {*names[:4]}
-    assert [p.name for p in exceptions_of(line(900, UP), given_up).proposals] == ["restart_notification"]
+    assert [p.name for p in exceptions_of(line(900, UP), line(1, GIVEN_UP)).proposals] == ["restart_notification"]
 
 
 @pytest.mark.parametrize(
@@ -342,6 +349,31 @@ def test_a_program_with_another_server_is_not_restarted() -> None:
     assert [p.name for p in conclude([deaf], BOOK).proposals] == ["restart_notification"]
     verdict = conclude([deaf, found], BOOK)
     assert (verdict.proposals, verdict.stuck_at, verdict.failure_modes[0].id) == ((), "subscriber", "FM-CFG-01")
+
+
+@pytest.mark.parametrize(
+    ("told", "broker", "away"),
+    [
+        (GIVEN_UP, Reason.UNREACHABLE, True),
+        (GIVEN_UP, Reason.DENIED, False),  # it is there
+        (GIVEN_UP, None, False),
+        (UP, Reason.UNREACHABLE, False),  # perhaps only from here
+    ],
+)
+def test_while_the_broker_answers_nobody_no_service_is_restarted(told: str, broker: Reason | None, away: bool) -> None:
+    """A client that has given up needs a restart, but exits at its start until the broker is back."""
+    found = exceptions_of(line(800, UP), line(60, told), broker=broker, more=tables())
+    assert any("not only unreachable from here" in note for note in notes(found)) is away
+    words(found)
+    restart = ("restart_entitlement", "restart_notification")
+    relay = seen("4.1.3", *BOOK.evidence("exceptions.publishes_fail"), proposals=restart)
+    verdict = conclude([relay, found], BOOK)
+    if away:
+        assert (found.status, verdict.stuck_at, verdict.proposals) == (Status.CRITICAL, "jetstream", ())
+        assert verdict.failure_modes[0].id == "FM-NATS-04"
+    else:
+        assert verdict.stuck_at != "jetstream"
+        assert "restart_notification" in {p.name for p in found.proposals} or told is UP
 
 
 CUT_OFF = "org.postgresql.util.PSQLException: FATAL: terminating connection due to administrator command"

@@ -62,7 +62,7 @@ FAILED_TRY_OBSERVATIONS = {
     ("publish", Status.CRITICAL): "exceptions.publishes_fail",
 }
 RETRY_WEIGHTS = {Status.WARNING: "phrase.tries_warning", Status.CRITICAL: "phrase.tries_critical"}
-#: The observation of a loop that logs failed tries: its workload, the kinds of its phrases, and the limit of its silence.
+#: The observation of a loop that logs failed tries: its workload, its kinds of phrases, and the limit of its silence.
 TRYING_LOOPS = {
     "exceptions.worker_tries": ("notification", FAILED_TRY, "delivery.silence"),
     "exceptions.relay_tries": ("entitlement", FAILED_TRY, "outbox.oldest_due"),
@@ -358,6 +358,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     # A service may have a wrong address: what counts is that nobody reaches the database.
     state, cut_off = states[logins.Server.DATABASE], _find_cut_off(frames)
     away = bool(from_here and from_here.reason is Reason.UNREACHABLE) and (logins.is_away(state) or bool(cut_off))
+    broker_away = _is_broker_away(failed.get("at_work"), states[logins.Server.BROKER], closed=closed)
     if log is not None and read is not None:
         facts = {"name": name, "what": log.top, **vars(log), "minutes": about.minutes}
         facts |= {"lines": read.lines, "now": log.bad_now}
@@ -374,7 +375,8 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         texts.append(say(headline, name=name, detail=detail, minutes=about.minutes))
         notes.append(say("exceptions.tables_only"))
     failing = Status.OK
-    at_least = Status.CRITICAL if closed or turned_away or away else Status.UNKNOWN if unread else Status.OK
+    at_least = Status.UNKNOWN if unread else Status.OK
+    at_least = Status.CRITICAL if closed or turned_away or away or broker_away else at_least
     silent = False
     if tries:
         rate = recovery.error_rate(frames, given, part)
@@ -392,7 +394,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     sends = _read_send_errors(frames) if part == "delivery" and failing is Status.CRITICAL else ""
     if sends == "sends.rejected" and log is not None and _has_sent_well(frames, given, until=log.since):
         sends = "sends.rejected_since"
-    restart = closed or sends == "sends.exhausted"
+    restart = (closed and not broker_away) or sends == "sends.exhausted"
     modes = _weigh_modes(frames, given, failing, closed=closed)
     likely = given.number("phrase.now")
     useless = [
@@ -400,7 +402,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         for mode, (weight, _) in modes.items()
         if weight >= likely and not _is_cured_by_restart(given, mode, about.workload)
     ]
-    if closed:
+    if closed and not broker_away:
         notes.append(say("exceptions.closed"))
     elif useless and not restart:
         notes.append(say("exceptions.no_cure", modes=", ".join(useless)))
@@ -414,6 +416,9 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     if away:
         notes.append(say("exceptions.database_away", name=name, detail=state.why or cut_off))
         observed.append("exceptions.database_away")
+    if broker_away:
+        notes.append(say("exceptions.broker_away", name=name))
+        observed.append("exceptions.broker_away")
     if broker := turned_away.get(logins.Server.BROKER):
         notes.append(say("exceptions.broker_refuses", name=name, detail=broker.why))
         observed.append("exceptions.broker_refuses")
@@ -473,6 +478,12 @@ def _read_server_errors(frames: Frames, given: JudgeInput, *, silent: bool) -> l
             found[error.observation] += max(text.now, least) if silent and error.kind == "lost" else text.now
     most = max((name for name in found if name and found[name] >= least), key=found.__getitem__, default="")
     return [most] if most else []
+
+
+def _is_broker_away(from_here: SourceError | None, state: logins.LoginState, *, closed: bool) -> bool:
+    """Return whether the broker answers neither the runbook nor the service, which may have given up."""
+    unreached = from_here is not None and (from_here.source, from_here.reason) == ("jetstream", Reason.UNREACHABLE)
+    return unreached and (closed or logins.is_away(state))
 
 
 def _find_trying_loops(frames: Frames, given: JudgeInput, workload: str) -> list[str]:

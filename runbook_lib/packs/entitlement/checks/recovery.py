@@ -46,7 +46,7 @@ class Cohort(rows.Row):
 
 @dataclass(frozen=True)
 class QueueState:
-    """The result for one queue or part: status, text and values; `unresolved`: rows were due and no try has a result."""
+    """The result for one queue or part: status, text and values; `unresolved`: no try of due rows has a result."""
 
     status: Status
     text: Text
