@@ -16,6 +16,7 @@ from runbook_lib.packs.entitlement.checks import backlog, leases, program, publi
 from runbook_lib.packs.entitlement.missing import MissingEvents, Unprocessed
 from runbook_lib.packs.entitlement.rows import Holder, Outbox
 from runbook_lib.packs.jetstream import quorum
+from runbook_lib.packs.jetstream.balance import StreamProblem
 from runbook_lib.packs.jetstream.consumer import ConsumerRow
 from runbook_lib.runs import replay
 from tests.kit import RECORDINGS
@@ -136,6 +137,8 @@ STATES: dict[str, object] = {
     ),
     "subscriber.expired": replace(BOUND, missing=MissingEvents(5, 5, 0, lately=True), deleted=5),
     "subscriber.expires": replace(BOUND, expires=True),
+    "balance.late": replace(BOUND, others=(StreamProblem("balance.unbound", say("-"), 9, False),)),
+    "balance.differs": replace(BOUND, others=(StreamProblem("balance.unbound", say("-"), 9, True),)),
     "subscriber.stalled": replace(BOUND, consumer=STALLED),
     "subscriber.behind": replace(BOUND, consumer=replace(STALLED, max_ack_pending=99), late=True),
     "publish.unwritten": replace(FAILING, kind="timeout", writes=False),

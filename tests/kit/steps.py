@@ -367,16 +367,19 @@ def acknowledge(url: str, seqs: Iterable[int]) -> None:
 
 
 @contextmanager
-def bound(url: str) -> Iterator[None]:
-    """Somebody is bound to all three consumers and acknowledges nothing."""
+def bound(url: str, *without: str, acknowledges: bool = False) -> Iterator[None]:
+    """Somebody is bound to all consumers but these, and acknowledges nothing, or each message."""
     loop = asyncio.new_event_loop()
 
     async def bind() -> Client:
         client = await nats.connect(url)
         js = client.jetstream()
         for durable, (stream, _) in applications.CONSUMERS.items():
-            config = (await js.consumer_info(stream, durable)).config
-            await js.subscribe_bind(stream, config, durable, manual_ack=True)
+            if durable not in without:
+                consumer = await js.consumer_info(stream, durable)
+                inbox = await js.subscribe_bind(stream, consumer.config, durable, manual_ack=True)
+                for _ in range(consumer.num_pending or 0 if acknowledges else 0):
+                    await (await inbox.next_msg(timeout=10)).ack_sync()
         return client
 
     client = loop.run_until_complete(bind())

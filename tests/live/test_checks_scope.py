@@ -15,6 +15,7 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import scope
+from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.packs.postgres import locks, reach
 from runbook_lib.sources.source import SourceError
 from tests.kit.frames.scope import FRAMES, broker_frames, clocks, database_frames
@@ -36,6 +37,7 @@ from tests.kit.steps import (
 CHECKS = checks()
 
 STEPS = ("2.1", "2.2", "2.3", "2.4", "2.5", "2.6", "2.7")
+ADVISORIES = EntitlementFacts().streams.advisory
 
 
 def test_a_missing_column_is_named() -> None:
@@ -117,7 +119,9 @@ def test_a_relay_or_a_worker_whose_every_try_fails_is_not_well(waiting: int, ago
 
 def test_an_unbound_consumer_of_advisories_holds_no_event_up() -> None:
     frames = broker_frames()
-    two = pd.concat([frames["consumers"], frames["consumers"].assign(durable="advisories", bound=False)])
+    two = pd.concat(
+        [frames["consumers"], frames["consumers"].assign(stream=ADVISORIES, durable="advisories", bound=False)]
+    )
     found = scope.BROKER.judge(frames | {"consumers": two}, make_given())
     expect(found, Status.WARNING, weights={"subscriber": "< 0.5", "FM-NATS-03": "> 0.5"})
     events = scope.BROKER.judge(broker_frames(bound=False), make_given())
@@ -133,8 +137,8 @@ def test_events_under_an_expired_lease_wait_for_the_relay_too() -> None:
 def test_what_is_missing_at_the_broker_is_named() -> None:
     """A consumer is made again by a restart of notification; only a stream needs one of entitlement."""
     frames = broker_frames()
-    first, other = (frames["consumers"].assign(durable=name, exists=name == "d") for name in ("d", "advisory"))
-    record = frames | {"consumers": pd.concat([first, other], ignore_index=True)}
+    other = frames["consumers"].assign(stream=ADVISORIES, durable="advisories", exists=False)
+    record = frames | {"consumers": pd.concat([frames["consumers"], other], ignore_index=True)}
     consumer = frames | {"consumers": frames["consumers"].assign(exists=False)}
     for told, mode in ((broker_frames(exists=False), "FM-NATS-04"), (consumer, "FM-NATS-06"), (record, "FM-NATS-03")):
         found = scope.BROKER.judge(told, make_given())

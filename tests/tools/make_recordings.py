@@ -253,13 +253,21 @@ def changed_queries(made: recording.Recording) -> list[str]:
 
 #: What a step may ask that no recording has: an earlier step of its section asked it, the role is at its limit, a
 #: replica answers for the tables, a throttle may be in force, or it is asked since.
+_MATCHES = {
+    "jetstream STREAM.INFO.matchmaking-events",
+    "jetstream CONSUMER.INFO.matchmaking-events.notification-matchmaking-consumer",
+}
+_BALANCE = {*_MATCHES, "jetstream STREAM.MSG.GET.matchmaking-events", "dead_letters/processed"}
 NOT_RECORDED = {
-    "3.2": {"journey/registered", "notifications/registered"},
-    "4.1.2": {"alive/delivery", "journey/registered", "notifications/registered"},
+    "2.3": _MATCHES,
+    "3.2": {"journey/registered", "notifications/registered", *_BALANCE},
+    "3.6": _MATCHES,
+    "4.1.2": {"alive/delivery", "journey/registered", "notifications/registered", *_BALANCE},
     "4.1.4": {"alive/sessions"},
     "4.3.4": {"workloads environment", "workloads status"},
     "4.4.2": {"workloads environment", "workloads status"},
-    **{step: {"journey/registered"} for step in ("4.4.3", "5.3.2", "6.5")},
+    **{step: {"journey/registered"} for step in ("4.4.3", "5.3.2")},
+    "6.5": {"journey/registered", *_MATCHES},
 }
 #: What the recordings were asked, by step, and is asked no more.
 NO_LONGER = {

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
 
 class Streams(BaseModel):
-    """Names of the streams and durables of the system."""
+    """Names of the streams and durables of the system; `matches` is empty where there is no matchmaking."""
 
     model_config = ConfigDict(extra="forbid")
 
     events: str = "entitlement-events"
     consumer: str = "notification-entitlement-consumer"
+    matches: str = "matchmaking-events"
+    matches_consumer: str = "notification-matchmaking-consumer"
     advisory: str = "notification-advisory-dlq"
     advisory_consumer: str = "notification-advisory-consumer"
     terminated: str = "notification-terminated-advisory-dlq"
@@ -28,12 +30,14 @@ class Streams(BaseModel):
 
     @property
     def durables(self) -> dict[str, str]:
-        """Return the durable consumer of each stream."""
-        return {
-            self.events: self.consumer,
-            self.advisory: self.advisory_consumer,
-            self.terminated: self.terminated_consumer,
-        }
+        """Return the durable consumer of each stream, that of the outbox's events first."""
+        matches = {self.matches: self.matches_consumer} if self.matches else {}
+        return {self.events: self.consumer, **matches, **self.records}
+
+    @property
+    def records(self) -> dict[str, str]:
+        """Return the durable consumer of each stream that only records which messages were given up."""
+        return {self.advisory: self.advisory_consumer, self.terminated: self.terminated_consumer}
 
 
 class EntitlementWorkloads(settings.WorkloadSettings):

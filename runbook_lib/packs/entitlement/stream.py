@@ -1,4 +1,4 @@
-"""Locate events at the broker by their messages."""
+"""Locate events at the broker by their messages, and in the database those of the other streams."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pandas as pd
 
+from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.actions.stores import read_event
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.jetstream import search
+from runbook_lib.packs.jetstream.balance import Ledger
 from runbook_lib.packs.jetstream.consumer import ConsumerPosition, none_if_missing
 from runbook_lib.packs.jetstream.search import FoundMessages, Span
 
@@ -128,3 +131,30 @@ def _read_event_ids(message: Message) -> set[str]:
         event = read_event(message)
         events |= {str(event[0])} if event else set()
     return events - {""}
+
+
+def ledgers(rb: Context) -> dict[str, Ledger]:
+    """Return of each stream beside that of the outbox's events where its messages are registered."""
+    names = facts_of(rb).streams
+    matches = {names.matches: Ledger(names.matches_consumer, _read_match_id, _find_processed)} if names.matches else {}
+    records = {
+        stream: Ledger(durable, search.advised_sequence, _find_recorded, records=True)
+        for stream, durable in names.records.items()
+    }
+    return matches | records
+
+
+def _read_match_id(message: Message) -> UUID | None:
+    with suppress(wire.WireError, ValueError):
+        return UUID(wire.decode(message.body, wire.MatchmakingEvent).event_id)
+    return None
+
+
+def _find_processed(rb: Context, event_ids: list[UUID]) -> set[str]:
+    with rb.snapshot() as db:
+        return {*db.ask("dead_letters/processed", event_ids=[str(e) for e in event_ids])["event_id"].astype(str)}
+
+
+def _find_recorded(rb: Context, seqs: list[int]) -> set[str]:
+    with rb.snapshot() as db:
+        return {*db.ask("dead_letters/recorded", seqs=seqs)["stream_seq"].astype(str)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,8 @@ class BrokerSpec:
 
     `section` is that about what does not flow. `documented` returns the values that the documents state, by the name of
     the field, of a "stream" and a "consumer". `published_s` returns the seconds since the system published, if that was
-    just now; `late_s` how long an event has waited, if one is late. `program` is the broker's workload.
+    just now; `late_s` how long an event has waited, if one is late. `program` is the broker's workload. `records` are
+    the streams that only record what happened to messages of the others.
     """
 
     durables: Mapping[str, str]
@@ -53,6 +54,7 @@ class BrokerSpec:
     published_s: Callable[[JudgeInput], float | None] = lambda given: None
     late_s: Callable[[JudgeInput], float | None] = lambda given: None
     program: str = "nats"
+    records: Collection[str] = ()
 
 
 class BrokerInfo(rows.Row):
@@ -242,7 +244,7 @@ def judge(of: Callable[[TargetFacts], BrokerSpec], frames: Frames, given: JudgeI
     observed = [_observe_broken(broken[0])] if broken else []
     if missing:
         headline, status = say("broker.missing", names=names), Status.CRITICAL
-        observed.append(_observe_missing(missing, streams, consumers))
+        observed.append(_observe_missing(broker, streams, consumers))
     elif broken:
         headline = say("broker.cluster", group=broken[0].text, n=len(broken) - 1)
         status = Status.CRITICAL if broken[0].writes is False else Status.UNKNOWN
@@ -256,7 +258,8 @@ def judge(of: Callable[[TargetFacts], BrokerSpec], frames: Frames, given: JudgeI
         headline = say(key, version=server.version, streams=len(streams), n=present)
         observed.append("broker.well")
     if unbound:
-        observed.append("broker.unbound" if consumers[0].durable in unbound else "broker.record_missing")
+        events = [c.durable for c in consumers if c.stream not in broker.records]
+        observed.append("broker.record_missing" if {*events}.isdisjoint(unbound) else "broker.unbound")
     return judged(
         headline,
         [
@@ -287,11 +290,12 @@ def _observe_broken(group: quorum.RaftGroup) -> str:
     return "broker.no_meta_leader" if group.name == quorum.META else "broker.no_quorum"
 
 
-def _observe_missing(missing: list[str], streams: list[StreamConfig], consumers: list[ConsumerConfig]) -> str:
-    """Return the observation of what is missing: the events' stream, only its consumer, or what records lost events."""
-    if streams[0].stream in missing:
+def _observe_missing(broker: BrokerSpec, streams: list[StreamConfig], consumers: list[ConsumerConfig]) -> str:
+    """Return the observation of what is missing: a stream of events, only a consumer, or what records lost events."""
+    if any(not s.exists for s in streams if s.stream not in broker.records):
         return "broker.stream_missing"
-    return "broker.consumer_missing" if consumers[0].durable in missing else "broker.record_missing"
+    gone = any(not c.exists for c in consumers if c.stream not in broker.records)
+    return "broker.consumer_missing" if gone else "broker.record_missing"
 
 
 def _propose_looks(broker: BrokerSpec, given: JudgeInput) -> tuple[Proposal, ...]:

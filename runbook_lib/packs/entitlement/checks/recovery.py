@@ -20,7 +20,6 @@ from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement import rows as kinds
 from runbook_lib.packs.entitlement.checks import consistency, scope
 from runbook_lib.packs.entitlement.checks.series import FlowCounts, ask_flows, ask_since, ask_spans
-from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.view import charts
 
 if TYPE_CHECKING:
@@ -518,7 +517,7 @@ def judge_side_effects(frames: Frames, given: JudgeInput) -> Finding:
     found = judge_each(frames, given, SIDE_EFFECTS)
     bad = {name: f for name, f in found.items() if f.status is not Status.OK and f.counts}
     first = max(bad.values(), key=lambda f: f.status.rank, default=None)
-    consumers = len(facts_of(given).streams.durables) if found["broker"].counts else None
+    consumers = len(frames.get("broker.consumers", ())) or None
     values = [
         Value(name, found[part].value(value), unit)
         for name, part, value, unit in (

@@ -229,7 +229,10 @@ def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
 def broker(facts: TargetFacts) -> BrokerSpec:
     """Return what the system relies on at its broker."""
     assert isinstance(facts, EntitlementFacts)  # noqa: S101 - this pack's runbook is active
-    return BrokerSpec(facts.streams.durables, "4.1", _list_documented, _published_just_now, _late_since)
+    streams = facts.streams
+    return BrokerSpec(
+        streams.durables, "4.1", _list_documented, _published_just_now, _late_since, records=streams.records
+    )
 
 
 def _list_documented(given: JudgeInput) -> dict[str, dict[str, str]]:

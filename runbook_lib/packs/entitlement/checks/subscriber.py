@@ -30,7 +30,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row
-from runbook_lib.packs.entitlement import missing
+from runbook_lib.packs.entitlement import missing, stream
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import program
 from runbook_lib.packs.entitlement.checks.loop import look_again_s
@@ -39,7 +39,8 @@ from runbook_lib.packs.entitlement.checks.series import ask_since
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.missing import MissingEvents
 from runbook_lib.packs.entitlement.rows import Letters, Registered
-from runbook_lib.packs.jetstream import clients, quorum
+from runbook_lib.packs.jetstream import balance, clients, quorum
+from runbook_lib.packs.jetstream.balance import StreamProblem
 from runbook_lib.packs.jetstream.consumer import (
     ConsumerPosition,
     ConsumerRow,
@@ -84,6 +85,7 @@ class SubscriberReading:
     handled: a message was acknowledged between two samples.
     expires: a limit of the stream deletes messages before their deliveries may be over.
     deleted: lost events that the stream has deleted by such a limit, or by one that it has no more, or a purge.
+    others: what is wrong with the other streams.
     """
 
     consumer: ConsumerRow
@@ -106,6 +108,12 @@ class SubscriberReading:
     handled: bool
     expires: bool = False
     deleted: int | None = None
+    others: tuple[StreamProblem, ...] = ()
+
+    @property
+    def others_late(self) -> tuple[StreamProblem, ...]:
+        """The same of streams of events whose messages are not registered in time."""
+        return tuple(of for of in self.others if of.late and not of.records)
 
     @property
     def losing(self) -> bool:
@@ -149,9 +157,9 @@ def collect(rb: Context) -> Frames:
     """Query the consumer, then the broker's clients, then the tables; each may fail on its own.
 
     Frames: those of `jetstream.consumer.read_consumer`, and consumer_later (as consumer) if it may hang; those of
-    `clients.list_clients`, `clients.count_closed` and `quorum.nodes`; if no client is bound, own_settings (listens:
-    flag) and those of `program.ask`; unprocessed, and that of `missing.locate`; nats_dlq and activity if their queries
-    are cheap.
+    `clients.list_clients`, `clients.count_closed` and `quorum.nodes`; others (that of `balance.read`); if no client is
+    bound, own_settings (listens: flag) and those of `program.ask`; unprocessed, and that of `missing.locate`; nats_dlq
+    and activity if their queries are cheap.
     """
     parts, before = FrameCollector(), None
     with parts.part("consumer") as frames:
@@ -167,6 +175,9 @@ def collect(rb: Context) -> Frames:
                 off = any(k.endswith("NATS_ENABLED") and v.lower() == "false" for k, v in environment.items())
                 frames["own_settings"] = row(listens=not off)
             program.ask(rb, "4.1.2", parts, "delivery", late=True)
+        if consumer is not None:
+            with parts.part("others") as frames:
+                frames["others"] = balance.read(rb, stream.ledgers(rb))
     with parts.part("events") as frames, rb.snapshot() as db:
         ask_since(rb, db, parts, Letters.QUERY, nats_dlq="window")
         parts.ask(db, {"activity": "notifications/registered"})
@@ -338,6 +349,7 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
         expires=expires,
         deleted=None if limited is None else _count_deleted(frames, limited),
         handled=handled_between(consumer, rows.first(frames.get("consumer_later"), ConsumerRow)),
+        others=balance.find_problems(frames, given, "others"),
     )
 
 
@@ -376,6 +388,8 @@ def _build_values(frames: Frames, seen: SubscriberReading, given: JudgeInput, *,
         values.append(Value("outbox.lost_or_deleted", events.doubtful, "rows"))
     if seen.refused:
         values.append(Value("connections.refused_last_minute", seen.refused, "1/min"))
+    if "others" in frames:
+        values.append(Value("balance.unregistered", sum(of.late for of in seen.others), "messages"))
     return values
 
 
@@ -390,6 +404,7 @@ def _build_notes(frames: Frames, seen: SubscriberReading, facts: dict[str, Any])
         notes.append(say("subscriber.stalled", **facts))
     if seen.missing.waiting:
         notes.append(say("subscriber.still_held", held=seen.missing.waiting))
+    notes += [of.text for of in seen.others]
     notes += seen.missing.notes
     if "unprocessed" in frames and frames["unprocessed"].attrs.get("capped"):
         notes.append(say("subscriber.capped", n=seen.missing.found))
@@ -438,7 +453,7 @@ def _build_hops(seen: SubscriberReading) -> tuple[Hop, ...]:
             waiting=seen.consumer.lag,
             oldest_s=seen.oldest_s,
             alive={None: None, True: there, False: say("alive.not_bound")}[seen.consumer.bound],
-            late=seen.behind,
+            late=seen.behind or bool(seen.others_late),
         ),
     )
 
@@ -455,6 +470,18 @@ def _propose_own_logs(given: JudgeInput, seen: SubscriberReading) -> tuple[Propo
     """Propose to read the log of a subscriber that loses events or processes none."""
     is_stalled = seen.consumer.bound is None and seen.is_stalled
     return (proposals.logs(given, "notification"),) if seen.losing or is_stalled else ()
+
+
+def _propose_for_other(given: JudgeInput, seen: SubscriberReading) -> tuple[Proposal, ...]:
+    """Propose a restart where it creates what is missing or binds again; else to read the log."""
+    observed = seen.others_late[0].observation
+    if observed in ("balance.stream_missing", "balance.consumer_missing", "balance.unbound"):
+        return (proposals.restart(given, "notification"),)
+    return (proposals.logs(given, "notification"),) if observed in ("balance.behind", "balance.lost") else ()
+
+
+def _observe_unrecorded(seen: SubscriberReading) -> tuple[str, ...]:
+    return ("broker.record_missing",) if any(of.records for of in seen.others) else ()
 
 
 def _is_unwritable(seen: SubscriberReading) -> bool:
@@ -576,9 +603,27 @@ CASES = Cases[SubscriberReading](
     ),
     # Nothing stops a second notification of these events.
     Case("subscriber.not_registered", S.of("missing.notified"), Status.CRITICAL, _observe_flow),
+    Case(
+        "balance.late",
+        S.others_late,
+        Status.CRITICAL,
+        evidence=lambda seen: (seen.others_late[0].observation,),
+        propose=_propose_for_other,
+        read="5.1",
+        says=lambda seen, facts: seen.others_late[0].text,
+    ),
     Case("subscriber.expires", S.expires, Status.WARNING),
     Case("subscriber.stalled", S.of("consumer.stalled"), evidence=_observe_flow, propose=_propose_own_logs),
     Case("subscriber.behind", S.behind, evidence=_observe_flow, propose=_propose_own_logs),
+    # Nothing of it is late, or it only records: no place is stuck.
+    Case(
+        "balance.differs",
+        S.others,
+        Status.WARNING,
+        evidence=lambda seen: (*_observe_flow(seen), *_observe_unrecorded(seen)),
+        read="2",
+        says=lambda seen, facts: seen.others[0].text,
+    ),
     Case(
         "subscriber.bound",
         evidence=_observe_flow,
