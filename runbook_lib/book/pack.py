@@ -210,14 +210,8 @@ _ENGINE = Pack(
         "sign": "governance.sign:sign",
         "key_holder": "governance.sign:key_holder",
         "signature_holds": "governance.sign:is_valid",
-        "dashboard": "integrations.grafana:dashboard_link",
-        "acted": "integrations.grafana:annotate_action",
-        "concluded": "integrations.grafana:annotate_verdict",
         "dask": "integrations.dask:DaskExecutor",
-        "traced": "integrations.otel:export_trace",
         "supervisorctl": "gameday.supervisor:SupervisorctlRunner",
-        "nagios": "integrations.formats:nagios",
-        "openmetrics": "integrations.formats:openmetrics",
     },
     module=__package__.partition(".")[0],
 )
@@ -321,15 +315,6 @@ def hook(name: str) -> Any:
     The core imports neither governance nor integrations: it calls them by this. Raises KeyError and UsageError.
     """
     return active_runbook().hook(name)
-
-
-def tell(name: str, *arguments: Any) -> Any:
-    """Call the function of an optional package; return None if this installation leaves it out."""
-    try:
-        told = hook(name)
-    except UsageError:
-        return None
-    return told(*arguments)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 from click.core import ParameterSource
 
-from runbook_lib.book import messages, pack
+from runbook_lib.book import messages
 from runbook_lib.cli import common
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 #: Seconds until the recovery is looked at again where no finding says when a look is worth while.
 LOOK_AGAIN_S = 15.0
-#: Seconds between two times that the page of many systems is written while they run.
-PAGE_S = 10.0
-FORMATS = ("text", "json", "nagios", "openmetrics")
 
 
 def _run_options(f: Any) -> Any:
@@ -39,11 +35,7 @@ def _run_options(f: Any) -> Any:
         common.output_option("folder or URL for the artifacts"),
         common.DEADLINE,
         common.lang_option("language of the artifacts"),
-        click.option(
-            "--format", "form", type=click.Choice(FORMATS), default="text", show_default=True,
-            help="output format: nagios is a plugin's line, openmetrics a textfile for node_exporter",
-        ),
-        click.option("--json", "form", flag_value="json", help="print one JSON document and nothing else"),
+        common.AS_JSON,
         click.option("--why", is_flag=True, help="print each step and each observation that the verdict rests on"),
     )  # fmt: skip
     for option in reversed(options):
@@ -60,7 +52,7 @@ def _run_options(f: Any) -> Any:
     help="the section about recovery: repeat until it is OK, for at most this time, such as 3m",
 )
 @_run_options
-def run(sections: tuple[str, ...], wait_s: float | None, form: str, why: bool, **options: Any) -> int:
+def run(sections: tuple[str, ...], wait_s: float | None, as_json: bool, why: bool, **options: Any) -> int:
     """Run sections headless and store their artifacts.
 
     Exit code: the worst status: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN; 64 for wrong usage.
@@ -73,7 +65,7 @@ def run(sections: tuple[str, ...], wait_s: float | None, form: str, why: bool, *
             raise UsageError(f"--wait needs section {recovery} alone and no --as-of: runbook run {recovery} --wait 3m")
     _start_fork_server()
     order = _build_order(list(dict.fromkeys(sections)), **options)
-    return _carry_out_orders([order], form, wait_s or 0.0, why=why)
+    return _carry_out_orders([order], as_json, wait_s or 0.0, why=why)
 
 
 @click.command()
@@ -96,7 +88,7 @@ def triage(
     executor: str,
     scheduler: str | None,
     workers: int | None,
-    form: str,
+    as_json: bool,
     why: bool,
     **options: Any,
 ) -> int:
@@ -112,24 +104,21 @@ def triage(
             raise UsageError("--executor, --scheduler and --workers need --targets all|NAME,...")
         _start_fork_server()
         if alert:
-            return _triage_alert(alert, given, form, why=why, **options)
-        return _carry_out_orders([_build_order([], **options)], form, why=why)
+            return _triage_alert(alert, given, as_json, why=why, **options)
+        return _carry_out_orders([_build_order([], **options)], as_json, why=why)
     if alert:
         raise UsageError("--alert and --targets cannot be combined: the alert names its system")
     if "target" in given:
         raise UsageError("--target and --targets cannot be combined")
     _start_fork_server()
-    return _triage_many(targets, executor, scheduler, workers or settings.available_cores(), form, **options)
+    return _triage_many(targets, executor, scheduler, workers or settings.available_cores(), as_json, **options)
 
 
 def _triage_many(
-    targets: str, executor: str, scheduler: str | None, workers: int, form: str, *, incident: str, output: str,
+    targets: str, executor: str, scheduler: str | None, workers: int, as_json: bool, *, incident: str, output: str,
     **options: Any,
 ) -> int:  # fmt: skip
-    """Run a triage for each system; print a line for each when it ends, or one JSON list, and write a page of all.
-
-    Return the worst exit code.
-    """
+    """Run a triage for each system and print a line for each, or one JSON list; return the worst exit code."""
     from runbook_lib.book import parameters
     from runbook_lib.runs import executors
 
@@ -147,8 +136,7 @@ def _triage_many(
     for order in orders:
         parameters.validate(order.parameters | {"incident_id": order.incident})
     ended: dict[str, dict[str, Any]] = {}
-    page = ""
-    began = written = time.monotonic()
+    began = time.monotonic()
     with executors.executor_of(executor, scheduler, workers) as doing:
         for order, came in executors.results(doing, executors.carry_out, orders):
             if isinstance(came, Exception):
@@ -157,45 +145,24 @@ def _triage_many(
                 document = what | {"status": unknown.name, "exit_code": unknown.value}
                 came = {"document": document, "index": None, "lines": [unknown.name], "problem": problem}
             ended[order.target], document = came, came["document"]
-            if form == "text":
+            if not as_json:
                 verdict = paint(came["lines"][0], fg=common.COLOURS[document["status"]])
                 draw(f"{visible(order.target)}  {verdict}  {visible(came['index'] or '')}".rstrip() + "\n")
                 if document.get("seal"):
                     click.echo(f"  {document['seal']}")
-            else:
-                line = came["lines"][0].partition(document["status"])[2].strip(" :")
-                _print_result(came | {"lines": [f"{document['status']} {order.target}: {line}"]}, form)
             if came["problem"]:
                 click.echo(f"runbook: {order.target}: {came['problem']}", err=True)
             now = time.monotonic()
             if sys.stderr.isatty() and (left := len(orders) - len(ended)):
                 words = say("systems.left", n=len(ended), of=len(orders), seconds=left * (now - began) / len(ended))
                 draw(f"  {visible(messages.text(words))}\x1b[K\r", err=True)
-            if now - written >= PAGE_S or len(ended) == len(orders):
-                written, page = now, _write_page(output, incident, ended.values(), len(orders))
-    if form == "text" and page:
-        click.echo(f"\n{page}")
-    return _print_documents([ended[o.target]["document"] for o in orders], form, several=True)
+    return _print_documents([ended[o.target]["document"] for o in orders], as_json, several=True)
 
 
-def _write_page(output: str, incident: str, ended: Collection[dict[str, Any]], of: int) -> str:
-    """Write the page of the systems that have ended; return where it is, or "" if it cannot be written."""
-    from runbook_lib.dossier import systems
-    from runbook_lib.runs.executors import one_line
-
-    try:
-        return systems.write(output, incident, ended, of)
-    except (OSError, UsageError) as e:
-        click.echo(f"runbook: the page of all systems was not written: {one_line(e)}", err=True)
-        return ""
-
-
-def _print_documents(said: list[dict[str, Any]], form: str, *, several: bool) -> int:
-    """Print the documents as JSON (a list if there are several) or as OpenMetrics; return the worst exit code."""
-    if form == "json":
+def _print_documents(said: list[dict[str, Any]], as_json: bool, *, several: bool) -> int:
+    """Print the documents if they are wanted as JSON, a list if there are several; return the worst exit code."""
+    if as_json:
         common.say_json(said if several else said[0])
-    elif form == "openmetrics":
-        click.echo(pack.hook("openmetrics")(said), nl=False)
     return int(max((Status[d["status"]] for d in said), key=lambda s: s.rank).value)
 
 
@@ -211,7 +178,7 @@ def _target_names(targets: str, config: settings.Settings) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _triage_alert(file: BinaryIO, given: set[str], form: str, *, why: bool, **options: Any) -> int:
+def _triage_alert(file: BinaryIO, given: set[str], as_json: bool, *, why: bool, **options: Any) -> int:
     from runbook_lib.notebook.notes import keep_note
     from runbook_lib.privacy.masking import Masker
     from runbook_lib.receiver import alert, routes
@@ -232,7 +199,7 @@ def _triage_alert(file: BinaryIO, given: set[str], form: str, *, why: bool, **op
         archive.prepare()  # before the first token is made
         more = f" (+{len(own) - 1})" if len(own) > 1 else ""
         keep_note(archive, masker.scrub_once(own[0].line + more), "alert")
-    return _carry_out_orders([order for order, _ in orders], form, why=why)
+    return _carry_out_orders([order for order, _ in orders], as_json, why=why)
 
 
 def _start_fork_server() -> None:
@@ -257,7 +224,7 @@ def _build_order(numbers: list[str], *, pairs: tuple[str, ...], as_of: str | Non
     )
 
 
-def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0, *, why: bool = False) -> int:
+def _carry_out_orders(orders: list[Order], as_json: bool, wait_s: float = 0.0, *, why: bool = False) -> int:
     """Carry the orders out and print each result; return the worst exit code.
 
     With `wait_s` each order is repeated until it is OK; the last result is printed.
@@ -270,24 +237,18 @@ def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0, *, wh
         until = time.monotonic() + wait_s
         try:
             while True:
-                came = carry_out_shown(order, in_pipe=form == "text" and order.follow)
+                came = carry_out_shown(order, in_pipe=order.follow and not as_json)
                 if not _wait_before_rerun(came["document"], until):
                     break
         except forks.ProcessDiedError:
             left = f"{order.output}/{order.incident}"
             raise click.ClickException(f"the run was killed from outside; what it left is in {left}") from None
         said.append(came["document"])
-        _print_result(came, form, why=why)
+        if not as_json:
+            _print_text(came, why=why)
         for problem in [*came["problems"], *([] if came["index"] else [came["problem"]])]:
             click.echo(f"runbook: {problem}", err=True)
-    return _print_documents(said, form, several=len(said) > 1)
-
-
-def _print_result(came: dict[str, Any], form: str, *, why: bool = False) -> None:
-    if form == "text":
-        _print_text(came, why=why)
-    elif form == "nagios":
-        click.echo(pack.hook("nagios")(came["lines"][0], came["document"]))
+    return _print_documents(said, as_json, several=len(said) > 1)
 
 
 def _wait_before_rerun(document: dict[str, Any], until: float) -> bool:

@@ -1,1 +1,1 @@
-"""Integrations: Grafana, OpenTelemetry, Nagios, OpenMetrics, Dask, kubectl. Loaded by name (`pack`)."""
+"""Integrations: Dask, and the port-forwards of kubectl. Loaded by name (`pack`)."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import nbformat
 
-from runbook_lib.book import catalog, messages, pack
+from runbook_lib.book import catalog, messages
 from runbook_lib.book.parameters import mask_free_texts, now, validate
 from runbook_lib.dossier import artifact, overview
 from runbook_lib.model.finding import replace
@@ -124,9 +124,8 @@ def archive_notebook(path: Path) -> str | None:
     run = read_run(archive, run_line(archive, there[header["section"]]))
     with messages.using(lang):
         said = overview.document(archive.incident, header["target"], [run], run.verdict)
-        kept = overview.keep(archive, [run], said, job)
+        overview.keep(archive, [run], said, job)
         overview.write_index(archive)
-        pack.tell("concluded", archive, [run], said, kept)
     return str(there[run.section]["name"])
 
 

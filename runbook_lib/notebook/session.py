@@ -16,6 +16,7 @@ from functools import wraps
 from getpass import getpass
 from types import MethodType
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import pandas as pd
 from IPython.core.getipython import get_ipython
@@ -30,11 +31,12 @@ from runbook_lib.checks.check import Check, checks
 from runbook_lib.checks.context import Context, Progress, open_context
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
-from runbook_lib.model.finding import Answer, Finding, Reason, Status, Verdict, complete, say
+from runbook_lib.model.finding import Answer, Finding, Reason, Status, Verdict, Window, complete, say
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.notes import keep_note
 from runbook_lib.privacy.masking import TOKEN
 from runbook_lib.sources import settings
+from runbook_lib.sources.settings import Target
 from runbook_lib.sources.source import SourceError
 from runbook_lib.view import render
 from runbook_lib.view.answer import StepResult
@@ -214,7 +216,6 @@ class Session:
             asked = known[name](rb, **what)
         except TypeError as e:  # an argument that it does not have
             raise UsageError(f"{name}: {e}") from None
-        begun = pd.Timestamp.now("UTC")
         with self.progress() as progress:
             outcome = action.perform(
                 asked,
@@ -227,8 +228,6 @@ class Session:
                 progress=progress,
             )
         self.context.outcomes[name] = outcome
-        if self.context.target.grafana_url:
-            pack.tell("acted", self.context, outcome, begun)
         return render.ActionCard(outcome, run=self.opened)
 
     @_in_its_language
@@ -405,10 +404,15 @@ class Session:
 
     @property
     def _dashboard(self) -> str:
-        target, named = self.context.target, self.context.parameters
-        if not target.grafana_link:
-            return ""
-        return str(pack.tell("dashboard", target, named.target, named.incident_id, self.context.window) or "")
+        named = self.context.parameters
+        return dashboard_link(self.context.target, named.target, named.incident_id, self.context.window)
+
+
+def dashboard_link(target: Target, name: str, incident: str, window: Window) -> str:
+    """Return the URL of the target's dashboard over a window, with `{hop}` not replaced; "" if it has none."""
+    since, until = (str(round(at.timestamp() * 1000)) for at in (window.since, window.as_of))
+    values = {"target": name, "incident": incident, "from_ms": since, "to_ms": until}
+    return re.sub(r"\{(\w+)\}", lambda m: quote(values[m[1]], safe="") if m[1] in values else m[0], target.grafana_link)
 
 
 def _find_hop(finding: Finding, hops: Sequence[str]) -> str | None:

@@ -61,16 +61,13 @@ def summary(order: Order, config: Settings, book: Catalog, progress: Steps, tell
     lost = bool(problem) and order.again
     if not lost:
         try:
-            kept = overview.keep(archive, results, said, order.job)
+            overview.keep(archive, results, said, order.job)
             if looked_back := next((r for r in results if r.section == book.section_with("postmortem")), None):
                 draft = postmortem.write_from_run(archive, looked_back, order.target).markdown
             overview.write_index(archive)
         except OSError as e:
             problem, draft = f"the dossier could not be written to {archive.place}: {e.strerror or e}", None
         else:
-            pack.tell("concluded", archive, results, said, kept)
-            if kept:
-                pack.tell("traced", results, said)
             index = f"{archive.place}/{overview.INDEX}"
     details = [line for r in results for line in _detail_lines(r)]
     return {

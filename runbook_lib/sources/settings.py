@@ -63,7 +63,6 @@ _ADDRESS_FORMS = {
     "nats_monitor_url": ("http://HOST:8222", ("http", "https")),
     "redis_url": ("redis://HOST:6379/0", ("redis", "rediss", "unix")),
     "prometheus_url": ("http://HOST:9090", ("http", "https")),
-    "grafana_url": ("https://HOST", ("http", "https")),
     "grafana_link": ("https://HOST/d/UID?from={from_ms}&to={to_ms}&var-hop={hop}", ("http", "https")),
     "trace_link": ("https://HOST/trace/{trace_id}", ("http", "https")),
     "service_url": ("http://HOST:8080", ("http", "https")),
@@ -110,7 +109,6 @@ class _SourceAddresses(BaseModel):
     nats_monitor_url: SecretStr | None = None
     redis_url: SecretStr | None = None
     prometheus_url: SecretStr | None = None
-    grafana_url: SecretStr | None = None
     #: Credentials with write access, for actions only; readers cannot write.
     action_database_url: SecretStr | None = None
     action_nats_url: SecretStr | None = None
@@ -232,10 +230,10 @@ class NatsAccess(_Strict):
         return f"nats://{quote(self.user, safe='')}:{quote(word.get_secret_value(), safe='')}@nats" if word else ""
 
 
-_LINK_KEYS = ("grafana_token", "grafana_link", "trace_link")
+_LINK_KEYS = ("grafana_link", "trace_link")
 #: The login settings of a target's broker, for readers and for actions; some are secrets.
 _NATS_KEYS = tuple(f"{who}nats_{field}" for who in ("", "action_") for field in NatsAccess.model_fields)
-_SECRETS = (*(key for key in _NATS_KEYS if key.endswith(("_password", "_token"))), "grafana_token")
+_SECRETS = tuple(key for key in _NATS_KEYS if key.endswith(("_password", "_token")))
 #: The fields of a link to a dashboard, written in braces.
 LINK_FIELDS = {
     "grafana_link": ("from_ms", "to_ms", "hop", "target", "incident"),
@@ -288,8 +286,7 @@ class Target(_SourceAddresses, _Strict):
     pgbouncer_console: bool = False
     nats: NatsAccess = NatsAccess()
     action_nats: NatsAccess = NatsAccess()
-    #: A token that may only write annotations; links to a dashboard and to an event's trace, with `LINK_FIELDS`.
-    grafana_token: SecretStr | None = None
+    #: Links to a dashboard and to an event's trace, with `LINK_FIELDS`.
     grafana_link: str = ""
     trace_link: str = ""
     #: The URLs of the system's services, and of the sources of its pack, by name.
@@ -394,7 +391,6 @@ class Target(_SourceAddresses, _Strict):
             raise ValueError("neither database_url nor nats_url is set")
         if self.replica_url and not self.database_url and not self.database_url_command:
             raise ValueError("replica_url needs database_url beside it; for a replica alone, set database_url")
-        self._require_together("grafana_url", "grafana_token")
         return self
 
     def url(self, name: str) -> str | None:
@@ -413,10 +409,8 @@ class Target(_SourceAddresses, _Strict):
         """Return every configured URL in the clear, for the masker; separate passwords and tokens as URLs, too."""
         own = [(name, self.url(name)) for name in URLS]
         each = [u for name, urls in own if urls for u in (split_urls(urls) if name in MULTI_URLS else [urls])]
-        token = _reveal_secret(self.grafana_token)
-        grafana = f"https://:{quote(token, safe='')}@grafana" if token else ""
         services = map(self.service, self.services)
-        return [u for u in (*each, *services, self.nats.secret(), self.action_nats.secret(), grafana) if u]
+        return [u for u in (*each, *services, self.nats.secret(), self.action_nats.secret()) if u]
 
 
 def _reveal_secret(secret: SecretStr | None) -> str | None:

@@ -20,7 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from runbook_lib.book import catalog, messages
 from runbook_lib.cli.common import parse_parameters
-from runbook_lib.dossier import artifact, course, overview, postmortem, report, systems
+from runbook_lib.dossier import artifact, course, overview, postmortem, report
 from runbook_lib.model.finding import Status, Verdict, judged, replace, say
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import batch
@@ -467,26 +467,6 @@ def test_text_and_code_of_a_notebook() -> None:
     assert "<h1>A</h1>" in page and "<td>h</td>" in page
     assert '<p>b <a href="https://e">d</a> <code>f</code></p>' in page
     assert '<pre class="source">i &lt; j</pre>' in page
-
-
-def test_the_page_of_many_systems_lists_the_worst_first(tmp_path: Path) -> None:
-    well: dict[str, Any] = {"status": "OK", "stuck_at": None, "failure_modes": [], "undecided": [], "hops": []}
-    well |= {"confidence": "high"}
-    stuck = well | {"status": "CRITICAL", "stuck_at": "relay"}
-
-    def came(target: str, problem: str = "", verdict: dict[str, Any] | None = None) -> dict[str, Any]:
-        document = {"target": target, "incident": f"M-{target}", "status": verdict["status"] if verdict else "UNKNOWN"}
-        index = "somewhere" if verdict else None
-        return {"document": document | ({"verdict": verdict} if verdict else {}), "index": index, "problem": problem}
-
-    ended = [came("b", verdict=well), came("c", verdict=stuck), came("a", verdict=well), came("d", "<lost>")]
-    place = systems.write(str(tmp_path), "M", ended, 9)
-    page = Path(place).read_text()
-    rows = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td>(.*?)</td></tr>", page)
-    assert [re.sub("<.*?>", "", target) for _, target, _ in rows] == ["c", "d", "a", "b"]
-    assert "Stuck at outbox relay" in rows[0][2] and "&lt;lost&gt;" in rows[1][2]
-    assert '<a href="../M-c/index.html">' in rows[0][1] and "<a" not in rows[1][1]
-    assert "4 of 9 ended" in page and (tmp_path / "M" / "systems.html") == Path(place)
 
 
 def test_the_partial_notebook_of_a_dead_runner_is_its_own(tmp_path: Path) -> None:

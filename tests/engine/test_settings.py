@@ -47,10 +47,6 @@ OF_A_TARGET = [
     ('ledger = "~nosuchuser/x"', "targets.x.ledger: ~nosuchuser/x: this user has no home folder"),
     ('nats_credentials_file = "a"', "nats_credentials_file"),
     # Grafana
-    ('grafana_url = "https://g.example"', "grafana_url and grafana_token go together"),
-    ('grafana_token_env = "A_TOKEN"', "grafana_url and grafana_token go together"),
-    ('grafana_url = "g.example"\ngrafana_token_env = "A_TOKEN"', "does not begin with http:// or https://"),
-    ('grafana_url = "https://g.example"\ngrafana_token = "s3cret-x"', "grafana_token_env"),
     ('grafana_link = "javascript:alert(1)"', "does not begin with http:// or https://"),
     ('grafana_link = "https://u:s3cret-x@g.example/"', "has a password"),
     ('trace_link = "https://t.example/{id}"', "it names id: known are trace_id"),

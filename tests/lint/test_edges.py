@@ -30,7 +30,6 @@ LEFT = {
     "dossier/postmortem.py",
     "dossier/report.py",
     "dossier/seal.py",
-    "integrations/grafana.py",
     "view/render.py",
 }
 

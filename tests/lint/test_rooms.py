@@ -16,7 +16,6 @@ HEAVY = {
     "nats",
     "nbconvert",
     "jupyterlab",
-    "opentelemetry",
 }
 
 

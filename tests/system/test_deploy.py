@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -402,34 +401,3 @@ def test_a_person_may_do_what_an_action_needs(asked: dict[str, list[Asked]]) -> 
     assert PODS["Pod/responder"]["spec"]["serviceAccountName"] == "runbook-act"
     elsewhere = [Asked("PATCH", a.path.replace("notification", "gateway"), {}, "", None) for a in asked["acting"]]
     assert not any(allowed(rights("runbook-act"), a) for a in elsewhere if "gateway" in a.path)
-
-
-# A job per system -------------------------------------------------------------------------------------------
-
-JOBS = DEPLOY / "jobs"
-
-
-def job_scripts() -> dict[str, tuple[list[str], dict[str, str]]]:
-    """What each scheduler runs for the target `us`: the words after `sh`, and its variables."""
-    tree = ast.parse((JOBS / "airflow.py").read_text(encoding="utf-8"))
-    (triage,) = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "TRIAGE"]
-    named = {"TARGET": "us", "INCIDENT": "INC-1"}
-    return {
-        "slurm": ([str(JOBS / "slurm.sh"), "INC-1", "eu", "us", "ap"], {"SLURM_ARRAY_TASK_ID": "1"}),
-        "airflow": (["-c", ast.literal_eval(triage)], named),
-    }
-
-
-@pytest.mark.parametrize("scheduler", ["slurm", "airflow"])
-@pytest.mark.parametrize(("code", "fails"), [(0, False), (2, False), (3, False), (64, True), (70, True), (137, True)])
-def test_a_job_triages_one_target_and_fails_only_without_a_verdict(
-    scheduler: str, code: int, fails: bool, tmp_path: Path
-) -> None:
-    stand_in = tmp_path / "runbook"
-    stand_in.write_text(f'#!/bin/sh\necho "$@"\nexit {code}\n')
-    stand_in.chmod(0o755)
-    words, variables = job_scripts()[scheduler]
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | variables
-    done = subprocess.run(["sh", *words], env=env, capture_output=True, text=True, check=False)
-    assert done.stdout == "triage --target us --incident INC-1-us\n", done.stderr
-    assert bool(done.returncode) == fails

@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib.cli import common, terminal
-from runbook_lib.integrations import formats
 from runbook_lib.store import recording
 from tests.kit import RECORDINGS, ROOT
 from tests.kit.command import runbook
@@ -85,8 +84,3 @@ def test_the_colours_of_the_command_are_its_own(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(sys, "stdout", stream)
         terminal.draw(terminal.paint(f"red {ORDERS}", fg="red") + "\x1b[K")
         assert raw.getvalue().decode() == expected
-
-
-def test_a_label_of_openmetrics_is_shown_and_escaped() -> None:
-    document = {"target": "a\x1b[2J", "status": "OK"}
-    assert 'runbook_status{target="a\\\\x1b[2J"} 0' in formats.openmetrics([document])

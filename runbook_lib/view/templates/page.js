@@ -1,4 +1,4 @@
-// The page works without this. With it: copy buttons, filters, and the timeline's cursor and zoom by mouse and keys.
+// The page works without this. With it: copy buttons, and the timeline's cursor and zoom by mouse and keys.
 "use strict";
 document.body.classList.add("scripted");
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => (d.open = true)));
@@ -16,13 +16,6 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
       area.remove();
     }
     button.textContent = "✔ " + button.dataset.done;
-  };
-}
-for (const input of document.querySelectorAll("input[data-filter]")) {
-  const rows = [...document.querySelectorAll(input.dataset.filter)].map((row) => [row, row.textContent.toLowerCase()]);
-  input.oninput = () => {
-    const words = input.value.toLowerCase().split(/\s+/);
-    for (const [row, text] of rows) row.hidden = !words.every((word) => text.includes(word));
   };
 }
 for (const box of document.querySelectorAll(".rb-time")) {
