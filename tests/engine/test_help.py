@@ -38,7 +38,7 @@ def test_the_help_leads_to_the_parameters_of_each_section(command: str) -> None:
         assert sorted(names) == sorted(parameters.declared_names(section.notebook))
 
 
-@pytest.mark.parametrize("command", [["run"], ["triage"], ["act", "restart"], ["account"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["run"], ["triage"], ["act", "restart"]], ids=" ".join)
 def test_the_system_and_the_incident_are_the_first_options(command: list[str]) -> None:
     shown = CliRunner().invoke(cli, [*command, "--help"]).output
     options = [line.split()[0] for line in shown.splitlines() if line.startswith("  --")]

@@ -21,7 +21,7 @@ from runbook_lib.dossier.mandatory import IncidentRecord
 from runbook_lib.governance import approval
 from runbook_lib.model.finding import PROPOSAL_PARTS, Confidence, Reason, say
 from runbook_lib.notebook import testing
-from runbook_lib.packs.entitlement import PACK, account
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import ACTIONS, canary, redrive
 from runbook_lib.packs.entitlement.checks import duplicates, past, program, recovery, subscriber
 from runbook_lib.packs.entitlement.event_place import PLACES
@@ -52,8 +52,6 @@ PROPOSALS = """
 DATABASE = "keeps_out holds_up locks_rows no_session rolls_back slow_way"
 #: Every family of keys that are composed: the prefix, and its members, or a text of their names.
 FAMILIES: dict[str, Iterable[str]] = {
-    "account.odd_": account.INCONSISTENCIES,
-    "account.place.": PLACES,
     "action.approval.differs.": (*approval._BOUND, "preconditions", "unknown"),
     "action.canary.": canary._STEPS,
     "action.redrive.age_": redrive._UNITS_S,

@@ -48,7 +48,7 @@ def test_the_command_loads_nothing_until_it_knows_what_for() -> None:
 
 
 def test_the_trace_of_an_event_loads_no_chart_and_no_check() -> None:
-    loaded = loaded_by("from runbook_lib.packs.entitlement import account, event_lookup")
+    loaded = loaded_by("from runbook_lib.packs.entitlement import event_lookup")
     assert loaded & {"matplotlib", "runbook_lib.packs.entitlement.checks"} == set()
 
 

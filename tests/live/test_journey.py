@@ -1,12 +1,10 @@
-"""Where an event is: its journey, and the balance of a window, against a sandbox's own record of it."""
+"""Where an event is: its journey, against a sandbox's own record of it."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -22,12 +20,10 @@ from hypothesis import strategies as st
 from runbook_lib.book import messages
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model import rows
 from runbook_lib.model.finding import Status
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import Session, quiet_session
-from runbook_lib.packs.entitlement import account, event_lookup
-from runbook_lib.packs.entitlement.account import Account, StateCount
+from runbook_lib.packs.entitlement import event_lookup
 from runbook_lib.packs.entitlement.event_lookup import FoundTraces
 from runbook_lib.packs.entitlement.event_place import PLACES, State
 from runbook_lib.packs.jetstream import search
@@ -43,46 +39,24 @@ from tests.kit.tagged import Tagged
 
 WAITS = st.sampled_from(["due", "retry", "held"])
 STATES = st.builds(
-    StateCount,
-    origin=st.sampled_from(["change", "match", "other"]),
-    audit=st.sampled_from([True, False, None]),
+    State,
     outbox=st.sampled_from(["", "PENDING", "IN_FLIGHT", "PUBLISHED", "FAILED"]),
     outbox_wait=WAITS,
     processed=st.booleans(),
     notification=st.sampled_from(["", "PENDING", "PROCESSING", "SENT", "FAILED"]),
     notification_wait=WAITS,
-    letter=st.sampled_from([True, False, None]),
-    doubled=st.booleans(),
-    n=st.integers(1, 5),
+    broker=st.sampled_from(["", "waits", "delivered", "given_up", "gone"]),
 )
-BROKER = st.sampled_from(["", "waits", "delivered", "given_up", "gone"])
 
 
 @settings(max_examples=examples(60))
-@given(STATES, BROKER)
-def test_each_state_has_a_place_with_words(row: StateCount, broker: str) -> None:
-    place = row.state(broker).place
-    assert place in PLACES
-    assert {f"account.place.{place}", f"journey.at.{place}"} <= set(messages.catalogue("en"))
-    assert (PLACES[place].disposition == "done") == (row.notification == "SENT")
+@given(STATES)
+def test_each_state_has_a_place_with_words(state: State) -> None:
+    place = state.place
+    assert place in PLACES and f"journey.at.{place}" in messages.catalogue("en")
+    assert (PLACES[place].disposition == "done") == (state.notification == "SENT")
     if PLACES[place].disposition == "lost":
-        assert not row.notification and (row.processed or broker == "gone" or not row.outbox)
-
-
-@settings(max_examples=examples(60))
-@given(st.lists(STATES, max_size=8), st.data())
-def test_the_sums_agree_from_hop_to_hop(found: list[StateCount], data: st.DataObject) -> None:
-    named = [
-        StateCount(**{**vars(r), "ids": " ".join(str(uuid.UUID(int=100 * i + k)) for k in range(r.n))})
-        for i, r in enumerate(found)
-    ]
-    broker = {event: data.draw(BROKER) for r in named for event in r.names}
-    balance = account.balance_of(rows.frame(named, StateCount), broker)
-    hops = balance.hops()
-    assert balance.n() == sum(r.n for r in found)
-    assert hops["goes_on"].iloc[-1] == balance.n("done")
-    assert hops["stays"].sum() + balance.n("done") == balance.n()
-    assert balance.frame()["n"].sum() == balance.n()
+        assert not state.notification and (state.processed or state.broker == "gone" or not state.outbox)
 
 
 def test_what_the_broker_was_not_asked_is_not_lost() -> None:
@@ -145,9 +119,6 @@ def test_each_place_and_what_comes_next(rb: Session, db: psycopg.Connection) -> 
                 assert len(FoundTraces(found.traces, found.notes).lines()) > 3
     shown = found._repr_mimebundle_()
     assert 'alt="' in shown["text/html"] and shown["text/plain"]
-    said = rb.account()
-    assert said.balance.places == {"change": dict.fromkeys(PLACED, 1)}
-    assert said._repr_mimebundle_()["text/html"]
 
 
 def test_published_and_not_processed_is_told_by_the_broker_alone(
@@ -157,20 +128,8 @@ def test_published_and_not_processed_is_told_by_the_broker_alone(
     three = ids(db)
     # An empty stream may be another system's: nothing is said to be lost.
     assert {one(rb.event(e)) for e in three} == {"published"}
-    assert (rb.account().status, rb.account().balance.unaccounted) == (Status.UNKNOWN, [])
     publish_ids(broker, three[:2])
     assert [one(rb.event(e)) for e in three] == ["stream", "stream", "lost"]
-    said: Account = rb.account()
-    assert (said.status, said.balance.unaccounted) == (Status.CRITICAL, three[2:])
-    assert three[2] in "\n".join(said.lines())
-
-
-def test_an_event_of_yesterday_needs_no_row_in_the_outbox(rb: Session, db: psycopg.Connection) -> None:
-    """What the runbook has sent again, or what waited for a day, is registered after the outbox has forgotten it."""
-    events(db, 2, 90, outbox=None)
-    assert [*rb.account().balance.odd] == ["no_outbox"]
-    db.execute("UPDATE notification.notifications SET occurred_at = now() - interval '26 hours'")
-    assert rb.account().balance.odd == {}
 
 
 def test_a_token_of_nobody_is_not_a_user_without_events(rb: Session, db: psycopg.Connection) -> None:
@@ -264,10 +223,7 @@ def test_the_command_says_it_in_one_document(
     done = runbook("event", *ids(db), "--picture", str(picture), "--lang", "ja", env=env)
     assert done.returncode == 2 and "runbook act redrive delivery --event" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
-    document = runbook("account", "--json", env=env)
-    valid(json.loads(document.stdout), "account")
     valid(json.loads(runbook("event", *ids(db), "--json", env=env).stdout), "event")
-    assert re.search(r'"unaccounted": \[\]', document.stdout) and document.returncode == 1
 
 
 # On a sandbox -----------------------------------------------------------------------------------------------------
@@ -309,29 +265,20 @@ def places(rb: Session, tagged: Tagged) -> dict[str, str]:
 
 
 def agrees(tagged: Tagged, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Journeys and balance say what the record says, event by event; what moves meanwhile is looked at again."""
+    """Journeys say what the record says, event by event; what moves meanwhile is looked at again."""
     for name, value in tagged.sandbox.state.env.items():
         monkeypatch.setenv(name, value)
     for _ in range(10):
         record = tagged.settled(30)
         rb = quiet_session("3", window_minutes=120)
         told = places(rb, tagged)
-        said: Account = rb.account()
         # A broker that was heard for some only, on a busy machine, is asked again.
         unheard = "published" in told.values() and {"broker", "lost", "refused"} & {*told.values()}
         if tagged.record() == record and not unheard:
             break
-    destroyed = {tagged.audits[e] if how == "no_event" else e for e, how in tagged.destroyed.items()}
     if "published" in told.values():  # the broker is away: what only it can tell is not seen, and not lost
         record = {e: "published" if place in ("broker", "lost", "refused") else place for e, place in record.items()}
-        destroyed -= {e for e, how in tagged.destroyed.items() if how == "lost"}
-        assert said.status is not Status.OK
     assert told == record
-    counted: Counter[str] = Counter()
-    for place, n in said.balance.places["change"].items():
-        counted[COARSE.get(place, place)] += n
-    assert counted == Counter(record.values())
-    assert sorted(said.balance.unaccounted) == sorted(destroyed)
 
 
 @pytest.mark.slow

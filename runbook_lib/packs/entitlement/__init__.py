@@ -20,10 +20,7 @@ PACK = Pack(
     actions="actions:ACTIONS",
     facts="facts:EntitlementFacts",
     parameters="facts:EntitlementParameters",
-    commands={
-        "investigate": {"account": "cli.event:account", "event": "cli.event:event"},
-        "act": {"act": "cli.act:act"},
-    },
+    commands={"investigate": {"event": "cli.event:event"}, "act": {"act": "cli.act:act"}},
     sources={"receiver": "evidence.receiver:ReceiverProbe"},
     sampled=frozenset({"3", "4.1", "4.3"}),
     required=("postgres", "jetstream", "nats_monitor"),
@@ -39,5 +36,5 @@ PACK = Pack(
         "runbook_lib.packs.logs",
         "runbook_lib.packs.postmortem",
     ),
-    asks={"account": "account:account", "event": "event_lookup:event", "nats": "broker:EntitlementNats"},
+    asks={"event": "event_lookup:event", "nats": "broker:EntitlementNats"},
 )

@@ -1,4 +1,4 @@
-"""The commands `runbook event` (event trace) and `runbook account` (balance of the events of a window)."""
+"""The command `runbook event`: the trace of an event, or of a user's newest events."""
 
 from __future__ import annotations
 
@@ -48,26 +48,6 @@ def event(id: str | None, user: str | None, window: int, picture: Path | None, a
         say_json(found.record())
     else:
         click.echo("\n".join(found.lines()).rstrip())
-    return int(found.status.value)
-
-
-@click.command()
-@click.option("--window", type=click.IntRange(1, 24 * 60 - 1), default=60, show_default=True, metavar="MINUTES",
-              help="length of the window in which the events were created")  # fmt: skip
-@click.option("--as-of", metavar="TIME", help="end of the window  [default: now]; places are always those of now")
-@_add_options
-def account(window: int, as_of: str | None, as_json: bool, **options: Any) -> int:
-    """Count the events of a window by place; list those without one.
-
-    An event without a place is listed by its id.
-    """
-    from runbook_lib.packs.entitlement import account as accounts
-
-    found = accounts.account(_open_session(window, as_of=as_of, **options))
-    if as_json:
-        say_json(found.record())
-    else:
-        click.echo("\n".join(found.lines()))
     return int(found.status.value)
 
 
