@@ -169,13 +169,12 @@ _ENGINE = Pack(
             "sections": "cli.lab:sections",
             "serve": "cli.serve:serve [serve]",
             "triage": "cli.run:triage",
-            "watch": "cli.compare:watch",
+            "watch": "cli.watch:watch",
         },
         "act": {"approve": "governance.cli.approve:approve"},
         "archive": {
-            "archive backtest": "cli.compare:backtest",
-            "archive baseline": "cli.compare:baseline",
-            "archive diff": "cli.compare:diff",
+            "archive backtest": "cli.backtest:backtest",
+            "archive baseline": "cli.baseline:baseline",
             "archive erase": "governance.cli.keeping:erase",
             "archive hold": "governance.cli.keeping:hold",
             "archive retain": "governance.cli.keeping:retain",
@@ -199,8 +198,7 @@ _ENGINE = Pack(
         "workloads": "sources.workloads:Runner",
     },
     asks={
-        "compare": "dossier.compare:compare",
-        "watch": "dossier.compare:watch",
+        "watch": "dossier.watch:watch",
         "seen_before": "dossier.report:similar_incidents",
     },
     hooks={

@@ -79,7 +79,7 @@ class Session:
         self.answers: tuple[Answer, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
-        """Return a function or class that a pack adds to sessions (`Pack.asks`), such as `rb.compare`.
+        """Return a function or class that a pack adds to sessions (`Pack.asks`), such as `rb.watch`.
 
         A function that takes a session is a method of this one, a class that takes one is an attribute.
         """

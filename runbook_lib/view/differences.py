@@ -1,4 +1,4 @@
-"""The differences between two runs as text, in a notebook, on a page and as JSON."""
+"""The differences between two samples as text, and of a backtest as text, page and JSON."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 from runbook_lib.book import messages
 from runbook_lib.diagnosis.snapshots import Difference, RunSnapshot, conclusion, difference
 from runbook_lib.model.finding import Status, Text, Verdict, hop_text, say
-from runbook_lib.store import record
 from runbook_lib.view import render
 
 
 @dataclass(frozen=True)
-class Comparison(render.NotebookOutput):
+class Comparison:
     """Two snapshots and the differences between them."""
 
     before: RunSnapshot
@@ -45,13 +44,6 @@ class Comparison(render.NotebookOutput):
             (self._format_name(c), self._format_side(c, c.before), self._format_side(c, c.after)) for c in self.changes
         ]
 
-    def record(self) -> dict[str, Any]:
-        """Return the comparison as JSON."""
-        plain = [
-            record.plain(vars(c) | {"before": _to_plain(c.before), "after": _to_plain(c.after)}) for c in self.changes
-        ]
-        return {"title": messages.text(self.title), "changes": plain}
-
     def _format_name(self, c: Difference) -> str:
         if c.kind == "verdict":
             return messages.text(say("compare.verdict"))
@@ -70,16 +62,6 @@ class Comparison(render.NotebookOutput):
             place = value.stuck_at and messages.text(hop_text(value.stuck_at))
             return " ".join(filter(None, (value.status.name, place)))
         return value if isinstance(value, str) else f"{value:,.4g} {c.unit}".rstrip()
-
-    def _make_bundle(self) -> dict[str, Any]:
-        html = render.html("compare", title=self.title, table=self.table())
-        return {"text/html": html, "text/plain": "\n".join(self.lines())}
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, Verdict):
-        return {"status": value.status.name, "stuck_at": value.stuck_at}
-    return value.name if isinstance(value, Status) else value
 
 
 def changed_judgement(c: Difference) -> dict[str, str]:

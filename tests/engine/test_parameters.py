@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from runbook_lib.book.parameters import declared_names, free_texts, moment, validate
 from runbook_lib.cli.common import parse_parameters
-from runbook_lib.dossier import compare
+from runbook_lib.dossier import watch
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import quiet_session
 from runbook_lib.privacy.masking import TOKEN
@@ -155,6 +155,6 @@ def test_a_run_shows_its_parameters_masked(monkeypatch: pytest.MonkeyPatch, tmp_
 
 def test_a_section_opened_without_a_target_can_be_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://runbook:default@127.0.0.1:9/app")
-    monkeypatch.setattr(compare, "run_section", quiet_session)
-    _, lines = next(compare.watching("4.1", 10.0))
+    monkeypatch.setattr(watch, "run_section", quiet_session)
+    _, lines = next(watch.watching("4.1", 10.0))
     assert lines[0].endswith("  default 4.1")

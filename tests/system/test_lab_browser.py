@@ -355,11 +355,7 @@ def test_the_verdict_follows_a_parameter_and_a_step(page: Page, server: Server, 
         with psycopg.connect(sandbox.state.addresses.admin_url) as db:
             row = db.execute("SELECT event_id FROM notification.notifications ORDER BY created_at DESC LIMIT 1")
             (waiting,) = row.fetchone() or ("",)
-        for name, source, height in (
-            ("journey", f'rb.event("{waiting}")', 760),
-            ("compare", f'rb.compare("{runs(server)[0]}")', 520),
-        ):
-            shot(page, add(page, source), height, Path(pictures) / f"{name}.png")
+        shot(page, add(page, f'rb.event("{waiting}")'), 760, Path(pictures) / "journey.png")
         watching = add(page, "rb.watch(every_s=5)", done=False)
         page.wait_for_timeout(15_000)
         shot(page, watching, 460, Path(pictures) / "watch.png")
