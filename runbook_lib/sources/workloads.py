@@ -225,6 +225,10 @@ class Runner(ABC):
         """Return the name and the address of the cluster that the tool acts in; "" for what there is not."""
         return "", ""
 
+    def cluster_id(self) -> str:
+        """Return the id that the cluster gave itself when it was made; "" where there is none. Raises SourceError."""
+        return ""
+
     def has_hidden_variables(self, name: str) -> bool:
         """Return whether the workload has variables that `environment` does not show."""
         return False
@@ -299,6 +303,7 @@ class KubectlRunner(Runner):
     verbs = frozenset({
         ("get", "deploy"), ("get", "pods"), ("logs",), ("rollout", "restart"), ("rollout", "status"),
         ("set", "env"), ("scale",), ("config", "current-context"), ("config", "view"),
+        ("get", "namespace"),
     })  # fmt: skip
     failures = (
         (Reason.DENIED, "forbidden", ("(forbidden)", "forbidden:", "unauthorized", "must be logged in")),
@@ -415,6 +420,10 @@ class KubectlRunner(Runner):
             server = self._run_verb("config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}")
             return self._settings.context or self._current, server.out.strip()
         return self._settings.context or self._current, ""
+
+    def cluster_id(self) -> str:
+        """Return the id of the namespace kube-system, which every cluster has."""
+        return self._run_verb("get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}").out.strip()
 
     def has_hidden_variables(self, name: str) -> bool:
         """Return whether the container has variables from a whole ConfigMap or Secret (`envFrom`)."""

@@ -54,7 +54,7 @@ DATABASE = "keeps_out holds_up locks_rows no_session rolls_back slow_way"
 FAMILIES: dict[str, Iterable[str]] = {
     "account.odd_": account.INCONSISTENCIES,
     "account.place.": PLACES,
-    "action.approval.differs.": (*approval._BOUND, "preconditions", "unknown"),
+    "action.approval.differs.": (*approval._BOUND, "preconditions"),
     "action.canary.": canary._STEPS,
     "action.redrive.age_": redrive._UNITS_S,
     "action.redrive.effect_": "outbox delivery broker",
