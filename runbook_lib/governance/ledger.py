@@ -48,7 +48,8 @@ class Ledger:
         newest = max((line.time for line in lines), default=self._since)
         if newest > pd.Timestamp.now("UTC") + CLOCK_TOLERANCE:
             places = f"{self.archive.place} or {self._own.place}"
-            raise UsageError(f"this machine's clock is behind a line of {newest.isoformat()} in {places}: correct it")
+            behind = f"this machine's clock is behind a line of {newest.isoformat()} in {places}"
+            raise UsageError(f"{behind}: correct the clock, or move that log away if the line is wrong")
         return began(lines)
 
     def begin(self, entry: dict[str, Any]) -> Text | None:
