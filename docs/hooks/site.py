@@ -100,7 +100,6 @@ _MEANINGS = {
         "output": "folder or URL of the artifacts",
         "lang": "language of artifacts and screen: en or ja",
         "replay": "a recording that answers in place of every source (`runbook lab --replay`)",
-        "approvers": "public keys of those who may approve, by login",
     },
     "[targets.NAME]": {
         "database_url": "the database",
@@ -117,11 +116,8 @@ _MEANINGS = {
         "database_url_command": "program and arguments that print the URL or its password",
         "grafana_link": "link to a dashboard, with `{from_ms}`, `{to_ms}`, `{hop}`, `{target}`, `{incident}`",
         "trace_link": "link to an event's trace, with `{trace_id}`",
-        "freeze": "windows without actions",
-        "actions_per_hour": "actions in 60 minutes",
         "approval": "a second person approves each action",
-        "break_glass": "allow `--break-glass`",
-        "ledger": "folder or URL where actions and used approvals are recorded",
+        "ledger": "folder or URL where actions are recorded",
         "thresholds": "thresholds that replace those of docs/slo.md, by name",
         "keep_days": "days for which a dossier is kept; default: for ever",
     },
@@ -170,11 +166,6 @@ _MEANINGS = {
         "target": "default: the alert's label runbook_target, then the default target",
         "parameters": "parameters of the notebooks",
     },
-    "[sign]": {
-        "key_file": "the private key, PEM",
-        "key_command": "program and arguments that print it",
-        "keys": "public keys by name, for verification",
-    },
 }
 
 
@@ -196,7 +187,6 @@ def _settings() -> Iterator[str]:
         ("[budget]", (settings.Budget,)),
         ("[receiver]", (settings.ReceiverSettings,)),
         ("[[routes]]", (settings.Route,)),
-        ("[sign]", (settings.Signing,)),
     ]
     skipped = {"services", "facts", "targets", "routes"}
     for title, models in tables:

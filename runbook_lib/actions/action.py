@@ -20,7 +20,7 @@ from runbook_lib.book import messages, pack
 from runbook_lib.book.parameters import now, whoami
 from runbook_lib.checks.context import Context, Progress
 from runbook_lib.model.finding import Frames, Text, say
-from runbook_lib.model.outcome import ActionStatus, Outcome, Precondition
+from runbook_lib.model.outcome import Outcome, Precondition
 from runbook_lib.model.usage import UsageError
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store import record
@@ -74,35 +74,6 @@ class Action(Protocol):
         """Return whether the effect appeared within the session's `wait_s`, and a text about it."""
 
 
-class Rules(Protocol):
-    """The rules of a target for one action.
-
-    `pack.hook("rules")` makes them for a context and a second person's approval (or a file with one, or None); with
-    `waive` (break-glass) a rule that does not hold is waived.
-    """
-
-    #: The approval that was given; "" if none can be read.
-    word: str
-    #: Who approved, and the job key of the action that uses the approval; "" until `approval` holds.
-    by: str
-    job: str
-
-    def standing(self) -> tuple[Precondition, ...]:
-        """Return the target's freeze and hourly limit as preconditions."""
-
-    def approval(self, id_: str, asked: Mapping[str, Any]) -> Precondition | None:
-        """Check the approval of `asked`, a future line of the action log; None if no approval is needed."""
-
-    def begin(self, entry: dict[str, Any]) -> tuple[Text | None, str]:
-        """Add an action to the ledger before it begins; return (refusal, "") or (None, error of the ledger)."""
-
-    def end(self, entry: dict[str, Any]) -> str:
-        """Add the end of an action, or that it did not begin, to the ledger; return the error or ""."""
-
-    def used(self) -> Text:
-        """Return the refusal for an approval that was used before."""
-
-
 def actions() -> dict[str, Callable[..., Action]]:
     """Return the actions by name: each is called to make one. Raises UsageError if two packs use one name."""
     return pack.merge_unique(
@@ -117,17 +88,10 @@ def perform(
     execute: bool = False,
     approved_by: str | None = None,
     reason: str | None = None,
-    break_glass: bool = False,
-    approved: str | None = None,
     progress: Progress = lambda share, text: None,
 ) -> Outcome:
-    """Run an action, or only show what it would do (default); never raises for a source that fails.
-
-    `break_glass` waives the target's `Rules` only, and only on a target that allows it. `approved` is a second person's
-    approval, or a file with one.
-    """
-    id_ = uuid.uuid4().hex[:12]
-    rules: Rules = pack.hook("rules")(rb, approved, waive=break_glass and rb.target.break_glass)
+    """Run an action, or only show what it would do (default); never raises for a source that fails."""
+    id_, ledger, job = uuid.uuid4().hex[:12], pack.hook("ledger")(rb), ""
     common: dict[str, Any] = {
         "id": id_,
         "action": action.name,
@@ -135,22 +99,19 @@ def perform(
         "command": action.command(),
         "approved_by": rb.masker.scrub_once(approved_by or ""),
         "reason": rb.masker.scrub_once(reason or ""),
-        "approval": rules.word,
     }
     # An action shown beside another one as a proposal is never executed.
     only_shown = getattr(action, "only_shown", False)
-    standing = rules.standing()
-    refusal = _refuse_run(rb) or _refuse_by_rules(standing, break_glass)
+    refusal = _refuse_run(rb)
     try:
         with Deadline(READ_S):
-            conditions, before = (*standing, *action.preconditions(rb)), action.state(rb)
-        refusal = refusal or _refuse_by_condition(conditions)
-        stood = {"preconditions": [record.precondition(c) for c in conditions]}
-        asked = _context_fields(rb) | common | {"what": record.plain(common["what"])} | stood
-        if not only_shown and (rule := rules.approval(id_, asked)):
-            refusal = refusal or _refuse_by_rules((rule,), break_glass)
+            conditions, before = (*_check_past(ledger), *action.preconditions(rb)), action.state(rb)
+        if rb.target.approval and not only_shown:
+            stood = {"preconditions": [record.precondition(c) for c in conditions]}
+            asked = _context_fields(rb) | common | {"what": record.plain(common["what"])} | stood
+            rule, common["approved_by"], job = pack.hook("approval")(rb, id_, asked)
             conditions = (*conditions, rule)
-            common["approved_by"] = rules.by or common["approved_by"]
+        refusal = refusal or _refuse_by_condition(conditions)
     except DeadlineError:
         conditions, before = (), {}
         refusal = refusal or say("action.refused.late", seconds=READ_S)
@@ -160,31 +121,24 @@ def perform(
         conditions, before = (), {}
         refusal = refusal or say("action.refused.unseen", detail=_describe_error(rb, e))
     common |= {"preconditions": conditions, "before": before}
-    waived = tuple(c.text for c in conditions if c.waived)
-
-    def became(result: ActionStatus, why: Text, **more: Any) -> Outcome:
-        for text in waived:
-            why = say("action.glass_broken", text=text, why=why)
-        return Outcome(result=result, why=why, **common, **more)
-
     if not execute or only_shown:
         warned = next((c.text for c in conditions if c.warned), None)
         ready = say("action.dry_warned", text=warned) if warned else say("action.dry_ready")
         why = say("action.dry", refusal=refusal) if refusal else ready
-        return _write_outcome(rb, became("dry", why))
+        return _write_outcome(rb, Outcome(result="dry", why=why, **common))
     refusal = refusal or _refuse_without_authorization(common["approved_by"], reason)
     if refusal:
-        return _write_outcome(rb, became("refused", refusal))
-    entry = _ledger_entry(rb, common, rules.job, broken=bool(waived))
+        return _write_outcome(rb, Outcome(result="refused", why=refusal, **common))
+    entry = _ledger_entry(rb, common, job)
     try:
-        stopped, unentered = _write_begin(rb, rules, entry, became("done", say("action.begun")))
+        refusal = _write_begin(rb, ledger, entry, Outcome(result="done", why=say("action.begun"), **common))
     except (OSError, UsageError) as e:
-        return became("refused", say("action.refused.log", detail=str(e)))
-    if stopped:
-        return _write_outcome(rb, became("refused", stopped))
+        return Outcome(result="refused", why=say("action.refused.log", detail=str(e)), **common)
+    if refusal:
+        return _write_outcome(rb, Outcome(result="refused", why=refusal, **common))
     came, problem = _run_and_verify(action, rb, Authorization(id_, common["approved_by"], common["reason"]), progress)
-    outcome = _write_outcome(rb, became(**came))
-    unentered = unentered or rules.end(entry | {"result": outcome.result, "time": now()})
+    outcome = _write_outcome(rb, Outcome(**common, **came))
+    unentered = ledger.end(entry | {"result": outcome.result, "time": now()})
     if problem and _must_reraise(problem):
         raise problem
     if unentered:
@@ -192,31 +146,28 @@ def perform(
     return outcome
 
 
-def _write_begin(rb: Context, rules: Rules, entry: dict[str, Any], begun: Outcome) -> tuple[Text | None, str]:
+def _write_begin(rb: Context, ledger: Any, entry: dict[str, Any], begun: Outcome) -> Text | None:
     """Log that an action begins, before anything is changed: without a log line nothing is done.
 
-    Returns (refusal, "") or (None, error of the ledger). Raises OSError and UsageError if the action log cannot be
-    written.
+    Returns the refusal, if any. Raises OSError and UsageError if the action log cannot be written.
     """
     rb.archive.prepare()
     try:
-        stopped, unentered = rules.begin(entry)
-        if stopped:
-            return stopped, ""
-        if _write_line(rb, begun, "begun", entry.get("job", "")):
-            return None, unentered
+        refused: Text | None = ledger.begin(entry)
+        if refused or _write_line(rb, begun, "begun", entry.get("job", "")):
+            return refused
     except BaseException:  # an interrupt, too: nothing has begun
-        rules.end(entry | {"result": "refused", "time": now()})
+        ledger.end(entry | {"result": "refused", "time": now()})
         raise
-    rules.end(entry | {"result": "refused", "time": now()})
-    return rules.used(), ""
+    ledger.end(entry | {"result": "refused", "time": now()})
+    return say("action.approval.used", by=begun.approved_by)
 
 
-def _ledger_entry(rb: Context, common: Mapping[str, Any], job: str, *, broken: bool) -> dict[str, Any]:
+def _ledger_entry(rb: Context, common: Mapping[str, Any], job: str) -> dict[str, Any]:
     """Return the ledger's line for an action that begins, with the dossier's place and who approved it."""
-    named = {name: common[name] for name in ("id", "action", "approved_by", "approval")}
+    named = {name: common[name] for name in ("id", "action", "approved_by")}
     placed = _context_fields(rb) | {"incident": rb.archive.incident, "place": rb.archive.place}
-    about = {"time": now(), "what": record.plain(common["what"]), "break_glass": broken, "result": "begun"}
+    about = {"time": now(), "what": record.plain(common["what"]), "result": "begun"}
     return named | placed | about | ({"job": job} if job else {})
 
 
@@ -270,9 +221,13 @@ def _refuse_run(rb: Context) -> Text | None:
     return say("action.refused.unattended") if os.environ.get("RUNBOOK_UNATTENDED") == "1" else None
 
 
-def _refuse_by_rules(rules: tuple[Precondition, ...], break_glass: bool) -> Text | None:
-    refusal = _refuse_by_condition(rules)  # not waived although asked for: the target does not allow break-glass
-    return say("action.refused.break_glass", refusal=refusal) if refusal and break_glass else refusal
+def _check_past(ledger: Any) -> tuple[Precondition, ...]:
+    """Return a precondition that could not be checked if the past actions on the target cannot be read."""
+    try:
+        ledger.read()
+    except UsageError as e:
+        return (Precondition(say("action.past_unseen", detail=str(e)), ok=None),)
+    return ()
 
 
 def _refuse_by_condition(conditions: tuple[Precondition, ...]) -> Text | None:

@@ -11,7 +11,6 @@ import os
 import pwd
 import re
 from contextlib import suppress
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,19 +153,11 @@ def validate(values: dict[str, Any], names: list[str] | None = None) -> Paramete
 
 #: Who runs this where the operating system has no login, as in a pod.
 UNKNOWN = "unknown"
-_key_holder: ContextVar[str] = ContextVar("key_holder", default="")
 
 
 def whoami() -> str:
-    """Return who runs this: the holder of a key (`identify`), else the login of the process's user, else `UNKNOWN`."""
-    if holder := _key_holder.get():
-        return holder
+    """Return the login of the process's user, or `UNKNOWN`."""
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         return UNKNOWN
-
-
-def identify(name: str) -> None:
-    """Act as `name` from now on; the caller has verified that the user holds the key of that name."""
-    _key_holder.set(name)

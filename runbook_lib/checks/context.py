@@ -157,8 +157,7 @@ class SharedFrames:
 class Context:
     """One run of one section, as its checks and actions see it. Make it with `open_context`.
 
-    `approvers` and `signers` are the public keys of [approvers] and [sign.keys] by name. `findings` are those of this
-    run so far by step, `outcomes` those of its actions by name; the session fills them.
+    `findings` are those of this run so far by step, `outcomes` those of its actions by name; the session fills them.
     """
 
     section: Section
@@ -172,8 +171,6 @@ class Context:
     sources: Sources
     window: Window
     clocks: dict[str, ClockOffset] = field(default_factory=dict)
-    approvers: Mapping[str, str] = field(default_factory=dict)
-    signers: Mapping[str, str] = field(default_factory=dict)
     findings: dict[str, Finding] = field(default_factory=dict)
     outcomes: dict[str, Any] = field(default_factory=dict)
     progress: Callable[[], AbstractContextManager[Progress]] = lambda: nullcontext(lambda share, text: None)
@@ -336,8 +333,6 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
         sources=sources,
         window=Window.before(as_of, parameters.window_minutes, past=past),
         clocks=clocks,
-        approvers=config.approvers,
-        signers=config.sign.keys,
     )
 
 

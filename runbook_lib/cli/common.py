@@ -215,15 +215,6 @@ def action_options(f: Any) -> Any:
         click.option("--execute", is_flag=True, help="run the action; without this it is a dry run"),
         click.option("--approved-by", type=words, metavar="NAME", help="the person who approved the action"),
         click.option("--reason", type=words, metavar="TEXT", help="the reason, for the postmortem"),
-        click.option(
-            "--key-file",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="your private key: it says who you are where there is no login of your own, such as in a pod",
-        ),
-        click.option(
-            "--break-glass", is_flag=True, help="run it despite a freeze, the hourly limit or a missing approval"
-        ),
-        click.option("--approval", metavar="WORD|FILE", help="the output of `runbook approve` for the dry run"),
         click.option("--wait", "wait_s", type=Duration(min=0), help="time to wait for the effect  [default: 60]"),
         output_option("folder or URL of the incidents"),
         lang_option(),
@@ -234,13 +225,13 @@ def action_options(f: Any) -> Any:
     return f
 
 
-def missing_options(approved: str | None, reason: str | None) -> list[str]:
-    """Return the options that the execution of a dry run still needs; `approved`: a name or an approval.
+def missing_options(approved_by: str | None, reason: str | None) -> list[str]:
+    """Return the options that the execution of a dry run still needs.
 
-    >>> missing_options("approval:...", None)
+    >>> missing_options("Sato", None)
     ['--reason', 'TEXT']
     """
-    return [*([] if approved else ["--approved-by", "NAME"]), *([] if reason else ["--reason", "TEXT"])]
+    return [*([] if approved_by else ["--approved-by", "NAME"]), *([] if reason else ["--reason", "TEXT"])]
 
 
 def act(
@@ -253,15 +244,12 @@ def act(
     execute: bool,
     approved_by: str | None,
     reason: str | None,
-    key_file: Path | None,
-    break_glass: bool,
-    approval: str | None,
     wait_s: float | None,
     output: str,
     as_json: bool,
 ) -> int:
     """Run an action of the active runbook from within a section, print its outcome, and return the exit code."""
-    from runbook_lib.book import messages, parameters
+    from runbook_lib.book import messages
     from runbook_lib.dossier import overview, seal
     from runbook_lib.notebook.session import quiet_session
     from runbook_lib.store import record
@@ -270,15 +258,12 @@ def act(
     if execute and incident == ADHOC:
         raise UsageError("--execute needs --incident: its dossier records the action (runbook incidents lists them)")
     incident = resolve_incident(incident, output)
-    if key_file:
-        parameters.identify(pack.hook("key_holder")(key_file, settings.load()))
     interrupts.raise_on_signal()  # what has been done is written down
     if output != settings.load().output:
         os.environ["RUNBOOK_OUTPUT"] = output
     words = {"approved_by": approved_by, "reason": reason, "wait_s": wait_s}
     rb = quiet_session(section, target=target, incident_id=incident, lang=messages.language(), execute=execute, **words)
     rb.context.archive.prepare()
-    what |= {"break_glass": break_glass, "approval": approval}
     outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
     sealed = seal.seal_text(rb.context.archive)
     if as_json:
@@ -289,7 +274,7 @@ def act(
         if outcome.result == "dry" and outcome.why.key in ("action.dry_ready", "action.dry_warned"):
             named = "INCIDENT" if incident == ADHOC else incident  # `latest` may be another one by then
             given = [*without_option("--incident", sys.argv[1:]), "--incident", named]
-            click.echo(shlex.join(["runbook", *given, "--execute", *missing_options(approved_by or approval, reason)]))
+            click.echo(shlex.join(["runbook", *given, "--execute", *missing_options(outcome.approved_by, reason)]))
     try:
         overview.write_index(rb.context.archive)
     except OSError as e:

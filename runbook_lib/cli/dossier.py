@@ -91,12 +91,9 @@ def incidents(limit: int, output: str, as_json: bool) -> int:
 @click.command()
 @click.argument("incident")
 @click.option("--checkpoint", "checkpoints", multiple=True, metavar="SEAL|FILE|URL", help="a seal kept elsewhere")
-@click.option(
-    "--signed", is_flag=True, help="use only checkpoints with a valid signature ([sign.keys] in runbook.toml)"
-)
 @common.output_option()
 @common.lang_option()
-def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: str) -> int:
+def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
     """Verify a dossier's hash chain, and judge it again.
 
     It covers the seals that were kept elsewhere (--checkpoint).
@@ -111,19 +108,16 @@ def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: st
 
     validate({"incident_id": incident})
     kept = [head for source in checkpoints for head in seal.read_checkpoints(incident, source)]
-    counted, doubted = seal.trusted_checkpoints(kept, settings.load().sign.keys, only=signed)
     # If the dossier is gone, a checkpoint still shows that it existed.
     archive = Archive(output, incident) if kept else common.existing_archive(incident, output)
-    report = seal.check(archive, counted)
+    report = seal.check(archive, kept)
     judged, apart = rejudge.judge_all(archive, catalog.load())
-    common.echo_text(*report.changed, *doubted, *report.uncovered, *apart, err=True)
+    common.echo_text(*report.changed, *report.uncovered, *apart, err=True)
     if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.covered, strict=True) if n):
         common.echo_text(say("seal.anchored", upto=upto))
-    for by, last in {h.by: h.bare for h in sorted(counted, key=lambda h: sum(h.lines)) if h.by}.items():
-        common.echo_text(say("seal.signed", by=by, seal=str(last)))
     states: tuple[tuple[object, str, int], ...] = (
         (report.changed, "seal.state.changed", 2),
-        (report.uncovered or doubted, "seal.state.not_witnessed", 3),
+        (report.uncovered, "seal.state.not_witnessed", 3),
         (apart, "seal.state.apart", 1),
         (True, "seal.state.whole", 0),
     )
@@ -131,5 +125,5 @@ def verify(incident: str, checkpoints: tuple[str, ...], signed: bool, output: st
     what = {"place": archive.place, "sealed": sum(report.chain_head.lines), "judged": judged}
     common.echo_text(say("seal.said", state=say(state), **what))
     if not report.changed:
-        click.echo(seal.signed_seal(report.chain_head))
+        click.echo(report.chain_head)
     return code

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import click
 
 from runbook_lib.book import pack
-from runbook_lib.cli import interrupts
+from runbook_lib.cli import gone, interrupts
 from runbook_lib.cli.common import CommandGroup
 from runbook_lib.cli.terminal import TerminalStream
 from runbook_lib.model.usage import UsageError, install_command
@@ -33,6 +33,9 @@ class _Commands(CommandGroup):
         """Run the command; an interrupt prints one line and exits with 128 plus the signal's number."""
         try:
             return super().invoke(ctx)
+        except click.NoSuchOption as e:
+            gone.refuse(e.option_name)
+            raise
         except KeyboardInterrupt as e:
             click.echo("runbook: interrupted", err=True)
             raise click.exceptions.Exit(128 + (e.args[0] if e.args else signal.SIGINT)) from None

@@ -33,7 +33,6 @@ def capsule(incident: str, out: Path | None, output: str) -> int:
 
     The last line is the file's seal: send it separately, for `runbook open --checkpoint`.
     """
-    from runbook_lib.dossier import seal
     from runbook_lib.runs import replay
     from runbook_lib.store import recording
     from runbook_lib.store.archive import OutputError
@@ -48,7 +47,7 @@ def capsule(incident: str, out: Path | None, output: str) -> int:
     _, differ = replay.reopen(made, book)
     for line in (str(file), *_translate_lines([*replay.contents(made), *differ])):
         click.echo(line)
-    click.echo(seal.signed_seal(seal.find_seals(sealed)[0]))
+    click.echo(sealed)
     return 0
 
 
@@ -79,16 +78,15 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     (head,) = seal.find_seals(recorded.seal)
     kept = [h for source in checkpoints for h in seal.read_checkpoints(head.incident, source)]
     config, book = settings.load(), catalog.load()
-    counted, doubted = seal.trusted_checkpoints(kept, config.sign.keys, only=False)
     states = (
-        (bool(counted) and all(h.bare != head for h in counted), "capsule.seal.other", 2),
-        (not counted, "capsule.seal.not_witnessed", 3),
+        (bool(kept) and head not in kept, "capsule.seal.other", 2),
+        (not kept, "capsule.seal.not_witnessed", 3),
         (True, "capsule.seal.whole", 0),
     )
     state, code = next((state, code) for found, state, code in states if found)
     if in_lab:
         if checkpoints and code:
-            for line in _translate_lines([*doubted, say(state)]):
+            for line in _translate_lines([say(state)]):
                 click.echo(line, err=True)
             return code
         target = recorded.first.header["target"]
@@ -97,7 +95,7 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     judged = sum(map(len, replayed.findings.values()))
     verdict = say("capsule.judged_apart", n=len(differ)) if differ else say("capsule.judged_same", n=judged)
     notebooks = say("capsule.notebooks", command=f"runbook open {shlex.quote(str(file))} --lab")
-    told = _translate_lines([*replay.contents(recorded), *doubted, say(state), verdict, *differ, notebooks])
+    told = _translate_lines([*replay.contents(recorded), say(state), verdict, *differ, notebooks])
     if no_browser:
         told = [*replay.page_lines(replayed), "", *told]
     else:

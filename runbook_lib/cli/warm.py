@@ -31,7 +31,7 @@ with suppress(Exception):  # reported later, by the command that needs the docum
     catalog.load()
     check.checks()  # those of the packs, with what they import
     pages.use()
-    pack.hook("rules")
+    pack.hook("ledger")
 
 # What the imports took and gave back is the system's again: each page that stays is one that forks may copy.
 with suppress(OSError, AttributeError):  # glibc's alone

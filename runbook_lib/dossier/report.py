@@ -47,20 +47,15 @@ _MARKS = {True: "✔", False: "✖", None: "?"}
 
 @dataclass(frozen=True)
 class ActionSummary:
-    """An action; `helped` is None if it was refused or its effect is not known.
-
-    `break_glass`: a rule of the target was waived for it.
-    """
+    """An action; `helped` is None if it was refused or its effect is not known."""
 
     action: str
     what: str
     result: str
     helped: bool | None
-    break_glass: bool = False
 
     def __str__(self) -> str:
-        loud = " ▲ BREAK-GLASS" if self.break_glass else ""
-        return f"{_MARKS[self.helped]} {self.action} {self.what}".rstrip() + loud
+        return f"{_MARKS[self.helped]} {self.action} {self.what}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -227,7 +222,7 @@ def _observed_recovery_s(runs: Iterable[RunLine], detected_at: str | None) -> fl
 
 def _summarise_action(a: ActionLine) -> ActionSummary:
     helped = {"done": a.verified, "failed": False}.get(a.result)
-    return ActionSummary(a.action, a.about, a.result, helped, a.break_glass)
+    return ActionSummary(a.action, a.about, a.result, helped)
 
 
 def similar_incidents(rb: Session) -> render.Shown | None:
@@ -291,7 +286,6 @@ def report(incidents: Sequence[IncidentSummary]) -> dict[str, Any]:
         "actions_not_helped": [
             {"incident": i.incident} | asdict(a) for i in incidents for a in i.actions if a.helped is False
         ],
-        "break_glass": [{"incident": i.incident} | asdict(a) for i in incidents for a in i.actions if a.break_glass],
         "open_measures": sorted(
             ({"incident": i.incident} | asdict(m) for i in incidents for m in i.measures),
             key=lambda m: (m["due"] or "~", m["incident"]),
@@ -323,7 +317,6 @@ _TABLES = {
     "modes": ("report.modes", ("n", "mode", "place", "incidents")),
     "alerts_for_nothing": ("report.alerts_for_nothing", ("alert", "n", "of", "incidents")),
     "actions_not_helped": ("report.actions_not_helped", ("incident", "action", "what", "result")),
-    "break_glass": ("report.break_glass", ("incident", "action", "what", "result")),
     "open_measures": ("report.open_measures", ("incident", "kind", "measure", "owner", "due")),
 }
 

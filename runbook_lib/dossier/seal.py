@@ -5,8 +5,7 @@ the folder can shorten a log, or write the log and its chain again. So every com
 
     seal:<incident>:<lines of manifest, actions and notes>:<digest over these lines>
 
-A checkpoint is a seal that was kept outside the folder. If [sign] has a key (`governance.sign`), the seal ends with the
-signer's name and a signature over the rest.
+A checkpoint is a seal that was kept outside the folder.
 """
 
 from __future__ import annotations
@@ -14,28 +13,23 @@ from __future__ import annotations
 import hashlib
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from runbook_lib.book import pack
 from runbook_lib.dossier import postmortem
 from runbook_lib.dossier.mandatory import MARKDOWN
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, visible
 from runbook_lib.privacy.masking import Masker
-from runbook_lib.sources import settings
 from runbook_lib.sources.http import MOST_BYTES, HttpServer
 from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.store.archive import PARTIAL, SEALED, Archive, entry_of, split_lines
 
 #: Hexadecimal digits of a chain head's digest: 128 bits of SHA-256, so that a seal fits into a line of a message.
 DIGITS = 32
-_HEAD = re.compile(
-    rf"seal:([^\s:/]+):(\d{{1,9}})\.(\d{{1,9}})\.(\d{{1,9}}):([0-9a-f]{{{DIGITS}}})(?![0-9a-f])"
-    r"(?::([A-Za-z0-9_-]+):?([A-Za-z0-9_-]*))?"  # a truncated signature still counts as a signature: it is invalid
-)
+_HEAD = re.compile(rf"seal:([^\s:/]+):(\d{{1,9}})\.(\d{{1,9}})\.(\d{{1,9}}):([0-9a-f]{{{DIGITS}}})(?![0-9a-f])")
 #: Files that are generated again, or written by people, and therefore not sealed.
 _UNSEALED = re.compile(rf"index\.html|systems\.html|{MARKDOWN}(\.bak-.*)?|{postmortem.PAGE}|.*{re.escape(PARTIAL)}")
 _SQLITE = b"SQLite format 3\0"
@@ -49,18 +43,9 @@ class ChainHead:
     lines: tuple[int, ...]
     """Lines of each log, in the order of `store.SEALED`."""
     digest: str
-    by: str = ""
-    """The name of the signer and the signature; "" if the seal is not signed. Not verified yet."""
-    signature: str = ""
-
-    @property
-    def bare(self) -> ChainHead:
-        """Return the chain head without its signature: the text that was signed."""
-        return replace(self, by="", signature="")
 
     def __str__(self) -> str:
-        bare = f"seal:{self.incident}:{'.'.join(map(str, self.lines))}:{self.digest}"
-        return f"{bare}:{self.by}:{self.signature}" if self.by else bare
+        return f"seal:{self.incident}:{'.'.join(map(str, self.lines))}:{self.digest}"
 
 
 @dataclass(frozen=True)
@@ -86,31 +71,16 @@ def chain_head(archive: Archive) -> ChainHead:
 
 
 def seal_text(archive: Archive) -> str:
-    """Return the chain head as a seal, signed if a key is configured; "" if the archive cannot be read."""
+    """Return the chain head as a seal; "" if the archive cannot be read."""
     try:
-        return signed_seal(chain_head(archive))
+        return str(chain_head(archive))
     except (OSError, UsageError):
         return ""
 
 
-def signed_seal(bare: ChainHead) -> str:
-    """Return a chain head as a seal, signed if [sign] of runbook.toml has a key.
-
-    If signing fails, the reason follows in brackets.
-    """
-    try:
-        signing = settings.load().sign
-        if not signing.key_file and not signing.key_command:
-            return str(bare)
-        by, signature = pack.hook("sign")(str(bare), signing)
-        return str(replace(bare, by=by, signature=signature))
-    except UsageError as e:
-        return f"{bare} (not signed: {e})"
-
-
 def find_seals(text: str) -> list[ChainHead]:
     """Return the seals that a text contains."""
-    return [ChainHead(i, (int(a), int(b), int(c)), *more) for i, a, b, c, *more in _HEAD.findall(text)]
+    return [ChainHead(i, (int(a), int(b), int(c)), digest) for i, a, b, c, digest in _HEAD.findall(text)]
 
 
 def read_checkpoints(incident: str, source: str) -> list[ChainHead]:
@@ -127,28 +97,6 @@ def read_checkpoints(incident: str, source: str) -> list[ChainHead]:
     return own
 
 
-def trusted_checkpoints(
-    checkpoints: Sequence[ChainHead], keys: Mapping[str, str], *, only: bool
-) -> tuple[list[ChainHead], list[Text]]:
-    """Return the checkpoints to use, and the reasons why others are ignored.
-
-    A signature must be valid; with `only`, a checkpoint must have one. `keys` are public keys by name. Raises
-    UsageError if a checkpoint is signed and the package cryptography is missing.
-    """
-    trusted, ignored = list[ChainHead](), list[Text]()
-    for seen in checkpoints:
-        if not seen.by and not only:
-            trusted.append(seen)
-        elif seen.by not in keys:
-            why = say("seal.unknown_signer", seal=str(seen.bare), by=seen.by)
-            ignored.append(why if seen.by else say("seal.unsigned", seal=str(seen.bare), by=seen.by))
-        elif not pack.hook("signature_holds")(str(seen.bare), seen.by, seen.signature, keys):
-            ignored.append(say("seal.forged", seal=str(seen.bare), by=seen.by))
-        else:
-            trusted.append(seen)
-    return trusted, ignored
-
-
 def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
     """Verify a dossier against its hash chain and against checkpoints. Raises OSError."""
     with archive.locked() if archive.names() else nullcontext():  # a file is written before the line that names it
@@ -158,9 +106,9 @@ def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
     covered, changed, uncovered = [0] * len(SEALED), archive.problems(), list[Text]()
     for seen in sorted(checkpoints, key=lambda c: sum(c.lines)):
         if short := [(log, was, n) for log, was, n in zip(SEALED, seen.lines, now, strict=True) if was > n]:
-            changed += [say("seal.cut", seal=str(seen.bare), log=log, was=was, n=n) for log, was, n in short]
-        elif _compute_head(archive.incident, lines, seen.lines) != seen.bare:
-            changed.append(say("seal.other", seal=str(seen.bare), within=_format_line_ranges(covered, seen.lines)))
+            changed += [say("seal.cut", seal=str(seen), log=log, was=was, n=n) for log, was, n in short]
+        elif _compute_head(archive.incident, lines, seen.lines) != seen:
+            changed.append(say("seal.other", seal=str(seen), within=_format_line_ranges(covered, seen.lines)))
         else:
             covered = [max(a, b) for a, b in zip(covered, seen.lines, strict=True)]
     for log, upto, n in zip(SEALED, covered, now, strict=True):

@@ -1,1 +1,1 @@
-"""A target's rules: approvals, signatures, freezes, limits, retention and erasure. Loaded by name (`pack`)."""
+"""Approvals, a target's ledger of actions, retention and erasure. Loaded by name (`pack`)."""

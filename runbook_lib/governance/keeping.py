@@ -222,7 +222,7 @@ def remove(found: ExpiredDossier, config: Settings, now: pd.Timestamp) -> bool:
             "target": found.target,
             "keep_days": found.keep_days,
             "last": found.last.isoformat(),
-            "seal": seal.signed_seal(seal.chain_head(archive)),
+            "seal": str(seal.chain_head(archive)),
         }
         write_line(archive.output, "remove", **line, result="begun")
         archive.remove()

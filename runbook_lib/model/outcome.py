@@ -14,26 +14,24 @@ ActionStatus = Literal["dry", "refused", "done", "failed"]
 class Precondition:
     """A condition for an action; `ok` is None if it could not be checked.
 
-    `waived`: it does not hold, but was waived by break-glass. `warns`: if it cannot be checked, it only warns; every
-    other precondition then stops the action. `identity` names the system that was checked, such as a cluster or a
-    database: an approval holds for that one alone.
+    `warns`: if it cannot be checked, it only warns; every other precondition then stops the action. `identity` names
+    the system that was checked, such as a cluster or a database: an approval holds for that one alone.
     """
 
     text: Text
     ok: bool | None
-    waived: bool = False
     warns: bool = False
     identity: str = ""
 
     @property
     def warned(self) -> bool:
         """Return whether it could not be checked and only warns."""
-        return self.ok is None and self.warns and not self.waived
+        return self.ok is None and self.warns
 
     @property
     def holds(self) -> bool:
         """Return whether the action may go on."""
-        return self.ok is True or self.waived or self.warned
+        return self.ok is True or self.warned
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,6 @@ class Outcome:
     effect: Text | None = None
     approved_by: str = ""
     reason: str = ""
-    approval: str = ""
-    """The approval that was given with it, valid or not; "" for none."""
-
-    @property
-    def break_glass(self) -> bool:
-        """Return whether a rule of the target was waived (break-glass)."""
-        return any(p.waived for p in self.preconditions)
 
     @property
     def status(self) -> Status:

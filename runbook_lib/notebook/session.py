@@ -194,38 +194,27 @@ class Session:
         execute: bool = False,
         approved_by: str | None = None,
         reason: str | None = None,
-        break_glass: bool = False,
-        approval: str | None = None,
         **what: Any,
     ) -> render.ActionCard:
         """Run an action (`restart`, `set`, `redrive`); a dry run unless `execute` is set.
 
-        Without `execute` nothing is changed. Each call is a line in the incident's actions.jsonl. `approval` is the
-        output of a second person's `runbook approve`, or a file with it, if the target requires one. `break_glass`
-        bypasses the approval, a freeze and the hourly limit, if the target allows it.
+        Without `execute` nothing is changed. Each call is a line in the incident's actions.jsonl. If the target
+        requires a second person's approval, that of `runbook approve` takes the place of `approved_by`.
         Raises UsageError for an action, or an argument, that does not exist.
         """
         known = action.actions()
         if name not in known:
             raise UsageError(f"unknown action '{name}': {did_you_mean(name, list(known))}")
         rb = self.context.in_one_cluster()
-        if rb.target.approval:  # a name that was removed from [approvers] since the section was opened approves nothing
-            config = settings.load()
-            rb = replace(rb, approvers=config.approvers, signers=config.sign.keys)
+        for argument in what:
+            pack.hook("gone")(f"--{argument.replace('_', '-')}")
         try:
             asked = known[name](rb, **what)
         except TypeError as e:  # an argument that it does not have
             raise UsageError(f"{name}: {e}") from None
         with self.progress() as progress:
             outcome = action.perform(
-                asked,
-                rb,
-                execute=execute,
-                approved_by=approved_by,
-                reason=reason,
-                break_glass=break_glass,
-                approved=approval,
-                progress=progress,
+                asked, rb, execute=execute, approved_by=approved_by, reason=reason, progress=progress
             )
         self.context.outcomes[name] = outcome
         return render.ActionCard(outcome, run=self.opened)

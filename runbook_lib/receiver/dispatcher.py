@@ -42,9 +42,6 @@ LOST_S = 300.0
 TRIM_S = 24 * 3600.0
 #: Seconds after which an alert that nobody repeats has ended, and between two times that this is looked for.
 UNREPEATED_S, LOOK_S = 24 * 3600.0, 60.0
-#: Seconds after the start in which senders repeat what they could not tell while no receiver was up: Alertmanager sends
-#: what failed again with each group interval.
-FIRST_LOOK_S = 900.0
 #: Seconds until the recovery is checked again, unless the verdict names them, and their maximum. They are doubled for
 #: each further check, so that a long recovery leaves few artifacts; after the longest wait the incident is closed.
 RECOVERY_S, LONGEST_RECOVERY_S = 60.0, 24 * 3600.0
@@ -74,8 +71,7 @@ class Dispatcher(Loop):
         super().__init__("dispatcher")
         self._journal, self._config, self._output, self._executor = journal, config, output, executor
         self._metrics, self._places = metrics, tuple(places)
-        self._clock, self._recovered, self._trim_due = journal.clock, False, -math.inf
-        self._look_due = time.monotonic() + FIRST_LOOK_S
+        self._clock, self._recovered, self._trim_due, self._look_due = journal.clock, False, -math.inf, -math.inf
         #: What the running investigations have found, by incident and target; those on other machines do not tell.
         self.progress: dict[tuple[str, str], RunProgress] = {}
 

@@ -18,7 +18,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -35,6 +35,10 @@ from runbook_lib.store import record
 BUSY_S = 5.0
 #: Seconds after a job's start in which a further alert tells of what the job looks at.
 TOGETHER_S = 300.0
+#: Seconds between two calls of `end_unrepeated` beyond which no receiver listened, and so no alert was silent.
+PAUSE_S = 120.0
+#: The version of the file's tables; it stays when a table is added that an older release need not know.
+VERSION = 1
 
 _SCHEMA, _MIGRATION = (Path(__file__).with_name(name) for name in ("journal.sql", "journal_0_5_0.sql"))
 #: Of the alerts those that fire, of these fingerprints, in open incidents that no alert names.
@@ -155,6 +159,10 @@ class Journal:
             raise UsageError(f"the journal {self.file} cannot be written: {e.strerror}") from None
         self._lock = threading.Lock()
         try:
+            if (version := _read_version(self.file)) > VERSION:
+                self._release_lock()
+                versions = f"version {version}, this runbook knows {VERSION}"
+                raise UsageError(f"the journal {self.file} is newer ({versions}): update, or use another --journal")
             self._db = sqlite3.connect(self.file, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -162,7 +170,7 @@ class Journal:
             script = _SCHEMA.read_text(encoding="utf-8")
             if self._fetch_first("SELECT 1 FROM sqlite_master WHERE name = 'jobs'"):  # also of 0.5.0
                 script = _MIGRATION.read_text(encoding="utf-8").replace("-- journal.sql", script)
-            self._db.executescript(f"BEGIN IMMEDIATE;\n{script}\nCOMMIT")
+            self._db.executescript(f"BEGIN IMMEDIATE;\n{script}\nPRAGMA user_version = {VERSION};\nCOMMIT")
             self._db.execute("PRAGMA foreign_keys = ON")
         except sqlite3.Error as e:
             self._release_lock()
@@ -224,7 +232,7 @@ class Journal:
     def probe(self) -> None:
         """Write a page."""
         with self._transaction():
-            self._execute("PRAGMA user_version = 1")
+            self._execute(f"PRAGMA user_version = {VERSION}")
 
     def trim(self, keep: int) -> None:
         """Delete ended jobs, messages and seals except the newest `keep` of each.
@@ -478,9 +486,14 @@ class Journal:
     def end_unrepeated(self, since: float, line: str, now: float) -> None:
         """End the alerts that were last told before `since`, and check the recovery.
 
-        Of an alert that is silenced when it ends, Alertmanager tells no end. `line` is the new jobs' alert.
+        Of an alert that is silenced when it ends, Alertmanager tells no end. `line` is the new jobs' alert. The time
+        since the last call beyond `PAUSE_S` is no silence: no receiver listened, or its journal could not be written.
         """
         with self._transaction():
+            alive = self._fetch_first("SELECT at FROM alive")
+            if (pause_s := now - alive["at"] - PAUSE_S if alive else now) > 0:
+                self._execute("UPDATE alerts SET last = min(last + ?, ?) WHERE firing", pause_s, now)
+            self._execute("INSERT OR REPLACE INTO alive (id, at) VALUES (0, ?)", now)
             self._end_alerts([line], now, "firing AND last < ?", since)
 
     def _end_alerts(self, lines: Sequence[str], now: float, where: str, value: Any) -> list[int]:
@@ -667,6 +680,12 @@ class Journal:
         """Return the rows of a question, in a transaction of its own."""
         with self._transaction("BEGIN"):
             return self._execute(question, *values).fetchall()
+
+
+def _read_version(file: Path) -> int:
+    """Return the version of a journal, 0 for a new one, without a change of the file. Raises sqlite3.Error."""
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=BUSY_S)) as db:
+        return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _fingerprints(alerts: Sequence[Alert]) -> str:

@@ -58,3 +58,8 @@ CREATE TABLE IF NOT EXISTS seals (
     at REAL NOT NULL,
     PRIMARY KEY (incident, seal)
 );
+-- When a receiver was last alive, one row.
+CREATE TABLE IF NOT EXISTS alive (
+    id INTEGER PRIMARY KEY CHECK (id = 0),
+    at REAL NOT NULL
+);

@@ -1,10 +1,11 @@
 """Serve the receiver with uvicorn: limits of size and connections, and a graceful shutdown.
 
-A client that sends or reads slowly is bounded by a proxy in front (docs/operations.md).
+A client that reads slowly is bounded by a proxy in front (docs/operations.md).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.auth import Auth
@@ -29,6 +31,8 @@ from runbook_lib.sources.settings import Settings
 
 #: Connections that are served; a request on a further one is answered with 503.
 CONNECTIONS = 128
+#: Seconds in which a connection's next request must have sent its headers.
+HEADERS_S = 10.0
 #: Seconds for requests, and then for investigations, to end after the receiver gets a signal to stop.
 STOP_S = 6.0
 
@@ -69,12 +73,28 @@ def url(listening: socket.socket, tls: Tls | None) -> str:
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
+class _BoundedProtocol(H11Protocol):
+    """HTTP/1.1 with a limit of time for the headers, which uvicorn does not have."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_headers()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._await_headers()
+
+    def _await_headers(self) -> None:
+        last = self.cycle
+        self.loop.call_later(HEADERS_S, lambda: self.transport.close() if self.cycle is last else None)
+
+
 def server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
     """Return a uvicorn server with the limits above; it logs only warnings and errors."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=_BoundedProtocol,
             ws="none",
             lifespan="off",
             log_config=None,

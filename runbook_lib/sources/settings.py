@@ -7,7 +7,6 @@ target, named `default`; a sandbox that is up is the target `sandbox`.
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import shlex
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import quote, urlsplit
@@ -50,8 +48,8 @@ from runbook_lib.privacy import redaction
 
 #: Settings that may hold several URLs, separated by commas or as a list.
 MULTI_URLS = ("nats_url", "nats_monitor_url", "action_nats_url")
-#: Rules of a target for actions (governance/guard.py, approval.py, ledger.py) and for dossiers (governance/keeping.py).
-_ACTION_RULES = ("freeze", "actions_per_hour", "approval", "break_glass", "ledger", "keep_days")
+#: Rules of a target for actions (governance/approval.py, ledger.py) and for dossiers (governance/keeping.py).
+_RULES = ("approval", "ledger", "keep_days")
 NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 #: An argument of supervisorctl that holds a password, or an address with one.
 _PASSWORD_ARGUMENT = re.compile(r"-p|--pass|(-s|--serverurl=)?\w+://[^/@\s]*@")
@@ -292,13 +290,9 @@ class Target(_SourceAddresses, _Strict):
     #: The URLs of the system's services, and of the sources of its pack, by name.
     services: dict[str, SecretStr] = {}
     facts: TargetFacts = TargetFacts()
-    #: When actions are frozen (governance/freeze.py), their limit per hour, whether a second person must approve each,
-    #: and whether `--break-glass` may bypass all of these.
-    freeze: list[str] = []
-    actions_per_hour: int | None = Field(None, ge=1, le=1000)
+    #: Whether a second person must approve each action.
     approval: bool = False
-    break_glass: bool = False
-    #: The ledger of actions and used approvals (governance/ledger.py): a folder, or a URL that fsspec knows.
+    #: The ledger of actions (governance/ledger.py): a folder, or a URL that fsspec knows.
     ledger: str = Field("", validate_default=True)
     #: The target's own thresholds, which replace those of docs/slo.md (`Catalog.tuned`).
     thresholds: dict[str, str] = {}
@@ -377,13 +371,6 @@ class Target(_SourceAddresses, _Strict):
         if "://" in place:
             return place
         return str((_beside_config(Path(place)) if place else _default_ledger()).absolute())
-
-    @field_validator("freeze")
-    @classmethod
-    def _check_freeze(cls, windows: list[str]) -> list[str]:
-        if windows:
-            pack.hook("frozen_until")(windows, datetime.now(UTC))
-        return windows
 
     @model_validator(mode="after")
     def _check_sources(self) -> Target:
@@ -494,51 +481,6 @@ class ReceiverSettings(_Strict):
         return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
-#: An Ed25519 public key as DER begins so; 32 bytes follow.
-_ED25519 = bytes.fromhex("302a300506032b6570032100")
-
-
-def raw_key(public: str) -> bytes:
-    """Decode a public key, written as the middle line of its PEM, to its 32 bytes. Raises ValueError."""
-    der = b""
-    with suppress(ValueError):
-        der = base64.b64decode(public, validate=True)
-    if not der.startswith(_ED25519) or len(der) != len(_ED25519) + 32:
-        raise ValueError("no Ed25519 public key: write the middle line of `openssl pkey -in key.pem -pubout`")
-    return der.removeprefix(_ED25519)
-
-
-def _check_keys(keys: dict[str, str]) -> dict[str, str]:
-    for name, public in keys.items():
-        try:
-            raw_key(public)
-        except ValueError as e:
-            raise ValueError(f"{name}: {e}") from None
-    return keys
-
-
-#: Public keys by the name of the private key's owner.
-_Keys = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")], str],
-    AfterValidator(_check_keys),
-]
-
-
-class Signing(_Strict):
-    """The key that signs seals here, and the known public keys (docs/operations.md)."""
-
-    #: Where the private key is, PEM: a file, or an argument vector that prints it.
-    key_file: _File | None = None
-    key_command: list[str] | None = Field(None, min_length=1)
-    keys: _Keys = {}
-
-    @model_validator(mode="after")
-    def _check_one_key(self) -> Signing:
-        if self.key_file and self.key_command:
-            raise ValueError("key_file and key_command are both set: set only one")
-        return self
-
-
 def locale_language() -> Literal["ja", "en"]:
     """Return the language of this machine's locale: "ja" for a Japanese one, otherwise "en"."""
     named = next((value for name in ("LC_ALL", "LC_MESSAGES", "LANG") if (value := os.environ.get(name))), "")
@@ -559,11 +501,8 @@ class Settings(_SourceAddresses, BaseSettings):
     #: As written: a target is checked when it is used, so that an invalid one does not block another.
     targets: dict[str, dict[str, Any]] = {}
     receiver: ReceiverSettings = ReceiverSettings()
-    sign: Signing = Signing()
     #: A recording that replaces every source (`runbook lab --replay`).
     replay: str = ""
-    #: The public keys of those who may approve another person's action, by login.
-    approvers: _Keys = {}
     routes: list[Route] = []
 
     @classmethod
@@ -621,8 +560,11 @@ def _check_top_level() -> None:
     """Refuse a misspelt table or key at the top of runbook.toml. Raises UsageError, and the reader's own errors."""
     file = config_file()
     known = [*Settings.model_fields, "packs"]
+    for name in (key.removeprefix("RUNBOOK_") for key in os.environ if key.startswith("RUNBOOK_")):
+        pack.hook("gone")(name.partition("__")[0].lower(), "settings: ")
     for name in tomllib.loads(file.read_text(encoding="utf-8")) if file else ():
         if name not in known:
+            pack.hook("gone")(name, f"{file}: ")
             raise UsageError(f"{file}: '{name}' is no setting: {did_you_mean(name, known)}")
 
 
@@ -668,8 +610,10 @@ def _target_from_table(name: str, written: dict[str, Any]) -> Target:
 
 def _build_target(where: str, values: dict[str, Any]) -> Target:
     """Build a target from its settings; those that are not addresses or rules of the engine are the pack's facts."""
+    for name in values:
+        pack.hook("gone")(name, f"{where}.")
     addresses = {f"{url}{how}" for url in (*_address_names(), *_SECRETS) for how in ("", "_env", "_file")}
-    addresses |= {*_NATS_KEYS, *_LINK_KEYS, *_ACTION_RULES, "database_url_command", "pgbouncer_console", "thresholds"}
+    addresses |= {*_NATS_KEYS, *_LINK_KEYS, *_RULES, "database_url_command", "pgbouncer_console", "thresholds"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         if facts.workloads.runner == "supervisorctl":

@@ -168,6 +168,8 @@ class Runner(ABC):
     def __init__(self, settings: WorkloadSettings, read_cost: ReadCost) -> None:
         self._settings, self._read_cost = settings, read_cost
         self._known: dict[str, tuple[float, Any]] = {}
+        #: When the last reading command failed, and its error if it did not end in time.
+        self._hung: tuple[float, SourceError | None] = (-math.inf, None)
 
     @classmethod
     def declared(cls, opening: Opening) -> Runner:
@@ -225,6 +227,10 @@ class Runner(ABC):
         """Return the name and the address of the cluster that the tool acts in; "" for what there is not."""
         return "", ""
 
+    def cluster_id(self) -> str:
+        """Return the id that the cluster gave itself when it was made; "" where there is none. Raises SourceError."""
+        return ""
+
     def has_hidden_variables(self, name: str) -> bool:
         """Return whether the workload has variables that `environment` does not show."""
         return False
@@ -248,6 +254,18 @@ class Runner(ABC):
         command = self._command(words)
         if verb[0] not in ("get", "logs", "status", "tail"):
             self._known.clear()
+            return self._run(command, verb, timeout_s, most)
+        # Of a tool that hangs, such as at an expired login, each command would take its whole time.
+        at, hung = self._hung
+        if hung and time.monotonic() - at < SAME_S:
+            raise hung
+        try:
+            return self._run(command, verb, timeout_s, most)
+        except SourceError as e:
+            self._hung = time.monotonic(), e if e.code == "hung" else None
+            raise
+
+    def _run(self, command: list[str], verb: tuple[str, ...], timeout_s: float, most: int) -> CommandOutput:
         with self._read_cost.query("workloads", " ".join(verb), shlex.join(command)) as asked:
             code, out, err = _run_command(command, timeout_s, most)
             answer = CommandOutput(code, out.decode(errors="replace"), err.decode(errors="replace"), self._mask)
@@ -276,7 +294,7 @@ class Runner(ABC):
         """Return the error of what the tool says of its failure, in lower case."""
         found = ((reason, code) for reason, code, signs in self.failures if any(sign in complaint for sign in signs))
         reason, code = next(found, (Reason.ERROR, ""))
-        return error(reason, detail, code)
+        return error(reason, f"log in to the cluster again: {detail}" if code == "login_expired" else detail, code)
 
     def _check_name(self, name: str) -> str:
         """Return the name if it is a valid workload of the target. Raises SourceError."""
@@ -299,9 +317,23 @@ class KubectlRunner(Runner):
     verbs = frozenset({
         ("get", "deploy"), ("get", "pods"), ("logs",), ("rollout", "restart"), ("rollout", "status"),
         ("set", "env"), ("scale",), ("config", "current-context"), ("config", "view"),
+        ("get", "namespace"),
     })  # fmt: skip
     failures = (
-        (Reason.DENIED, "forbidden", ("(forbidden)", "forbidden:", "unauthorized", "must be logged in")),
+        (
+            Reason.DENIED,
+            "login_expired",
+            (
+                "unauthorized",
+                "must be logged in",
+                "certificate has expired",
+                "expired certificate",
+                "token has expired",
+                "getting credentials",
+                "standard input is not a terminal",
+            ),
+        ),
+        (Reason.DENIED, "forbidden", ("(forbidden)", "forbidden:")),
         (Reason.ERROR, "not_found", ("(notfound)",)),
         (Reason.TIMEOUT, "not_ready", ("timed out waiting", "exceeded its progress deadline")),
         (Reason.TIMEOUT, "hung", ("i/o timeout", "deadline exceeded", "client.timeout", "tls handshake timeout")),
@@ -416,6 +448,10 @@ class KubectlRunner(Runner):
             return self._settings.context or self._current, server.out.strip()
         return self._settings.context or self._current, ""
 
+    def cluster_id(self) -> str:
+        """Return the id of the namespace kube-system, which every cluster has."""
+        return self._run_verb("get", "namespace", "kube-system", "-o", "jsonpath={.metadata.uid}").out.strip()
+
     def has_hidden_variables(self, name: str) -> bool:
         """Return whether the container has variables from a whole ConfigMap or Secret (`envFrom`)."""
         return bool(self._read_container(name).get("envFrom"))
@@ -522,7 +558,9 @@ def _run_command(command: list[str], timeout_s: float, most: int) -> tuple[int, 
                         pipes.unregister(key.fileobj)
         return child.wait(max(deadline - time.monotonic(), 0.1)), bytes(out), bytes(err)
     except subprocess.TimeoutExpired:
-        raise error(Reason.TIMEOUT, f"{Path(command[0]).name} did not end within {timeout_s:g} s", "hung") from None
+        name = Path(command[0]).name
+        hint = "; if your login has expired, log in to the cluster again" if name == "kubectl" else ""
+        raise error(Reason.TIMEOUT, f"{name} did not end within {timeout_s:g} s{hint}", "hung") from None
     finally:
         if child.returncode is None:  # whatever made us leave, nothing of it is left behind
             with suppress(ProcessLookupError):

@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -319,8 +319,11 @@ class Archive:
 
         Raises OSError; LogError for an invalid line.
         """
+        return self._parse(name, self.raw(name))
+
+    def _parse(self, name: str, lines: Iterable[bytes]) -> Entries:
         entries = []
-        for n, line in enumerate(self.raw(name), 1):
+        for n, line in enumerate(lines, 1):
             if not line:
                 continue
             if (entry := entry_of(line)) is None:
@@ -393,7 +396,8 @@ class Archive:
         """Add a hash-chained line to a log; return None. Raises OSError.
 
         A `job` has one line per section: if it exists already, nothing is added and that line is returned. `stops`
-        replaces this check: it gets the log's entries at the moment of the write, and what it returns stops the write.
+        replaces this check: it gets the log's entries at the moment of the write, and what it returns stops the write;
+        LogError then if one of them is not valid.
         """
         with self.locked():
             return self._add_line(name, entry, stops)
@@ -406,7 +410,6 @@ class Archive:
         In S3 a log is replaced only if it is unchanged since it was read, so that no other machine's line is lost. An
         incident has its salts before its first line.
         """
-        stops = stops or partial(_find_of_job, entry)
         added = None
         for tries in range(1, 21):
             before, etag = self._read_with_etag(name)
@@ -415,7 +418,8 @@ class Archive:
                 self._ensure_salts()
             if added in lines:
                 return None  # it was written and only the answer was lost: times make entries unique
-            if there := stops([e for line in lines if (e := entry_of(line))]):
+            valid = self._parse(name, lines) if stops else [e for line in lines if (e := entry_of(line))]
+            if there := stops(valid) if stops else _find_of_job(entry, valid):
                 return there
             added = _encode_line(entry | {"previous": digest(lines[-1]) if lines else None})
             content = b"".join(line + b"\n" for line in (*lines, added))

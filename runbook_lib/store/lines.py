@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import pandas as pd
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, InstanceOf, ValidationError
@@ -130,7 +130,6 @@ class ActionLine(LogLine):
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
     verified: bool | None = None
-    break_glass: bool = False
     who: str = ""
     approved_by: str = ""
     reason: str = ""
@@ -140,6 +139,22 @@ class ActionLine(LogLine):
     def about(self) -> str:
         """What the action was about, in a few words."""
         return record.describe_action(self.what)
+
+
+class BegunLine(LogLine):
+    """What later actions must know of one: what it changed, when, what became of it, and its approval."""
+
+    id: str
+    time: _Moment
+    result: Literal["dry", "approved", "refused", "begun", "done", "failed"]
+    what: dict[str, Any]
+    job: str = ""
+    """The dry run that was approved for it; each is executed once."""
+
+    @property
+    def name(self) -> str:
+        """The workload that it changed; "" if it changed none."""
+        return str(self.what.get("name") or "")
 
 
 class NoteLine(LogLine):
@@ -199,14 +214,21 @@ def read_logs(archive: Archive) -> Logs:
     return Logs(manifest, actions, [_read_line(archive, NOTES, NoteLine, e) for e in archive.lines(NOTES)])
 
 
+def read_actions(archive: Archive, entries: list[dict[str, Any]] | None = None) -> list[BegunLine]:
+    """Return the lines of an action log, or its `entries`. Raises OSError; LogError for a line that is not valid."""
+    entries = archive.lines(ACTION_LOG) if entries is None else entries
+    return [_read_line(archive, ACTION_LOG, BegunLine, entry, n) for n, entry in enumerate(entries, 1)]
+
+
 def run_line(archive: Archive, entry: dict[str, Any]) -> RunLine:
     """Return the line of a run. Raises LogError."""
     return _read_line(archive, MANIFEST, RunLine, entry)
 
 
-def _read_line(archive: Archive, log: str, kind: type[L], entry: dict[str, Any]) -> L:
+def _read_line(archive: Archive, log: str, kind: type[L], entry: dict[str, Any], n: int = 0) -> L:
     try:
         return kind.model_validate(entry)
     except ValidationError as e:
-        wrong = f"a line of its logs is not valid ({': '.join(first_problem(e))}): run `runbook verify`"
+        which, problem = f"line {n}" if n else "a line of its logs", ": ".join(first_problem(e))
+        wrong = f"{which} is not valid ({problem}): run `runbook verify`"
         raise LogError(errno.EBADMSG, wrong, f"{archive.place}/{log}") from None

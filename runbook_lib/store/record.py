@@ -77,10 +77,7 @@ def verdict(v: Verdict) -> dict[str, Any]:
 
 def outcome(o: Outcome) -> dict[str, Any]:
     """Return an action and its outcome as JSON."""
-    return dict(as_json(o)) | {
-        "break_glass": o.break_glass,
-        "preconditions": [precondition(p) for p in o.preconditions],
-    }
+    return dict(as_json(o)) | {"preconditions": [precondition(p) for p in o.preconditions]}
 
 
 def precondition(p: Precondition) -> dict[str, Any]:

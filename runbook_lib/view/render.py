@@ -267,8 +267,7 @@ class ActionCard(NotebookOutput):
 def action_lines(o: Outcome) -> list[str]:
     """Return an action as text: the command, its result, its preconditions, its effect."""
     t = messages.text
-    loud = [f"▲ {t(say('action.break_glass'))}"] if o.break_glass else []
-    lines = [*loud, f"{ACTION_MARKS[o.result]} {t(say(f'action.result.{o.result}'))}: {t(o.why)}", f"    {o.command}"]
+    lines = [f"{ACTION_MARKS[o.result]} {t(say(f'action.result.{o.result}'))}: {t(o.why)}", f"    {o.command}"]
     lines += [f"  {_PRECONDITION_MARKS[p.ok]} {t(p.text)} {p.identity}".rstrip() for p in o.preconditions]
     if o.effect:
         lines.append(f"{'✔' if o.verified else '▲'} {t(o.effect)}")

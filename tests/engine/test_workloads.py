@@ -21,12 +21,15 @@ import psutil
 import pytest
 
 from runbook_lib.actions import proposals
-from runbook_lib.book import pack
+from runbook_lib.actions.action import perform
+from runbook_lib.book import messages, pack
 from runbook_lib.gameday import supervisor
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.gameday.supervisor import SupervisorctlRunner
 from runbook_lib.model.finding import Reason
+from runbook_lib.notebook.session import quiet_session
 from runbook_lib.packs.entitlement.actions import remedies
+from runbook_lib.packs.entitlement.actions.restart import Restart
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWorkloads
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import workloads
@@ -274,6 +277,54 @@ def test_a_proposal_runs_psql_where_the_settings_say_else_where_the_pack_does() 
         assert command() == f"psql -d postgres {select}"
         assert command(database="shop", runner="supervisorctl") == f"psql -d shop {select}"
         assert command(psql=own) == f"{own} {select}"
+
+
+#: What becomes of a login: HTTP 401, or the script of kubectl's plugin; and what is said of it.
+LOGINS = {
+    "refused": ("", "You must be logged in to the server"),
+    "plugin-fails": ("echo no session >&2; exit 3", "executable sh failed with exit code 3"),
+    "plugin-asks": (
+        "read answer </dev/tty || read answer || exit 4",
+        "executable sh failed with exit code 4",
+    ),
+    "plugin-hangs": ("sleep 600", "kubectl did not end within 2 s; if your login has expired, "),
+}
+
+
+@pytest.mark.parametrize("login", LOGINS)
+def test_an_expired_login_is_named_in_time_with_what_to_do(
+    login: str, cluster: Cluster, runner: KubectlRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin, says = LOGINS[login]
+    cluster.refuse = 401
+    cluster.write_config(tmp_path / "kubeconfig", plugin)
+    monkeypatch.setitem(workloads.Runner._run_verb.__kwdefaults__, "timeout_s", 2.0)  # type: ignore[arg-type]
+    for read in (runner.replicas, runner.pods, lambda name: runner.logs(name, 15), lambda _: runner.cluster_id()):
+        with pytest.raises(SourceError) as e:
+            read("notification")
+        assert says in e.value.detail and "log in to the cluster again" in e.value.detail
+        assert "\n" not in e.value.detail and e.value.reason in (Reason.DENIED, Reason.TIMEOUT)
+    if login == "plugin-hangs":
+        assert len(runner._read_cost.queries) == 1, "it is not waited for again and again"
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://runbook@127.0.0.1:1/d")
+    monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path / "out"))
+    rb = quiet_session("5.1", incident_id="A-1").context.in_one_cluster()
+    outcome = perform(Restart(rb), rb, execute=True, approved_by="Aoki", reason="the worker hangs")
+    said = messages.text(outcome.why)
+    assert outcome.result == "refused" and says in said and "log in to the cluster again" in said, said
+
+
+@pytest.mark.parametrize(
+    "complaint",
+    [
+        "Unable to connect to the server: x509: certificate has expired or is not yet valid: current time 2026-01-31",
+        "Unable to connect to the server: remote error: tls: expired certificate",
+        "error: exec plugin: standard input is not a terminal",
+    ],
+)
+def test_an_expired_certificate_is_an_expired_login(complaint: str, runner: KubectlRunner) -> None:
+    found = runner._tool_error(complaint.lower(), complaint)
+    assert (found.code, found.detail) == ("login_expired", f"log in to the cluster again: {complaint}")
 
 
 def test_refusals_and_silence_have_their_reasons(

@@ -340,23 +340,6 @@ def test_page_and_table(output: Path, tmp_path: Path, lang: str) -> None:
     assert rows[0]["actions"] == "✖ restart worker / ✔ restart worker / ? restart worker / ? restart worker"
 
 
-def test_break_glass_is_marked_wherever_the_action_stands(output: Path, tmp_path: Path) -> None:
-    broken = [acted("x", 1, "begun", break_glass=True), acted("x", 1, "done", True, break_glass=True)]
-    actions = [*broken, acted("y", 2, "done", True, break_glass=False)]
-    keep(output, "INC-5", runs=[ran("3", "OK", 0)], actions=actions)
-    page, table = tmp_path / "page.html", tmp_path / "table.csv"
-    titles = {"en": "▲ BREAK-GLASS: actions executed although", "ja": "▲ 緊急解除(break-glass)による操作"}
-    for lang, title in titles.items():
-        lines = said(output, "--lang", lang, "--page", str(page), "--csv", str(table)).output
-        assert title in lines and title in page.read_text()
-        for told in (lines, page.read_text(), table.read_text()):
-            assert "✔ restart worker ▲ BREAK-GLASS / ✔ restart worker" in told and told.count("▲ BREAK-GLASS /") == 1
-    told = json.loads(said(output, "--json").output)
-    assert [(a["incident"], a["action"], a["result"]) for a in told["break_glass"]] == [("INC-5", "restart", "done")]
-    (last,) = [i for i in told["incidents"] if i["incident"] == "INC-5"]
-    assert [a["break_glass"] for a in last["actions"]] == [True, False]
-
-
 def test_no_incident_is_no_mistake(tmp_path: Path) -> None:
     (tmp_path / "baseline-production").mkdir()
     (tmp_path / "baseline-production" / "usual.jsonl").write_text('{"at": 1}\n')

@@ -9,7 +9,7 @@ from typing import Any
 
 from runbook_lib.actions.action import ActionError, Authorization
 from runbook_lib.checks.context import Context, Progress
-from runbook_lib.governance import ledger
+from runbook_lib.governance.ledger import Ledger
 from runbook_lib.model.finding import Reason, Text, say
 from runbook_lib.model.outcome import Precondition
 from runbook_lib.sources.source import SourceError
@@ -65,11 +65,6 @@ class Counter:
             raise SourceError("workloads", Reason.UNREACHABLE, "no route to password=hunter2")
 
 
-def around(at: datetime, minutes: float = 30) -> str:
-    half = timedelta(minutes=minutes)
-    return f"{(at - half).isoformat()}/{(at + half).isoformat()}"
-
-
 def was_done(rb: Context, minutes_ago: float, result: str = "done", incident: str = "A-1", **line: Any) -> None:
     """A line of an action log, and where something was begun of the ledger, some minutes ago by the clock of then."""
     time = datetime.now(UTC) - timedelta(minutes=minutes_ago)
@@ -77,7 +72,7 @@ def was_done(rb: Context, minutes_ago: float, result: str = "done", incident: st
     logs = [Archive(rb.archive.output, incident)]
     if result not in ("dry", "refused"):
         about = replace(rb, parameters=rb.parameters.model_copy(update={"target": line.get("target", "default")}))
-        logs.append(ledger.ledger_of(about))
+        logs.append(Ledger(about).archive)
     for archive in logs:
         archive.prepare()
-        archive.add_line(ACTION_LOG, entry | line, lambda _: None)
+        archive.add_line(ACTION_LOG, entry | {"what": {}} | line, lambda _: None)

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 from tests.kit.web import reply, web
 
 NAMESPACE = "miniserversystem"
+CLUSTER_ID = "5ad2b7f4-7f0c-4c51-9a4e-0c5f3c1f2a11"
 _VERBS = ["get", "list", "patch", "watch"]
 
 
@@ -37,7 +38,12 @@ _DISCOVERY: dict[str, Any] = {
         "apiVersion": "v1",
         "groups": [{"name": "apps", "versions": [_APPS], "preferredVersion": _APPS}],
     },
-    "/api/v1": _resources("v1", _resource("pods", "Pod", singularName="pod"), _resource("pods/log", "Pod", ["get"])),
+    "/api/v1": _resources(
+        "v1",
+        _resource("pods", "Pod", singularName="pod"),
+        _resource("pods/log", "Pod", ["get"]),
+        _resource("namespaces", "Namespace", ["get"], singularName="namespace", namespaced=False),
+    ),
     "/apis/apps/v1": _resources(
         "apps/v1",
         _resource("deployments", "Deployment", singularName="deployment", shortNames=["deploy"]),
@@ -96,13 +102,18 @@ class Cluster:
         """Nobody answers any more."""
         self._open.close()
 
-    def write_config(self, path: Path) -> None:
-        """A kubeconfig that points here."""
+    def write_config(self, path: Path, plugin: str = "") -> None:
+        """A kubeconfig that points here; its login is a token, or the script of a plugin (asked for TLS only)."""
+        user, url = dict[str, Any]({"token": "kubeconfig-token"}), self._url
+        if plugin:
+            url = "https://127.0.0.1:9"
+            command = {"command": "sh", "args": ["-c", plugin], "interactiveMode": "IfAvailable"}
+            user = {"exec": {"apiVersion": "client.authentication.k8s.io/v1"} | command}
         config = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "double", "cluster": {"server": self._url}}],
-            "users": [{"name": "responder", "user": {"token": "kubeconfig-token"}}],
+            "clusters": [{"name": "double", "cluster": {"server": url}}],
+            "users": [{"name": "responder", "user": user}],
             "contexts": [{"name": "double", "context": {"cluster": "double", "user": "responder"}}],
             "current-context": "double",
         }
@@ -156,7 +167,8 @@ class Cluster:
             self.asked.append(Asked(request.command, url.path, query, content_type, json.loads(body) if body else None))
             if self.refuse:
                 denied = 'deployments.apps is forbidden: User "system:anonymous" cannot do it'
-                reason, text = ("Forbidden", denied) if self.refuse == 403 else ("InternalError", "etcd has no leader")
+                refused = {403: ("Forbidden", denied), 401: ("Unauthorized", "Unauthorized")}
+                reason, text = refused.get(self.refuse, ("InternalError", "etcd has no leader"))
                 _send(request, _status(self.refuse, reason, text), self.refuse)
                 return
             found = self._found(request.command, url.path, query, self.asked[-1].body)
@@ -166,6 +178,8 @@ class Cluster:
             _send(request, found)
 
     def _found(self, method: str, path: str, query: dict[str, str], body: Any) -> Any:
+        if path == "/api/v1/namespaces/kube-system":
+            return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "kube-system", "uid": CLUSTER_ID}}
         names = re.fullmatch(
             rf"/(?:api/v1|apis/apps/v1)/namespaces/{NAMESPACE}/(\w+)(?:/([\w.-]+))?(/log|/scale)?", path
         )

@@ -29,7 +29,6 @@ LEFT = {
     "dossier/policy.py",
     "dossier/postmortem.py",
     "dossier/report.py",
-    "dossier/seal.py",
     "view/render.py",
 }
 

@@ -52,7 +52,7 @@ PROPOSALS = """
 DATABASE = "keeps_out holds_up locks_rows no_session rolls_back slow_way"
 #: Every family of keys that are composed: the prefix, and its members, or a text of their names.
 FAMILIES: dict[str, Iterable[str]] = {
-    "action.approval.differs.": (*approval._BOUND, "preconditions", "unknown"),
+    "action.approval.differs.": (*approval._BOUND, "preconditions"),
     "action.canary.": canary._STEPS,
     "action.redrive.age_": redrive._UNITS_S,
     "action.redrive.effect_": "outbox delivery broker",

@@ -190,18 +190,17 @@ def test_machines_that_write_at_once(place: str, tmp_path: Path) -> None:
 ACTS = """
 import os, sys
 from dataclasses import replace
-from runbook_lib.governance import ledger
-from runbook_lib.model.finding import say
+from runbook_lib.governance.ledger import Ledger
 from runbook_lib.notebook.session import quiet_session
 rb = quiet_session("5.1", target="shut", incident_id="I").context
 rb = replace(rb, target=rb.target.model_copy(update={"ledger": sys.argv[1]}))
 for n in range(3):
     entry = {"id": f"{os.getpid()}-{n}", "time": "2026-01-01T00:00:00Z", "result": "begun", "job": f"request:I:{n}"}
-    used = lambda log: say("action.approval.used", by="sato") if entry["job"] in set(log["job"]) else None
-    began = ledger.begin(rb, entry, used) is None
+    entry |= {"what": {}, "approved_by": "sato"}
+    began = Ledger(rb).begin(entry) is None
     print(int(began))
     if began:
-        ledger.end(rb, entry | {"result": "done"})
+        Ledger(rb).end(entry | {"result": "done"})
 """
 
 

@@ -136,9 +136,9 @@ def test_each_hook_that_the_core_calls_is_in_the_table_and_there() -> None:
 
 
 def test_an_action_says_which_package_its_installation_leaves_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "runbook_lib.governance.guard", None)
-    with pytest.raises(UsageError, match=r"leaves out runbook_lib\.governance\.guard; install all of runbook_lib"):
-        pack.hook("rules")
+    monkeypatch.setitem(sys.modules, "runbook_lib.governance.ledger", None)
+    with pytest.raises(UsageError, match=r"leaves out runbook_lib\.governance\.ledger; install all of runbook_lib"):
+        pack.hook("ledger")
 
 
 def test_a_target_says_that_its_runner_is_left_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

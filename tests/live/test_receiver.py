@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,23 @@ def test_a_sender_that_goes_away(here: Running) -> None:
         s.sendall(head)
     time.sleep(0.1)
     assert here.get("healthz").status_code == 200
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"], ids=["first", "next"])
+def test_headers_that_come_slowly_are_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
+    """A byte at a time, on a new connection and on one that has asked before."""
+    monkeypatch.setattr(server, "HEADERS_S", 0.7)
+    with running(tmp_path) as here, socket.create_connection(("127.0.0.1", here.port), timeout=0.1) as s:
+        s.sendall(before)
+
+        def is_closed() -> bool:
+            with suppress(TimeoutError):
+                s.sendall(b"G")
+                return s.recv(65536) == b""
+            return False
+
+        with suppress(ConnectionError):
+            until(is_closed)
 
 
 def test_a_body_that_comes_slowly_is_cut_off_and_holds_up_nobody(

@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock, Mock
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -643,19 +643,3 @@ def test_work_whose_thread_does_not_start_leaves_its_key_free(monkeypatch: pytes
     idle.start_work("shop", done.set)
     assert done.wait(5)
     until(lambda: not idle.busy)
-
-
-def test_senders_may_repeat_an_alert_before_it_is_looked_for(tmp_path: Path) -> None:
-    """The receiver was down for a day, and nobody could tell it that the alert still fires."""
-    journal = Journal(tmp_path / "journal.db")
-    journal.accept([firing("A")], Settings(**tomllib.loads(TOML.format(silent=1, section=SECTION))), 1000)
-    ended = MagicMock()
-    journal.end_unrepeated = ended  # type: ignore[method-assign]
-    made = Dispatcher(journal, Settings(), str(tmp_path), MagicMock(), MagicMock(), places=())
-    made.stopping.set()  # it starts no job
-    made.poll()
-    assert not ended.called
-    made._look_due = time.monotonic()
-    made.poll()
-    assert ended.call_count == 1
-    journal.close()

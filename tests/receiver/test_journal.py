@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -488,17 +489,64 @@ def test_an_incident_stays_open_until_its_recovery_is_seen_or_nobody_looks_again
 def test_an_alert_that_was_silenced_when_it_ended_ends_when_nobody_repeats_it(journal: Journal) -> None:
     """Alertmanager tells no end of it: the recovery is checked all the same, and the next outage is told."""
     ran(journal, 0, firing(), **TOLD)
-    journal.accept([firing()], CONFIG, 1000)
-    journal.end_unrepeated(1000, "silent", 90000)
-    assert journal.next_job(90000, ()) is None, "it was repeated"
-    journal.end_unrepeated(1001, "silent", 94000)
-    check = done(journal, 94000, "OK", **TOLD)
+    journal.end_unrepeated(-200, "silent", 10)
+    journal.accept([firing()], CONFIG, 100)
+    journal.end_unrepeated(-70, "silent", 130)
+    journal.end_unrepeated(50, "silent", 250)
+    assert journal.next_job(250, ()) is None, "it was repeated"
+    journal.end_unrepeated(110, "silent", 310)
+    check = done(journal, 310, "OK", **TOLD)
     assert (check.kind, check.sections, check.alert) == ("resolved", ("6",), "silent")
     assert journal.incidents()[0].closed is not None
-    journal.end_unrepeated(99999, "silent", 99999)
-    assert journal.next_job(99999, ()) is None, "once"
+    journal.end_unrepeated(220, "silent", 420)
+    assert journal.next_job(420, ()) is None, "once"
     ran(journal, 200000, firing(), **TOLD)
     assert journal.counts()["messages_waiting"] == 3, "the next outage is told, too"
+
+
+@pytest.mark.parametrize(("repeated", "ends"), [(False, 100_100), (True, 100_310)])
+def test_the_time_without_a_receiver_is_no_silence_of_an_alert(journal: Journal, repeated: bool, ends: int) -> None:
+    """After a day an alert fires still, however late its sender repeats it; from then on its silence counts."""
+    ran(journal, 0, firing())
+    for at in (10, 100):
+        journal.end_unrepeated(at - 300, "silent", at)
+    if repeated:  # before the receiver looks for the first time
+        journal.accept([firing()], CONFIG, 100_000)
+    for at in range(100_000, ends, 50):
+        journal.end_unrepeated(at - 300, "silent", at)
+        assert not (job := journal.next_job(at, ())) or job.kind == "firing"
+    journal.end_unrepeated(ends - 300, "silent", ends)
+    check = journal.next_job(ends, ())
+    assert check and check.kind == "resolved"
+
+
+def test_a_journal_of_an_earlier_release_ends_no_alert_at_once(journal: Journal) -> None:
+    ran(journal, 0, firing())
+    journal.end_unrepeated(99_700, "silent", 100_000)
+    assert journal.next_job(100_000, ()) is None
+
+
+def read_or_empty(file: str) -> bytes:
+    return Path(file).read_bytes() if Path(file).exists() else b""
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])
+def test_a_journal_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path, closed: bool) -> None:
+    file, later = tmp_path / "journal.db", tmp_path / "later.db"
+    journal = Journal(file)
+    ran(journal, 0, firing())
+    journal._execute("PRAGMA user_version = 2")
+    if closed:
+        journal.close()
+    for part in ("", "-wal"):
+        if (written := Path(f"{file}{part}")).exists():
+            shutil.copy(written, f"{later}{part}")
+    if not closed:
+        journal.close()
+    before = [read_or_empty(f"{later}{part}") for part in ("", "-wal")]
+    with pytest.raises(UsageError, match=r"is newer \(version 2, this runbook knows 1\): update, or"):
+        Journal(later)
+    assert before == [read_or_empty(f"{later}{part}") for part in ("", "-wal")]
 
 
 def test_a_second_run_does_not_count_as_waiting(journal: Journal) -> None:

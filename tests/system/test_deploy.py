@@ -251,7 +251,7 @@ def test_who_acts_in_the_responders_pod_keeps_the_rules_of_the_target(
     assert {"name": "RUNBOOK_CONFIG", "value": "/etc/runbook/runbook.toml"} in container["env"]
     assert {"name": "config", "mountPath": "/etc/runbook", "readOnly": True} in container["volumeMounts"]
     (tmp_path / "runbook.toml").write_text(
-        '[targets.default]\ndatabase_url_file = "url"\nactions_per_hour = 2\nnats_monitor_url = "http://own:8222"\n'
+        '[targets.default]\ndatabase_url_file = "url"\napproval = true\nnats_monitor_url = "http://own:8222"\n'
     )
     (tmp_path / "url").write_text("postgresql://reader@postgres/d\n")
     for name, value in {
@@ -269,7 +269,7 @@ def test_who_acts_in_the_responders_pod_keeps_the_rules_of_the_target(
         "nats_monitor_url": "http://own:8222",
         "action_database_url": "postgresql://acting@postgres/d",
     }
-    assert (found.actions_per_hour, found.ledger) == (2, str(tmp_path / "ledger"))
+    assert (found.approval, found.ledger) == (True, str(tmp_path / "ledger"))
 
 
 def test_an_image_is_built_from_all_that_the_package_holds() -> None:

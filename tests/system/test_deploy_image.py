@@ -65,7 +65,7 @@ def index_of(docker: Any, folder: Path) -> Iterator[str]:
     version = docker.containers.run(BASE, ["python3", "-c", program], remove=True).decode().strip()
     resolve = [
         *(sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "-", "--constraint", "requirements.lock"),
-        *(f"--extra={extra}" for extra in ("serve", "dask", "s3", "sign", "lab")),
+        *(f"--extra={extra}" for extra in ("serve", "dask", "s3", "lab")),
         *("--python-version", version, "--python-platform", "linux", "--no-emit-package", "runbook-notebooks"),
         *("--quiet", "--no-annotate", "--no-header"),
     ]

@@ -29,7 +29,7 @@ from coverage import Coverage
 ROOT, CORES = Path(__file__).resolve().parents[2], os.cpu_count() or 2
 #: What decides: judges and evidence, diagnosis and statistics, masking, seal and approvals.
 PARTS = ("packs/entitlement/checks/*", "packs/entitlement/evidence/*", "packs/entitlement/missing", "diagnosis/*",
-         "checks/cases", "privacy/*", "dossier/seal", "governance/approval", "governance/guard")  # fmt: skip
+         "checks/cases", "privacy/*", "dossier/seal", "governance/approval", "governance/ledger")  # fmt: skip
 FILES = [str(file) for part in PARTS for file in sorted((ROOT / "runbook_lib").glob(f"{part}.py"))]
 ROOMS = ("judges", "engine", "governance", "live", "replay/test_replay.py", "replay/test_states.py")
 QUICK = ["-m", "not slow and not docker and not served and not lint", *(f"tests/{room}" for room in ROOMS)]

@@ -106,7 +106,7 @@ class SettingsChange:
         if unseen and rb.workloads.has_hidden_variables(self.program):
             found.append(Precondition(say("change.hidden", names=", ".join(unseen)), ok=None))
         found += check_restart(rb, self.which, lambda: check_durable(rb, environment))
-        return [*found, check_cooldown(rb)]
+        return [*found, *check_cooldown(rb)]
 
     def state(self, rb: Context) -> dict[str, Any]:
         """Return each variable of the workload, or its default if it is not set."""

@@ -79,7 +79,7 @@ class Restart:
     def preconditions(self, rb: Context) -> list[Precondition]:
         """Check both servers, which a start needs, and that notification has no second instance."""
         found = [*check_cluster(rb), *check_restart(rb, self.which, lambda: check_start(rb, self.program))]
-        return [*found, _check_not_starting(rb, self.program), check_cooldown(rb, self.program)]
+        return [*found, _check_not_starting(rb, self.program), *check_cooldown(rb, self.program)]
 
     def state(self, rb: Context) -> dict[str, Any]:
         """Return the instances, and the rows that are due, leased, or under an expired lease."""
@@ -158,10 +158,18 @@ def sample_until_settled(
 
 
 def check_cluster(rb: Context) -> list[Precondition]:
-    """Name the cluster that kubectl acts in, so that an approval holds for that one alone; [] for another tool."""
-    context, server = rb.workloads.cluster()
-    named = Precondition(say("action.restart.cluster", context=context), True, identity=f"{context} {server}".strip())
-    return [named] if context else []
+    """Name the cluster that kubectl acts in, so that an approval holds for that one alone; [] for another tool.
+
+    Behind a tunnel on this machine two clusters may have one context and one address: its own id tells them apart.
+    """
+    (context, server), own, unseen = rb.workloads.cluster(), "", None
+    try:
+        own = rb.workloads.cluster_id()
+    except SourceError as e:
+        unseen = e.detail
+    text = say("action.restart.cluster", context=context or None, unseen=unseen)
+    identity = " ".join(filter(None, (context, server, own)))
+    return [Precondition(text, ok=True, identity=identity)] if identity or unseen else []
 
 
 def check_restart(rb: Context, workload: str, start: Callable[[], Precondition]) -> list[Precondition]:
@@ -336,19 +344,21 @@ def identify_broker(rb: Context) -> str:
     return ""
 
 
-def check_cooldown(rb: Context, program: str | None = None) -> Precondition:
-    """Check that no incident ran an action on this target within the cooldown, on `program` or at all."""
+def check_cooldown(rb: Context, program: str | None = None) -> list[Precondition]:
+    """Check that no incident ran an action on this target within the cooldown, on `program` or at all.
+
+    Without a ledger that can be read no action is executed: `perform` says so.
+    """
     cooldown_s = rb.number("action.cooldown")
     text = say("change.nothing_just_changed", s=cooldown_s)
     if program:
         text = say("action.restart.not_just_changed", name=program, s=cooldown_s)
     try:
-        log = pack.hook("actions_of_target")(rb)
-    except (OSError, UsageError):
-        return Precondition(text, ok=None, warns=True)
-    acted = log[log["result"].isin(("begun", "done", "failed"))]
-    times = (acted if program is None else acted[acted["name"] == program])["time"]
-    return Precondition(text, not ((pd.Timestamp.now("UTC") - times).dt.total_seconds() < cooldown_s).any())
+        past = pack.hook("ledger")(rb).read()
+    except UsageError:
+        return []
+    times = [line.time for line in past if program in (None, line.name)]
+    return [Precondition(text, all((pd.Timestamp.now("UTC") - at).total_seconds() >= cooldown_s for at in times))]
 
 
 def check_answers(source: str, identify: Callable[[], str]) -> Precondition:

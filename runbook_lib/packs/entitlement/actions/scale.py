@@ -67,7 +67,7 @@ class Scale:
             found += [*check_servers(rb), *check_logins(rb, self.which, frames)]
             if self.which == "notification":
                 found += [check_start(rb, self.program), check_only_worker(rb, self.program, frames)]
-        return [*found, check_cooldown(rb, self.program)]
+        return [*found, *check_cooldown(rb, self.program)]
 
     def state(self, rb: Context) -> dict[str, Any]:
         """Return the replicas, and the state that a restart returns; a stop needs no database that answers."""
