@@ -1,4 +1,4 @@
-"""Settings and options of version 0.6 that have gone; each is refused with what to do instead."""
+"""Settings, options and commands of version 0.6 that have gone; each is refused with what to do instead."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ _BY_HAND = "remove it; whoever approves an action decides when and how often to 
 _LOGIN = "remove it; a person is known by the login"
 _UNSIGNED = "remove it; keep the printed seal elsewhere, and give it to `runbook verify --checkpoint`"
 _OVERRIDE = "no rule can be passed: run the command that the dry run shows by hand, and record it by `runbook note`"
+_ANNOTATIONS = (
+    "remove it; the incident's page has the course of its verdicts, and `grafana_link` still leads to a dashboard"
+)
 
-#: What to do instead, by the name of the setting or option.
+#: What to do instead, by the name of the setting, option or command.
 _INSTEAD = {
     "freeze": _BY_HAND,
     "actions_per_hour": _BY_HAND,
@@ -19,11 +22,15 @@ _INSTEAD = {
     "--break-glass": _OVERRIDE,
     "--key-file": _LOGIN,
     "--signed": _UNSIGNED,
+    **dict.fromkeys(("grafana_url", "grafana_token", "grafana_token_env", "grafana_token_file"), _ANNOTATIONS),
+    "--format": "use --json; `runbook serve` has Prometheus metrics",
+    "account": "`runbook event ID` traces one event; 5.3 counts the lost ones: `runbook run 5.3`",
+    "diff": "`runbook watch` says what changed since the last sample; the page of an incident has its course",
     "--approval": "leave it out; the approval is found in the incident's action log",
 }
 
 
 def refuse(name: str, where: str = "") -> None:
-    """Raise UsageError, one line that says what to do instead, if the setting or option of that name has gone."""
+    """Raise UsageError, one line that says what to do instead, if what has that name has gone."""
     if name in _INSTEAD:
         raise UsageError(f"{where}{name} has gone: {_INSTEAD[name]}")

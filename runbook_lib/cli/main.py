@@ -48,6 +48,7 @@ class _Commands(CommandGroup):
             return _SubcommandGroup(name)
         known = next((c for c in pack.active_runbook().commands if c.name.split()[-1] == name), None)
         if known is None:
+            gone.refuse(name)
             return None
         command = _load_command(known)
         if not known.of_engine:
@@ -86,7 +87,10 @@ class _SubcommandGroup(CommandGroup):
         return list(self._find_subcommands())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        return _load_command(known) if (known := self._find_subcommands().get(name)) else None
+        known = self._find_subcommands().get(name)
+        if known is None:
+            gone.refuse(name)
+        return _load_command(known) if known else None
 
 
 def _available_commands() -> list[pack.Command]:

@@ -411,6 +411,9 @@ def test_the_command_writes_notes_and_shows_them(rb: Context, tmp_path: Path) ->
         ("--approval", ["act", "restart", "notification", "--approval", "approval:A-1:x"]),
         ("--key-file", ["approve", "request:A-1:x", "--key-file", "key.pem"]),
         ("--signed", ["archive", "verify", "A-1", "--signed"]),
+        ("--format", ["run", "2", "--format", "nagios"]),
+        ("account", ["account", "--json"]),
+        ("diff", ["archive", "diff", "A-1"]),
     ],
 )
 def test_an_option_that_has_gone_says_what_to_do_instead(rb: Context, option: str, arguments: list[str]) -> None:

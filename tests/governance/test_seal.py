@@ -202,7 +202,7 @@ def test_what_is_no_file_any_more_is_missing(
 @pytest.mark.parametrize(
     "words",
     [
-        ["verify", "INC-1"], ["dossier", "INC-1"], ["note", "INC-1", "x"], ["capsule", "INC-1"], ["diff", "INC-1"],
+        ["verify", "INC-1"], ["dossier", "INC-1"], ["note", "INC-1", "x"], ["capsule", "INC-1"],
         ["archive", "erase", "anna-1"], ["archive", "retain", "--execute"],
     ],
 )  # fmt: skip
