@@ -180,7 +180,8 @@ def test_a_lock_on_a_table_of_the_same_name_elsewhere_is_not_accused(servers: Se
 def test_a_prepared_transaction_has_no_session_and_is_named_by_its_gid(tmp_path: Path) -> None:
     with Servers(tmp_path) as own, psycopg.connect(own.admin_url, autocommit=True) as admin:
         admin.execute("ALTER SYSTEM SET max_prepared_transactions = 2")
-        own.stop_postgres(), own.start_postgres()
+        own.stop_postgres()
+        own.start_postgres()
         with psycopg.connect(own.admin_url, autocommit=True) as db:
             for lock in ("LOCK TABLE notification.notifications", "SELECT FROM notification.notifications"):
                 for statement in ("BEGIN", lock, "PREPARE TRANSACTION 'transfer-7'"):
