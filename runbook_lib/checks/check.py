@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: The frame of what could not be read, a row per part; the part WHOLE is the step itself.
 NOT_READ = "not_read"
+#: The frame of the sessions for whose locks these parts have waited.
+LOCK_HOLDERS = "lock_holders"
 NOT_READ_COLUMNS = ["part", "source", "why", "detail", "code"]
 WHOLE = ""
 
@@ -104,7 +106,7 @@ class Check:
             return every | own | ({NOT_READ: pd.concat(missed, ignore_index=True)} if missed else {})
         except SourceError as e:
             e.detail = rb.masker.scrub(e.detail)
-            return {NOT_READ: failure_frame({WHOLE: e})}
+            return failure_frames({WHOLE: e})
 
     def judge_again(self, found: Finding, given: JudgeInput) -> Finding:
         """Judge the same evidence again, with other earlier findings or by another policy."""
@@ -122,7 +124,7 @@ class Check:
         failed = failures(frames)
         absent = [name for name in self.needs if name not in frames]
         decisive = [part for part in (WHOLE, *absent) if part in failed]
-        if frames.keys() <= {NOT_READ}:
+        if frames.keys() <= {NOT_READ, LOCK_HOLDERS}:
             decisive += _declared(failed)
         try:
             if decisive:
@@ -136,6 +138,8 @@ class Check:
             judged = self._of_error(e, given)
         except UnreadError as e:
             judged = self._partly(unknown("", Reason.NO_DATA, say("unknown.unread", detail=str(e))), failed, given)
+        if LOCK_HOLDERS in frames:
+            judged = pack.hook("lock_holders")(judged, frames[LOCK_HOLDERS], given)
         notes = (n for n in notes_of_failures(_declared(failed)) if n not in judged.notes)
         unseen = unique((*judged.unseen, *(Unseen(e.source, e.reason) for e in failed.values())))
         return replace(
@@ -183,6 +187,13 @@ class Check:
     def _place_proposals(self, finding: Finding) -> tuple[Proposal, ...]:
         """Return its proposals; one of no other section is of this step's."""
         return tuple(replace(p, section=p.section or self.step.rpartition(".")[0]) for p in finding.proposals)
+
+
+def failure_frames(failed: Mapping[str, SourceError]) -> Frames:
+    """Return the frame of failures by part, and that of the sessions for whose locks these parts have waited."""
+    holders = [e.holders for e in failed.values() if e.holders is not None and len(e.holders)]
+    held = {LOCK_HOLDERS: pd.concat(holders).drop_duplicates(["pid", "gid"], ignore_index=True)} if holders else {}
+    return {NOT_READ: failure_frame(failed)} | held
 
 
 def failure_frame(failed: Mapping[str, SourceError]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from runbook_lib.book.messages import VERBATIM
 from runbook_lib.book.queries import Query
-from runbook_lib.checks.check import NOT_READ, WHOLE, Check, Collect, failure_frame, failures
+from runbook_lib.checks.check import NOT_READ, WHOLE, Check, Collect, failure_frame, failure_frames, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Text, replace, say, unknown
@@ -53,7 +53,7 @@ class FrameCollector:
 
     def frames(self) -> Frames:
         """Return the frames of the parts that were read, and the frame of the failures."""
-        return {**self.answers, NOT_READ: failure_frame(self.failures)}
+        return self.answers | failure_frames(self.failures)
 
 
 def collector(**queries: str) -> Collect:

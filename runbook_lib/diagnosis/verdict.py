@@ -99,6 +99,9 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     if confidence == "high" and (unread or (again and not stuck_at)):
         confidence = "medium"
     status = worst([overall(findings), *([Status.WARNING] if stuck_at or undecided else [])])
+    hops = strip(findings, book.hops)
+    if status is Status.UNKNOWN and any(hop.late for hop in hops) and _is_silent(findings, stuck_at):
+        status = Status.CRITICAL
     pointed = (*sections_of(settled_by[:1] if between else ()), *(n for f in findings for n in f.next_sections))
     if status is Status.CRITICAL and not pointed:
         pointed = _suggest_section(findings, ranked, book)
@@ -113,7 +116,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         unseen=unique(u for f in findings for u in f.unseen),
         look_again_s=max(again, default=None),
         failure_modes=ranked,
-        hops=strip(findings, book.hops),
+        hops=hops,
         next_sections=unique(pointed),
         proposals=proposals,
         between=tuple(m.id for m in between),
@@ -242,6 +245,12 @@ def _find_stuck_hop(scores: Mapping[str, float], book: Catalog) -> str | None:
         if place.shared and scores[name] >= max(BROKEN, NEAR * best):
             return name
     return next(hop for hop in book.hops if scores[hop] >= max(BROKEN, NEAR * best))
+
+
+def _is_silent(findings: Iterable[Finding], stuck_at: str | None) -> bool:
+    """Return whether a step was not answered because of what is broken at the stuck hop."""
+    unanswered = (f for f in findings if f.status is Status.UNKNOWN)
+    return any(s.about == stuck_at and s.weight >= BROKEN for f in unanswered for s in f.signals)
 
 
 def _find_accused(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:

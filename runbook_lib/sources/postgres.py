@@ -58,6 +58,8 @@ SELECT pg_backend_pid(),
 """
 #: The name of a person's own query.
 OWN = "own"
+#: The query for the sessions that a query has waited for, and the errors after which it is sent.
+_HOLDERS, _WAITED = "database/lock_holders", ("lock_not_available", "statement_timeout")
 #: Prefix of parameters that a person has filled in: they may be user ids and are never recorded.
 TYPED = "typed_"
 # Of tables alone: a view may call a person's column anything, and the catalog's statistics hold values of every column.
@@ -435,6 +437,8 @@ class Snapshot:
                     self._execute_sql("SAVEPOINT question")
                 return self._run_query(q, params)
             except SourceError as e:
+                if e.code in _WAITED:
+                    e.holders = self._ask_for_holders(q, apart=apart)
                 if e.code != "recovery_conflict":
                     raise
                 if self._repeated:
@@ -444,6 +448,21 @@ class Snapshot:
             if self._failure:
                 self._connect_anew()
             self.start()
+
+    def _ask_for_holders(self, q: Query, *, apart: bool) -> pd.DataFrame | None:
+        """Return the sessions that keep a query out of its tables; None if no pack in use has the query for them."""
+        if self._window and self._window.past:
+            return None
+        with suppress(SourceError, KeyError):
+            holders = query(_HOLDERS)
+            if apart:
+                self._execute_sql("ROLLBACK TO SAVEPOINT question")
+            else:
+                self._execute_sql("ROLLBACK")
+                self._execute_sql(self._source.begin)
+            self._execute_sql("SELECT pg_stat_clear_snapshot()")  # a transaction sees the sessions of its first query
+            return self._run_query(holders, {"names": sorted({*re.findall(r"\w+", q.sql)})})
+        return None
 
     def _run_query(self, q: Query, params: dict[str, Any]) -> pd.DataFrame:
         bound = {

@@ -24,7 +24,10 @@ class SourceError(Exception):
 
     `source` is "postgres", "jetstream", "nats_monitor", "redis", "prometheus", "workloads" or a service's name;
     `code` is the source's own name for what happened where it has one ("too_many_clients", "stream_not_found", ...).
+    `holders` are the sessions for whose locks the query waited, if it did (database/lock_holders).
     """
+
+    holders: pd.DataFrame | None = None
 
     def __init__(self, source: str, reason: Reason, detail: str, code: str = "") -> None:
         super().__init__(f"{source}: {detail}")

@@ -188,7 +188,7 @@ class Runner(ABC):
     @abstractmethod
     def pods(self, name: str) -> list[dict[str, Any]]:
         """Return its running instances: `name`, `ready`, `restarts` (None where not counted), `started` (ISO or ""),
-        `ending` (it has been told to stop).
+        `before` (the start before that, where it is kept), `ending` (it has been told to stop).
         """
 
     @abstractmethod
@@ -382,6 +382,7 @@ class KubectlRunner(Runner):
                 ),
                 "restarts": own.get("restartCount"),
                 "started": self._mask(str(running.get("startedAt") or status.get("startTime") or "")),
+                "before": self._mask(str(own.get("lastState", {}).get("terminated", {}).get("startedAt") or "")),
                 "ending": "deletionTimestamp" in pod["metadata"],
             })  # fmt: skip
         return pods

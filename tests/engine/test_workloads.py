@@ -128,6 +128,7 @@ def test_what_a_deployment_is(cluster: Cluster, runner: KubectlRunner) -> None:
             "ready": True,
             "restarts": 3,
             "started": "2025-01-31T02:30:00Z",
+            "before": "2025-01-31T02:20:00Z",
             "ending": False,
         }
     ]

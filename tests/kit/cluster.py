@@ -125,6 +125,7 @@ class Cluster:
         """A deployment with a sidecar, and its ready pods."""
         labels = {"app": name}
         started = {"running": {"startedAt": "2025-01-31T02:30:00Z"}}
+        before = {"terminated": {"startedAt": "2025-01-31T02:20:00Z"}}
         own = {"name": name, "image": "x", "env": list(env), "resources": {"limits": {"memory": "512Mi"}}}
         own |= {"envFrom": list(env_from)} if env_from else {}
         containers = [own, {"name": "istio-proxy", "image": "y"}]
@@ -151,7 +152,13 @@ class Cluster:
                         "phase": "Running",
                         "startTime": "2025-01-31T02:00:00Z",
                         "containerStatuses": [
-                            {"name": container, "ready": True, "restartCount": restarts, "state": started}
+                            {
+                                "name": container,
+                                "ready": True,
+                                "restartCount": restarts,
+                                "state": started,
+                                "lastState": before if restarts else {},
+                            }
                             for container, restarts in (("istio-proxy", 0), (name, 3))
                         ],
                     },

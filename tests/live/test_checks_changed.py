@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import pandas as pd
 import psycopg
@@ -13,8 +16,11 @@ from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.snapshots import CONFIGURATION, LOCKED, SETTING_COLUMNS, take_snapshot
 from runbook_lib.dossier import baseline
 from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, OutageEnd, Reason, Status, Value, judged, replace, say
+from runbook_lib.packs.changes.starts import Start
 from runbook_lib.packs.entitlement.checks import changed
+from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.view.differences import Comparison
 from tests.kit.frames.changed import frames
 from tests.kit.steps import NOW, ago, expect, make_given, run, undone, words
@@ -381,3 +387,83 @@ def test_a_source_that_is_away_leaves_the_others(servers: Servers, db: psycopg.C
     expect(found, Status.UNKNOWN, reason=Reason.UNREACHABLE)
     assert "PostgreSQL started" in set(found.frames["lately"]["what"])
     assert Reason.UNREACHABLE in {u.reason for u in found.unseen}
+
+
+# What starts again and again -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds_ago", "again"),
+    [
+        ("start", (4,), False),  # a deploy
+        ("start", (4.0, 4.9, 4.4), False),  # read three times, by an age in seconds
+        ("start", (4, 13), True),
+        ("start", (4, 4000), False),
+        ("sessions", (1, 3.5, 6), True),
+        ("log", (60, 62, 64, 68), False),  # one outage, as its clients see it
+        ("log", (60, 62, 70, 71), True),
+    ],
+)
+def test_two_separate_starts_are_a_warning_without_a_place(
+    kind: str, seconds_ago: tuple[float, ...], again: bool
+) -> None:
+    starts = rows.frame([Start(kind, "NATS", ago(s)) for s in seconds_ago], Start)
+    found = changed.CHECK.judge(frames((4, "the broker started")) | {"starts": starts}, make_given())
+    expect(found, Status.WARNING if again else Status.OK, f"changed.again_{kind}" if again else "changed.some")
+    verdict = diagnosis.conclude([replace(found, step="3.6")], make_given().catalog)
+    assert (verdict.stuck_at, verdict.undecided, verdict.failure_modes) == (None, (), ())
+
+
+def test_starts_of_two_parts_are_no_series() -> None:
+    starts = rows.frame([Start("start", "pod-1", ago(4)), Start("start", "pod-2", ago(13))], Start)
+    expect(changed.CHECK.judge(frames() | {"starts": starts}, make_given()), Status.OK)
+
+
+@contextmanager
+def repeated(act: Callable[[], object], every_s: float) -> Iterator[None]:
+    """Do that again and again."""
+    over = Event()
+
+    def go_on() -> None:
+        while not over.wait(every_s):
+            act()
+
+    thread = Thread(target=go_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("service", EntitlementFacts.services)
+def test_sessions_that_are_ended_again_and_again(servers: Servers, db: psycopg.Connection, service: str) -> None:
+    with ExitStack() as pool:
+
+        def connect() -> None:
+            pool.close()
+            for _ in range(10):
+                one = psycopg.connect(servers.app_url, application_name="PostgreSQL JDBC Driver", autocommit=True)
+                pool.enter_context(closing(one)).execute(f"SET search_path = {service}".encode())
+
+        connect()
+        once = run(servers, "3.6")["3.6"]
+        with repeated(connect, 2.5):
+            found = run(servers, "3.6")["3.6"]
+    assert not once.headline.key.startswith("changed.again")
+    expect(found, Status.WARNING, "changed.again_sessions", says=f"sessions of {service}")
+
+
+def test_a_broker_that_starts_again_and_again(tmp_path: Path) -> None:
+    with Servers(tmp_path) as own:
+
+        def restart() -> None:
+            own.stop_nats()
+            own.start_nats()
+
+        once = run(own, "3.6")["3.6"]
+        with repeated(restart, 3):
+            found = run(own, "3.6")["3.6"]
+    assert not once.headline.key.startswith("changed.again")
+    expect(found, Status.WARNING, "changed.again_start", says="NATS starts again")

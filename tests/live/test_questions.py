@@ -50,7 +50,7 @@ def parameters(now: pd.Timestamp) -> dict[str, Any]:
         "slow_s": 10.0, "few": 4.0, "limit_s": 30.0, "old_s": 10.0, "tries_s": 420.0, "bucket_s": 60, "share": 0.05,
         "tried_since": now - pd.Timedelta(seconds=20), "fields": list(given_up.FIELDS), "schema": "notification",
         "event": str(uuid4()), "seqs": [7], "with_open": True, "role": "miniserversystem",
-        "schemas": ["entitlement", "notification"], "tables": None,
+        "schemas": ["entitlement", "notification"], "tables": None, "names": ["entitlement", "idempotency_keys"],
         "id": str(uuid4()), "ids": [], "settled_s": 5.0, "instants": [], "typed_id": "", "typed_user": "",
     }  # fmt: skip
 

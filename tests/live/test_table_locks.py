@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,7 +18,21 @@ from runbook_lib.model.finding import Finding, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import database, recovery
 from tests.kit.frames.delivery import sessions
-from tests.kit.steps import UNPROCESSED, bound, events, expect, locked, make_given, run, traffic, weight, words
+from tests.kit.steps import (
+    UNPROCESSED,
+    bound,
+    events,
+    expect,
+    lock_wait,
+    locked,
+    make_given,
+    run,
+    traffic,
+    undone,
+    verdict_of,
+    weight,
+    words,
+)
 
 TIMEOUT = "Timeout or no response waiting for NATS JetStream server"
 CLOSED = "nats://127.0.0.1:9"
@@ -85,6 +101,96 @@ def test_locks_that_keep_nobody_out_are_no_finding(servers: Servers, db: psycopg
         with locked(servers, "notification.notifications", mode, held_s=0.0):
             found = run(servers, "4.1.4")["4.1.4"]
         assert found.frames["table_locks"].empty, mode
+
+
+# The session that the runbook's own query waits for -------------------------------------------------------------
+
+#: A step that reads the table.
+READS = {
+    "notification.notifications": "4.3.1",
+    "notification.processed_events": "4.2.2",
+    "entitlement.outbox_events": "2.2",
+}
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize(("table", "step"), READS.items())
+def test_who_keeps_the_runbook_out_is_named_and_critical_if_others_wait(
+    servers: Servers, db: psycopg.Connection, table: str, step: str, waits: bool
+) -> None:
+    traffic(db, 20)
+    waiting = lock_wait(servers.app_url, f"SELECT FROM {table}") if waits else nullcontext()
+    with locked(servers, table) as pid, waiting:
+        found = run(servers, step)[step]
+    assert found.status is (Status.CRITICAL if waits else Status.UNKNOWN)
+    expect(found, says=(f"pid {pid} (migration at 127.0.0.1, idle in transaction", f"AccessExclusiveLock on {table}"))
+    assert f"pg_terminate_backend({pid})" in found.proposals[0].command
+    verdict = verdict_of(found)
+    assert (verdict.stuck_at, verdict.failure_modes[0].id) == ("database", "FM-DB-01")
+    assert (verdict.status, verdict.proposals[0].name) == (found.status, "end_blocker")
+
+
+def test_a_triage_names_who_keeps_it_out_and_is_critical_if_events_are_late(
+    servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
+    """No session waits, and the table was free until just now."""
+    traffic(db, 60, until=30)
+    events(db, 40, 40, outbox="PENDING", **UNPROCESSED)
+    with bound(broker), locked(servers, "notification.notifications") as pid:
+        found = run(servers, "3.1", "3.2", "3.3")
+    expect(found["3.2"], Status.CRITICAL, values={"stuck_at": "database"}, says=f"pid {pid} (migration")
+    assert f"pg_terminate_backend({pid})" in found["3.3"].proposals[0].command
+    assert verdict_of(*found.values()).status is Status.CRITICAL
+
+
+def test_behind_a_statement_that_waits_the_first_of_the_queue_is_named(
+    servers: Servers, db: psycopg.Connection
+) -> None:
+    alter = "ALTER TABLE notification.notifications ALTER COLUMN locked_by SET DEFAULT NULL"
+    with (
+        locked(servers, "notification.notifications", "ACCESS SHARE") as pid,
+        lock_wait(servers.admin_url, alter) as migration,
+        lock_wait(servers.app_url, "SELECT FROM notification.notifications"),
+    ):
+        found = run(servers, "4.3.1")["4.3.1"]
+        waiting = migration.info.backend_pid
+    expect(found, Status.CRITICAL, says=(f"pid {pid} (migration", "AccessShareLock on notification.notifications"))
+    assert [(p.name, p.params["pid"]) for p in found.proposals] == [("cancel_waiting", waiting), ("end_blocker", pid)]
+
+
+def test_an_index_that_is_held_keeps_out_as_well(servers: Servers, db: psycopg.Connection) -> None:
+    with psycopg.connect(servers.admin_url, application_name="reindex") as holder:
+        holder.execute("REINDEX INDEX notification.notifications_pending_idx")
+        found = run(servers, "4.3.1")["4.3.1"]
+        expect(found, Status.UNKNOWN, says=(f"pid {holder.info.backend_pid} (reindex", "notifications_pending_idx"))
+
+
+def test_a_lock_on_a_table_of_the_same_name_elsewhere_is_not_accused(servers: Servers, db: psycopg.Connection) -> None:
+    with (
+        undone(db, "CREATE SCHEMA elsewhere", "DROP SCHEMA elsewhere CASCADE"),
+        undone(db, "CREATE TABLE elsewhere.notifications ()", "SELECT"),
+        locked(servers, "elsewhere.notifications"),
+        locked(servers, "notification.notifications") as pid,
+    ):
+        found = run(servers, "4.3.1")["4.3.1"]
+    assert found.frames["lock_holders"]["pid"].tolist() == [pid]
+
+
+@pytest.mark.slow
+def test_a_prepared_transaction_has_no_session_and_is_named_by_its_gid(tmp_path: Path) -> None:
+    with Servers(tmp_path) as own, psycopg.connect(own.admin_url, autocommit=True) as admin:
+        admin.execute("ALTER SYSTEM SET max_prepared_transactions = 2")
+        own.stop_postgres()
+        own.start_postgres()
+        with psycopg.connect(own.admin_url, autocommit=True) as db:
+            for lock in ("LOCK TABLE notification.notifications", "SELECT FROM notification.notifications"):
+                for statement in ("BEGIN", lock, "PREPARE TRANSACTION 'transfer-7'"):
+                    db.execute(statement.encode())
+                alter = "ALTER TABLE notification.notifications ALTER COLUMN locked_by SET DEFAULT NULL"
+                with lock_wait(own.admin_url, alter), lock_wait(own.app_url, "SELECT FROM notification.notifications"):
+                    found = run(own, "4.3.1", "4.3.2")["4.3.1"]
+                db.execute("ROLLBACK PREPARED 'transfer-7'")
+                expect(found, Status.CRITICAL, says=("transfer-7", "on notification.notifications"), proposals=[])
 
 
 # What it hides -------------------------------------------------------------------------------------------------

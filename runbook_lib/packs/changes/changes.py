@@ -26,8 +26,11 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
 from runbook_lib.diagnosis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTING_COLUMNS, drift
 from runbook_lib.dossier import baseline
+from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, OutageEnd, Signal, Status, Text, Value, judged, replace, say
 from runbook_lib.model.frames import table
+from runbook_lib.packs.changes import starts
+from runbook_lib.packs.changes.starts import Start
 from runbook_lib.packs.jetstream.consumer import read_pairs
 from runbook_lib.packs.jetstream.reach import BrokerSpec, find_undocumented, list_settings
 from runbook_lib.sources.source import SourceError
@@ -63,7 +66,8 @@ class Surroundings:
     `migrations` has the query of a service's migrations (version, description, installed_on, success). `impact` is the
     step that finds the onset and the end of an outage. `observe` returns what a difference (the columns of
     `snapshots.drift`) is by observations.md, "" if it is none; without it nothing is weighed. `unexpected` returns the
-    settings that no migration makes.
+    settings that no migration makes. `sessions` yields since when all sessions of a service are there, and `reported`
+    when the services' logs say that the broker was away.
     """
 
     role: str = ""
@@ -74,6 +78,8 @@ class Surroundings:
     impact: str = "3.1"
     observe: Callable[[Mapping[Hashable, str], JudgeInput], str] | None = None
     unexpected: Callable[[pd.DataFrame], pd.DataFrame] = lambda settings: settings.iloc[:0]
+    sessions: starts.Reader = lambda rb: ()
+    reported: starts.Reader = lambda rb: ()
 
 
 def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
@@ -82,7 +88,7 @@ def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
     Frames: changes (at: time; kind, what, source: text; time: text, "exact", "of the newest" where only the newest of
     its kind is known, or "zone not kept"), settings of the role and the database (whose, setting: text, "name=value" or
     the name alone), configuration (source, item, setting, value: text), healthy (the same of the last healthy baseline,
-    and at: time, when it was read), asked (source: text).
+    and at: time, when it was read), asked (source: text), starts (fields of `starts.Start`).
     """
     require_present(rb, "postgres")
     around, parts, changes, settings = of(rb.facts), FrameCollector(), list[Change](), list[Row]()
@@ -102,6 +108,7 @@ def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
         changes += _read_actions(rb)
     if not asked:
         return parts.frames()
+    parts.answers["starts"] = rows.frame(_read_starts(rb, around), Start)
     parts.answers["changes"] = pd.DataFrame(changes, columns=COLUMNS)
     parts.answers["asked"] = pd.DataFrame({"source": asked})
     # A source that answered in part would seem to have lost the rest.
@@ -184,6 +191,39 @@ def _read_pod_starts(rb: Context, around: Surroundings, settings: list[Row]) -> 
                 yield _build_change(pod["started"], kind, f"{pod['name']} started{again}", "workloads")
 
 
+def _read_starts(rb: Context, around: Surroundings) -> list[Start]:
+    """Return the starts of both servers, the workloads' pods and the services' sessions; with a young broker, what the
+    services' logs say of it. Nothing is watched while something is late: that decides.
+    """
+    impact = rb.findings.get(around.impact)
+    watch_s = rb.number("again.watch") if impact is None or impact.status is Status.OK else 0.0
+    of_pods: starts.Reader = partial(_read_starts_of_pods, around)
+    found = starts.watch(rb, [_read_database_start, _read_broker_starts, of_pods, around.sessions], watch_s)
+    young = pd.Timedelta(seconds=rb.number("again.within"))
+    if around.broker and any(s.part.startswith("NATS") and s.at and rb.now() - s.at < young for s in found):
+        with suppress(SourceError):
+            found += around.reported(rb)
+    return found
+
+
+def _read_database_start(rb: Context) -> Iterator[Start]:
+    with rb.snapshot() as db:
+        yield Start("start", "PostgreSQL", db.ask("changed/server")["started_at"].iloc[0])
+
+
+def _read_broker_starts(rb: Context) -> Iterator[Start]:
+    for server in rb.source("nats_monitor").servers():
+        # Without a name of its own it has another id, and by that another name, after each start.
+        name = "" if server.get("server_name") == server.get("server_id") else f" server {server.get('server_name')}"
+        yield Start("start", f"NATS{name}", pd.Timestamp(server["start"]) if server.get("start") else None)
+
+
+def _read_starts_of_pods(around: Surroundings, rb: Context) -> Iterator[Start]:
+    for pod in (pod for name in around.workloads for pod in rb.workloads.pods(name)):
+        for at in filter(None, (pod.get("before"), pod["started"])):
+            yield Start("start", pod["name"], pd.Timestamp(at))
+
+
 def _read_actions(rb: Context) -> Iterator[Change]:
     for line in rb.archive.lines(ACTION_LOG):
         if line.get("result") in ("done", "failed") and line.get("time"):
@@ -233,6 +273,10 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
         since = f"{healthy_at:%m-%d %H:%M}"
         headline = _describe("changed.drift", differing, since=since, until=f"{given.as_of:%H:%M}")
         notes.append(say("changed.restore", since=since))
+    again = starts.describe_repeated(frames.get("starts"), given)
+    if again:
+        headline, *others = again
+        notes = [*others, *notes]
     return judged(
         headline,
         [
@@ -240,6 +284,7 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
             Value("changes.before_onset", len(before), "changes"),
             Value("changes.configuration", None if healthy_at is None else len(differing), "settings"),
         ],
+        at_least=Status.WARNING if again else Status.OK,
         signals=_weigh_changes(around, differing, healthy_at, unexpected, given) if lasts else (),
         notes=tuple(notes),
         frames={"lately": lately, "drift": differing},

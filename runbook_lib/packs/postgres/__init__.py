@@ -6,4 +6,4 @@ from pathlib import Path
 
 from runbook_lib.book.pack import Pack
 
-PACK = Pack("postgres", Path(__file__).parent, room=True, checks="")
+PACK = Pack("postgres", Path(__file__).parent, room=True, checks="", hooks={"lock_holders": "locks:name_holder"})

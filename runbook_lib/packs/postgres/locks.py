@@ -13,12 +13,24 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from runbook_lib.actions import proposals
-from runbook_lib.book import queries
+from runbook_lib.book import messages, queries
 from runbook_lib.checks.check import failures, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Finding, Frames, Proposal, Reason, Status, Text, Value, judged, say, unknown
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    Proposal,
+    Reason,
+    Status,
+    Text,
+    Value,
+    judged,
+    replace,
+    say,
+    unknown,
+)
 from runbook_lib.model.frames import row, table
 from runbook_lib.sources.source import SourceError
 from runbook_lib.view import charts
@@ -83,6 +95,24 @@ class TableHolder(Blocker, query="database/table_locks"):
 
     tables: str = ""
     mode: str = ""
+
+
+class LockHolder(Blocker, query="database/lock_holders"):
+    """A session, or a prepared transaction, that keeps a query of the runbook out of its tables.
+
+    Those that wait themselves come last. `waiting` sessions of others wait there too.
+    """
+
+    gid: str | None = None
+    address: str | None = None
+    role: str | None = None
+    kind: str | None = None
+    since: pd.Timestamp | None = None
+    tables: str | None = None
+    mode: str | None = None
+    waits: bool = False
+    waiting: int = 0
+    longest_wait_s: float | None = None
 
 
 class Transaction(rows.Row, query="database/long_transactions"):
@@ -340,6 +370,32 @@ def on_error(e: SourceError, given: JudgeInput) -> Finding:
         at_least=Status.CRITICAL,
         proposals=(proposals.list_sessions(given),),
         next_sections=(section,) if section else (),
+    )
+
+
+def name_holder(found: Finding, holders: pd.DataFrame, given: JudgeInput) -> Finding:
+    """Return a finding with the session whose lock the runbook's own query ran into.
+
+    It is CRITICAL instead of UNKNOWN if sessions of others wait there as well.
+    """
+    first, *others = rows.each(holders, LockHolder)
+    shown = say(
+        "database.query_blocked_prepared" if first.gid else "database.query_blocked",
+        **vars(first) | {"since": first.since and f"{first.since:%H:%M:%SZ}", "waiting": first.waiting or None},
+    )
+    unread, named = found.status is Status.UNKNOWN, first.pid and first.pid in messages.shown(found.headline)
+    leads = not named and (unread or found.headline.key == "database.waits")
+    critical = unread and first.waiting
+    in_front = next((Blocked(o.pid, application=o.application) for o in others if o.waits and not o.mode), None)
+    ends = first.kind == "client backend" and not first.waits and not found.proposals
+    return replace(
+        found,
+        status=Status.CRITICAL if critical else found.status,
+        reason=None if critical else found.reason,
+        headline=say("database.query_blocked_by", holder=shown, headline=found.headline) if leads else found.headline,
+        notes=found.notes if leads else (*found.notes, shown),
+        proposals=_propose_end(given, first, in_front) if ends else found.proposals,
+        show=(*found.show, "lock_holders"),
     )
 
 

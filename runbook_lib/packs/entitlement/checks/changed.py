@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib.book import patterns
+from runbook_lib.model import rows
 from runbook_lib.packs.changes import changes
+from runbook_lib.packs.changes.starts import Start
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.checks import scope
-from runbook_lib.packs.entitlement.facts import EntitlementFacts
+from runbook_lib.packs.entitlement.evidence import sessions
+from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
+from runbook_lib.packs.logs.logs import LoginResult
 
 if TYPE_CHECKING:
-    from runbook_lib.checks.context import JudgeInput
+    from runbook_lib.checks.context import Context, JudgeInput
     from runbook_lib.sources.settings import TargetFacts
 
 #: What a difference is by observations.md, by the first word of the item, or by the role of the workload.
@@ -24,6 +28,7 @@ _OBSERVATIONS = {
 _WORKLOADS = {"entitlement": "changed.entitlement", "notification": "changed.notification"}
 #: The same for a variable that sets a loop of its own workload, by the first word of the setting's name.
 _LOOPS = {"relay": "changed.relay", "delivery": "changed.delivery"}
+_BROKER_ERROR = patterns.source(PACK, "broker login error")
 _SETTING = patterns.source(PACK, "setting")
 
 
@@ -73,6 +78,28 @@ def unexpected(settings: pd.DataFrame) -> pd.DataFrame:
     return settings[of_database]
 
 
+def _read_session_starts(rb: Context) -> Iterator[Start]:
+    """Yield since when the oldest session of a service is there, of each service that has a whole pool."""
+    with rb.snapshot() as db:
+        frames = sessions.collect(db, facts_of(rb).database_role)
+    sample = rows.first(frames.get("transactions"), sessions.Transactions)
+    for row in rows.each(frames.get("service_sessions"), sessions.Sessions):
+        if sample and sample.at is not None and row.since is not None and row.sessions >= rb.number("sessions.pool"):
+            # A session that has only opened shows no service.
+            service = ", ".join(EntitlementFacts.services) if row.service == "either" else row.service
+            yield Start("sessions", service, sample.at - pd.Timedelta(seconds=row.since))
+
+
+def _read_reported_ends(rb: Context) -> Iterator[Start]:
+    """Yield when a service's log says that the broker did not take its connection."""
+    minutes = min(rb.parameters.window_minutes, int(rb.number("log.longest")))
+    for service in EntitlementFacts.services:
+        for entry in rb.log(rb.facts.workloads.program(service), minutes).entries:
+            error = _BROKER_ERROR.find(" ".join((entry.message, *entry.above, entry.error)))
+            if error.kind == LoginResult.UNREACHED and entry.time is not None:
+                yield Start("log", "NATS", pd.Timestamp(entry.time))
+
+
 def surroundings(facts: TargetFacts) -> changes.Surroundings:
     """Return what can change around the system."""
     assert isinstance(facts, EntitlementFacts)  # noqa: S101 - this pack's runbook is active
@@ -84,6 +111,8 @@ def surroundings(facts: TargetFacts) -> changes.Surroundings:
         (facts.workloads.entitlement, facts.workloads.notification),
         observe=observe,
         unexpected=unexpected,
+        sessions=_read_session_starts,
+        reported=_read_reported_ends,
     )
 
 
