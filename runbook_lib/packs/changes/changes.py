@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -92,23 +93,23 @@ def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
     """
     require_present(rb, "postgres")
     around, parts, changes, settings = of(rb.facts), FrameCollector(), list[Change](), list[Row]()
-    asked: list[str] = []
+    asked, seen = list[str](), defaultdict[str, list[Start]](list)
 
     def part(name: str, found: Iterator[Change]) -> None:
         with parts.part(name):
             changes.extend(found)
             asked.append(name)
 
-    part("postgres", _read_database_changes(rb, around, parts, settings))
+    part("postgres", _read_database_changes(rb, around, parts, settings, seen["postgres"]))
     if around.broker:
         part("jetstream", _read_stream_changes(rb, around.broker, settings))
-        part("nats_monitor", _read_broker_changes(rb, settings))
-    part("workloads", _read_pod_starts(rb, around, settings))
+        part("nats_monitor", _read_broker_changes(rb, settings, seen["nats_monitor"]))
+    part("workloads", _read_pod_starts(rb, around, settings, seen["workloads"]))
     with suppress(OSError):
         changes += _read_actions(rb)
     if not asked:
         return parts.frames()
-    parts.answers["starts"] = rows.frame(_read_starts(rb, around), Start)
+    parts.answers["starts"] = rows.frame(_watch_starts(rb, around, seen), Start)
     parts.answers["changes"] = pd.DataFrame(changes, columns=COLUMNS)
     parts.answers["asked"] = pd.DataFrame({"source": asked})
     # A source that answered in part would seem to have lost the rest.
@@ -134,7 +135,7 @@ def _read_start(rb: Context, server: str, source: str, started: Any, loaded: Any
 
 
 def _read_database_changes(
-    rb: Context, around: Surroundings, parts: FrameCollector, settings: list[Row]
+    rb: Context, around: Surroundings, parts: FrameCollector, settings: list[Row], seen: list[Start]
 ) -> Iterator[Change]:
     with rb.snapshot() as db:
         server = db.ask("changed/server").iloc[0]
@@ -149,6 +150,7 @@ def _read_database_changes(
         for service, query in around.migrations.items():
             with parts.part(f"migrations of {service}"):
                 histories[service] = db.ask_apart(query)
+    seen.append(Start("start", "PostgreSQL", server["started_at"]))
     yield from _read_start(rb, "PostgreSQL", "postgres", server["started_at"], server["loaded_at"])
     for service, history in histories.items():
         for migration in history.to_dict("records"):
@@ -168,8 +170,9 @@ def _read_stream_changes(rb: Context, broker: BrokerSpec, settings: list[Row]) -
         settings += (("jetstream account", *limit) for limit in limits)
 
 
-def _read_broker_changes(rb: Context, settings: list[Row]) -> Iterator[Change]:
+def _read_broker_changes(rb: Context, settings: list[Row], seen: list[Start]) -> Iterator[Change]:
     servers = rb.source("nats_monitor").servers()
+    seen += _broker_starts(servers)
     for server in servers:
         name = f"NATS server {server.get('server_name') or server.get('server_id')}"
         yield from _read_start(rb, name, "nats_monitor", server.get("start"), server.get("config_load_time"))
@@ -179,28 +182,40 @@ def _read_broker_changes(rb: Context, settings: list[Row]) -> Iterator[Change]:
     settings += (("nats_monitor", *limit) for limit in list_settings("broker", {"config": limits}))
 
 
-def _read_pod_starts(rb: Context, around: Surroundings, settings: list[Row]) -> Iterator[Change]:
+def _read_pod_starts(rb: Context, around: Surroundings, settings: list[Row], seen: list[Start]) -> Iterator[Change]:
     for name in around.workloads:
         found = {"replicas": str(rb.workloads.replicas(name))} | dict(sorted(rb.workloads.environment(name).items()))
         settings += (("workloads", f"workload {name}", *setting) for setting in found.items())
         template = rb.workloads.template(name).items()
         settings += (("workloads template", f"workload {name}", *setting) for setting in template)
-        for pod in rb.workloads.pods(name):
+        pods = rb.workloads.pods(name)
+        seen += _pod_starts(pods)
+        for pod in pods:
             if pod["started"]:
                 kind, again = ("restart", f" ({n} restarts before)") if (n := pod["restarts"]) else ("start", "")
                 yield _build_change(pod["started"], kind, f"{pod['name']} started{again}", "workloads")
 
 
-def _read_starts(rb: Context, around: Surroundings) -> list[Start]:
+def _watch_starts(rb: Context, around: Surroundings, seen: Mapping[str, list[Start]]) -> list[Start]:
     """Return the starts of both servers, the workloads' pods and the services' sessions; with a young broker, what the
-    services' logs say of it. Nothing is watched while something is late: that decides.
+    services' logs say of it. `seen` are those of the changes, by source.
+
+    Nothing is watched while something is late: that decides.
     """
     impact = rb.findings.get(around.impact)
     watch_s = rb.number("again.watch") if impact is None or impact.status is Status.OK else 0.0
-    of_pods: starts.Reader = partial(_read_starts_of_pods, around)
-    found = starts.watch(rb, [_read_database_start, _read_broker_starts, of_pods, around.sessions], watch_s)
+    sessions = list[Start]()
+    with suppress(SourceError):
+        sessions += around.sessions(rb.of(""))
+    watched: list[tuple[starts.Reader, list[Start]]] = [
+        (_read_database_start, seen["postgres"]),
+        (lambda rb: _broker_starts(rb.source("nats_monitor").servers()), seen["nats_monitor"]),
+        (lambda rb: _pod_starts(p for name in around.workloads for p in rb.workloads.pods(name)), seen["workloads"]),
+        (around.sessions, sessions),
+    ]
+    found = starts.watch(rb, watched, watch_s)
     young = pd.Timedelta(seconds=rb.number("again.within"))
-    if around.broker and any(s.part.startswith("NATS") and s.at and rb.now() - s.at < young for s in found):
+    if any(s.at and rb.now() - s.at < young for s in seen["nats_monitor"]):
         with suppress(SourceError):
             found += around.reported(rb)
     return found
@@ -211,15 +226,15 @@ def _read_database_start(rb: Context) -> Iterator[Start]:
         yield Start("start", "PostgreSQL", db.ask("changed/server")["started_at"].iloc[0])
 
 
-def _read_broker_starts(rb: Context) -> Iterator[Start]:
-    for server in rb.source("nats_monitor").servers():
+def _broker_starts(servers: Iterable[Mapping[str, Any]]) -> Iterator[Start]:
+    for server in servers:
         # Without a name of its own it has another id, and by that another name, after each start.
         name = "" if server.get("server_name") == server.get("server_id") else f" server {server.get('server_name')}"
         yield Start("start", f"NATS{name}", pd.Timestamp(server["start"]) if server.get("start") else None)
 
 
-def _read_starts_of_pods(around: Surroundings, rb: Context) -> Iterator[Start]:
-    for pod in (pod for name in around.workloads for pod in rb.workloads.pods(name)):
+def _pod_starts(pods: Iterable[Mapping[str, Any]]) -> Iterator[Start]:
+    for pod in pods:
         for at in filter(None, (pod.get("before"), pod["started"])):
             yield Start("start", pod["name"], pd.Timestamp(at))
 

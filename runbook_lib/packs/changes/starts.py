@@ -38,23 +38,19 @@ Reader = Callable[["Context"], Iterable[Start]]
 Moments = dict[tuple[str, str], list[pd.Timestamp]]
 
 
-def watch(rb: Context, readers: Iterable[Reader], watch_s: float) -> list[Start]:
-    """Return the starts that parts show.
+def watch(rb: Context, first: Iterable[tuple[Reader, list[Start]]], watch_s: float) -> list[Start]:
+    """Return the starts that parts show: the first ones, and what their readers return later.
 
     A reader is asked again while a part of it is young, until that has started again or the time is over.
     """
     rb, until = rb.of(""), time.monotonic() + watch_s
-    seen: dict[Reader, list[Start]] = {read: [] for read in readers}
-    watched = list(seen)
-    while watched:
-        for read in watched:
+    seen = [(read, [*starts]) for read, starts in first]
+    while time.monotonic() < until and (young := [(r, s) for r, s in seen if _may_start_again(s, rb)]):
+        time.sleep(rb.number("again.every"))
+        for read, starts in young:
             with suppress(SourceError):  # what ends again and again does not answer each time
-                seen[read] += read(rb)
-        watched = [read for read in watched if _may_start_again(seen[read], rb)]
-        if time.monotonic() > until:
-            break
-        time.sleep(rb.number("again.every") if watched else 0)
-    return [start for starts in seen.values() for start in starts]
+                starts += read(rb)
+    return [start for _, starts in seen for start in starts]
 
 
 def _may_start_again(starts: list[Start], rb: Context) -> bool:
