@@ -254,12 +254,14 @@ def changed_queries(made: recording.Recording) -> list[str]:
 #: What a step may ask that no recording has: an earlier step of its section asked it, the role is at its limit, a
 #: replica answers for the tables, a throttle may be in force, or it is asked since.
 NOT_RECORDED = {
-    "3.2": {"journey/registered", "notifications/registered"},
+    **{step: {"consistency/surplus"} for step in ("3.1", "4.2.2", "5.3.5")},
+    "3.2": {"journey/registered", "notifications/registered", "consistency/surplus"},
     "4.1.2": {"alive/delivery", "journey/registered", "notifications/registered"},
     "4.1.4": {"alive/sessions"},
     "4.3.4": {"workloads environment", "workloads status"},
     "4.4.2": {"workloads environment", "workloads status"},
-    **{step: {"journey/registered"} for step in ("4.4.3", "5.3.2", "6.5")},
+    **{step: {"journey/registered"} for step in ("4.4.3", "5.3.2")},
+    "6.5": {"journey/registered", "consistency/surplus"},
 }
 #: What the recordings were asked, by step, and is asked no more.
 NO_LONGER = {
