@@ -155,7 +155,7 @@ def test_notifications_of_events_that_nobody_sent_here(servers: Servers, db: psy
         found = run(servers, step)[step]
         expect(found, Status.CRITICAL, values=counted, weights={"FM-NATS-12": "> 0.8", "FM-DB-07": "== 0"})
         said = "".join(messages.text(t, "en") for t in (found.headline, *found.notes))
-        assert "4 notifications of 4 users are more than" in said and "that this outbox never had" in said
+        assert "4 notifications of 4 users are more than" in said and "This outbox never had their events" in said
     db.execute("UPDATE notification.notifications SET type = 'MatchFound'")  # a match has no outbox row
     expect(run(servers, "5.3.5")["5.3.5"], Status.OK)
 

@@ -73,7 +73,7 @@ def test_copies_of_one_change_are_counted(
             expect(finding, Status.CRITICAL, weights={"FM-NATS-12": "> 0.5", "FM-DB-07": "== 0"})
             expect(finding, values=counted if step != "6.5" else None)
             said = " ".join(messages.text(t, "en") for t in (finding.headline, *finding.notes))
-            assert "216 notifications of 2 users are more than their changes explain" in said
+            assert "216 notifications of 2 users are more than the changes explain" in said
             assert "216.0/min from" in said and "109/1" in said and "user-6 " not in said
         assert found["3.1"].headline.key == "response.duplicates_now" and "4.2" in found["3.1"].next_sections
         verdict = verdict_of(*found.values())
@@ -106,7 +106,9 @@ def test_a_copy_of_a_change_before_the_window_counts(servers: Servers, db: psyco
     events(db, 3, 5 * 3600)
     copy(db, [1, 2], 1, 60)
     copy(db, [3], 4, 60)
-    assert surplus(run(servers, "5.3.5")["5.3.5"]) == 6
+    found = run(servers, "5.3.5")["5.3.5"]
+    assert surplus(found) == 6
+    assert [*found.frames["surplus"]["n"]] == [6, 4, 1, 1]  # the sum, then those who have the most
 
 
 #: What leaves as many notifications as changes, or fewer.

@@ -300,8 +300,8 @@ class Surplus(rows.Row, query="consistency/surplus"):
 
     @property
     def kind(self) -> str:
-        """Return the name of its observation, message and values."""
-        return "copies" if self.in_outbox else "without_event"
+        """Return the name of its observation and message."""
+        return "consistency.copies" if self.in_outbox else "consistency.without_event"
 
     @property
     def per_minute(self) -> float:
@@ -330,7 +330,7 @@ def judge_surplus(frames: Frames, given: JudgeInput) -> SurplusPart:
     newest = max((total.last for total in totals if total.last is not None), default=None)
     return SurplusPart(
         tuple(
-            Value(f"{total.kind}.{name}", value, unit)
+            Value(f"{total.kind.removeprefix('consistency.')}.{name}", value, unit)
             for total in totals
             for name, value, unit in (
                 ("notifications", total.n, "rows"),
@@ -340,7 +340,7 @@ def judge_surplus(frames: Frames, given: JudgeInput) -> SurplusPart:
             )
         ),
         tuple(_say_surplus(total, every) for total in totals),
-        tuple(given.evidence_of(f"consistency.{total.kind}" for total in totals)),
+        tuple(given.evidence_of(total.kind for total in totals)),
         seconds_between(newest, given.as_of),
     )
 
@@ -348,7 +348,7 @@ def judge_surplus(frames: Frames, given: JudgeInput) -> SurplusPart:
 def _say_surplus(total: Surplus, every: list[Surplus]) -> Text:
     most = [g for g in every if g.user_id and g.kind == total.kind][:EXAMPLES]
     return say(
-        f"consistency.{total.kind}",
+        total.kind,
         n=total.n,
         users=total.users,
         rate=total.per_minute,

@@ -116,12 +116,13 @@ WITH recent AS MATERIALIZED (
     FROM repeated
 )
 -- A row for all users of a kind, then one for each user and item.
-SELECT in_outbox, user_id, item AS stock_keeping_unit, max(changes) AS changes, count(*) AS n,
+SELECT in_outbox, user_id, item AS stock_keeping_unit,
+    CASE WHEN GROUPING(user_id) = 0 THEN max(changes) END AS changes, count(*) AS n,
     count(DISTINCT user_id) AS users, count(*) FILTER (WHERE status = 'SENT') AS sent,
     count(*) FILTER (WHERE registered) AS registered, min(created_at) AS first, max(created_at) AS last,
     (array_agg(event_id ORDER BY created_at DESC))[1] AS event_id
 FROM ranked
 WHERE nth > changes AND created_at >= (SELECT begins FROM edge)
 GROUP BY GROUPING SETS ((in_outbox), (in_outbox, user_id, item))
-ORDER BY user_id NULLS FIRST, n DESC
+ORDER BY user_id IS NOT NULL, n DESC
 LIMIT :max_rows;
