@@ -260,14 +260,15 @@ _MATCHES = {
 _BALANCE = {*_MATCHES, "jetstream STREAM.MSG.GET.matchmaking-events", "dead_letters/processed"}
 NOT_RECORDED = {
     "2.3": _MATCHES,
-    "3.2": {"journey/registered", "notifications/registered", *_BALANCE},
+    **{step: {"consistency/surplus"} for step in ("3.1", "4.2.2", "5.3.5")},
+    "3.2": {"journey/registered", "notifications/registered", "consistency/surplus", *_BALANCE},
     "3.6": _MATCHES,
     "4.1.2": {"alive/delivery", "journey/registered", "notifications/registered", *_BALANCE},
     "4.1.4": {"alive/sessions"},
     "4.3.4": {"workloads environment", "workloads status"},
     "4.4.2": {"workloads environment", "workloads status"},
     **{step: {"journey/registered"} for step in ("4.4.3", "5.3.2")},
-    "6.5": {"journey/registered", *_MATCHES},
+    "6.5": {"journey/registered", "consistency/surplus", *_MATCHES},
 }
 #: What the recordings were asked, by step, and is asked no more.
 NO_LONGER = {

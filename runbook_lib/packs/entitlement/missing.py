@@ -7,8 +7,8 @@ delivered without help. It is not lost if a notification or a dead letter shows 
 was deleted. If the broker's record does not show how it was lost, and registrations were deleted, it is undecided
 between both. `stream.locate_events` locates each event in the broker, also for the commands `event` and `account`.
 
-4.2.2 and 5.3.5 count the notifications of events that the outbox never had (FM-NATS-12); one that its retention removed
-is none of them.
+3.1, 4.2.2, 5.3.5 and 6.5 count the notifications beyond the changes (FM-NATS-12): copies of an event under new ids, and
+events that the outbox never had.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 LOST = ("gone", "given_up", "passed")
 #: The parts that `locate` reads of events that are missing.
 TRACES = ("notified", "broker", "deletions", "retention")
+#: How many users a sentence names as examples.
+EXAMPLES = 3
 #: The retention of the notification service in days, as its pods know it.
 RETENTION_VARIABLE = "RETENTION_RETENTION_DAYS"
 
@@ -279,34 +281,79 @@ def judge_missing(frames: Frames, given: JudgeInput, lag: float | None) -> Missi
     )
 
 
-class WithoutEvent(rows.Row, query="consistency/without_event"):
-    """A notification of an event that the outbox never had."""
+class Surplus(rows.Row, query="consistency/surplus"):
+    """Notifications beyond the changes, of events that the outbox has or not: of a user's item, or in all.
 
-    event_id: str = ""
-    status: str = ""
-    created_at: pd.Timestamp | None = None
-    registered: bool = False
-
-
-def judge_without_event(frames: Frames, given: JudgeInput) -> FindingPart:
-    """Count the notifications of the frame without_event, those sent and the registrations, with rate and first seen.
-
-    The first note is the headline of a finding that has no other one.
+    `n` of them are too many, beside one for each of the `changes`; `user_id` is empty in the sum over all users.
     """
-    found = rows.each(frames.get("without_event"), WithoutEvent)
-    times = [n.created_at for n in found if n.created_at is not None]
-    if not times:
-        return FindingPart()
-    first, ago = min(times), seconds_between(max(times), given.as_of)
-    minutes = max((given.as_of - first).total_seconds() / 60, 1.0)
-    registered, sent = sum(n.registered for n in found), sum(n.status == "SENT" for n in found)
-    counts = {"n": len(found), "registered": registered, "sent": sent, "rate": len(found) / minutes, "ago": ago}
-    return FindingPart(
-        (
-            Value("without_event.notifications", len(found), "rows"),
-            Value("without_event.registrations", registered, "rows"),
-            Value("without_event.per_minute", counts["rate"], "1/min"),
+
+    in_outbox: bool = False
+    user_id: str = ""
+    stock_keeping_unit: str = ""
+    changes: int = 0
+    n: int = 0
+    users: int = 0
+    sent: int = 0
+    registered: int = 0
+    first: pd.Timestamp | None = None
+    last: pd.Timestamp | None = None
+
+    @property
+    def kind(self) -> str:
+        """Return the name of its observation and message."""
+        return "consistency.copies" if self.in_outbox else "consistency.without_event"
+
+    @property
+    def per_minute(self) -> float:
+        """Return the rate from the first to the last one."""
+        return self.n / max((seconds_between(self.first, self.last) or 0.0) / 60, 1.0)
+
+
+@dataclass(frozen=True)
+class SurplusPart(FindingPart):
+    """What is added to a finding; `ago` is the age in seconds of the newest notification that no change explains."""
+
+    ago: float | None = None
+
+    def goes_on(self, given: JudgeInput) -> bool:
+        """Return whether users still receive such notifications."""
+        return self.ago is not None and self.ago < given.number("duplicates.still")
+
+
+def judge_surplus(frames: Frames, given: JudgeInput) -> SurplusPart:
+    """Count the notifications of the frame surplus, with their users, rate and times, by whether the outbox has them.
+
+    One change explains one notification, whatever the ids of its events.
+    """
+    every = rows.each(frames.get("surplus"), Surplus)
+    totals = [total for total in every if not total.user_id]
+    newest = max((total.last for total in totals if total.last is not None), default=None)
+    return SurplusPart(
+        tuple(
+            Value(f"{total.kind.removeprefix('consistency.')}.{name}", value, unit)
+            for total in totals
+            for name, value, unit in (
+                ("notifications", total.n, "rows"),
+                ("users", total.users, "users"),
+                ("registrations", total.registered, "rows"),
+                ("per_minute", total.per_minute, "1/min"),
+            )
         ),
-        (say("consistency.without_event", **counts, since=f"{first:%Y-%m-%d %H:%M:%S}"),),
-        given.evidence("consistency.without_event"),
+        tuple(_say_surplus(total, every) for total in totals),
+        tuple(given.evidence_of(total.kind for total in totals)),
+        seconds_between(newest, given.as_of),
+    )
+
+
+def _say_surplus(total: Surplus, every: list[Surplus]) -> Text:
+    most = [g for g in every if g.user_id and g.kind == total.kind][:EXAMPLES]
+    return say(
+        total.kind,
+        n=total.n,
+        users=total.users,
+        rate=total.per_minute,
+        since=total.first and f"{total.first:%Y-%m-%d %H:%M:%S}",
+        until=total.last and f"{total.last:%H:%M:%S}",
+        sent=total.sent,
+        examples=", ".join(f"{g.user_id} {g.stock_keeping_unit} {g.changes + g.n}/{g.changes}" for g in most),
     )

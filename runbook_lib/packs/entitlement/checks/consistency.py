@@ -252,14 +252,14 @@ def judge_dead_letters(frames: Frames, given: JudgeInput) -> Finding:
 def collect_audit(rb: Context) -> Frames:
     """5.3.5: collect audit rows without an event: of 24 h if cheap, else of the window in the newest audit pages.
 
-    Frames: changes; scope (hours: h, None for the window); without_event, the notifications of the window without one.
+    Frames: changes; scope (hours: h, None for the window); surplus, the notifications beyond the changes.
     """
     parts, hours = FrameCollector(), _hours_kept(rb)
     with rb.snapshot() as db:
         day = _ask_if_cheap(db, "consistency/audit_without_event_day")
         parts.answers["changes"] = db.ask(Change.QUERY) if day is None else day
         parts.answers["scope"] = row(hours=None if day is None else hours)
-        parts.ask(db, {"without_event": missing.WithoutEvent.QUERY})
+        parts.ask(db, {"surplus": missing.Surplus.QUERY})
     return parts.frames()
 
 
@@ -273,7 +273,7 @@ class Change(rows.Row, query="consistency/audit_without_event_tail"):
 def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.5: judge entitlement changes without an outbox event: never written, or deleted after it was processed.
 
-    And the reverse: notifications of events that the outbox never had.
+    And the reverse: notifications that no change explains.
     """
     changes, scope = rows.each(frames["changes"], Change), rows.one(frames.get("scope"), Scope)
     read = _say_read(scope, "consistency.audit_tail", given)
@@ -285,10 +285,10 @@ def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
         until=f"{max(notified):%H:%M:%S}" if notified else None,
     )
     found = len(changes) - len(notified)
-    foreign = missing.judge_without_event(frames, given)
+    surplus = missing.judge_surplus(frames, given)
     told = [
         *([say("consistency.no_event", n=found, read=read)] if found else []),
-        *foreign.notes,
+        *surplus.notes,
         *([deleted] if notified else []),
     ]
     return judged(
@@ -296,20 +296,20 @@ def judge_audit(frames: Frames, given: JudgeInput) -> Finding:
         [
             given.limits.value("integrity.lost", found),
             Value("outbox.deleted", len(notified), "rows"),
-            *foreign.values,
+            *surplus.values,
         ],
-        at_least=Status.CRITICAL if foreign.notes else Status.WARNING if notified else Status.OK,
+        at_least=Status.CRITICAL if surplus.notes else Status.WARNING if notified else Status.OK,
         notes=(
             *told[1:],
             *(() if scope.hours else (say("consistency.gate_day"),)),
-            *_note_row_limit(frames["changes"], frames.get("without_event")),
+            *_note_row_limit(frames["changes"], frames.get("surplus")),
         ),
         signals=(
             *(given.evidence("consistency.no_event") if found else ()),
             *(given.evidence("consistency.event_deleted") if notified else ()),
-            *foreign.signals,
+            *surplus.signals,
         ),
-        show=("changes", *(("without_event",) if foreign.notes else ())),
+        show=("changes", *(("surplus",) if surplus.notes else ())),
     )
 
 

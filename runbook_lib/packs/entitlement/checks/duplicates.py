@@ -133,11 +133,11 @@ ORDER = {
 def collect_order(rb: Context) -> Frames:
     """4.2.2: collect differences between the window's notifications and their registrations, and any duplicates.
 
-    Frames: those of `ORDER`, without_event, arrivals, copies.
+    Frames: those of `ORDER`, surplus, arrivals, copies.
     """
     parts = FrameCollector()
     with rb.snapshot() as db:
-        parts.ask(db, ORDER | {"without_event": missing.WithoutEvent.QUERY})
+        parts.ask(db, ORDER | {"surplus": missing.Surplus.QUERY})
         ask_per_minute(rb, db, parts, "notifications", arrivals="arrived")
         if len(parts.answers.get("duplicates", ())):
             parts.ask(db, {"copies": "duplicates/copies"})
@@ -180,11 +180,14 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
         "close": "",
         None: "duplicates.in_order" if {*ORDER, "arrivals"} <= frames.keys() else "",
     }.get(problem, "duplicates.not_in_order")
-    clean_up, foreign = retention.judge_clean_up(frames, given), missing.judge_without_event(frames, given)
+    clean_up, surplus = retention.judge_clean_up(frames, given), missing.judge_surplus(frames, given)
     # Rows that the frame of duplicates explains are not shown a second time.
-    shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"], "without_event": 1}
+    shown = {"copies": 1, "again": 1, "halves": 1, "apart": len(later), "twice": found["twice"], "surplus": 1}
+    own = (say(f"duplicates.{headline}", **facts),) if problem or not surplus.notes else ()
+    # A few late or close rows are less than notifications beyond the changes.
+    told = (*surplus.notes, *own) if problem in (None, "replays", "close") else (*own, *surplus.notes)
     return judged(
-        say(f"duplicates.{headline}", **facts) if problem or not foreign.notes else foreign.notes[0],
+        told[0],
         [
             given.limits.value("integrity.rows", sum(found.values()) - found["replays"] - found["close"]),
             Value("duplicates", found["events"], "events"),
@@ -197,21 +200,21 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
             Value("queued_after_30_days", found["replays"], "rows"),
             Value("notifications.created", queued, "rows"),
             *clean_up.values,
-            *foreign.values,
+            *surplus.values,
         ],
         at_least=worst(
             [
-                Status.CRITICAL if foreign.notes else Status.OK,
+                Status.CRITICAL if surplus.notes else Status.OK,
                 Status.WARNING if found["replays"] or found["close"] else Status.OK,
             ]
         ),
-        notes=(*_order_notes(frames, found, facts), *clean_up.notes, *(foreign.notes if problem else ())),
-        signals=(*given.evidence_of(filter(None, [observation])), *clean_up.signals, *foreign.signals),
+        notes=(*_order_notes(frames, found, facts), *clean_up.notes, *told[1:]),
+        signals=(*given.evidence_of(filter(None, [observation])), *clean_up.signals, *surplus.signals),
         # Holding delays every user: it is proposed only for duplicates that are not sent yet.
         proposals=(remedies.hold_delivery(given), remedies.resume_delivery(given))
         if unsent or _is_still_duplicating(frames, given)
         else (),
-        next_sections=("5.3",) if problem or foreign.notes else (),
+        next_sections=("5.3",) if problem or surplus.notes else (),
         show=tuple(name for name, n in shown.items() if n and len(frames.get(name, ()))),
     )
 

@@ -17,6 +17,7 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Status, Text, Value, judged, replace, say, worst
 from runbook_lib.model.frames import table
 from runbook_lib.model.unread import UnreadError
+from runbook_lib.packs.entitlement import missing
 from runbook_lib.packs.entitlement import rows as kinds
 from runbook_lib.packs.entitlement.checks import consistency, scope
 from runbook_lib.packs.entitlement.checks.series import FlowCounts, ask_flows, ask_since, ask_spans
@@ -476,17 +477,39 @@ def _judge_sli(
 # 6.5 --------------------------------------------------------------------------------------------------------
 
 
+def collect_duplicates(rb: Context) -> Frames:
+    """Read the events with several notifications, and the notifications beyond the changes.
+
+    Frames: duplicates, surplus.
+    """
+    parts = FrameCollector()
+    with rb.snapshot() as db:
+        parts.ask(db, {"duplicates": "consistency/duplicates", "surplus": missing.Surplus.QUERY})
+    return parts.frames()
+
+
 def judge_duplicates(frames: Frames, given: JudgeInput) -> Finding:
-    """Decide whether events have more than one notification, and whether new duplicates still occur."""
-    found = frames["duplicates"]
+    """Decide whether events or changes have more than one notification, and whether new duplicates still occur."""
+    found, surplus = frames["duplicates"], missing.judge_surplus(frames, given)
     newest = seconds_between(found["last"].max() if len(found) else None, given.as_of)
     still = newest is not None and newest < 60
+    own = say("recovery.duplicates" if len(found) else "recovery.no_duplicates", n=len(found), ago=newest)
+    told = (own, *surplus.notes) if len(found) or not surplus.notes else surplus.notes
     return judged(
-        say("recovery.duplicates" if len(found) else "recovery.no_duplicates", n=len(found), ago=newest),
-        [Value("duplicates", len(found), "events")],
-        at_least=Status.CRITICAL if still else Status.WARNING if len(found) else Status.OK,
-        signals=given.evidence("duplicates.doubled_now" if still else "duplicates.doubled") if len(found) else (),
-        show=("duplicates",),
+        told[0],
+        [Value("duplicates", len(found), "events"), *surplus.values],
+        at_least=worst(
+            [
+                Status.CRITICAL if still or surplus.goes_on(given) else Status.OK,
+                Status.WARNING if len(found) or surplus.notes else Status.OK,
+            ]
+        ),
+        notes=told[1:],
+        signals=(
+            *(given.evidence("duplicates.doubled_now" if still else "duplicates.doubled") if len(found) else ()),
+            *surplus.signals,
+        ),
+        show=("duplicates", *(("surplus",) if surplus.notes else ())),
     )
 
 
@@ -497,7 +520,7 @@ def collect_lost(rb: Context) -> Frames:
 
 #: The possible side effects of a recovery, part by part.
 SIDE_EFFECTS = {
-    "duplicates": Check("6.5", collector(duplicates="consistency/duplicates"), judge_duplicates, needs=("duplicates",)),
+    "duplicates": Check("6.5", collect_duplicates, judge_duplicates, needs=("duplicates",)),
     "lost": replace(consistency.LOST, step="6.5", collect=collect_lost),
     "sent": replace(consistency.SENT, step="6.5", collect=collector(dirty="consistency/sent_dirty_rows")),
     "halves": replace(consistency.HALVES, step="6.5"),

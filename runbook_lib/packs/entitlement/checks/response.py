@@ -33,6 +33,7 @@ from runbook_lib.model.finding import (
     worst,
 )
 from runbook_lib.model.frames import row, table
+from runbook_lib.packs.entitlement import missing
 from runbook_lib.packs.entitlement.checks import (
     backlog,
     consistency,
@@ -110,7 +111,7 @@ _LATELY = {
 def collect_impact(rb: Context) -> Frames:
     """3.1: read every SLI that timestamps give, who is affected, and the flows that show the onset.
 
-    Frames: affected, those of `_ask_for_deletions`, outbox, outbox_age, publish_delay, publish_delay_lately,
+    Frames: affected, those of `_ask_for_deletions`, surplus, outbox, outbox_age, publish_delay, publish_delay_lately,
     notifications, last_event; where cheap delivered, given_up, given_up_messages, sent, dead, published, processed,
     created, those of `outage.ask`, and published_before (of the window before the newest event, if that is not
     recent); requests (success: %, p95: s); slis (slo: text, sli: text, now: number, objective: text, met: flag,
@@ -121,6 +122,7 @@ def collect_impact(rb: Context) -> Frames:
     with rb.snapshot() as db:
         parts.ask(db, {"affected": Affected.QUERY}, late_s=rb.catalog.limits["backlog.oldest_due"].warning)
         _ask_for_deletions(rb, db, parts)
+        parts.ask(db, {"surplus": missing.Surplus.QUERY})
         parts.ask(db, _LATELY, since=now)
         ask_since(rb, db, parts, Delay.QUERY, publish_delay="now", publish_delay_lately="lately")
         ask_since(rb, db, parts, Delivered.QUERY, delivered="now")
@@ -474,7 +476,14 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     if in_past and (again := outage.look_again_s(frames, given, *outage.FLOWS)) is not None:
         values.append(Value(f"impact.{LOOK_AGAIN}", again, "s"))
     unpaired_key, observation = _UNPAIRED[(unpaired or 0.0) > 0]
+    surplus = missing.judge_surplus(frames, given)
+    if not surplus.goes_on(given):
+        surplus = missing.SurplusPart()
+    values += surplus.values
+    duplicates_now = [say("response.duplicates_now", what=note) for note in surplus.notes]
     cases = {
+        # What nobody waits for does not come late: copies of older events take long by their times.
+        "response.duplicates_now": duplicates_now and not (late.events or lost),
         "response.impact_over": in_past and ended,
         "response.impact_passed": in_past,
         "response.impact": missed and counted,
@@ -489,6 +498,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     notes = [say("response.sli_note", minutes=given.number("sli.now"))]
     if silent_s and key != "response.nothing_comes":
         notes.append(say("response.nothing_comes", silent=silent_s))
+    notes += duplicates_now[1 if key == "response.duplicates_now" else 0 :]
     if unpaired and key != unpaired_key:
         notes.append(say(unpaired_key, unpaired=abs(unpaired), window=given.window_minutes))
     told_s, early_s = seconds_between(given.detected_at, given.as_of), given.number("alert.early")
@@ -517,7 +527,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         "missed": ", ".join(missed) or "-", "n": len(missed), "events": late.events, "users": late.users,
         "given_up": lost, "oldest": late.oldest_s, "since": since, "minutes": given.number("sli.now"),
         "ago": seconds_between(seen.last_late_sent, given.as_of), "silent": silent_s,
-        "unpaired": unpaired and abs(unpaired), "window": given.window_minutes,
+        "unpaired": unpaired and abs(unpaired), "window": given.window_minutes, "what": next(iter(surplus.notes), None),
     }  # fmt: skip
     return judged(
         instead[0] if instead else say(key, **facts),
@@ -525,24 +535,29 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
         at_least=worst(
             [
                 Status.CRITICAL if missed and not in_past else Status.WARNING if warns else Status.OK,
+                Status.CRITICAL if surplus.notes else Status.OK,
                 Status.UNKNOWN if instead else Status.OK,
             ]
         ),
         notes=tuple(notes),
-        signals=given.evidence_of(
-            [
-                *([observation] if unpaired else []),
-                *(["flow.passes"] if passes else []),
-                *(["flow.steady"] if passes and seen.comes_in else []),
-            ]
+        signals=(
+            *given.evidence_of(
+                [
+                    *([observation] if unpaired else []),
+                    *(["flow.passes"] if passes else []),
+                    *(["flow.steady"] if passes and seen.comes_in else []),
+                ]
+            ),
+            *surplus.signals,
         ),
         hops=tuple(seen.hops()),
         next_sections=(
+            *(("4.2",) if surplus.notes else ()),
             *(("4.4",) if any(now.get(slo) for slo in ("ENT-E", "NOTI-D")) else ()),
             *(("5.3",) if unpaired or unclear else ()),
         ),
-        show=("slis", "affected"),
-        ended=ended if in_past else None,
+        show=("slis", "affected", *(("surplus",) if surplus.notes else ())),
+        ended=ended if in_past and not surplus.notes else None,
     )
 
 
