@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runbook_lib.book import messages, queries
@@ -186,6 +186,37 @@ def test_no_planted_value_is_left_in_a_line() -> None:
     assert {line.text: left for line in LINES if (left := line.left(MASKER.scrub(line.text)))} == {}
 
 
+FORMS = list(corpus.templates("named"))
+WITHIN: list[Callable[[str], str]] = [
+    str,
+    "2026-11-26T13:23:18Z INFO [main] c.e.X : {} done".format,
+    lambda text: json.dumps({"level": "INFO", "message": text, "n": 1}, ensure_ascii=False),
+    lambda text: json.dumps({"log": json.dumps({"message": text, "n": 1}), "n": [1]}),
+]
+
+
+def check_named(secret: bool, line: Line, within: Callable[[str], str]) -> None:
+    text = within(line.text)
+    for mask in (MASKER.scrub, MASKER.without_secrets) if secret else (MASKER.scrub,):
+        once = mask(text)
+        assert not line.left(once), (text, once)
+        assert mask(once) == once, (text, once, mask(once))
+        assert not text.startswith('{"l') or json.loads(once)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_value_of_a_name_is_left(form: str) -> None:
+    given(corpus.named(form), st.sampled_from(WITHIN))(settings(max_examples=20, derandomize=True)(
+        lambda named, within: check_named(*named, within)))()  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=5_000)
+@given(st.sampled_from(FORMS).flatmap(corpus.named), st.sampled_from(WITHIN))
+def test_no_value_of_a_name_is_left_in_many_lines(named: tuple[bool, Line], within: Callable[[str], str]) -> None:
+    check_named(*named, within)
+
+
 def test_no_planted_secret_is_left_where_only_secrets_are_taken_out() -> None:
     secrets = [Line(t.text, kept) for t in LINES if (kept := tuple({*t.planted} & {*corpus.SECRETS, *corpus.SHAPED}))]
     left = {line.text for line in secrets if line.left(MASKER.without_secrets(line.text))}
@@ -331,8 +362,8 @@ def test_a_line_is_cut_before_a_pattern_sees_it(mask: Callable[[str], str]) -> N
         ("user_id：alice", "user_id：TOKEN"),
         ("Authorization：Token 9944b0", "Authorization：***"),
         ("パスワード: hunter2", "パスワード: ***"),
-        ("トークン：hunter2、再発行済み", "トークン：***"),
-        ("秘密鍵＝「hunter2」", "秘密鍵＝***"),
+        ("トークン：hunter2、再発行済み", "トークン：***、再発行済み"),
+        ("秘密鍵＝「hunter2」", "秘密鍵＝「***」"),
         (
             "ユーザーID: alice, ユーザID=alice, ユーザーＩＤ：alice",
             "ユーザーID: TOKEN, ユーザID=TOKEN, ユーザーＩＤ：TOKEN",
@@ -357,7 +388,7 @@ def test_a_line_is_cut_before_a_pattern_sees_it(mask: Callable[[str], str]) -> N
         ("- name: API_KEY\n  valueFrom:\n    secretKeyRef: x", "- name: API_KEY\n  valueFrom:\n    secretKeyRef: x"),
         # Percent-encoded, as in the query of a URL.
         ("next=/cb%3Ftoken%3Dhunter2%26n%3D1&a=1", "next=/cb%3Ftoken%3D***&a=1"),
-        ("q=%7B%22password%22%3A%22hunter2%22%7D&a=1", "q=%7B%22password%22%3A%22***&a=1"),
+        ("q=%7B%22password%22%3A%22hunter2%22%7D&a=1", "q=%7B%22password%22%3A%22***%22%7D&a=1"),
         ("?user_id%3Dalice&n=1 ?userId=al%69ce", "?user_id%3DTOKEN&n=1 ?userId=TOKEN"),
         ("db=postgresql%3A%2F%2Fapp%3Ahunter2%40db%2Fd", "db=postgresql%3A%2F%2Fapp%3A***%40db%2Fd"),
         ("key=-----BEGIN+EC+PRIVATE+KEY-----%0AMHcC", "key=***"),
