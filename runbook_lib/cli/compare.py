@@ -8,6 +8,7 @@ import click
 
 from runbook_lib.cli import common, interrupts
 from runbook_lib.cli.terminal import draw
+from runbook_lib.privacy.urls import show_url
 
 _PAGE = click.option("--page", type=common.FILE, help="write the differences as an HTML page")
 
@@ -75,7 +76,9 @@ def baseline(target: str, output: str) -> int:
         try:
             baseline.keep(output, target, run.configuration, rb.context.as_of)
         except OSError as e:
-            raise OutputError.of(f"the configuration could not be stored in {output}: {e.strerror or e}", e) from None
+            raise OutputError.of(
+                f"the configuration could not be stored in {show_url(output)}: {e.strerror or e}", e
+            ) from None
     key = "compare.kept" if run.status is Status.OK else "compare.not_kept"
     common.echo_text(say(key, section=section, target=target, status=run.status.name))
     return int(run.status.value)

@@ -18,6 +18,7 @@ from runbook_lib.cli import common
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
 from runbook_lib.model.usage import UsageError, did_you_mean, install_command, visible
+from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources import settings
 
 if TYPE_CHECKING:
@@ -274,7 +275,7 @@ def _carry_out_orders(orders: list[Order], form: str, wait_s: float = 0.0, *, wh
                 if not _wait_before_rerun(came["document"], until):
                     break
         except forks.ProcessDiedError:
-            left = f"{order.output}/{order.incident}"
+            left = f"{show_url(order.output)}/{order.incident}"
             raise click.ClickException(f"the run was killed from outside; what it left is in {left}") from None
         said.append(came["document"])
         _print_result(came, form, why=why)

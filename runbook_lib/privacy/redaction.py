@@ -332,6 +332,14 @@ _CREDENTIAL = (
 _PERSON_KEY = r"(?:user[_. -]?ids?|aggregate[_. -]?(?:key|id)s?|ユーザー?[_ -]?(?:ID|ＩＤ))"
 # PASSWORD 'x', token "x"; but secret "x" names an object of Kubernetes.
 _SECRETS = _heads_pattern(_CREDENTIAL, rf"(?:(?<=word)|(?<=phrase)|(?<=token)|(?<=key))[ \t]+(?={_PREFIX}{_QUOTE})")
+_CREDENTIAL_NAME = re.compile(rf"{_CREDENTIAL}\Z", re.IGNORECASE)
+
+
+def names_secret(name: str) -> bool:
+    """Return whether the value of a parameter of this name is a secret."""
+    return bool(_CREDENTIAL_NAME.search(name))
+
+
 # curl -u app:x
 _USER_OPTION = re.compile(
     r"(?P<head>(?<!\S)(?:-u[ =]?|--(?:proxy-)?user[ =])[\"']?[^\s:\"'-][^\s:\"']*:)[^\s\"']+", re.IGNORECASE
@@ -384,13 +392,16 @@ def redact_blocks(text: str, person: Person | None = None) -> str:
 
 
 def _replace_named_value(person: Person | None, found: re.Match[str]) -> str:
-    user = found["k1"] or found["k2"]
+    user, quoted = found["k1"] or found["k2"], found["quoted"] or found["first"]
     if user and not person:
         return found[0]
-    quoted = found["quoted"] or found["first"]
-    mask = partial(key_token, user, person=person) if user and person else lambda _: SECRET
-    masked = _replace_within_quotes(quoted, mask) if quoted else mask(found["rest"])
-    return (found["head"] or found["before"]) + masked
+
+    def mask(value: str) -> str:
+        return key_token(user, value, person) if user and person else SECRET
+
+    return (found["head"] or found["before"]) + (
+        _replace_within_quotes(quoted, mask) if quoted else mask(found["rest"])
+    )
 
 
 def redact_secrets(text: str) -> str:

@@ -139,7 +139,8 @@ _TEXTS = st.text(
 def named(draw: st.DrawFn, form: str) -> tuple[bool, Line]:
     """Whether a form of named.txt has a secret, and its line with a name, values and blanks."""
     secret = draw(st.booleans())
-    names, bare, quoted = (SECRET_NAMES, BARE_SECRETS, SECRETS) if secret else (PERSON_NAMES, BARE_USERS, USERS)
+    names: tuple[str, ...] = SECRET_NAMES if secret else PERSON_NAMES
+    bare, quoted = (BARE_SECRETS, SECRETS) if secret else (BARE_USERS, USERS)
     if "NAMEs" in form or "?" in form:
         names = tuple(name for name in names if name.isascii() and " " not in name and name != "DB_PASS")
     planted = list[str]()
