@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from runbook_lib.cli import common
+from runbook_lib.privacy.urls import show_url
 
 
 @click.command()
@@ -33,7 +34,9 @@ def baseline(target: str, output: str) -> int:
         try:
             baseline.keep(output, target, run.configuration, rb.context.as_of)
         except OSError as e:
-            raise OutputError.of(f"the configuration could not be stored in {output}: {e.strerror or e}", e) from None
+            raise OutputError.of(
+                f"the configuration could not be stored in {show_url(output)}: {e.strerror or e}", e
+            ) from None
     key = "compare.kept" if run.status is Status.OK else "compare.not_kept"
     common.echo_text(say(key, section=section, target=target, status=run.status.name))
     return int(run.status.value)

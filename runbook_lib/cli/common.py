@@ -17,6 +17,7 @@ from runbook_lib.book import pack
 from runbook_lib.cli import interrupts
 from runbook_lib.model.finding import Text
 from runbook_lib.model.usage import UsageError, did_you_mean, visible
+from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources import settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -114,7 +115,7 @@ def resolve_incident(incident: str, output: str) -> str:
         return incident
     found = [name for name in Archive(output, "").newest(9) if name != ADHOC and Archive(output, name).manifest()]
     if not found:
-        raise UsageError(f"there is no incident under {output} yet: name a new one")
+        raise UsageError(f"there is no incident under {show_url(output)} yet: name a new one")
     return found[-1]
 
 
@@ -204,7 +205,7 @@ def existing_archive(incident: str, output: str) -> Any:
 def unknown_incident_text(archive: Any) -> str:
     """Return the error line for an unknown incident, with the closest known name."""
     known = type(archive)(archive.output, "").names()
-    return f"no incident '{archive.incident}' under {archive.output}: {did_you_mean(archive.incident, known)}"
+    return f"no incident '{archive.incident}' under {show_url(archive.output)}: {did_you_mean(archive.incident, known)}"
 
 
 def action_options(f: Any) -> Any:

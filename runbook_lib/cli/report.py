@@ -10,6 +10,7 @@ import click
 
 from runbook_lib.cli.common import AS_JSON, FILE, echo_text, lang_option, output_option, say_json, write_file
 from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.urls import show_url
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,7 @@ def report(
     incidents, unread = period.read(output, begin, end)
     said = period.report(incidents)
     shown = [t if t is None else render.when(t) for t in (begin, end)]
-    title = say("report.title", output=output, since=shown[0], until=shown[1])
+    title = say("report.title", output=show_url(output), since=shown[0], until=shown[1])
     if page:
         told = {"sums": period.summary_lines(said), "tables": period.tables(incidents, said)}
         write_file(page, render.html("report", title=title, unread=unread, **told))

@@ -17,6 +17,7 @@ from runbook_lib.cli import common
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
 from runbook_lib.model.usage import UsageError, did_you_mean, install_command, visible
+from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources import settings
 
 if TYPE_CHECKING:
@@ -241,7 +242,7 @@ def _carry_out_orders(orders: list[Order], as_json: bool, wait_s: float = 0.0, *
                 if not _wait_before_rerun(came["document"], until):
                     break
         except forks.ProcessDiedError:
-            left = f"{order.output}/{order.incident}"
+            left = f"{show_url(order.output)}/{order.incident}"
             raise click.ClickException(f"the run was killed from outside; what it left is in {left}") from None
         said.append(came["document"])
         if not as_json:

@@ -23,6 +23,7 @@ from runbook_lib.dossier.mandatory import MARKDOWN
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, visible
 from runbook_lib.privacy.masking import Masker
+from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources.http import MOST_BYTES, HttpServer
 from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.store.archive import PARTIAL, SEALED, Archive, entry_of, split_lines
@@ -93,7 +94,7 @@ def read_checkpoints(incident: str, source: str) -> list[ChainHead]:
     if not own:
         others = ", ".join(sorted({h.incident for h in found})[:5])
         but = f"; it contains seals of {others}" if others else ""
-        raise UsageError(f"--checkpoint {_hide_password(source)}: contains no seal of {incident}{but}")
+        raise UsageError(f"--checkpoint {show_url(source)}: contains no seal of {incident}{but}")
     return own
 
 
@@ -159,13 +160,10 @@ def _read_source(source: str) -> str:
             with closing(sqlite3.connect(f"{Path(source).absolute().as_uri()}?mode=ro", uri=True)) as journal:
                 return "\n".join(seal for (seal,) in journal.execute("SELECT seal FROM seals ORDER BY at"))
         if len(content) > MOST_BYTES:
-            raise UsageError(f"--checkpoint {source} has more than {MOST_BYTES:,} bytes: copy the seals out of it")
+            raise UsageError(
+                f"--checkpoint {show_url(source)} has more than {MOST_BYTES:,} bytes: copy the seals out of it"
+            )
         return content.decode(errors="replace")
     except (OSError, SourceError, sqlite3.Error) as e:
         reason = getattr(e, "strerror", None) or " ".join(str(e).split())
-        raise UsageError(f"--checkpoint {_hide_password(source)} cannot be read: {reason}") from None
-
-
-def _hide_password(source: str) -> str:
-    """Return a source without the user and password of its URL."""
-    return re.sub(r"//[^/@]*@", "//", source)
+        raise UsageError(f"--checkpoint {show_url(source)} cannot be read: {reason}") from None

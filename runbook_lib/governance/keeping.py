@@ -20,6 +20,7 @@ from runbook_lib.dossier import seal
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
+from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import ACTION_LOG, SALTS, SEALED, Archive
 from runbook_lib.view.render import when
@@ -169,8 +170,8 @@ def check_clock(output: str, now: pd.Timestamp) -> None:
     newest = max(moments, default=now)
     if not -CLOCK_TOLERANCE <= now - newest <= CLOCK_GAP:
         raise UsageError(
-            f"the clock shows {when(now)}, and the newest line of {output} is of {when(newest)}: nothing was removed;"
-            " if the clock is right, add --clock-is-right"
+            f"the clock shows {when(now)}, and the newest line of {show_url(output)} is of {when(newest)}:"
+            " nothing was removed; if the clock is right, add --clock-is-right"
         )
 
 

@@ -16,12 +16,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from urllib.parse import quote
 
 import pandas as pd
 
 from runbook_lib.model.finding import Frames
 from runbook_lib.privacy import redaction
+from runbook_lib.privacy.urls import secrets_in
 
 #: Columns of user ids, of keys that contain one, and of SQL statements.
 PERSON_COLUMNS = ("user_id",)
@@ -34,13 +35,7 @@ OWN_COLUMNS = ("who", "approved_by", "text", "detail_en", "detail_ja", "shape", 
 
 def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
     """Return the passwords and tokens of the given URLs, as written and decoded."""
-    found: set[str] = set()
-    for url in urls:
-        parts = urlsplit(url)
-        password = parts.password or (parts.username if parts.scheme in ("nats", "tls", "ws", "wss") else None)
-        asked = [v for k, v in parse_qsl(parts.query) if "password" in k]  # PostgreSQL's: password, sslpassword
-        for secret in filter(None, (password, *asked)):
-            found |= {secret, unquote(secret), quote(secret, safe="")}
+    found = {way for url in urls for secret in secrets_in(url) for way in (secret, quote(secret, safe=""))}
     return tuple(sorted((s for s in found if len(s) > 2), key=len, reverse=True))
 
 

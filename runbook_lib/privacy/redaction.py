@@ -8,9 +8,11 @@ no user ids.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from urllib.parse import unquote
 
 #: Turns a user id into its token.
@@ -39,53 +41,47 @@ def _cut_lines(text: str) -> str:
     return text if len(text) <= LONGEST else "\n".join(map(cut, text.split("\n")))
 
 
-# Values ------------------------------------------------------------------------------------------------------
+# A name, an operator and its values ----------------------------------------------------------------------------
 
-# Quoted, also as JSON within JSON (\"...\") and as some JSON writers escape ' (\u0027); a line may be cut off within.
-# Each level of JSON within JSON doubles the backslashes.
-_QUOTE = r"(?:\\*(?:[\"']|u002[27])|%2[27])"
-_QUOTED = (
-    r"(?:\"(?:[^\"\\\n]|\\.)*\"?|'(?:[^'\\\n]|\\.|'')*'?"
-    r"|(?P<q%s>(?<!\\)\\{1,63}+(?:[\"']|u002[27]))(?:(?!(?<!\\)(?P=q%s))[^\n])*(?:(?P=q%s))?)"
-)
-_OPENING = re.compile(rf"\A{_QUOTE}")
-# Words that follow a key in prose: "userId: must not be blank".
-_PROSE_WORDS = (
-    "must|is|are|was|not|has|cannot|can|should|may|required|missing|null|none|nil|undefined|unknown|invalid|rejected|expired"
-    "|empty|blank|and|or|for|in|of|to|from|at|with|by|as|on|field|column|parameter|header|value|the|does|did|will|when"
-    "|未設定|なし|無し|あり|不明|空"
-)
-_PROSE = rf"(?!(?:{_PROSE_WORDS})(?:[\s,;.)\]}}\"'\\&、。]|$))"
-#: Blanks, and what stands between a key and its value; the full-width ones are those of a Japanese input method.
-_BLANK = r"[ \t\u3000]*"
-_COLON = r"(?:[:=：＝]|%3D|%3A)"
-# Punctuation belongs to a value without quotes if the value goes on behind it.
-_UNQUOTED = (
-    r"(?![{\[(<])(?:[^\s&,;)\]}\"'\\]|&(?![\w.-]+=)|[,;](?![\s\"']|[\w.-]+[=:]|$)|[)\]}\"'](?=\w)"
-    r"|\\(?![nrtu\"'\\]))+"
-)
-_BARE_PERSON = r"[^\s,;()\[\]{}\"'&<>\\、。，；（）「」]+"
-# {"name": "password", "value": ...}, b'...' of Python, E'...' and U&'...' of SQL; in a URL a quote is percent-encoded.
-_VALUE = rf",[ \t]*{_QUOTE}value{_QUOTE}[ \t]*:"
-_PREFIX = r"(?:(?:[benrux]|u&)(?=[\"'])|%2[27])?"
+#: Blanks within a line: also those of a Japanese input method and of web pages, and those without a width.
+_BLANK = r"(?:[ \t\r\f\v\u00a0\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]|\\{1,15}t)*+"
+# A quote, also in JSON within JSON (\"...\"), whose levels double the backslashes, as some JSON writers escape '
+# (\u0027), in a URL (%22) and in HTML (&quot;).
+_PERCENT_QUOTE = r"%(?:25)*2[27]"
+_HTML_QUOTE = r"&(?:quot|apos|\#0*3[49]|\#x2[27]);"
+_QUOTE = rf"(?:\\{{0,15}}[\"'`]|\\{{1,15}}u002[27]|{_PERCENT_QUOTE}|{_HTML_QUOTE}|[“”‘’「」『』])"
+_CLOSING = str.maketrans("“‘「『", "”’」』")
+#: Three quotes of Python, and two of a text in another one, as CSV and SQL write them; two alone are an empty value.
+_MANY_QUOTES = r"(?P<m%s>\\{0,15}[\"'])(?P=m%s){1,2}+(?=[^\s\\\"',;:)\]}&<.])"
+_OPENING = re.compile(rf"\A(?:{_MANY_QUOTES % (1, 1)}|{_QUOTE}|\$\$)")
 
 
 def _quoted_pattern(name: str) -> str:
-    return _QUOTED % (name, name, name)
+    """Return the pattern of a value in quotes; a line may be cut off within. Its groups have this name."""
+    return (
+        rf"(?:(?P<q{name}>(?<!\\)(?:{_MANY_QUOTES % (name, name)}|\\{{1,63}}+(?:[\"'`]|u002[27]))|{_HTML_QUOTE}|`|\$\$)"
+        rf"(?:(?!(?<!\\)(?P=q{name}))[^\n])*(?:(?P=q{name}))?"
+        rf"|(?P<e{name}>{_PERCENT_QUOTE})(?:(?!(?P=e{name}))\S)*(?:(?P=e{name}))?"
+        r"|\"(?:[^\"\\\n]|\\.)*\"?|'(?:[^'\\\n]|\\{1,15}'(?=\w)|\\.|''|'\\{1,15}'')*'?"
+        r"|“[^”\n]*”?|‘[^’\n]*’?|「[^」\n]*」?|『[^』\n]*』?)"
+    )
 
 
 def _replace_within_quotes(value: str, replace: Callable[[str], str]) -> str:
     """Replace what is between the quotes of a value, if it has any; it is given without its escapes."""
     opening = found[0] if (found := _OPENING.match(value)) else ""
+    closing = opening.translate(_CLOSING)
     inner = value[len(opening) :]
-    closed = bool(opening) and inner.endswith(opening)
-    inner = inner.removesuffix(opening) if closed else inner
-    return opening + replace(_remove_escapes(inner, opening)) + (opening if closed else "")
+    closed = bool(opening) and inner.endswith(closing)
+    inner = inner.removesuffix(closing) if closed else inner
+    return opening + replace(_remove_escapes(inner, opening)) + (closing if closed else "")
 
 
 def _remove_escapes(inner: str, opening: str) -> str:
     if opening == "'":
         return inner.replace("''", "'").replace("\\'", "'")
+    if opening.startswith(("%", "&")):
+        return html.unescape(unquote(inner))
     if opening:
         for _ in range(opening.count("\\").bit_length() + 1):
             try:
@@ -93,6 +89,159 @@ def _remove_escapes(inner: str, opening: str) -> str:
             except ValueError:
                 break
     return inner
+
+
+#: b'...' of Python, E'...' and U&'...' of SQL.
+_PREFIX = r"(?:(?:[benrux@]|u&)(?=\\{0,15}[\"']))?"
+# {"name": "password", "value": ...} and <property name="password" value="..."/>
+_VALUE = rf"(?:,|\n|\\{{1,15}}n|(?<=\s))(?:\s|\\{{1,15}}n)*{_QUOTE}?value{_QUOTE}?{_BLANK}[:=]"
+#: What stands between a name and its value. Behind a comparison that is no "=" stands a quote, a bracket or a number.
+_OPERATOR = (
+    rf"(?:::?=|[-+*/.?|&^!<>~]{{0,2}}={{1,3}}(?:>|~\*?)?|\.{{3,}}|->|[:：＝]|%(?:25)*3[DA]|\\{{1,15}}u003[da]|&\#(?:61|58|x3[da]);"
+    rf"|>(?=\S)|{_VALUE}|(?:<-|<>|[<>]|!?~\*?|\b(?:(?:not[ \t]+)?(?:i?like|in|between)|to|default"
+    r"|is[ \t]+(?:not[ \t]+)?distinct[ \t]+from)\b)"
+    rf"(?=\s*(?:(?:any|all|some|array|cast|lower|upper|symmetric)\b|{_PREFIX}(?:{_QUOTE}|\$\$)|[(\[\d])))"
+)
+# A type may stand before it: password text := 'x', var password string = "x".
+_TYPED_OPERATOR = (
+    r"(?:(?:[ \t]+[\w.()\[\]*<>]{1,40}){1,3}[ \t]*:="
+    rf"|[ \t]+[\w.()\[\]*<>]{{1,40}}[ \t]*(?:=|\bdefault\b)(?=[ \t]*{_PREFIX}{_QUOTE}))"
+)
+# Words that follow a name in prose: "userId: must not be blank".
+_PROSE_WORDS = (
+    "must|is|are|was|not|has|cannot|can|should|may|required|missing|null|none|nil|undefined|unknown|invalid|rejected|expired"
+    "|empty|blank|and|or|for|in|of|to|from|at|with|by|as|on|field|column|parameter|header|value|the|does|did|will|when"
+    "|未設定|なし|無し|あり|不明|空"
+)
+_PROSE = rf"(?!(?:{_PROSE_WORDS})(?:[\s,;.)\]}}\"'\\&、。]|$))"
+_BRACKETS = dict(zip("([{（［｛【", ")]}）］｝】", strict=True))
+#: A bracket opens a list; before it, a function or a class with a value in quotes, or with a field that is called so.
+_LIST = re.compile(
+    rf"""
+    (?:(?:any|all|some|array|cast|lower|upper)[ \t]*+(?=[(\[])
+      | (?:new[ ]|\[\])?[\w&][\w.:<>&]{{0,80}}(?:\[\])?(?=[(\[{{][ \t(\[{{]*(?:value[ \t]*=|{_PREFIX}{_QUOTE}))
+      | %[wi](?=[\[({{])){{0,2}}
+    (?=\([ \t]*(?:null[ \t]*,|{_PROSE})|[\[{{（［｛【])
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_ITEM = re.compile(
+    rf"""
+    (?P<key>(?>{_quoted_pattern("1")})(?={_BLANK}(?::|=>))) | {_PREFIX}(?P<quoted>{_quoted_pattern("2")})
+    | \b(?:values?|plain|text|eq|in)[ \t]*[:=]
+    | (?P<bare>(?![:=])(?:[^\s,;()\[\]{{}}（）［］｛｝【】"'`\\、，；]|(?<=\w)["'`](?=\w)|\\(?![nrtu"'\\]))+)
+    | .
+    """,
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+_NO_ITEM = re.compile(r"\A(?:null|none|nil|undefined|true|false|[:=|>.]+)\Z", re.IGNORECASE)
+# A value in quotes; a quote that closes a text which ends with an operator opens none.
+_IN_QUOTES = (
+    r"(?!\\{0,15}[\"'](?:[\])}]*(?:,\s*\\{0,15}[\"'{\[]|\s*$)|\s*:))"
+    rf"{_PREFIX}(?P<quoted>{_quoted_pattern('1')})"
+)
+# Or as XML writes an element, or a word. Punctuation belongs to it if it goes on behind it.
+_SINGLE = re.compile(
+    rf"""
+    {_IN_QUOTES}
+    | (?P<bare>(?<=>)[^\s<>][^<>\n]*(?=</) | {_PROSE}(?![{{\[(<（「])(?:[^\s&,;)\]}}"'`\\<、。，；）」]|&(?![\w.-]+=)
+        |[,;](?![\s"']|[\w.-]+[=:](?![=,;\s]|$)|$)|[)\]}}"'`](?=\w)|<(?!/)|\\(?![nrtu"'\\]))+)
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# As Java writes objects and maps: X(userId=Jane Doe, n=1).
+_FIELD = re.compile(
+    rf"{_PROSE}(?P<bare>(?<==)[^\s,=()\[\]{{}}\"'`\\][^,=()\[\]{{}}\n]*(?=, [\w.]+=|[)\]}}]))", re.IGNORECASE
+)
+#: What leads to another value of the same name: a comma, "a" + "b", 'a' and 'b', password: str = "x".
+_AND_QUOTED = rf"(?=(?>{_IN_QUOTES})(?!{_BLANK}(?:[:=]|=>)))"
+_NEXT = re.compile(
+    rf"""
+    (?<=\S)(?: (?:,|{_BLANK}(?:\|\||[+.])[ \t]*|[ \t]+and[ \t]+){_AND_QUOTED}
+      | (?<=["'])(?=\w) | [)\]>]{{0,3}}[ \t]*:?=(?![=>~])[ \t]*(?=\S) | 、(?=[!-~]+(?:[、。,\s]|$)) )
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+# The same for the name of several.
+_NEXT_OF_MANY = re.compile(
+    rf"(?<=\S){_BLANK}[,、，]{_BLANK}(?:{_AND_QUOTED}|(?=(?:[^\W\d_]|[\w-]{{4}})[\w.@|-]*=*(?![\w.@|=:-])))",
+    re.IGNORECASE,
+)
+_MANY = re.compile(
+    rf"{_BLANK}[,、，]{_BLANK}(?:(?={_PREFIX}(?>{_quoted_pattern('1')})(?!{_BLANK}(?:[:=]|=>)))|(?=(?:[^\W\d_]|[\w-]{{4}})[\w.@|-]*=*(?![\w.@|=:-])))",
+    re.IGNORECASE,
+)
+_MANY = re.compile(r"(?P<ids>ids)\Z|(?<!pas)s\Z", re.IGNORECASE)
+
+
+def _heads_pattern(names: str, blank: str) -> re.Pattern[str]:
+    """Return the pattern of what stands before a value: one of the names, and an operator or a blank."""
+    return re.compile(
+        rf"""
+        (?:(?P<pair>\((?:b?{_QUOTE})?)|(?<![\w.-])(?<!</))(?P<field>(?<=[(\[{{])|(?<=,[ ]))?(?P<option>(?=--?\w))?
+        [\w.-]*?(?P<key>{names})(?![A-Za-z0-9_])(?P<close>{_QUOTE}{{1,2}})?
+        (?:\[\w*\]|%5B\w*%5D|[\])](?!:(?![:=])|[ ]?=[ ]?\()|,[ \t]*'[^'\n]*'\))?(?:::\w+)?
+        (?: (?:{_BLANK}{_OPERATOR}|{_TYPED_OPERATOR}){_BLANK}
+          | (?(pair),[ \t]*(?={_PREFIX}{_QUOTE})|(?!)) | (?(option)[ \t]+(?!-)|(?!))
+          | [はがの]?(?=[「『]) | (?=\((?:value=|{_QUOTE})) | {blank} )
+        """,
+        re.IGNORECASE | re.VERBOSE,
+    )
+
+
+def _read_values(line: str, head: re.Match[str], *, in_sql: bool) -> Iterator[re.Match[str]]:
+    """Yield the values behind a name and its operator; the last group of each is not "bare" if it is in quotes."""
+    at, many = head.end(), _MANY.search(head["key"])
+    while True:
+        if opened := _LIST.match(line, at):
+            yield from _read_list(line, opened.end(), keys=bool(many and many["ids"]), words=not in_sql)
+            return
+        value = (_FIELD.match(line, at) if head["field"] is not None else None) or _SINGLE.match(line, at)
+        if not value:
+            return
+        yield value
+        follows = (_NEXT_OF_MANY.match(line, value.end()) if many else None) or _NEXT.match(line, value.end())
+        if not follows:
+            return
+        at = follows.end()
+
+
+def _read_list(line: str, at: int, *, keys: bool, words: bool) -> Iterator[re.Match[str]]:
+    """Yield the values up to the closing bracket, with the keys of objects, and with words in round brackets."""
+    ends: list[str] = []
+    while item := _ITEM.match(line, at):
+        at = item.end()
+        if item[0] in _BRACKETS:
+            ends.append(_BRACKETS[item[0]])
+        elif item[0] == ends[-1]:
+            ends.pop()
+            if not ends:
+                return
+        elif item["bare"]:
+            if (words or ")" not in ends) and not _NO_ITEM.match(item["bare"]):
+                yield item
+        elif item["quoted"] or (item["key"] and keys):
+            yield item
+
+
+def _replace_values(
+    line: str, heads: re.Pattern[str], mask: Callable[[str, str, bool], str], *, in_sql: bool = False
+) -> str:
+    """Replace the values of names; `mask` gets the name, the value, and whether it stands in quotes."""
+    shown, at = [], 0
+    while head := heads.search(line, at):
+        shown.append(line[at : head.end()])
+        at = head.end()
+        # A number in JSON becomes a text, so that the line stays what it was.
+        quote = head["close"] if head["close"] and head[0].rstrip().endswith(":") else ""
+        for value in _read_values(line, head, in_sql=in_sql):
+            kind = str(value.lastgroup)
+            masked = mask(head["key"], value[kind], kind != "bare")
+            if kind == "bare" and masked != value[kind] and line[at - 1] != quote[-1:]:
+                masked = f"{quote}{masked}{quote}"
+            shown += [line[at : value.start(kind)], masked]
+            at = value.end()
+    return "".join([*shown, line[at:]])
 
 
 # Secrets -----------------------------------------------------------------------------------------------------
@@ -103,7 +252,11 @@ _PEM = re.compile(
     rf".*?(?:-END(?:{_SPACE}|[A-Z])*-+|\Z)",
     re.DOTALL,
 )
-_NATS_SEED = re.compile(r"\bS[UAONCX][A-Z2-7]{56}\b")
+# The seed of an nkey, and tokens of Discord (Base64 of digits, a time, a hash) and of Telegram.
+_BARE_SHAPES = re.compile(
+    r"\bS[UAONCX][A-Z2-7]{56}\b|\b(?:[MNO][DTjz][AEIMQUYcgk][w-z0-5]){5,7}[\w-]{0,3}\.[\w-]{6,7}\.[\w-]{27,}"
+    r"|(?<!\d)\d{8,10}:A[\w-]{34}(?![\w-])"
+)
 _URL_PASSWORD = re.compile(
     r"(?P<head>(?<![\w+.-])[a-z][a-z0-9+.-]*+://[^\s:/@\"'<>]*):(?=[^\s\"'<>]{1,1000}@)"
     r"(?:(?:(?!,\w+://)[^\s/\"'<>]){1,1000}|(?!\d+(?:[/?,#\s\"']|$))(?:(?!,\w+://)[^\s\"'<>]){1,1000})@",
@@ -129,16 +282,30 @@ _SHAPES = re.compile(
     | \$2[abxy]\$\d\d\$[./\w]{{20,}}                                     # bcrypt, as nats-server does
     | \bA(?:KIA|SIA|BIA|CCA)[A-Z0-9]{{16}}\b
     | \b(?:{"|".join(map(re.escape, _ISSUERS))})(?=[\w.-]{{0,60}}\d)[\w.-]{{10,}}
-    | (?<=hooks\.slack\.com/services/)[^\s"'<>]+
+    | (?<=hooks\.slack\.com/services/)[^\s"'<>]+ | (?<=/api/webhooks/)\d+/[\w-]+
     | (?<=\bBasic[ ])(?=\S*[\d=])[\w+/=]{{8,}} | (?<=\bBearer[ ])(?=\S*[\d=_.])[\w.~+/=-]{{8,}}
     """,
     re.VERBOSE,
 )
-_SHAPE_WORDS = ("eyJ", "SCRAM-", "md5", "$2", "AKIA", "ASIA", "ABIA", "ACCA", "slack", "Bearer", "Basic", *_ISSUERS)
+_SHAPE_WORDS = (
+    "eyJ",
+    "SCRAM-",
+    "md5",
+    "$2",
+    "AKIA",
+    "ASIA",
+    "ABIA",
+    "ACCA",
+    "slack",
+    "webhooks",
+    "Bearer",
+    "Basic",
+    *_ISSUERS,
+)
 _HEADER = re.compile(
     rf"""
     (?P<head>(?P<before>["'])?\b(?:authorization|cookie)(?:
-        (?:{_QUOTE})?{_BLANK}(?:{_COLON}|{_VALUE}){_BLANK}\[?{_PREFIX}
+        {_QUOTE}?{_BLANK}{_OPERATOR}{_BLANK}\[?{_PREFIX}
         | {_QUOTE}[ \t]*,[ \t]*{_PREFIX}(?={_QUOTE}[^"'\n]*[ =\d])     # ('Authorization', 'Token x')
     ))
     (?:
@@ -153,41 +320,52 @@ _HEADER = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _SECRET_WORDS = (
-    *("pass", "pwd", "secret", "token", "credential", "jwt", "key", "sig", "session"),
-    *("パス", "トークン", "秘密鍵", "シークレット"),
+    *("pass", "pw", "secret", "token", "credential", "jwt", "key", "sig", "session"),
+    *("パス", "トークン", "秘密鍵", "シークレット", "暗証", "キー"),
 )
 _CREDENTIAL = (
-    r"(?:password|passwd|passphrase|pwd|secret|token|credential|(?<![a-z])pass|(?-i:Pass)(?![a-z])|(?<![a-z])jwt|jsessionid"
-    r"|(?:api|access|private|secret|signing|encryption)[_.-]?key|パスワード|パスフレーズ|トークン|秘密鍵|シークレット)"
+    r"(?:password|passwd|passphrase|passcode|pwd|secret|token|credential|(?:(?<![a-z])|(?<=-D|\\[nrt])|(?<=%[0-9a-f]{2}))(?:pass|pw|jwt)|(?-i:Pass)"
+    r"|jsessionid|(?:api|access|account|private|secret|signing|encryption)[_. -]?key|shared[_-]?access[_-]?signature"
+    r"|(?<=[?&])x-amz-signature|(?<=[\"'?&])sig|パスワード|パスフレーズ|トークン|秘密鍵|シークレット|暗証番号|(?:API|アクセス)キー)"
     r"(?:s|[_.-]?(?:hash|value|id))?"
 )
-_KEYED_SECRET = re.compile(
-    rf"""
-    (?P<head>(?:{_CREDENTIAL}|(?<=["'?&])sig)(?P<close>{_QUOTE})?
-        {_BLANK}(?:[=-]?>|={{1,2}}|[:：＝]|%3[DA]|\.{{3,}}|{_VALUE}){_BLANK}{_PREFIX})
-    (?:(?P<quoted>{_quoted_pattern("1")})|(?P<list>\[[^\]\n]*\]?)|{_PROSE}(?P<bare>{_UNQUOTED}))
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-# PASSWORD 'x', token "x"; but secret "x" names an object of Kubernetes. And options of a command.
-_NAMED_SECRET = re.compile(
-    rf"""
-    (?P<head>(?:password|passphrase|token|api[ ]key)[ \t]+)(?P<quoted>{_quoted_pattern("1")})
-    | (?P<option>(?<![\w-])(?=[\w-]*--)[\w-]*{_CREDENTIAL}[ \t]+(?!-)|(?<!\S)(?:-u|--user)[ =][^\s:]+:)
-      (?:{_quoted_pattern("2")}|{_UNQUOTED})
-    """,
-    re.IGNORECASE | re.VERBOSE,
+_PERSON_KEY = r"(?:user[_. -]?ids?|aggregate[_. -]?(?:key|id)s?|ユーザー?[_ -]?(?:ID|ＩＤ))"
+# PASSWORD 'x', token "x"; but secret "x" names an object of Kubernetes.
+_SECRETS = _heads_pattern(_CREDENTIAL, rf"(?:(?<=word)|(?<=phrase)|(?<=token)|(?<=key))[ \t]+(?={_PREFIX}{_QUOTE})")
+_CREDENTIAL_NAME = re.compile(rf"{_CREDENTIAL}\Z", re.IGNORECASE)
+
+
+def names_secret(name: str) -> bool:
+    """Return whether the value of a parameter of this name is a secret."""
+    return bool(_CREDENTIAL_NAME.search(name))
+
+
+# curl -u app:x
+_USER_OPTION = re.compile(
+    r"(?P<head>(?<!\S)(?:-u[ =]?|--(?:proxy-)?user[ =])[\"']?[^\s:\"'-][^\s:\"']*:)[^\s\"']+", re.IGNORECASE
 )
 
 
-# The value of a name that stands beside it, before it, or on the next line: YAML, JSON, XML.
-_NAME = rf"[\"']?\bname[\"']?[ \t]*[:=][ \t]*[\"']?(?=[\w.-]*{_CREDENTIAL})[\w.-]++[\"']?"
-_VALUE_OF = r"[\"']?\bvalue[\"']?[ \t]*[:=][ \t]*"
-_VALUE_FOLLOWS = re.compile(r"value[\"']?[ \t]*[:=]")
+#: A character that JSON escapes though it need not.
+_ESCAPED = re.compile(
+    r"\\{1,15}u((?!d[89a-f])(?:[1-9a-f][0-9a-f]|0[1-9a-f])[0-9a-f]{2}|00[a-f][0-9a-f])", re.IGNORECASE
+)
+# A value on the line after its name, or before it: YAML, JSON, XML.
+_VALUE_OF = rf"{_QUOTE}?\bvalue{_QUOTE}?{_BLANK}[:=]{_BLANK}"
+_VALUE_FOLLOWS = re.compile(_VALUE_OF, re.IGNORECASE)
+
+
+def _name_pattern(name: str) -> str:
+    return (
+        rf"{_QUOTE}?\b(?:name|key){_QUOTE}?{_BLANK}[:=]{_BLANK}{_QUOTE}?"
+        rf"(?=[\w. -]*(?:(?P<{name}>{_PERSON_KEY})|{_CREDENTIAL}))[\w. -]++{_QUOTE}?"
+    )
+
+
 _NAMED_VALUE = re.compile(
     rf"""
-    (?P<head>{_NAME},?\s+{_VALUE_OF})(?:(?P<quoted>{_quoted_pattern("1")})|[^\s"'][^\n]*)
-    | (?P<before>{_VALUE_OF})(?P<first>{_quoted_pattern("2")})(?=,\s*{_NAME})
+    (?P<head>{_name_pattern("k1")},?[^\S\n]*\n\s*{_VALUE_OF})(?:(?P<quoted>{_quoted_pattern("1")})|(?P<rest>[^\s"'\\][^\n]*))
+    | (?P<before>{_VALUE_OF})(?P<first>{_quoted_pattern("2")})(?=,?\s*{_name_pattern("k2")})
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -199,21 +377,31 @@ _BLOCK_SCALAR = re.compile(
 )
 
 
-def redact_blocks(text: str) -> str:
-    """Take out the secrets that a line alone does not show."""
+def redact_blocks(text: str, person: Person | None = None) -> str:
+    """Take out the secrets, and the user ids if `person` makes tokens, that a line alone does not show."""
+    if "\\u" in text:
+        text = _ESCAPED.sub(lambda m: chr(int(m[1], 16)), text)
     if "-----BEGIN" in text:
         text = _PEM.sub(SECRET, text)
     lower = text.lower()
-    if "name" in lower and _VALUE_FOLLOWS.search(lower):
-        text = _NAMED_VALUE.sub(_replace_named_value, text)
+    if _contains_any(lower, "name", "key") and _VALUE_FOLLOWS.search(lower):
+        text = _NAMED_VALUE.sub(partial(_replace_named_value, person), text)
     if _contains_any(lower, "|\n", ">\n", "|-\n", ">-\n"):
         text = _BLOCK_SCALAR.sub(rf"\g<in>\g<key>\g<in>  {SECRET}\n", text)
     return text
 
 
-def _replace_named_value(found: re.Match[str]) -> str:
-    quoted = found["quoted"] or found["first"]
-    return (found["head"] or found["before"]) + (_replace_within_quotes(quoted, lambda _: SECRET) if quoted else SECRET)
+def _replace_named_value(person: Person | None, found: re.Match[str]) -> str:
+    user, quoted = found["k1"] or found["k2"], found["quoted"] or found["first"]
+    if user and not person:
+        return found[0]
+
+    def mask(value: str) -> str:
+        return key_token(user, value, person) if user and person else SECRET
+
+    return (found["head"] or found["before"]) + (
+        _replace_within_quotes(quoted, mask) if quoted else mask(found["rest"])
+    )
 
 
 def redact_secrets(text: str) -> str:
@@ -227,15 +415,17 @@ def _redact_secrets_of_line(line: str, lower: str) -> str:
     """Take secrets out of a line; `lower`, the line in lower case, tells which patterns to try."""
     if "://" in line and "@" in line:
         line = _URL_TOKEN.sub(rf"\g<head>{SECRET}@", _URL_PASSWORD.sub(rf"\g<head>:{SECRET}@", line))
-    line = _NATS_SEED.sub(SECRET, line)
+    line = _BARE_SHAPES.sub(SECRET, line)
     if "%3a%2f%2f" in lower:
         line = _ENCODED_PASSWORD.sub(rf"\g<head>{SECRET}%40", line)
     if _contains_any(line, *_SHAPE_WORDS):
         line = _SHAPES.sub(rf"\g<before>{SECRET}", line)
     if _contains_any(lower, "authorization", "cookie"):
         line = _HEADER.sub(lambda m: m["head"] + _replace_within_quotes(m["quoted"] or "", lambda _: SECRET), line)
-    if _contains_any(lower, *_SECRET_WORDS, "-u"):
-        line = _NAMED_SECRET.sub(_replace_named_secret, _KEYED_SECRET.sub(_replace_keyed_secret, line))
+    if _contains_any(lower, *_SECRET_WORDS):
+        line = _replace_values(line, _SECRETS, _replace_secret)
+    if _contains_any(lower, "-u", "-user"):
+        line = _USER_OPTION.sub(rf"\g<head>{SECRET}", line)
     return line
 
 
@@ -243,59 +433,17 @@ def _contains_any(line: str, *words: str) -> bool:
     return any(word in line for word in words)
 
 
-def _replace_keyed_secret(found: re.Match[str]) -> str:
-    if found["quoted"]:
-        return found["head"] + _replace_within_quotes(found["quoted"], lambda inner: SECRET if inner else "")
-    quote = _quote_of(found["close"])
-    return found["head"] + (f"[{quote}{SECRET}{quote}]" if found["list"] else f"{quote}{SECRET}{quote}")
-
-
-def _quote_of(close: str | None) -> str:
-    """Return the quote of a key: a number in JSON becomes a text, so that the line stays what it was."""
-    return "" if not close or close.endswith(")") or close.startswith("%") else close
-
-
-def _replace_named_secret(found: re.Match[str]) -> str:
-    return (
-        found["option"] + SECRET
-        if found["option"]
-        else found["head"] + _replace_within_quotes(found["quoted"], lambda _: SECRET)
-    )
+def _replace_secret(_name: str, value: str, in_quotes: bool) -> str:
+    return _replace_within_quotes(value, lambda inner: SECRET if inner else "") if in_quotes else SECRET
 
 
 # People ------------------------------------------------------------------------------------------------------
 
-_PERSON_KEY = r"(?:user[_. -]?ids?|aggregate[_. -]?(?:key|id)|ユーザー?[_ -]?(?:ID|ＩＤ))"
-_OPERATOR = (
-    r"(?:=>|==?|\\+u003d|[:：＝]|%3[DA]|<>|!=|[<>]=?|!?~\*?|\b(?:not[ \t]+)?(?:i?like|in|between)\b"
-    r"|\bis[ \t]+(?:not[ \t]+)?distinct[ \t]+from\b"
-    rf"|{_VALUE}|,(?=[ \t]*'[^']))"  # the second one is starts_with(user_id, ...)
-)
-_KEYED_PERSON = re.compile(
-    rf"""
-    (?P<head>
-        (?P<key>{_PERSON_KEY})(?![\w-])(?P<close>{_QUOTE}|\)|,[ \t]*'[^'\n]*'\))?(?:::\w+)?
-        (?:{_BLANK}{_OPERATOR}{_BLANK}{_PREFIX}|[ \t]+(?=['"\[]|(?<=(?-i:erI)d[ ])|(?<=for[ ]user_id[ ])))
-    )
-    (?:
-        (?P<quoted>{_quoted_pattern("1")}(?:[ \t]+and[ \t]+{_quoted_pattern("2")})?)
-        | (?P<list>(?:(?:any|all|some|array|cast|lower|upper)[ \t]*+(?:\([ \t]*+)?){{0,2}}
-            [(\[](?:{_quoted_pattern("3")}|[^()\[\]\n"'\\])*)
-        | (?![:$?*@]|%(?![0-9A-F]{{2}}))(?!(?:\w+\.)*user_?id\b)(?!\w+\()  # no parameter, column or function
-          {_PROSE}(?P<bare>{_BARE_PERSON})
-    )
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-# As Java writes objects and maps: X(userId=Jane Doe, n=1).
-_FIELD = re.compile(
-    rf"(?P<head>(?:(?<=[(\[{{])|(?<=, ))(?:(?P<person>{_PERSON_KEY})|{_CREDENTIAL})=)"
-    rf"{_PROSE}(?P<value>[^\s,=()\[\]{{}}\"'][^,=()\[\]{{}}\n]*)(?=, [\w.]+=|[)\]}}])",
-    re.IGNORECASE,
-)
-_COLUMN = re.compile(r"\A\w+\.\w+")
-_QUOTED_ONE = re.compile(_quoted_pattern("1"))
-_ITEM = re.compile(rf"{_quoted_pattern('1')}|(?<=[\[,\s])[^\s,()\[\]\"'\\]+")
+_PEOPLE = _heads_pattern(_PERSON_KEY, rf"[ \t]+(?:(?={_PREFIX}{_QUOTE}|\[)|(?<=(?-i:erI)d[ ])|(?<=for[ ]user_id[ ]))")
+# A parameter or a column, which is no user.
+_REFERENCE = re.compile(r"\A(?:[:$?*@]|%(?![0-9A-F]{2})|(?:\w+\.)*user_?id\b)", re.IGNORECASE)
+_COLUMN = re.compile(r"\A\w+(?:\.\w+\Z|\()")
+_ID = re.compile(r"[^,;()\[\]{}<>]+")
 _LITERAL_FIRST = re.compile(
     rf"(?P<quoted>(?<!')'(?:[^'\n]|'')*+')(?P<rest> ?= ?(?:\w+\.)?{_PERSON_KEY}\b)", re.IGNORECASE
 )
@@ -341,7 +489,7 @@ def redact(text: str, person: Person) -> str:
     if _PLAIN.fullmatch(text):
         return text
     return "\n".join(
-        _redact_entry(entry, person) for entry in _split_entries(redact_blocks(_cut_lines(text)).split("\n"))
+        _redact_entry(entry, person) for entry in _split_entries(redact_blocks(_cut_lines(text), person).split("\n"))
     )
 
 
@@ -378,17 +526,13 @@ def _redact_entry(entry: str, person: Person) -> str:
 def _redact_words(line: str, person: Person, *, in_json: bool, in_sql: bool = False) -> str:
     """Redact what its words tell of; in SQL a value like l.owner is a column."""
     lower = line.lower()
-    if "=" in line:
-        line = _FIELD.sub(lambda m: m["head"] + (_replace_field(m, person) if m["person"] else SECRET), line)
     line = _redact_secrets_of_line(line, lower)
     if _contains_any(lower, "input", "value", "invalid", "range: ", "$", "parameter", "failing", "payload", "copy "):
         line = _ECHOED.sub(lambda m: _replace_echoed(m, in_json=in_json), line)
     if _contains_any(lower, "user", "aggregate", "ユーザ"):
         if _contains_any(line, ")=(", ") = ("):
             line = _KEY_DETAIL.sub(lambda m: _replace_key_detail(m, person), line)
-        line = _KEYED_PERSON.sub(
-            lambda m: m[0] if in_sql and _COLUMN.fullmatch(m["bare"] or "") else _replace_keyed_person(m, person), line
-        )
+        line = _replace_values(line, _PEOPLE, partial(_replace_person, person, in_sql), in_sql=in_sql)
         if _contains_any(line, "'=", "' ="):
             line = _LITERAL_FIRST.sub(lambda m: _replace_within_quotes(m["quoted"], person) + m["rest"], line)
     if _contains_any(lower, "/users/", "/inbox/"):
@@ -398,25 +542,16 @@ def _redact_words(line: str, person: Person, *, in_json: bool, in_sql: bool = Fa
     return line
 
 
-def _replace_field(found: re.Match[str], person: Person) -> str:
-    return key_token(found["person"], found["value"], person)
+def _replace_person(person: Person, in_sql: bool, key: str, value: str, in_quotes: bool) -> str:
+    def token(user: str) -> str:
+        return key_token(key, user, person)
 
-
-def _replace_keyed_person(found: re.Match[str], person: Person) -> str:
-    def token(value: str) -> str:
-        return key_token(found["key"], value, person)
-
-    head = found["head"]
-    if found["quoted"]:
-        return head + _QUOTED_ONE.sub(lambda m: _replace_within_quotes(m[0], token), found["quoted"])
-    if found["list"]:  # in (...) a word may be a column or a parameter
-        bare = found["list"].startswith("[")
-        return head + _ITEM.sub(
-            lambda m: _replace_within_quotes(m[0], token) if bare or _OPENING.match(m[0]) else m[0], found["list"]
-        )
-    quote = _quote_of(found["close"])
-    user = found["bare"].rstrip(".:!?")
-    return f"{head}{quote}{token(unquote(user))}{quote}{found['bare'][len(user) :]}"
+    if in_quotes:
+        return _replace_within_quotes(value, token)
+    if _REFERENCE.match(value) or (in_sql and "_" in key and _COLUMN.match(value)):
+        return value
+    users = value.rstrip(".:!?")
+    return _ID.sub(lambda m: token(unquote(m[0])), users) + value[len(users) :]
 
 
 def key_token(key: str, value: str, person: Person) -> str:
@@ -484,7 +619,7 @@ _LEXEME = re.compile(
 )
 # In the text that is left each literal is its number between these.
 _MARK, _MARKED = "\0", r"'\0(\d+)\0'"
-_SQL_PERSON_HEAD = rf"(?P<key>{_PERSON_KEY})['\"]?\)*(?:::\w+)?\s*"
+_SQL_PERSON_HEAD = rf"(?P<key>{_PERSON_KEY})['\"]?\)*(?:::\w+)?\s*+"
 _SQL_PERSON = re.compile(
     rf"{_SQL_PERSON_HEAD}(?:{_OPERATOR}|,)\s*+(?:\w++\s*+)?[(\[\s]*+(?:array\s*+\[\s*+)?"
     rf"(?P<values>{_MARKED}(?:::\w+)?(?:\s*(?:,|\band\b)\s*{_MARKED})*)",

@@ -24,6 +24,7 @@ from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.notes import keep_note
 from runbook_lib.privacy.masking import Masker
+from runbook_lib.privacy.urls import show_url
 from runbook_lib.receiver import notify
 from runbook_lib.receiver.journal import Job, Journal
 from runbook_lib.receiver.loop import Loop
@@ -239,7 +240,7 @@ class Dispatcher(Loop):
             return f"{url}/incidents/{job.incident}/{overview.INDEX}"
         with suppress(UsageError):
             return index or Archive(self._output, job.incident).place
-        return f"{self._output}/{job.incident}"  # it cannot be opened
+        return f"{show_url(self._output)}/{job.incident}"  # it cannot be opened
 
     def _make_masker(self, job: Job) -> Masker:
         try:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from runbook_lib.book import pack
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.model.usage import UsageError
+from runbook_lib.privacy.urls import show_url
 from runbook_lib.runs import forks
 
 #: Seconds beyond its deadline after which the process of an investigation without a person is killed: fewer than those
@@ -39,7 +40,7 @@ def executor_of(kind: str, scheduler: str | None = None, workers: int = 4) -> Ex
     if not scheduler:
         return ThreadPoolExecutor(workers, thread_name_prefix="investigation")
     if not _ADDRESS.fullmatch(scheduler):
-        raise UsageError(f"--scheduler {scheduler}: write it as tcp://HOST:PORT or tls://HOST:PORT")
+        raise UsageError(f"--scheduler {show_url(scheduler)}: write it as tcp://HOST:PORT or tls://HOST:PORT")
     cluster: Executor = pack.hook("dask")(scheduler)
     return cluster
 

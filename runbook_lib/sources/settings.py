@@ -45,6 +45,7 @@ from runbook_lib.model.usage import (
     sandbox_folder,
 )
 from runbook_lib.privacy import redaction
+from runbook_lib.privacy.urls import secrets_in
 
 #: Settings that may hold several URLs, separated by commas or as a list.
 MULTI_URLS = ("nats_url", "nats_monitor_url", "action_nats_url")
@@ -350,7 +351,7 @@ class Target(_SourceAddresses, _Strict):
     @classmethod
     def _check_link(cls, link: str, info: ValidationInfo) -> str:
         kind = str(info.field_name)
-        if link and (wrong := url_problem(link, kind) or ("it has a password" if _has_password(link) else "")):
+        if link and (wrong := url_problem(link, kind) or ("it has a password" if secrets_in(link) else "")):
             raise ValueError(f"{wrong}: write it like {_ADDRESS_FORMS[kind][0]}")
         if unknown := set(re.findall(r"\{(\w+)\}", link)) - {*LINK_FIELDS[kind]}:
             raise ValueError(f"it names {', '.join(sorted(unknown))}: known are {', '.join(LINK_FIELDS[kind])}")
@@ -593,7 +594,7 @@ def _target_from_table(name: str, written: dict[str, Any]) -> Target:
         with suppress(ValueError):  # what cannot be read is refused below
             value = written.get(url)
             if any(
-                u and _has_password(str(u)) and str(u) in text for u in (value if isinstance(value, list) else [value])
+                u and secrets_in(str(u)) and str(u) in text for u in (value if isinstance(value, list) else [value])
             ):
                 raise UsageError(
                     f"targets.{name}.{url} has a password in {file}: "
@@ -621,12 +622,6 @@ def _build_target(where: str, values: dict[str, Any]) -> Target:
         return Target(**{k: v for k, v in values.items() if k in addresses}, facts=facts)
     except ValidationError as e:
         raise UsageError(_format_problem(where, e)) from None
-
-
-def _has_password(url: str) -> bool:
-    parts = urlsplit(url)
-    token = parts.scheme in NATS_SCHEMES and parts.username  # a name alone is a token
-    return bool(parts.password or token) or "password=" in parts.query
 
 
 def url_problem(url: str, kind: str) -> str:

@@ -43,6 +43,7 @@ from fsspec.implementations.local import LocalFileSystem
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, install_command
 from runbook_lib.privacy.masking import new_salts, replace_salt
+from runbook_lib.privacy.urls import show_url, show_urls
 from runbook_lib.store.files import create_whole, digest, file_mode, make_folder, open_locked, read_regular, write_whole
 
 MANIFEST = "manifest.jsonl"
@@ -122,7 +123,7 @@ class Archive:
     def place(self) -> str:
         """Return the incident's folder or URL as text for people."""
         folder = self.local
-        return str(folder) if folder else f"{self.output.rstrip('/')}/{self.incident}"
+        return str(folder) if folder else f"{show_url(self.output.rstrip('/'))}/{self.incident}"
 
     def prepare(self) -> None:
         """Make the folder, test that it is writable, and create the salts of a new incident.
@@ -530,7 +531,7 @@ class Archive:
                 raise
             kinds = (FileNotFoundError, FileExistsError, PermissionError)
             kind = next((k for k in kinds if isinstance(e, k)), OSError)
-            text = " ".join(str(e).split()) or type(e).__name__
+            text = show_urls(" ".join(str(e).split())) or type(e).__name__
             number = e.errno if isinstance(e, OSError) and e.errno else errno.EIO
             raise kind(number, text, f"{self.place}/{name}") from e
 
@@ -549,7 +550,8 @@ class Archive:
                 f"artifacts under {protocol}:// need a package that is not installed ({e}){hint}"
             ) from None
         except Exception as e:
-            raise OutputError(f"output {self.output} cannot be opened: {' '.join(str(e).split())}") from None
+            reason = show_urls(" ".join(str(e).split()))
+            raise OutputError(f"output {show_url(self.output)} cannot be opened: {reason}") from None
         if path.encode(errors="replace").decode() != path:
             raise UsageError(f"output {path!a} has a name that is not UTF-8: choose another with --output")
         if s3:

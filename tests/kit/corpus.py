@@ -5,16 +5,21 @@ The templates are in tests/data/planted. A line that begins with ">>> " says wha
 A mark says what is planted there and how it is written: «u» a user id and «s» a secret without a space, «k» a secret
 known by its shape; «u:sql» within '...' of SQL, «u:py» within '...' of Python, «u:json» within "...", «u:json2» within
 \"...\" of a JSON text, «u:text» where any text may stand, «u:url» in a URL. ⏎ begins a new line.
+
+In named.txt, which has how languages write a name with its value, «v» is a value of NAME, and ␣ any blank.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from urllib.parse import quote
+
+from hypothesis import strategies as st
 
 from tests.kit import ROOT
 
@@ -57,7 +62,7 @@ _FIXED = (
 _COMMON = {"mail", "example", "SCRAM", "4096", "With"}
 
 _OF = {"u": (BARE_USERS, USERS), "s": (BARE_SECRETS, SECRETS), "k": (SHAPED, SHAPED)}
-_MARK = re.compile(r"«([usk])(?::(\w+))?»")
+_MARK = re.compile(r"«([uskv])(?::(\w+))?»")
 
 
 def _written(value: str, how: str | None) -> str:
@@ -72,6 +77,10 @@ def _written(value: str, how: str | None) -> str:
             return _written(_written(value, "json"), "json")
         case "url":
             return quote(value, safe="")
+        case "html":
+            return html.escape(value)
+        case "shell":
+            return value.replace("'", "'\\''")
     return value
 
 
@@ -113,6 +122,35 @@ def lines(each: int = 4) -> Iterator[Line]:
                 planted.append(next(values[mark[1], mark[2] is not None]))
                 text = text[: mark.start()] + _written(planted[-1], mark[2]) + text[mark.end() :]
             yield Line(text, (*planted, *(v for v in _FIXED if v in text)))
+
+
+#: Names of secrets and of people, and blanks.
+SECRET_NAMES = ("password", "db_password", "DB_PASS", "dbPassword", "app.password", "client-secret", "pw", "apiKey",
+                "access_token", "AccountKey", "private_key", "X-Api-Key", "パスワード", "refreshToken")  # fmt: skip
+PERSON_NAMES = ("user_id", "userId", "USER_ID", "user id", "n.user_id", "X-User-Id", "aggregate_key", "ユーザーID")
+BLANKS = ("", " ", "\t", "\u00a0", "\u2009", "\u200b", "\u202f", "\u3000")
+_WORDS = st.text("abcdefghijkmnpqrstuvwxyzABCXYZ23456789-_.", min_size=4, max_size=12).map("Zq{}x7".format)
+_TEXTS = st.text(
+    st.characters(codec="utf-8", exclude_categories=("C", "Zl", "Zp"), exclude_characters=":`'"), max_size=12
+).map("Zq4{}x7z".format)
+
+
+@st.composite
+def named(draw: st.DrawFn, form: str) -> tuple[bool, Line]:
+    """Whether a form of named.txt has a secret, and its line with a name, values and blanks."""
+    secret = draw(st.booleans())
+    names: tuple[str, ...] = SECRET_NAMES if secret else PERSON_NAMES
+    bare, quoted = (BARE_SECRETS, SECRETS) if secret else (BARE_USERS, USERS)
+    if "NAMEs" in form or "?" in form:
+        names = tuple(name for name in names if name.isascii() and " " not in name and name != "DB_PASS")
+    planted = list[str]()
+
+    def value(mark: re.Match[str]) -> str:
+        planted.append(draw(st.sampled_from(quoted) | _TEXTS if mark[2] else st.sampled_from(bare) | _WORDS))
+        return _written(planted[-1], mark[2])
+
+    text = _MARK.sub(value, form.replace("NAME", draw(st.sampled_from(names))))
+    return secret, Line(re.sub("␣", lambda _: draw(st.sampled_from(BLANKS)), text), tuple(planted))
 
 
 #: What a responder has to read as it is written.
