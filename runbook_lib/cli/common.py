@@ -170,15 +170,15 @@ def echo_text(*texts: Text, err: bool = False) -> None:
         click.echo(messages.text(text), err=err)
 
 
-def write_file(path: Path, content: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Write a file of a command as a whole. Raises OutputError."""
     from runbook_lib.store.archive import OutputError
-    from runbook_lib.store.files import write_whole
+    from runbook_lib.store.files import replace_file
 
     try:
-        write_whole(path.absolute(), content.encode())
+        replace_file(path, content if isinstance(content, bytes) else content.encode())
     except OSError as e:
-        raise OutputError(f"{path} could not be written: {e.strerror}") from None
+        raise OutputError.of(f"{path} could not be written: {e.strerror or e}", e) from None
 
 
 def say_json(said: object) -> None:

@@ -31,7 +31,7 @@ from runbook_lib.privacy.masking import hide_names
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record as record_view
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
-from runbook_lib.store.files import read_regular
+from runbook_lib.store.files import read_regular, replace_file
 from runbook_lib.store.lines import Logs, VerdictLine
 from runbook_lib.store.recording import Recording
 from runbook_lib.store.run import Run
@@ -375,4 +375,4 @@ def read_index(folder: Path) -> dict[str, dict[str, Any]]:
 def write_index(folder: Path, index: Mapping[str, dict[str, Any]]) -> None:
     """Write the index, its names in order. Raises OSError."""
     text = json.dumps(dict(sorted(index.items())), ensure_ascii=False, indent=1)
-    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    replace_file(folder / INDEX, f"{text}\n".encode())

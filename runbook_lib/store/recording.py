@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from runbook_lib.model.usage import UsageError
-from runbook_lib.store.files import read_regular
+from runbook_lib.store.files import read_regular, replace_file
 from runbook_lib.store.run import Run, run_from_json
 
 FORMAT = 2
@@ -138,7 +138,7 @@ def _write_archive(path: Path, members: Mapping[str, bytes], seal: str = "") -> 
         archive.comment = f"{seal}{'0' * _DIGITS}".encode()
     _read_archive(path, content.getvalue())  # what is written can be read
     digest = _digest(content.getvalue())
-    path.write_bytes(content.getvalue()[:-_DIGITS] + digest)
+    replace_file(path, content.getvalue()[:-_DIGITS] + digest)
     return f"{seal}{digest.decode()}"
 
 
