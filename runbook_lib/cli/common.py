@@ -27,6 +27,8 @@ def words(value: str) -> str:
     return os.fsencode(value).decode(errors="backslashreplace")
 
 
+#: The exit code of a list that lacks what could not be read: UNKNOWN.
+EX_UNREAD = 3
 COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -76,6 +78,8 @@ TARGET = click.option(
 )  # fmt: skip
 #: The incident of a run or an action for which none is named, and the word for the newest one.
 ADHOC, LATEST = "adhoc", "latest"
+#: How many folders are searched for the newest incident: some are of no incident, or cannot be read.
+_SEARCHED = 1000
 PAIRS = click.option(
     "-p",
     "pairs",
@@ -107,15 +111,24 @@ def incident_option(what: str) -> Callable[[F], F]:
 
 
 def resolve_incident(incident: str, output: str) -> str:
-    """Return the incident's name; for `latest` that of the newest named one. Raises UsageError if there is none."""
+    """Return the incident's name; for `latest` that of the newest named one that can be read.
+
+    Raises UsageError if there is none.
+    """
+    from runbook_lib.model.finding import say
     from runbook_lib.store.archive import Archive
 
     if incident != LATEST:
         return incident
-    found = [name for name in Archive(output, "").newest(9) if name != ADHOC and Archive(output, name).manifest()]
-    if not found:
-        raise UsageError(f"there is no incident under {output} yet: name a new one")
-    return found[-1]
+    for name in reversed(Archive(output, "").newest(_SEARCHED)):
+        try:
+            if name != ADHOC and Archive(output, name).manifest():
+                return name
+        except NotADirectoryError:
+            continue
+        except OSError as e:
+            echo_text(say("report.unread", incident=name, detail=e.strerror or str(e)), err=True)
+    raise UsageError(f"there is no incident under {output} yet: name a new one")
 
 
 def lang_option(what: str = "language of the output") -> Callable[[F], F]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runbook_lib.cli.common import AS_JSON, FILE, echo_text, lang_option, output_option, say_json, write_file
+from runbook_lib.cli.common import AS_JSON, EX_UNREAD, FILE, echo_text, lang_option, output_option, say_json, write_file
 from runbook_lib.model.usage import UsageError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def report(
 
     It counts results, effective actions, false alarms and open work.
 
-    It reads only the dossiers, no system. Exit code 0.
+    It reads only the dossiers, no system. Exit code 0; 3: some could not be read.
     """
     import pandas as pd
 
@@ -63,7 +63,7 @@ def report(
     else:
         click.echo("\n".join([messages.text(title), *period.lines(incidents, said)]))
     echo_text(*unread, err=True)
-    return 0
+    return EX_UNREAD if unread else 0
 
 
 def _parse_limit(option: str, text: str | None, now: pd.Timestamp) -> pd.Timestamp | None:

@@ -41,6 +41,34 @@ def test_latest_is_the_incident_with_the_newest_run(two: Path) -> None:
     assert (none.returncode, none.stdout) == (64, "") and "there is no incident" in none.stderr
 
 
+def test_a_dossier_that_cannot_be_read_hides_no_other(two: Path) -> None:
+    """Two newer ones: the manifest of one is broken, and of the other a link that leads nowhere."""
+    for name in ("broken", "closed"):
+        shutil.copytree(two / "b", two / name)
+        (two / name / "manifest.jsonl").write_text("{")
+        os.utime(two / name / "manifest.jsonl", (4e9, 4e9))
+    (two / "closed" / "manifest.jsonl").unlink()
+    (two / "closed" / "manifest.jsonl").symlink_to("manifest.jsonl")
+    os.utime(two / "closed", (5e9, 5e9))
+    (two / "loop").symlink_to("loop")
+    (two / "runbook.toml").write_text('[targets.default]\nkeep_days = 99999\ndatabase_url = "postgresql://x@y/z"\n')
+
+    def run(*words: str) -> tuple[int, str, str]:
+        done = runbook(*words, "--output", str(two), env=ENV, cwd=two)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    code, listed, unread = run("incidents", "--json")
+    rows = {row["incident"]: row for row in json.loads(listed)}
+    assert code == 3 and {n for n in rows if "unread" in rows[n]} == {"broken", "closed", "loop"}
+    assert rows["a"]["last"] and unread.count("could not be read") == 3
+    code, _, unread = run("diff", "latest", *["20261201T195353Z-3"] * 2)
+    assert (code, "closed could not be read" in unread, "broken could not be read" in unread) == (0, True, True)
+    assert [run(*words)[0] for words in (["report"], ["retain"])] == [3, 1]
+    code, _, unread = run("backtest", "--policy", str(ROOT / "docs"))
+    assert code == 1 and "closed could not be read" in unread
+
+
 def test_variables_name_the_system_and_the_incident(tmp_path: Path) -> None:
     named = ENV | {"RUNBOOK_TARGET": "nowhere", "RUNBOOK_INCIDENT": "a/b"}
     assert "a/b" in runbook("run", "2", "--target", "default", env=named, cwd=tmp_path).stderr

@@ -378,7 +378,7 @@ def test_no_incident_is_no_mistake(tmp_path: Path) -> None:
 def test_a_dossier_that_can_not_be_read_is_one_line(output: Path, broken: bytes) -> None:
     (output / "INC-2" / MANIFEST).write_bytes(broken + b"\n")
     done = said(output, "--json")
-    assert done.return_value == 0
+    assert done.return_value == 3
     document = valid(json.loads(done.stdout), "report")
     assert [i["incident"] for i in document["incidents"]] == ["INC-1", "INC-3", "INC-4"]
     assert document["unread"] == ["INC-2"]
