@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from runbook_lib.book import pack
+from runbook_lib.book.parameters import ADHOC, LATEST
 from runbook_lib.cli import interrupts
 from runbook_lib.model.finding import Text
 from runbook_lib.model.usage import UsageError, did_you_mean, visible
@@ -76,8 +77,6 @@ TARGET = click.option(
     "--target", default="default", envvar="RUNBOOK_TARGET", show_default=True, show_envvar=True,
     help="the system, a target of runbook.toml",
 )  # fmt: skip
-#: The incident of a run or an action for which none is named, and the word for the newest one.
-ADHOC, LATEST = "adhoc", "latest"
 #: How many folders are searched for the newest incident: some are of no incident, or cannot be read.
 _SEARCHED = 1000
 PAIRS = click.option(
@@ -113,12 +112,13 @@ def incident_option(what: str) -> Callable[[F], F]:
 def resolve_incident(incident: str, output: str) -> str:
     """Return the incident's name; for `latest` that of the newest named one that can be read.
 
-    Raises UsageError if there is none.
+    Raises UsageError if there is none, and for the name of a new incident that is reserved.
     """
     from runbook_lib.model.finding import say
-    from runbook_lib.store.archive import Archive
+    from runbook_lib.store.archive import Archive, refuse_reserved
 
     if incident != LATEST:
+        refuse_reserved(output, incident)
         return incident
     for name in reversed(Archive(output, "").newest(_SEARCHED)):
         try:

@@ -118,6 +118,8 @@ def triage(
         raise UsageError("--alert and --targets cannot be combined: the alert names its system")
     if "target" in given:
         raise UsageError("--target and --targets cannot be combined")
+    if options["incident"] == common.LATEST:
+        raise UsageError("--incident latest and --targets cannot be combined: name the incident")
     _start_fork_server()
     return _triage_many(targets, executor, scheduler, workers or settings.available_cores(), form, **options)
 
@@ -132,8 +134,10 @@ def _triage_many(
     """
     from runbook_lib.book import parameters
     from runbook_lib.runs import executors
+    from runbook_lib.store.archive import refuse_reserved
 
     config = settings.load()
+    refuse_reserved(output, incident)
     output = output if "://" in output else str(Path(output).absolute())  # a worker has its own folder
     orders = [
         # By its job, what a worker that died has left is not done again.

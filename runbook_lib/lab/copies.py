@@ -16,7 +16,7 @@ import nbformat
 
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import DOCUMENTS, Catalog
-from runbook_lib.book.parameters import validate
+from runbook_lib.book.parameters import REPLAY, validate
 from runbook_lib.model.usage import UsageError, config_file, install_command, sandbox_folder
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
@@ -93,7 +93,7 @@ def _fill_in(nb: nbformat.NotebookNode, values: dict[str, str]) -> bool:
 
 def replay_incident(recording: Path) -> str:
     """Return the incident under which a recording is opened, whatever its file is called."""
-    return "replay-" + re.sub(r"[^A-Za-z0-9._-]+", "-", recording.stem)[:50]
+    return REPLAY + re.sub(r"[^A-Za-z0-9._-]+", "-", recording.stem)[:50]
 
 
 def open_lab(

@@ -40,6 +40,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from runbook_lib.book.parameters import ADHOC, is_reserved
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, install_command
 from runbook_lib.privacy.masking import new_salts, replace_salt
@@ -575,6 +576,12 @@ class Archive:
 
     def _path(self, name: str) -> str:
         return f"{self._store[1]}/{name}".rstrip("/")
+
+
+def refuse_reserved(output: str, incident: str) -> None:
+    """Raise UsageError if a person names a new incident as the product's own folders are named."""
+    if incident != ADHOC and is_reserved(incident) and not Archive(output, incident).may_be_dossier():
+        raise UsageError(f"incident {incident}: the name is reserved, choose another such as INC-1")
 
 
 def _time_of(manifest: Path) -> str:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from runbook_lib import open_section
 from runbook_lib.cli import common
+from runbook_lib.model.usage import UsageError
 from tests.kit import ROOT
 from tests.kit.command import runbook
 
@@ -67,6 +69,31 @@ def test_a_dossier_that_cannot_be_read_hides_no_other(two: Path) -> None:
     assert [run(*words)[0] for words in (["report"], ["retain"])] == [3, 1]
     code, _, unread = run("backtest", "--policy", str(ROOT / "docs"))
     assert code == 1 and "closed could not be read" in unread
+
+
+RESERVED = ["baseline-x", "BASELINE-x", "LATEST", "Adhoc", "replay-x", "nul", "com1.log", "INC-1."]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_person_names_no_incident_as_the_product_names_its_own(
+    name: str, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (two / "baseline-x").mkdir()
+    (two / "baseline-x" / "usual.jsonl").write_text("{}\n")
+    before = sorted(two.rglob("*"))
+    acts = [["run", "2"], ["triage"], ["act", "canary"], ["event", "x"], ["lab"], ["triage", "--targets", "default"]]
+    env = ENV | {"RUNBOOK_OUTPUT": str(two)}
+    for words in [*([*act, "--incident", name] for act in acts), ["note", name, "x", "--new"], ["capsule", name]]:
+        done = runbook(*words, env=env, cwd=two)
+        assert done.returncode == 64 and "is reserved" in done.stderr and done.stderr.count("\n") == 1, words
+    assert "is reserved" in runbook("run", "2", env=env | {"RUNBOOK_INCIDENT": name}, cwd=two).stderr
+    monkeypatch.setenv("RUNBOOK_OUTPUT", str(two))
+    with pytest.raises(UsageError, match="is reserved"):
+        open_section("2", {"incident_id": name})
+    assert sorted(two.rglob("*")) == before
+    shutil.rmtree(two / "baseline-x")
+    (two / "b").rename(two / name)
+    assert runbook("capsule", name, "--out", str(two / "x"), env=env, cwd=two).returncode == 0, "an earlier version's"
 
 
 def test_variables_name_the_system_and_the_incident(tmp_path: Path) -> None:
