@@ -56,7 +56,7 @@ def report(
         told = {"sums": period.summary_lines(said), "tables": period.tables(incidents, said)}
         write_file(page, render.html("report", title=title, unread=unread, **told))
     if table:
-        write_file(table, period.frame(incidents).to_csv(index=False))
+        write_file(table, period.table(incidents).to_csv(index=False))
     if as_json:
         period_of = {"since": begin and begin.isoformat(), "until": end and end.isoformat()}
         say_json(period_of | said | {"unread": [text.params["incident"] for text in unread]})

@@ -217,12 +217,19 @@ def section_as_expected(section: str, findings: Iterable[Finding], verdict: Verd
 
 
 def reopen(recorded: Recording, book: Catalog) -> tuple[Replayed, list[Text]]:
-    """Judge a recording by its own policy, else by `book`; return also how that differs from what was recorded."""
+    """Judge a recording by its own policy, else by `book`; return also how that differs from what was recorded.
+
+    Raises UsageError where nothing of it can be concluded from.
+    """
     try:
         own = policy.read(recorded.policy) if recorded.policy else book
         now = replay(recorded, own)
     except Exception as e:  # this version may not be able to judge what an earlier one recorded
-        return replay(recorded, book, again=False), [rejudge.not_judged(recorded.name, e)]
+        problem = rejudge.not_judged(recorded.name, e)
+        try:
+            return replay(recorded, book, again=False), [problem]
+        except Exception:
+            raise UsageError(messages.text(problem)) from None
     expected = recorded.manifest.get("verdict") or _drop_evidence(as_expected(replay(recorded, own, again=False)))
     apart = differences(expected, _drop_evidence(as_expected(now)))
     return now, [say("capsule.apart", line=line) for line in apart]

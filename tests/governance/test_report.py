@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -262,7 +263,7 @@ _RUNS = st.lists(st.tuples(st.sampled_from(["3", "4.1", "6", "7"]), _STATUSES, s
 def test_whatever_was_run_it_is_counted_once(dossiers: list[list[tuple[str, str, int]]]) -> None:
     found = [report.summarise(f"I-{n}", logs_of(*(ran(*r) for r in runs))) for n, runs in enumerate(dossiers)]
     sums = report.report(found)
-    assert len(sums["incidents"]) == len(report.frame(found)) == len(dossiers)
+    assert len(sums["incidents"]) == len(report.table(found)) == len(dossiers)
     for incident, runs in zip(found, dossiers, strict=True):
         seen = [s for section, s, _ in runs if section != "7"]
         assert incident.worst == max(seen, key=lambda s: Status[s].rank, default="")
@@ -338,6 +339,17 @@ def test_page_and_table(output: Path, tmp_path: Path, lang: str) -> None:
     assert [r["incident"] for r in rows] == ["INC-1", "INC-2", "INC-3", "INC-4", "INC-5"]
     assert rows[0]["ttr_s"] == "600.0" and rows[0]["ttd_s"] == "" and rows[1]["measures"] == "a probe / two pods"
     assert rows[0]["actions"] == "✖ restart worker / ✔ restart worker / ? restart worker / ? restart worker"
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [("=1+1", "'=1+1"), ("+1", "'+1"), ("@SUM(1)", "'@SUM(1)"), ("-cmd", "'-cmd"), (" =1", "' =1"), ("＝1", "'＝1"),
+     ("\tx", "'\tx"), ("-3.5", "-3.5"), ("a=1", "a=1"), ("", "")],
+)  # fmt: skip
+def test_a_spreadsheet_runs_no_cell(output: Path, text: str, cell: str) -> None:
+    row = replace(read(output)[0], alert=text, ttr_s=-2.0)
+    (told,) = csv.DictReader(io.StringIO(report.table([row]).to_csv(index=False)))
+    assert (told["alert"], told["ttr_s"]) == (cell, "-2.0")
 
 
 def test_break_glass_is_marked_wherever_the_action_stands(output: Path, tmp_path: Path) -> None:
