@@ -348,7 +348,7 @@ def _open_replayed(section: Section, parameters: Parameters, config: Settings, b
     try:
         given = JudgeInput.recorded(book, header, ())
         tuned = book.tuned(header.get("given", {}).get("thresholds", {}))
-    except ValueError as e:  # pydantic's too
+    except (ValueError, LookupError, TypeError, AttributeError) as e:  # pydantic's too
         raise UsageError(f"{config.replay} was written by another version of runbook or of its pack: {e}") from None
     minutes = given.window_minutes
     detected_at = given.detected_at.isoformat() if given.detected_at is not None else None

@@ -31,12 +31,12 @@ def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | 
     Exit code 0: no result changes; 1: a result changes, or a run cannot be read.
     """
     from runbook_lib.dossier import backtest as past
-    from runbook_lib.store.archive import SEALED, Archive
+    from runbook_lib.store.archive import Archive
     from runbook_lib.view import differences
 
     every = Archive(output, "").names()
     named = [common.existing_archive(i, output).incident for i in incidents]
-    asked = named or [i for i in every if {*SEALED} & {*Archive(output, i).names()}]
+    asked = named or [i for i in every if Archive(output, i).may_be_dossier()]
     report, unread = past.run(output, asked, given)
     if page:
         common.write_file(page, differences.backtest_page(report, str(given)))

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from runbook_lib.book import pack
+from runbook_lib.book.parameters import ADHOC, LATEST
 from runbook_lib.cli import interrupts
 from runbook_lib.model.finding import Text
 from runbook_lib.model.usage import UsageError, did_you_mean, visible
@@ -28,6 +29,8 @@ def words(value: str) -> str:
     return os.fsencode(value).decode(errors="backslashreplace")
 
 
+#: The exit code of a list that lacks what could not be read: UNKNOWN.
+EX_UNREAD = 3
 COLOURS = {"OK": "green", "WARNING": "yellow", "CRITICAL": "red", "UNKNOWN": "magenta"}
 FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -75,8 +78,8 @@ TARGET = click.option(
     "--target", default="default", envvar="RUNBOOK_TARGET", show_default=True, show_envvar=True,
     help="the system, a target of runbook.toml",
 )  # fmt: skip
-#: The incident of a run or an action for which none is named, and the word for the newest one.
-ADHOC, LATEST = "adhoc", "latest"
+#: How many folders are searched for the newest incident: some are of no incident, or cannot be read.
+_SEARCHED = 1000
 PAIRS = click.option(
     "-p",
     "pairs",
@@ -108,15 +111,25 @@ def incident_option(what: str) -> Callable[[F], F]:
 
 
 def resolve_incident(incident: str, output: str) -> str:
-    """Return the incident's name; for `latest` that of the newest named one. Raises UsageError if there is none."""
-    from runbook_lib.store.archive import Archive
+    """Return the incident's name; for `latest` that of the newest named one that can be read.
+
+    Raises UsageError if there is none, and for the name of a new incident that is reserved.
+    """
+    from runbook_lib.model.finding import say
+    from runbook_lib.store.archive import Archive, refuse_reserved
 
     if incident != LATEST:
+        refuse_reserved(output, incident)
         return incident
-    found = [name for name in Archive(output, "").newest(9) if name != ADHOC and Archive(output, name).manifest()]
-    if not found:
-        raise UsageError(f"there is no incident under {show_url(output)} yet: name a new one")
-    return found[-1]
+    for name in reversed(Archive(output, "").newest(_SEARCHED)):
+        try:
+            if name != ADHOC and Archive(output, name).manifest():
+                return name
+        except NotADirectoryError:
+            continue
+        except OSError as e:
+            echo_text(say("report.unread", incident=name, detail=e.strerror or str(e)), err=True)
+    raise UsageError(f"there is no incident under {show_url(output)} yet: name a new one")
 
 
 def lang_option(what: str = "language of the output") -> Callable[[F], F]:
@@ -171,15 +184,15 @@ def echo_text(*texts: Text, err: bool = False) -> None:
         click.echo(messages.text(text), err=err)
 
 
-def write_file(path: Path, content: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Write a file of a command as a whole. Raises OutputError."""
     from runbook_lib.store.archive import OutputError
-    from runbook_lib.store.files import write_whole
+    from runbook_lib.store.files import replace_file
 
     try:
-        write_whole(path.absolute(), content.encode())
+        replace_file(path, content if isinstance(content, bytes) else content.encode())
     except OSError as e:
-        raise OutputError(f"{path} could not be written: {e.strerror}") from None
+        raise OutputError.of(f"{path} could not be written: {e.strerror or e}", e) from None
 
 
 def say_json(said: object) -> None:

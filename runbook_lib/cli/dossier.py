@@ -71,7 +71,7 @@ def dossier_(incident: str, output: str) -> int:
 def incidents(limit: int, output: str, as_json: bool) -> int:
     """List the newest incidents.
 
-    Each with its begin, its system, its last verdict and place.
+    Each with its begin, its system, its last verdict and place. Exit code 0; 3: some could not be read.
     """
     from runbook_lib.dossier import report
     from runbook_lib.store.archive import Archive
@@ -79,13 +79,14 @@ def incidents(limit: int, output: str, as_json: bool) -> int:
 
     found, unread = report.read(output, None, None, only=Archive(output, "").newest(limit))
     if as_json:
-        common.say_json([i.row() | {"begun": i.begun.isoformat()} for i in found])
+        named = [{"incident": text.params["incident"], "unread": text.params["detail"]} for text in unread]
+        common.say_json([*(i.row() | {"begun": i.begun.isoformat()} for i in found), *named])
     else:
         listed = [[i.incident, render.when(i.begun), i.target, i.last or "-", " / ".join(i.place)] for i in found]
         for line in render.columns(listed) if listed else ():
             click.echo(line)
     common.echo_text(*unread, err=True)
-    return 0
+    return common.EX_UNREAD if unread else 0
 
 
 @click.command()

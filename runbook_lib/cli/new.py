@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from runbook_lib.book import catalog, pack
-from runbook_lib.cli.common import CommandGroup
+from runbook_lib.cli.common import CommandGroup, write_file
 from runbook_lib.model.usage import UsageError, config_file
 
 _SKELETON = Path(__file__).parent / "skeleton"
@@ -70,7 +70,7 @@ def section(number: str, folder: Path, title: str, title_ja: str) -> int:
     asked = f'packs = ["{folder}"]'
     config = config_file()
     if config is None:
-        Path("runbook.toml").write_text(f"{asked}\n", encoding="utf-8")
+        write_file(Path("runbook.toml"), f"{asked}\n")
         click.echo("runbook.toml")
     elif pack.load_folder(folder).name not in {p.name for p in pack.active_runbook().packs}:
         click.echo(f"\nTo activate the pack, add this line to {config}, above all tables:  {asked}")
@@ -214,7 +214,7 @@ def _literal(value: str | tuple[str, ...]) -> str:
 
 def _write(path: Path, content: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content, encoding="utf-8")
+    write_file(path, content)
     return path
 
 

@@ -10,7 +10,6 @@ import click
 
 from runbook_lib.cli import common
 from runbook_lib.model.finding import say
-from runbook_lib.model.usage import UsageError
 from runbook_lib.sources import settings
 
 
@@ -22,41 +21,16 @@ from runbook_lib.sources import settings
 @common.DEADLINE
 @common.lang_option("language of the draft")
 @click.option("--check", is_flag=True, help="run nothing: name the mandatory items that are missing (exit code 2)")
-@click.option(
-    "--as", "tracker", type=click.Choice(["github", "gitlab"]), help="run nothing: print the draft as an issue's body"
-)
 @common.AS_JSON
-def postmortem_(incident: str, check: bool, tracker: str | None, output: str, as_json: bool, **options: Any) -> int:
+def postmortem_(incident: str, check: bool, output: str, as_json: bool, **options: Any) -> int:
     """Draft a postmortem; what people wrote stays.
 
-    It can also be checked or printed.
+    It can also be checked.
     """
-    if tracker and (check or as_json):
-        raise click.UsageError("--as prints text: leave out --check and --json")
     archive = common.existing_archive(incident, output)
-    if tracker:
-        return _print_for_tracker(archive)
     if check:
         return _check_postmortem(archive, as_json)
     return _draft_postmortem(archive, as_json, **options)
-
-
-def _print_for_tracker(archive: Any) -> int:
-    from runbook_lib.book import messages
-    from runbook_lib.dossier import postmortem, tracker
-    from runbook_lib.privacy.masking import Masker
-
-    draft = postmortem.read_draft(archive)
-    if draft is None:
-        raise UsageError(messages.text(say("postmortem.no_draft", incident=archive.incident)))
-    config = settings.load()
-    base = config.receiver.public_url.rstrip("/")
-    urls: list[str] = []
-    with suppress(UsageError):  # the target may be gone; its dossier stays
-        urls = config.target(postmortem.target_of(archive)).urls()
-    masker = Masker.of(urls, archive.incident, archive.salts)
-    click.echo(masker.scrub_once(tracker.body(draft, base and f"{base}/incidents/{archive.incident}")))
-    return 0
 
 
 def _check_postmortem(archive: Any, as_json: bool) -> int:

@@ -12,7 +12,15 @@ from typing import Any
 import click
 
 from runbook_lib.book import catalog
-from runbook_lib.cli.common import FILE, RECORDING, existing_archive, lang_option, output_option, parse_pairs
+from runbook_lib.cli.common import (
+    FILE,
+    RECORDING,
+    existing_archive,
+    lang_option,
+    output_option,
+    parse_pairs,
+    write_file,
+)
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.sources import settings
@@ -43,7 +51,7 @@ def capsule(incident: str, out: Path | None, output: str) -> int:
     try:
         sealed = recording.write(file, made)
     except OSError as e:
-        raise OutputError(f"{file} could not be written: {e.strerror or e}") from None
+        raise OutputError.of(f"{file} could not be written: {e.strerror or e}", e) from None
     _, differ = replay.reopen(made, book)
     for line in (str(file), *_translate_lines([*replay.contents(made), *differ])):
         click.echo(line)
@@ -100,7 +108,7 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
         told = [*replay.page_lines(replayed), "", *told]
     else:
         page = Path(tempfile.mkdtemp(prefix="runbook-open-"), f"{file.stem}.html")
-        page.write_text(replay.page(recorded, replayed, told), encoding="utf-8")
+        write_file(page, replay.page(recorded, replayed, told))
         webbrowser.open(page.as_uri())
         told = [str(page), *told]
     for line in told:
@@ -139,7 +147,7 @@ def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> 
         index = replay.read_index(folder) | {incident: {"about": made.about, "expected": expected}}
         replay.write_index(folder, index)
     except OSError as e:
-        raise OutputError(f"the recording could not be written to {folder}: {e.strerror or e}") from None
+        raise OutputError.of(f"the recording could not be written to {folder}: {e.strerror or e}", e) from None
     click.echo(f"{file}: {', '.join(made.runs)}")
     for line in replay.differences(expected, now):
         click.echo(f"  {line}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from runbook_lib.cli.common import AS_JSON, FILE, echo_text, lang_option, output_option, say_json, write_file
+from runbook_lib.cli.common import AS_JSON, EX_UNREAD, FILE, echo_text, lang_option, output_option, say_json, write_file
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.urls import show_url
 
@@ -36,7 +36,7 @@ def report(
 
     It counts results, effective actions, false alarms and open work.
 
-    It reads only the dossiers, no system. Exit code 0.
+    It reads only the dossiers, no system. Exit code 0; 3: some could not be read.
     """
     import pandas as pd
 
@@ -57,14 +57,14 @@ def report(
         told = {"sums": period.summary_lines(said), "tables": period.tables(incidents, said)}
         write_file(page, render.html("report", title=title, unread=unread, **told))
     if table:
-        write_file(table, period.frame(incidents).to_csv(index=False))
+        write_file(table, period.table(incidents).to_csv(index=False))
     if as_json:
         period_of = {"since": begin and begin.isoformat(), "until": end and end.isoformat()}
         say_json(period_of | said | {"unread": [text.params["incident"] for text in unread]})
     else:
         click.echo("\n".join([messages.text(title), *period.lines(incidents, said)]))
     echo_text(*unread, err=True)
-    return 0
+    return EX_UNREAD if unread else 0
 
 
 def _parse_limit(option: str, text: str | None, now: pd.Timestamp) -> pd.Timestamp | None:

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from runbook_lib.book import messages
+from runbook_lib.book.parameters import LATEST
 from runbook_lib.cli import common
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
@@ -111,6 +112,8 @@ def triage(
         raise UsageError("--alert and --targets cannot be combined: the alert names its system")
     if "target" in given:
         raise UsageError("--target and --targets cannot be combined")
+    if options["incident"] == LATEST:
+        raise UsageError("--incident latest and --targets cannot be combined: name the incident")
     _start_fork_server()
     return _triage_many(targets, executor, scheduler, workers or settings.available_cores(), as_json, **options)
 
@@ -122,8 +125,10 @@ def _triage_many(
     """Run a triage for each system and print a line for each, or one JSON list; return the worst exit code."""
     from runbook_lib.book import parameters
     from runbook_lib.runs import executors
+    from runbook_lib.store.archive import refuse_reserved
 
     config = settings.load()
+    refuse_reserved(output, incident)
     output = output if "://" in output else str(Path(output).absolute())  # a worker has its own folder
     orders = [
         # By its job, what a worker that died has left is not done again.

@@ -17,7 +17,7 @@ from typing import Any
 from runbook_lib.book import catalog
 from runbook_lib.diagnosis.snapshots import difference
 from runbook_lib.dossier import policy, rejudge
-from runbook_lib.model.finding import Status, Text
+from runbook_lib.model.finding import Status, Text, say
 from runbook_lib.sources.settings import available_cores
 from runbook_lib.store.archive import Archive
 from runbook_lib.view import differences
@@ -54,7 +54,10 @@ def run(output: str, incidents: Iterable[str], given: Path) -> tuple[dict[str, A
 
 def _backtest_incident(output: str, given: Path, incident: str) -> list[BacktestedRun | Text]:
     judge = partial(_backtest_run, incident, policy.load_other(given))
-    return [*rejudge.judge_runs(Archive(output, incident), catalog.load(), judge)]
+    try:
+        return [*rejudge.judge_runs(Archive(output, incident), catalog.load(), judge)]
+    except OSError as e:
+        return [say("report.unread", incident=incident, detail=e.strerror or str(e))]
 
 
 def _backtest_run(incident: str, changed: policy.OtherPolicy, kept: rejudge.SealedRun) -> BacktestedRun:

@@ -14,6 +14,7 @@ import json
 
 import pandas as pd
 
+from runbook_lib.book.parameters import BASELINE
 from runbook_lib.diagnosis.snapshots import CONFIGURATION
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import digest
@@ -45,4 +46,4 @@ def configuration(output: str, target: str) -> pd.DataFrame | None:
 
 
 def _open(output: str, target: str) -> Archive:
-    return Archive(output, f"baseline-{target}", people=False)
+    return Archive(output, f"{BASELINE}{target}", people=False)

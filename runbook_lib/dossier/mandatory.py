@@ -158,15 +158,15 @@ def _describe_problem(item: str, value: Any, names: list[str]) -> Text:
     return say(f"postmortem.missing.{item}", names=", ".join(dict.fromkeys(names)) or None, said=str(value) or None)
 
 
-def measures_of(draft: str, *, suggested: bool = False) -> list[dict[str, Any]]:
-    """Return the measures of a draft; `whole`: it has every mandatory field, `done`: it has a date or "yes" there.
+def measures_of(draft: str) -> list[dict[str, Any]]:
+    """Return the measures of a draft that have an owner or a due date.
 
-    `suggested`: also those with neither owner nor due date.
+    `whole`: it has every mandatory field, `done`: it has a date or "yes" there.
     """
     rows = parse_record(draft).get("measures")
     return [
         {name: str(r.get(name) or "") for name in Measure.model_fields}
         | {"whole": not _count_missing(r), "done": bool(_DONE.match(unicodedata.normalize("NFKC", str(r.get("done")))))}
         for r in (rows if isinstance(rows, list) else ())
-        if isinstance(r, dict) and (suggested or r.get("owner") or r.get("due"))
+        if isinstance(r, dict) and (r.get("owner") or r.get("due"))
     ]

@@ -101,11 +101,6 @@ def compose(draft: str, kept: Mapping[str, str]) -> str:
     return f"<!-- runbook postmortem, generated={_short_digest(_generated_part(body))} -->\n{body}\n"
 
 
-def without_markers(draft: str) -> str:
-    """Return a draft without its digest, chart and the markers of a person's blocks."""
-    return _BLOCK.sub(lambda m: m["text"].strip("\n"), _HEAD.sub("", draft, count=1).replace(_CHART, ""))
-
-
 # The draft --------------------------------------------------------------------------------------------------
 
 

@@ -42,6 +42,8 @@ MAX_SHOWN = 3
 _NOT_YET = ("dry", "approved")
 _ALERT = re.compile(r"(.+?) (?:firing|resolved)\b")
 _SECONDS: TypeAdapter[float] = TypeAdapter(mandatory.Amount)
+#: How a formula begins, also in East Asian width, and a number that begins like one.
+_FORMULA, _NUMBER = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]"), re.compile(r"-?\d+(\.\d+)?")
 _MARKS = {True: "✔", False: "✖", None: "?"}
 
 
@@ -300,9 +302,15 @@ def _summarise_times(times: Iterable[float | None]) -> dict[str, Any]:
     return {"median_s": median(known) if known else None, "known": len(known)}
 
 
-def frame(incidents: Iterable[IncidentSummary]) -> pd.DataFrame:
-    """Return one row per incident; the columns are the fields of `IncidentSummary`."""
-    return pd.DataFrame([i.row() for i in incidents], columns=[f.name for f in fields(IncidentSummary)])
+def table(incidents: Iterable[IncidentSummary]) -> pd.DataFrame:
+    """Return one row per incident for a spreadsheet; the columns are the fields of `IncidentSummary`."""
+    rows = [{name: _as_cell(value) for name, value in i.row().items()} for i in incidents]
+    return pd.DataFrame(rows, columns=[f.name for f in fields(IncidentSummary)])
+
+
+def _as_cell(value: Any) -> Any:
+    """Return a value that a spreadsheet does not run: a text that begins like a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value) else value
 
 
 # As text ----------------------------------------------------------------------------------------------------

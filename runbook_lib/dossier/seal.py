@@ -27,6 +27,7 @@ from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources.http import MOST_BYTES, HttpServer
 from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.store.archive import PARTIAL, SEALED, Archive, entry_of, split_lines
+from runbook_lib.store.lines import is_line
 
 #: Hexadecimal digits of a chain head's digest: 128 bits of SHA-256, so that a seal fits into a line of a message.
 DIGITS = 32
@@ -115,8 +116,11 @@ def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
     for log, upto, n in zip(SEALED, covered, now, strict=True):
         if upto < n:
             uncovered.append(say("seal.loose", log=log, first=upto + 1, last=n if n > upto + 1 else None, n=n - upto))
-    entries = [entry_of(line) or {} for own in lines for line in own]
-    named = {name for entry in entries for name in entry.get("sha256", {})}
+    entries = [
+        (log, n, entry_of(line) or {}) for log, own in zip(SEALED, lines, strict=True) for n, line in enumerate(own, 1)
+    ]
+    changed += [say("seal.not_json", log=log, n=n) for log, n, entry in entries if entry and not is_line(log, entry)]
+    named = {name for _, _, entry in entries for name in entry.get("sha256", {})}
     # A name may hold anything, also line breaks.
     uncovered += [say("seal.unnamed", name=visible(name, kept="")) for name in files if name not in named]
     return Report(_compute_head(archive.incident, lines, now), tuple(covered), tuple(changed), tuple(uncovered))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import stat
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,6 +16,7 @@ from runbook_lib.model.finding import Reason
 from runbook_lib.sources import workloads
 from runbook_lib.sources.source import SourceError
 from runbook_lib.sources.workloads import CommandOutput, Commands, Runner
+from runbook_lib.store.files import replace_file
 
 #: How supervisorctl says that something is wrong.
 _COMPLAINT = re.compile(
@@ -157,7 +156,8 @@ class SupervisorctlRunner(Runner):
         words = " ".join(f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items())
         with self._read_cost.query("workloads", "set environment", f"{self._settings.env_file}: {words}"):
             try:
-                _write_env(Path(self._settings.env_file), "".join(f"{line}\n" for line in lines))
+                text = "".join(f"{line}\n" for line in lines)
+                replace_file(Path(self._settings.env_file), text.encode(), new_mode=0o600)
             except OSError as e:
                 raise workloads.error(
                     Reason.DENIED, f"cannot write {self._settings.env_file}: {e.strerror}", "file"
@@ -217,30 +217,3 @@ def _parse_status(name: str, line: str) -> tuple[str, str]:
 
 def _is_assignment(line: str) -> bool:
     return bool(workloads.VARIABLE.fullmatch(line.partition("=")[0])) and "=" in line
-
-
-def _write_env(path: Path, text: str) -> None:
-    """Replace a file in one step; it keeps its owner, group and mode, and a new one is readable by its owner only."""
-    path = path.resolve()  # of a link, what it leads to
-    before = path.stat() if path.exists() else None
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            if before:
-                _keep_access(descriptor, before)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-
-
-def _keep_access(descriptor: int, before: os.stat_result) -> None:
-    """Give a file the owner, group and mode of another; who reads it now must read it at the next start."""
-    try:
-        os.fchown(descriptor, before.st_uid, before.st_gid)
-    except OSError as e:
-        raise OSError(e.errno, f"its owner and group cannot be kept ({e.strerror})") from None
-    os.fchmod(descriptor, stat.S_IMODE(before.st_mode))

@@ -46,12 +46,8 @@ def write_line(output: str, what: str, **more: Any) -> None:
 
 
 def dossiers(output: str) -> Iterator[Archive]:
-    """Iterate over the incidents of an output that have a log, a notebook or a run that died. Raises OSError."""
-    for name in Archive(output, "").names():
-        archive = Archive(output, name)
-        with suppress(NotADirectoryError):
-            if {*SEALED, "lab"} & set(archive.names()) or archive.partials():
-                yield archive
+    """Iterate over the dossiers of an output, also those that may not be read. Raises OSError."""
+    yield from (a for name in Archive(output, "").names() if (a := Archive(output, name)).may_be_dossier())
 
 
 def _targets_of(archive: Archive) -> set[str]:
@@ -165,7 +161,10 @@ def check_clock(output: str, now: pd.Timestamp) -> None:
 
     Each removal and each `retain --execute` is a line of the log, so that a gap of `CLOCK_GAP` is unusual.
     """
-    logs = [archive.lines(log) for archive in (*dossiers(output), journal(output)) for log in SEALED]
+    logs = [journal(output).lines(ACTION_LOG)]
+    for archive in dossiers(output):
+        with suppress(OSError):  # it is named where its age is read
+            logs += [archive.lines(log) for log in SEALED]
     moments = [m for lines in logs for line in lines if (m := _last_moment(line)) is not None]
     newest = max(moments, default=now)
     if not -CLOCK_TOLERANCE <= now - newest <= CLOCK_GAP:
@@ -182,15 +181,15 @@ def _last_moment(line: dict[str, Any]) -> pd.Timestamp | None:
 
 
 def find_expired(archive: Archive, config: Settings, now: pd.Timestamp) -> ExpiredDossier | Text | None:
-    """Return the dossier if it is expired, None if not, or a text if that is not known. Raises OSError."""
+    """Return the dossier if it is expired, None if not, or a text if that is not known."""
     try:
         known = sorted(_targets_of(archive))
         days = [config.target(target).keep_days for target in known] if known else _every_keep_days(config)
         lines = [line for log in SEALED for line in archive.lines(log)]
         moments = [moment(line[name]) for line in lines for name in _TIME_FIELDS if line.get(name)]
         moments += [moment(name.partition("-")[0]) for name in archive.partials()]
-    except (UsageError, ValueError, TypeError, AttributeError) as e:  # whatever a broken line raises
-        return say("keeping.unread", incident=archive.incident, detail=str(e))
+    except (UsageError, OSError, ValueError, TypeError, AttributeError) as e:  # whatever a broken line raises
+        return say("keeping.unread", incident=archive.incident, detail=getattr(e, "strerror", None) or str(e))
     keep = [d for d in days if d is not None]
     if not moments or not keep or len(keep) < len(days) or now - max(moments) <= pd.Timedelta(days=max(keep)):
         return None

@@ -16,11 +16,11 @@ import nbformat
 
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import DOCUMENTS, Catalog
-from runbook_lib.book.parameters import validate
+from runbook_lib.book.parameters import REPLAY, validate
 from runbook_lib.model.usage import UsageError, config_file, install_command, sandbox_folder
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
-from runbook_lib.store.files import read_regular
+from runbook_lib.store.files import read_regular, write_whole
 from runbook_lib.view import prose
 
 #: Placed after the user's own options, so that these win.
@@ -53,7 +53,7 @@ def prepare_copies(archive: Archive, target: str, book: Catalog, sections: Conta
             shutil.copytree(documents, copied, dirs_exist_ok=True, ignore=_PICTURES)
             for path in filter(Path.is_file, map(own.document, DOCUMENTS)):  # some are in the pack's folder
                 text = _BETWEEN_DOCUMENTS.sub(r"](\1.md", path.read_text(encoding="utf-8"))
-                (copied / path.name).write_text(text, encoding="utf-8")
+                write_whole(copied / path.name, text.encode(), durable=False)
     for section in book.runnable().values():
         assert section.notebook is not None  # noqa: S101 - runnable sections have one
         if sections is not None and section.number not in sections:
@@ -74,7 +74,7 @@ def prepare_copies(archive: Archive, target: str, book: Catalog, sections: Conta
             if cell.cell_type == "markdown":
                 cell.source = _TO_DOCUMENTS.sub(rf"\g<1>{docs}/", cell.source)
         if _fill_in(nb, values) or new:
-            nbformat.write(nb, copy)
+            write_whole(copy, f"{nbformat.writes(nb)}\n".encode())
     return str(folder)
 
 
@@ -93,7 +93,7 @@ def _fill_in(nb: nbformat.NotebookNode, values: dict[str, str]) -> bool:
 
 def replay_incident(recording: Path) -> str:
     """Return the incident under which a recording is opened, whatever its file is called."""
-    return "replay-" + re.sub(r"[^A-Za-z0-9._-]+", "-", recording.stem)[:50]
+    return REPLAY + re.sub(r"[^A-Za-z0-9._-]+", "-", recording.stem)[:50]
 
 
 def open_lab(

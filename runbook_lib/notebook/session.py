@@ -38,6 +38,7 @@ from runbook_lib.privacy.masking import TOKEN
 from runbook_lib.sources import settings
 from runbook_lib.sources.settings import Target
 from runbook_lib.sources.source import SourceError
+from runbook_lib.store.archive import refuse_reserved
 from runbook_lib.view import render
 from runbook_lib.view.answer import StepResult
 from runbook_lib.view.queries import PARAMETER, StepQueries, queries_of
@@ -420,7 +421,11 @@ def open_section(section: str, variables: Mapping[str, Any] | None = None, /, **
     parameter or target that does not exist; nothing for a source that is silent.
     """
     names = parameters_class().model_fields.keys() - _OF_CELLS
-    rb = quiet_session(section, **{k: v for k, v in (variables or {}).items() if k in names} | parameters)
+    values = {k: v for k, v in (variables or {}).items() if k in names} | parameters
+    config = settings.load()
+    if not config.replay and isinstance(incident := values.get("incident_id"), str):
+        refuse_reserved(config.output, incident)
+    rb = quiet_session(section, **values)
     messages.use(rb.lang)  # of what a cell makes without the session
     sql_cells(rb)
     rb.show_header()

@@ -17,8 +17,11 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from runbook_lib.book.parameters import moment, validate
+from runbook_lib.book import messages
+from runbook_lib.book.parameters import is_reserved, moment, validate
+from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError, first_problem
+from runbook_lib.privacy.redaction import SECRET, redact
 
 #: Maximum bytes of a request's body, or of a file of alerts.
 MAX_BODY = 1_000_000
@@ -35,6 +38,8 @@ UNNAMED = "alert"
 INCIDENT_LABEL = "incident"
 #: The label that names a target of runbook.toml; optional.
 TARGET_LABEL = "runbook_target"
+#: The labels that people read, in pages, messages and names of folders.
+_SHOWN = {"alertname", INCIDENT_LABEL, TARGET_LABEL}
 
 #: Control characters, and what cannot be encoded.
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -60,6 +65,8 @@ class Alert:
     """Alertmanager's group key; alerts of one group belong to one incident."""
     note: str = ""
     """What people must know of how the alert is handled; "" for nothing."""
+    asked: str = ""
+    """The incident's name as the label has it, where the incident has another one."""
 
     @property
     def incident(self) -> str:
@@ -80,7 +87,8 @@ class Alert:
     def line(self) -> str:
         """Return the alert as a line of the incident's timeline."""
         state = "firing" if self.firing else "resolved"
-        return f"{self.name} {state}" + "".join(f": {text}" for text in (self.note, self.summary) if text)
+        named = messages.text(say("alert.renamed", named=self.asked, incident=self.incident)) if self.asked else ""
+        return f"{self.name} {state}" + "".join(f": {text}" for text in (self.note, named, self.summary) if text)
 
 
 class _Alert(BaseModel):
@@ -107,6 +115,10 @@ class _Alert(BaseModel):
         Add the labels that are not used as they were sent to `changed`.
         """
         labels = _clean_labels(self.labels)
+        asked = labels.get(INCIDENT_LABEL, "")
+        if asked:
+            labels[INCIDENT_LABEL] = _incident_id(asked, _text_of(self.labels[INCIDENT_LABEL]))
+            asked = "" if labels[INCIDENT_LABEL] == asked else asked[:MAX_NAME]
         changed.update(n for n in {*labels, *self.labels} if labels.get(n) != self.labels.get(n))
         texts = self.annotations if isinstance(self.annotations, dict) else {}
         summary = next((t for n in ("summary", "description") if (t := texts.get(n)) and isinstance(t, str)), "")
@@ -116,6 +128,7 @@ class _Alert(BaseModel):
             fingerprint = digest(fingerprint or source + json.dumps(own))
         return Alert(
             name=labels["alertname"],
+            asked=asked,
             firing=self.status == "firing",
             fingerprint=fingerprint,
             labels=labels,
@@ -218,17 +231,20 @@ def digest(text: str) -> str:
 def _clean_labels(labels: Mapping[str, Any]) -> dict[str, str]:
     """Return the labels as text of limited length without control characters, and the name of the alert among them.
 
-    A label whose name is too long or not printable is left out.
+    A label whose name is too long or not printable is left out. Of those that people read, secrets and user ids are
+    masked.
     """
     cleaned = {
         name: _CONTROL.sub(" ", _text_of(value))[:MAX_VALUE]
         for name, value in sorted(labels.items())
         if 0 < len(name.strip()) <= len(name) <= MAX_NAME and not _CONTROL.search(name)
     }
+    for name in _SHOWN & cleaned.keys():
+        cleaned[name] = redact(cleaned[name], lambda _: SECRET)
     name = cleaned.get("alertname", "")[:MAX_NAME]
     cleaned["alertname"] = name if name.strip() else UNNAMED
     if incident := cleaned.pop(INCIDENT_LABEL, "").strip():
-        cleaned[INCIDENT_LABEL] = _incident_id(incident)
+        cleaned[INCIDENT_LABEL] = incident
     return cleaned
 
 
@@ -237,14 +253,22 @@ def _text_of(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value) if isinstance(value, int | float) else ""
 
 
-def _incident_id(text: str) -> str:
-    """Return a label's text if it is an incident's id, else an id with its letters, its digits and its digest."""
+def _incident_id(text: str, sent: str) -> str:
+    """Return a label's text if it may be an incident's id, else an id of its words and the digest of what was sent."""
     try:
         validate({"incident_id": text})
     except UsageError:
-        words = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-")
-        return f"{words or INCIDENT_LABEL}-{digest(text)[:8]}"
-    return text
+        pass
+    else:
+        if not is_reserved(text):
+            return text
+    words = re.sub(r"[^A-Za-z0-9]+", "-", text)[:40].strip("-")
+    return free_id(f"{words or INCIDENT_LABEL}-{digest(sent.strip())[:8]}")
+
+
+def free_id(name: str) -> str:
+    """Return an incident's id that a program has made, with a word before it if it is reserved."""
+    return f"{INCIDENT_LABEL}-{name}" if is_reserved(name) else name
 
 
 def _parse_time(text: str) -> pd.Timestamp:

@@ -224,7 +224,7 @@ class Receiver:
         number = _page_number(request.query_params.get("page", ""))
         incidents = self.journal.incidents(PAGE + 1, (number - 1) * PAGE)
         shown = incidents[:PAGE]
-        there = {i.id for i in shown if overview.INDEX in self._list_names(i.id)}
+        there = {i.id for i in shown if self._has_page(i.id)}
         with messages.using(lang):
             text = render.html(
                 "receiver",
@@ -285,7 +285,16 @@ class Receiver:
         try:
             return Archive(self.output, folder).names()
         except Exception as e:  # each kind of store has its own exceptions
-            raise _unavailable("the archive does not answer", e) from None
+            raise _unavailable("the archive does not answer", e) from e
+
+    def _has_page(self, incident: str) -> bool:
+        """Return whether an incident has a page; one that may not be read counts, and its link says so."""
+        try:
+            return overview.INDEX in self._list_names(incident)
+        except HTTPException as e:
+            if isinstance(e.__cause__, PermissionError):
+                return True
+            raise
 
     def _read_listed_file(self, incident: str, name: str) -> bytes | None:
         """Return a file's content if the archive lists the file, else None."""

@@ -14,7 +14,7 @@ from runbook_lib.book.catalog import Catalog, section_with
 from runbook_lib.model.finding import say
 from runbook_lib.model.order import Order
 from runbook_lib.model.usage import UsageError
-from runbook_lib.receiver.alert import Alert, digest
+from runbook_lib.receiver.alert import Alert, digest, free_id
 from runbook_lib.runs import batch
 from runbook_lib.sources.settings import Route, Settings
 
@@ -74,7 +74,7 @@ def incident_id(alerts: Sequence[Alert], target: str) -> str:
         return named
     first = min(alerts, key=lambda a: (a.starts_at, a.name))
     name = re.sub(r"[^A-Za-z0-9]+", "-", first.name).strip("-")[:30] or "alert"
-    return f"{name}-{first.starts_at:%Y%m%dT%H%M%S}-{digest(first.group + target)[:8]}"
+    return free_id(f"{name}-{first.starts_at:%Y%m%dT%H%M%S}-{digest(first.group + target)[:8]}")
 
 
 def recovery_section() -> str:

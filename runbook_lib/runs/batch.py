@@ -26,6 +26,7 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import forks
 from runbook_lib.sources.settings import Settings, Target, available_cores
 from runbook_lib.store.archive import PARTIAL, Archive
+from runbook_lib.store.files import write_whole
 from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import Run, read_run, run_of_cells
 from runbook_lib.view import prose
@@ -199,7 +200,7 @@ def _execute_section(r: Request, scratch: Path) -> Run:
     kept: list[artifact.Notebook] = []
     started, problem = parameters.now(), ""
     stem = archive.reserve(f"{stamp(started)}-{r.section}")
-    (scratch / _STEM).write_text(stem)
+    write_whole(scratch / _STEM, stem.encode(), durable=False)
 
     def interrupt(*_: object) -> None:
         if r.parameters.get("execute") and not r.unattended:
@@ -303,7 +304,7 @@ def _rescue_files(files: dict[str, bytes]) -> str:
     try:
         folder = tempfile.mkdtemp(prefix="runbook-rescued-")
         for name, content in files.items():
-            (Path(folder) / Path(name).name).write_bytes(content)
+            write_whole(Path(folder) / Path(name).name, content)
     except OSError:
         return ""
     return folder

@@ -31,7 +31,7 @@ from runbook_lib.privacy.masking import hide_names
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record as record_view
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
-from runbook_lib.store.files import read_regular
+from runbook_lib.store.files import read_regular, replace_file
 from runbook_lib.store.lines import Logs, VerdictLine
 from runbook_lib.store.recording import Recording
 from runbook_lib.store.run import Run
@@ -217,12 +217,19 @@ def section_as_expected(section: str, findings: Iterable[Finding], verdict: Verd
 
 
 def reopen(recorded: Recording, book: Catalog) -> tuple[Replayed, list[Text]]:
-    """Judge a recording by its own policy, else by `book`; return also how that differs from what was recorded."""
+    """Judge a recording by its own policy, else by `book`; return also how that differs from what was recorded.
+
+    Raises UsageError where nothing of it can be concluded from.
+    """
     try:
         own = policy.read(recorded.policy) if recorded.policy else book
         now = replay(recorded, own)
     except Exception as e:  # this version may not be able to judge what an earlier one recorded
-        return replay(recorded, book, again=False), [rejudge.not_judged(recorded.name, e)]
+        problem = rejudge.not_judged(recorded.name, e)
+        try:
+            return replay(recorded, book, again=False), [problem]
+        except Exception:
+            raise UsageError(messages.text(problem)) from None
     expected = recorded.manifest.get("verdict") or _drop_evidence(as_expected(replay(recorded, own, again=False)))
     apart = differences(expected, _drop_evidence(as_expected(now)))
     return now, [say("capsule.apart", line=line) for line in apart]
@@ -375,4 +382,4 @@ def read_index(folder: Path) -> dict[str, dict[str, Any]]:
 def write_index(folder: Path, index: Mapping[str, dict[str, Any]]) -> None:
     """Write the index, its names in order. Raises OSError."""
     text = json.dumps(dict(sorted(index.items())), ensure_ascii=False, indent=1)
-    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    replace_file(folder / INDEX, f"{text}\n".encode())

@@ -40,6 +40,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from runbook_lib.book.parameters import ADHOC, is_reserved
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, install_command
 from runbook_lib.privacy.masking import new_salts, replace_salt
@@ -282,13 +283,13 @@ class Archive:
     def newest(self, count: int) -> list[str]:
         """Return the incidents of an output with the newest manifests, oldest first. Raises OSError.
 
-        `self` is the output: an archive without an incident's name.
+        `self` is the output: an archive without an incident's name. Of an incident that may not be read, the time of
+        its folder counts.
         """
         written = dict.fromkeys(self.names(), "")
         with self._store_errors(""):
             if folder := self.local:
-                times = {n: m.stat().st_mtime for n in written if (m := folder / n / MANIFEST).exists()}
-                written |= {n: f"{time:020.6f}" for n, time in times.items()}
+                written |= {n: _time_of(folder / n / MANIFEST) for n in written}
             else:
                 for path, about in self._filesystem.find(self._path(""), detail=True).items():
                     name, _, file = str(path).removeprefix(f"{self._path('')}/").partition("/")
@@ -300,6 +301,16 @@ class Archive:
         """Return every file of the incident, including subfolders and hidden files. Raises OSError."""
         with self._store_errors(""):
             return [str(f).removeprefix(f"{self._path('')}/") for f in self._filesystem.find(self._path(""))]
+
+    def may_be_dossier(self) -> bool:
+        """Return whether the folder has a log, a run that died or a responder's copies, or may not be read."""
+        try:
+            names = self.names()
+        except NotADirectoryError:
+            return False
+        except OSError:
+            return True
+        return bool({*SEALED, "lab"} & {*names}) or any(n.endswith(PARTIAL) for n in names)
 
     def partials(self) -> list[str]:
         """Return the partial artifacts of runs that died or are still running."""
@@ -571,6 +582,22 @@ class Archive:
 
     def _path(self, name: str) -> str:
         return f"{self._store[1]}/{name}".rstrip("/")
+
+
+def refuse_reserved(output: str, incident: str) -> None:
+    """Raise UsageError if a person names a new incident as the product's own folders are named."""
+    if incident != ADHOC and is_reserved(incident) and not Archive(output, incident).may_be_dossier():
+        raise UsageError(f"incident {incident}: the name is reserved, choose another such as INC-1")
+
+
+def _time_of(manifest: Path) -> str:
+    """Return when a manifest was changed, as text that sorts; "" if there is none."""
+    try:
+        return f"{manifest.stat().st_mtime:020.6f}"
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError:
+        return f"{manifest.parent.lstat().st_mtime:020.6f}"
 
 
 def entry_of(line: bytes) -> dict[str, Any] | None:

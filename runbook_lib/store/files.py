@@ -111,6 +111,23 @@ def write_whole(path: Path, content: bytes, *, durable: bool = True, mode: int |
         sync_folder(path.parent)
 
 
+def replace_file(path: Path, content: bytes, new_mode: int | None = None) -> None:
+    """Write a file that a person named, as `write_whole` does; it keeps its owner, group and mode.
+
+    Of a link, the file to which it leads is replaced; what is no file, such as a pipe, is written to. `new_mode` is the
+    mode of a new file. Raises OSError, also if the owner cannot be kept.
+    """
+    path = path.resolve()
+    before = path.stat() if path.exists() else None
+    if before and not stat.S_ISREG(before.st_mode):
+        path.write_bytes(content)
+        return
+    mode = stat.S_IMODE(before.st_mode) if before else new_mode
+    with _temporary_file(path, content, mode=mode, before=before) as draft:
+        draft.replace(path)
+    sync_folder(path.parent)
+
+
 def create_whole(path: Path, content: bytes, mode: int | None = None) -> None:
     """Create a file atomically and durably. Raises OSError; FileExistsError if it exists."""
     with _temporary_file(path, content, mode=mode) as draft:
@@ -125,13 +142,20 @@ def create_whole(path: Path, content: bytes, mode: int | None = None) -> None:
 
 
 @contextmanager
-def _temporary_file(path: Path, content: bytes, *, durable: bool = True, mode: int | None = None) -> Iterator[Path]:
-    """Make a temporary file beside `path` with its future content; it is removed afterwards."""
+def _temporary_file(
+    path: Path, content: bytes, *, durable: bool = True, mode: int | None = None, before: os.stat_result | None = None
+) -> Iterator[Path]:
+    """Make a temporary file beside `path` with its future content; it is removed afterwards.
+
+    It gets the owner and group of the file `before` it.
+    """
     draft = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}.new")
     draft.unlink(missing_ok=True)  # of a killed process, or planted: a link or a FIFO
     try:
         made = 0o666 if mode is None else 0o600
         with open(draft, "xb", opener=lambda name, flags: os.open(name, flags, made)) as file:
+            if before:
+                _keep_owner(file.fileno(), before)
             if mode is not None:
                 set_mode(file.fileno(), mode)
             file.write(content)
@@ -141,6 +165,14 @@ def _temporary_file(path: Path, content: bytes, *, durable: bool = True, mode: i
         yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _keep_owner(descriptor: int, before: os.stat_result) -> None:
+    """Give a file the owner and group of another: who reads that one now must be able to read this one."""
+    try:
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    except OSError as e:
+        raise OSError(e.errno, f"its owner and group cannot be kept ({e.strerror})") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -157,6 +157,12 @@ class BegunLine(LogLine):
         return str(self.what.get("name") or "")
 
 
+class _JournalLine(LogLine):
+    """A line of an action log that is no incident's: the ledger of a target, the journal of the retention."""
+
+    time: _Moment
+
+
 class NoteLine(LogLine):
     """A line of the timeline, by a person or an alert."""
 
@@ -206,10 +212,7 @@ class Logs:
 
 def read_logs(archive: Archive) -> Logs:
     """Return the lines of an incident's logs. Raises OSError; LogError for a line that is of no known kind."""
-    manifest: list[RunLine | VerdictLine] = [
-        _read_line(archive, MANIFEST, VerdictLine, e) if "verdict" in e else run_line(archive, e)
-        for e in archive.manifest()
-    ]
+    manifest = [_read_line(archive, MANIFEST, _manifest_kind(e), e) for e in archive.manifest()]
     actions = [_read_line(archive, ACTION_LOG, ActionLine, e) for e in archive.lines(ACTION_LOG)]
     return Logs(manifest, actions, [_read_line(archive, NOTES, NoteLine, e) for e in archive.lines(NOTES)])
 
@@ -218,6 +221,22 @@ def read_actions(archive: Archive, entries: list[dict[str, Any]] | None = None) 
     """Return the lines of an action log, or its `entries`. Raises OSError; LogError for a line that is not valid."""
     entries = archive.lines(ACTION_LOG) if entries is None else entries
     return [_read_line(archive, ACTION_LOG, BegunLine, entry, n) for n, entry in enumerate(entries, 1)]
+
+
+def is_line(log: str, entry: dict[str, Any]) -> bool:
+    """Return whether an entry is a line of a log: it has the fields of its kind."""
+    # A ledger names the place of the dossier, and the journal what was done in a word.
+    of_journal = "place" in entry or isinstance(entry.get("what"), str)
+    kinds = {MANIFEST: _manifest_kind(entry), ACTION_LOG: _JournalLine if of_journal else ActionLine, NOTES: NoteLine}
+    try:
+        kinds[log].model_validate(entry)
+    except ValidationError:
+        return False
+    return True
+
+
+def _manifest_kind(entry: dict[str, Any]) -> type[RunLine] | type[VerdictLine]:
+    return VerdictLine if "verdict" in entry else RunLine
 
 
 def run_line(archive: Archive, entry: dict[str, Any]) -> RunLine:

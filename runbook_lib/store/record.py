@@ -33,6 +33,10 @@ RUN_MIME = "application/vnd.runbook.run+json"
 REVEALED_MIME = "application/vnd.runbook.revealed+json"
 
 T = TypeVar("T")
+#: The types that JSON has, and what they may be read as.
+_PLAIN: dict[type, tuple[type, ...]] = {
+    str: (str,), int: (int,), float: (int, float), bool: (bool,), type(None): (type(None),),
+}  # fmt: skip
 #: The type of a stored column by the kind of its dtype, durations in seconds; any other is text.
 _COLUMN_TYPES = {"b": "bool", "i": "int", "u": "int", "f": "float", "m": "float", "M": "time"}
 
@@ -114,9 +118,11 @@ def from_json(kind: type[T], stored: Any) -> T:
 
 @cache
 def _reader_of(kind: Any) -> Callable[[Any], Any]:
-    """Return the function that restores a value of a type; a type that JSON has is kept as it is."""
+    """Return the function that restores a value of a type; a value of a type that JSON has is checked and kept."""
     if kind in _READERS:
         return _READERS[kind]
+    if kind in _PLAIN:
+        return lambda stored: _require(stored, kind)
     of = get_args(kind)
     if get_origin(kind) is tuple:
         item = _reader_of(of[0])
@@ -125,10 +131,12 @@ def _reader_of(kind: Any) -> Callable[[Any], Any]:
         value = _reader_of(of[1])
         return lambda stored: {name: value(v) for name, v in stored.items()}
     if get_origin(kind) in (Union, UnionType):
-        own = next((r for r in map(_reader_of, of) if r is not _keep), _keep)
+        plain_kinds = [k for k in of if k in _PLAIN]
         # Where a text or a name may stand, a text is a table.
-        plain_kinds: tuple[type, ...] = (str, type(None)) if str in of else (type(None),)
-        return lambda stored: stored if isinstance(stored, plain_kinds) else own(stored)
+        own = next((_reader_of(k) for k in of if k not in _PLAIN), None)
+        if own is None:
+            return lambda stored: _require(stored, *plain_kinds)
+        return lambda stored: stored if any(_is_plain(stored, k) for k in plain_kinds) else own(stored)
     if is_dataclass(kind):
         hints = get_type_hints(kind, localns={"pd": pd})
         readers = {f.name: _reader_of(hints[f.name]) for f in fields(kind)}
@@ -138,6 +146,16 @@ def _reader_of(kind: Any) -> Callable[[Any], Any]:
 
 
 def _keep(stored: Any) -> Any:
+    return stored
+
+
+def _is_plain(stored: Any, kind: type) -> bool:
+    return isinstance(stored, _PLAIN[kind]) and (kind is bool or not isinstance(stored, bool))
+
+
+def _require(stored: Any, *kinds: type) -> Any:
+    if not any(_is_plain(stored, kind) for kind in kinds):
+        raise TypeError(f"{stored!r:.40} is no {' or '.join(kind.__name__ for kind in kinds)}")
     return stored
 
 

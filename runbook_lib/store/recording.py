@@ -17,10 +17,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from runbook_lib.model.usage import UsageError
-from runbook_lib.store.files import read_regular
+from annotated_types import Len
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from runbook_lib.book.parameters import moment
+from runbook_lib.model.usage import UsageError, first_problem
+from runbook_lib.store.files import read_regular, replace_file
 from runbook_lib.store.run import Run, run_from_json
 
 FORMAT = 2
@@ -40,6 +44,44 @@ _TIME = (1980, 1, 1, 0, 0, 0)
 
 class ChangedError(UsageError):
     """The file is not as it was sealed."""
+
+
+class _Part(BaseModel):
+    """A part of a recording that others read by its names; further ones stay as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _Header(_Part):
+    """The header of a run."""
+
+    as_of: Annotated[str, AfterValidator(moment)]
+    window_minutes: int
+    target: str
+    incident: str
+    given: dict[str, Any] = {}
+    clocks: dict[str, Annotated[list[float], Len(2, 2)]] = {}
+    behind_s: float = 0.0
+    section: str = ""
+    title: str = ""
+    by: str = ""
+    opened: str = ""
+    dashboard: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class _About(_Part):
+    """Facts about the recording."""
+
+    versions: dict[str, str] = {}
+
+
+class _Contents(_Part):
+    """The manifest."""
+
+    dossier: str = ""
+    left_out: list[dict[str, str]] = []
+    verdict: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -107,12 +149,19 @@ def read(path: Path) -> Recording:
         policy = members.get(_POLICY, b"")
         if not policy and content["policy"] and (beside := path.with_name(content["policy"])).is_file():
             policy = _read_shared_policy(beside)
-        runs = {r["section"]: run_from_json(r) for r in content["runs"]}
+        runs = {str(r["section"]): run_from_json(r) for r in content["runs"]}
+        for run in runs.values():
+            _Header.model_validate(run.header)
+            assert run.by_step is not None  # noqa: S101 - they are restored here, where what is wrong is named
         manifest = json.loads(members[_MANIFEST])
+        _About.model_validate(content["about"])
+        _Contents.model_validate(manifest)
     except OSError as e:
         raise UsageError(f"the recording {path} cannot be read: {e.strerror or e}") from None
     except UsageError:
         raise
+    except ValidationError as e:
+        raise UsageError(f"{path} is not a recording of this version: {': '.join(first_problem(e))}") from None
     except Exception:  # a ZIP archive has an error of its own for each kind of damage
         raise UsageError(f"{path} is not a recording: `runbook capsule INCIDENT` writes one") from None
     if not runs:
@@ -138,7 +187,7 @@ def _write_archive(path: Path, members: Mapping[str, bytes], seal: str = "") -> 
         archive.comment = f"{seal}{'0' * _DIGITS}".encode()
     _read_archive(path, content.getvalue())  # what is written can be read
     digest = _digest(content.getvalue())
-    path.write_bytes(content.getvalue()[:-_DIGITS] + digest)
+    replace_file(path, content.getvalue()[:-_DIGITS] + digest)
     return f"{seal}{digest.decode()}"
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from runbook_lib import open_section
 from runbook_lib.cli import common
+from runbook_lib.model.usage import UsageError
 from tests.kit import ROOT
 from tests.kit.command import runbook
 
@@ -39,6 +41,59 @@ def test_latest_is_the_incident_with_the_newest_run(two: Path) -> None:
     assert runbook("dossier", "latest", "--output", str(two), env=ENV).stdout == f"{two}/a/index.html\n"
     none = runbook("dossier", "latest", "--output", str(two / "zzz"), env=ENV)
     assert (none.returncode, none.stdout) == (64, "") and "there is no incident" in none.stderr
+
+
+def test_a_dossier_that_cannot_be_read_hides_no_other(two: Path) -> None:
+    """Two newer ones: the manifest of one is broken, and of the other a link that leads nowhere."""
+    for name in ("broken", "closed"):
+        shutil.copytree(two / "b", two / name)
+        (two / name / "manifest.jsonl").write_text("{")
+        os.utime(two / name / "manifest.jsonl", (4e9, 4e9))
+    (two / "closed" / "manifest.jsonl").unlink()
+    (two / "closed" / "manifest.jsonl").symlink_to("manifest.jsonl")
+    os.utime(two / "closed", (5e9, 5e9))
+    (two / "loop").symlink_to("loop")
+    (two / "runbook.toml").write_text('[targets.default]\nkeep_days = 99999\ndatabase_url = "postgresql://x@y/z"\n')
+
+    def run(*words: str) -> tuple[int, str, str]:
+        done = runbook(*words, "--output", str(two), env=ENV, cwd=two)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    code, listed, unread = run("incidents", "--json")
+    rows = {row["incident"]: row for row in json.loads(listed)}
+    assert code == 3 and {n for n in rows if "unread" in rows[n]} == {"broken", "closed", "loop"}
+    assert rows["a"]["last"] and unread.count("could not be read") == 3
+    code, _, unread = run("diff", "latest", *["20261201T195353Z-3"] * 2)
+    assert (code, "closed could not be read" in unread, "broken could not be read" in unread) == (0, True, True)
+    assert [run(*words)[0] for words in (["report"], ["retain"])] == [3, 1]
+    code, _, unread = run("backtest", "--policy", str(ROOT / "docs"))
+    assert code == 1 and "closed could not be read" in unread
+
+
+RESERVED = ["baseline-x", "BASELINE-x", "LATEST", "Adhoc", "replay-x", "nul", "com1.log", "INC-1."]
+
+
+@pytest.mark.parametrize("name", RESERVED)
+def test_a_person_names_no_incident_as_the_product_names_its_own(
+    name: str, two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (two / "baseline-x").mkdir()
+    (two / "baseline-x" / "usual.jsonl").write_text("{}\n")
+    before = sorted(two.rglob("*"))
+    acts = [["run", "2"], ["triage"], ["act", "canary"], ["event", "x"], ["lab"], ["triage", "--targets", "default"]]
+    env = ENV | {"RUNBOOK_OUTPUT": str(two)}
+    for words in [*([*act, "--incident", name] for act in acts), ["note", name, "x", "--new"], ["capsule", name]]:
+        done = runbook(*words, env=env, cwd=two)
+        assert done.returncode == 64 and "is reserved" in done.stderr and done.stderr.count("\n") == 1, words
+    assert "is reserved" in runbook("run", "2", env=env | {"RUNBOOK_INCIDENT": name}, cwd=two).stderr
+    monkeypatch.setenv("RUNBOOK_OUTPUT", str(two))
+    with pytest.raises(UsageError, match="is reserved"):
+        open_section("2", {"incident_id": name})
+    assert sorted(two.rglob("*")) == before
+    shutil.rmtree(two / "baseline-x")
+    (two / "b").rename(two / name)
+    assert runbook("capsule", name, "--out", str(two / "x"), env=env, cwd=two).returncode == 0, "an earlier version's"
 
 
 def test_variables_name_the_system_and_the_incident(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runbook_lib.dossier import seal
 from runbook_lib.model.finding import Finding, RankedMode, Status, Verdict, replace, say
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive, LogError, NotSealedError
@@ -53,6 +54,7 @@ def test_a_line_of_no_known_kind_names_its_log_and_field(
     with pytest.raises(LogError) as e:
         read_logs(archive)
     assert problem in str(e.value.strerror) and "\n" not in str(e.value) and str(e.value.filename).endswith(log)
+    assert say("seal.not_json", log=log, n=len(archive.raw(log))) in seal.check(archive).changed
 
 
 def test_a_run_is_read_as_it_was_kept_and_not_when_it_was_changed(tmp_path: Path) -> None:

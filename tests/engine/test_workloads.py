@@ -23,7 +23,6 @@ import pytest
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import perform
 from runbook_lib.book import messages, pack
-from runbook_lib.gameday import supervisor
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
 from runbook_lib.gameday.supervisor import SupervisorctlRunner
 from runbook_lib.model.finding import Reason
@@ -573,11 +572,6 @@ def test_variables_are_not_set_where_the_file_would_change_its_owner(
     assert refused.value.reason is Reason.DENIED and file.read_text() == text
     assert [p.name for p in file.parent.glob(".pods*")] == []
     assert not any("restart" in q.text for q in cost.queries)
-
-
-def test_a_new_file_of_variables_is_its_owners_alone(tmp_path: Path) -> None:
-    supervisor._write_env(tmp_path / "new.env", "A=1\n")
-    assert stat.S_IMODE((tmp_path / "new.env").stat().st_mode) == 0o600
 
 
 def test_a_program_is_stopped_and_started(supervised: EntitlementWorkloads) -> None:

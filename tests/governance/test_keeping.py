@@ -54,7 +54,7 @@ def dossier(tmp_path: Path, incident: str, *, target: str = "prod", days_ago: fl
     own = masker(archive)
     ended = (pd.Timestamp.now("UTC") - pd.Timedelta(days=days_ago)).isoformat()
     text = f"{own.person(ALICE)} waits, and {own.person(BOB)}"
-    entry = {"name": "a", "started": ended, "ended": ended, "parameters": {"target": target}}
+    entry = {"name": "a", "section": "8", "status": "OK", "started": ended, "parameters": {"target": target}}
     archive.append(entry, {"a.txt": text.encode(), "evidence/a.json": b"{}"})
     return archive
 

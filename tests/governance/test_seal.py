@@ -33,7 +33,7 @@ from runbook_lib.receiver.journal import Journal
 from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, SEALED, Archive, entry_of
 from runbook_lib.store.files import digest
 from tests.kit import ROOT, effort
-from tests.kit.dossiers import COUNT, Verify, cut_off, fill, rewritten
+from tests.kit.dossiers import COUNT, LINES, Verify, cut_off, fill, rewritten
 from tests.kit.web import reply, web
 from tests.tools import sample
 
@@ -68,7 +68,7 @@ def add(archive: Archive, log: str, line: int) -> None:
     """A file with a line of its own, at a place of the attacker's choice."""
     archive.write("added.ipynb", b"x")
     lines = archive.lines(log)
-    lines.insert(line, {"name": "added", "sha256": {"added.ipynb": ""}})
+    lines.insert(line, lines[0] | {"name": "added", "sha256": {"added.ipynb": ""}})
     rewritten(archive, log, lines)
 
 
@@ -541,7 +541,7 @@ def test_no_false_alarm(pool: ThreadPoolExecutor, writers: list[list[tuple[str, 
     with tempfile.TemporaryDirectory() as folder:
         archive = Archive(folder, "INC-1")
         archive.prepare()
-        archive.add_line(NOTES, {"text": "it began"})
+        archive.add_line(NOTES, LINES[NOTES] | {"text": "it began"})
 
         def write(who: int) -> list[ChainHead]:
             own, told = Archive(folder, "INC-1"), list[ChainHead]()
@@ -549,9 +549,10 @@ def test_no_false_alarm(pool: ThreadPoolExecutor, writers: list[list[tuple[str, 
                 name = f"{who}-{n}"
                 if what in ("artifact", "job"):
                     job = {"job": text} if what == "job" else {}
-                    own.append({"name": name, "section": "3", "text": text} | job, {f"{name}.ipynb": text.encode()})
+                    line = LINES[MANIFEST] | {"name": name, "text": text} | job
+                    own.append(line, {f"{name}.ipynb": text.encode()})
                 elif what in SEALED:
-                    own.add_line(what, {"text": text})
+                    own.add_line(what, LINES[what] | {"action": text, "text": text})
                 elif what == "page":
                     own.write("index.html", b"made anew")
                 elif what == "head":

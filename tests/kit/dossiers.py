@@ -7,10 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from runbook_lib.dossier.seal import ChainHead, chain_head
-from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
+from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive
 from runbook_lib.store.files import digest
 
 Verify = Callable[..., tuple[int, str, str]]
+#: A line of each journal.
+LINES: dict[str, dict[str, Any]] = {
+    MANIFEST: {"started": "2026-01-31", "verdict": {"status": "OK", "stuck_at": None, "confidence": "high"}},
+    ACTION_LOG: {"id": "a", "time": "2026-01-31", "result": "done", "why": {"en": "-", "ja": "-"}},
+    NOTES: {"time": "2026-01-31"},
+}
 #: Artifacts, actions and notes of the dossier that is attacked.
 COUNT = 4
 
@@ -22,11 +28,11 @@ def fill(archive: Archive, count: int = COUNT, mark: str = "") -> list[ChainHead
     for n in range(count):
         name = f"2026010{n + 1}T000000Z-4.1-OK{mark}"
         archive.append(
-            {"name": name, "started": f"2026-01-0{n + 1}T00:00:00Z"},
+            LINES[MANIFEST] | {"name": name, "started": f"2026-01-0{n + 1}T00:00:00Z"},
             {f"{name}.ipynb": f"notebook {n}{mark}".encode(), f"evidence/{name}.json": b"{}"},
         )
-        archive.add_line(ACTION_LOG, {"action": f"a{n}{mark}"})
-        archive.add_line(NOTES, {"text": f"n{n}{mark}"})
+        archive.add_line(ACTION_LOG, LINES[ACTION_LOG] | {"action": f"a{n}{mark}"})
+        archive.add_line(NOTES, LINES[NOTES] | {"text": f"n{n}{mark}"})
         seen.append(chain_head(archive))
     return seen
 

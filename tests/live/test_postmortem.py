@@ -762,31 +762,6 @@ def test_whatever_is_typed_there_is_an_answer(item: str, text: str) -> None:
     mandatory.measures_of(draft)
 
 
-# In a tracker ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("lang", ["en", "ja"])
-@pytest.mark.parametrize(("tracker", "url"), [("github", "https://r.example"), ("gitlab", "")])
-def test_an_issue_has_the_draft_and_its_tasks(
-    archive: Archive, lang: str, tracker: str, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    done = "- {kind: design, measure: 'a | *b*', done: yes}"
-    person = fill(filled(lang), "summary", "It *stopped*; `a_b` postgresql://u:hidden-word@db/x user_id=8f14e45f-ceea")
-    person = fill(person, "timeline", "- one\n  - two -x [a|b]\n\n1. three\n\n> four")
-    archive.write(mandatory.MARKDOWN, person.replace(MEASURES[lang], f"{MEASURES[lang]}\n{done}").encode())
-    archive.write(ACTION_LOG, b"")
-    monkeypatch.setenv("RUNBOOK_RECEIVER__PUBLIC_URL", url)
-    printed = runbook("postmortem", "INC", "--as", tracker, "--lang", lang, env=dict(os.environ))
-    assert printed.returncode == 0 and "hidden-word" not in printed.stdout and "8f14e45f" not in printed.stdout
-    body = printed.stdout
-    task = re.search(r"measure: ([^,]+),", MEASURES[lang])
-    assert task and "<!--" not in body and "measures:" not in body and "person:" not in body
-    assert f"\n- [ ] {task[1]} (control, " in body and "\n- [x] a \\| \\*b\\* (design)" in body
-    assert ("[6-OK](https://r.example/incidents/INC/6-OK.html)" in body) == bool(url) and "](6-O" not in body
-    tables = [t for t in postmortem._MARKDOWN.parse(body) if t.type == "table_open"]
-    assert len(tables) == 6
-
-
 # On real tables ----------------------------------------------------------------------------------------------
 
 
@@ -972,8 +947,6 @@ def test_the_command_on_what_is_not_there(servers: Servers, archive: Archive, no
     archive.write("20250131T031000Z-3.partial.ipynb", b"{}")
     checked = command(servers, archive, "INC", "--check")
     assert checked.returncode == 2 and len(checked.stderr.splitlines()) == 5
-    printed = command(servers, archive, "INC", "--as", "gitlab")
-    assert printed.returncode == 64 and printed.stderr.count("\n") == 1 and "no postmortem yet" in printed.stderr
     done = command(servers, archive, "INC", RUNBOOK_DATABASE_URL="postgresql://x:hidden-word@127.0.0.1:1/none")
     assert done.returncode == 3, done.stdout + done.stderr
     text = text_of(archive)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runbook_lib.book import catalog
-from runbook_lib.book.parameters import validate
+from runbook_lib.book.parameters import is_reserved, validate
 from runbook_lib.model.order import Order
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import alert, routes
@@ -143,6 +143,15 @@ def test_names_that_prometheus_allows_are_read_and_are_no_path(name: str) -> Non
         ({"incident": "障害 2026-11"}, {"incident": "2026-11-5016faf6"}, "incident"),
         ({"incident": "../../etc"}, {"incident": "etc-74ccf3c5"}, "incident"),
         ({"incident": "障害"}, {"incident": "incident-988903db"}, "incident"),
+        ({"incident": "latest"}, {"incident": "latest-5e1e2bca"}, "incident"),
+        ({"incident": "Baseline-default"}, {"incident": "incident-Baseline-default-ade24ebe"}, "incident"),
+        ({"incident": "baseline/x"}, {"incident": "incident-baseline-x-d2bcebee"}, "incident"),
+        ({"incident": "ＬＡＴＥＳＴ"}, {"incident": "incident-6dfbd99e"}, "incident"),
+        ({"incident": "adhoc."}, {"incident": "adhoc-dbf97128"}, "incident"),
+        ({"incident": "NUL.txt"}, {"incident": "NUL-txt-0241e4ee"}, "incident"),
+        ({"incident": "_x"}, {"incident": "x-a01e47cb"}, "incident"),
+        ({"alertname": "Slow user_id=8f14e45f-ceea"}, {"alertname": "Slow user_id=***"}, "alertname"),
+        ({"incident": "of bob@example.com"}, {"incident": "of-8ff2dd93"}, "incident"),
         ({"incident": " "}, {}, "incident"),
         ({"incident": "INC-1"}, {"incident": "INC-1"}, ""),
     ],
@@ -151,7 +160,11 @@ def test_a_label_refuses_no_alert(sent: dict[str, Any], read: dict[str, str], sa
     labels = {"alertname": "A"} | sent
     for found in (made(labels=labels), alert.read(cloudevent(one(labels=labels)))[0]):
         assert found.labels == {"alertname": "A"} | read and found.name == found.labels["alertname"]
-        validate({"incident_id": routes.incident_id([found], "main")})
+        incident = routes.incident_id([found], "main")
+        validate({"incident_id": incident})
+        assert not is_reserved(incident)
+        assert (f"the incident {found.asked}," in found.line and incident in found.line) == bool(found.asked)
+        assert bool(found.asked) == (sent.get("incident", " ").strip() not in ("", found.incident))
     logged = [line for line in caplog.messages if "labels are cleaned or left out: " in line]
     assert len(logged) == 2 * bool(said) and all(said in line for line in logged)
 

@@ -10,16 +10,22 @@ import subprocess
 import sys
 import tracemalloc
 import zipfile
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import assume, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
 from runbook_lib.__main__ import main
 from runbook_lib.book import catalog, messages, queries
-from runbook_lib.cli.main import cli
+from runbook_lib.cli.main import _run_command, cli
 from runbook_lib.dossier import policy, rejudge
 from runbook_lib.model.finding import Reason, Status, say
 from runbook_lib.model.usage import UsageError
@@ -31,7 +37,7 @@ from runbook_lib.store import record, recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.run import Run
 from runbook_lib.view import render
-from tests.kit import RECORDINGS, ROOT
+from tests.kit import RECORDINGS, ROOT, effort
 from tests.tools import make_recordings
 
 SAMPLE = ROOT / "outputs"
@@ -152,6 +158,42 @@ def test_a_bomb_is_refused_before_it_is_unpacked_or_parsed(tmp_path: Path) -> No
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 80_000_000, file
+
+
+def places(value: Any, at: tuple[Any, ...] = (), depth: int = 6) -> Iterator[tuple[Any, ...]]:
+    """The ways to the values within JSON; of a list to the first one."""
+    if at:
+        yield at
+    inside = value.items() if isinstance(value, dict) else [*enumerate(value)][:1] if isinstance(value, list) else ()
+    for key, each in inside if depth else ():
+        yield from places(each, (*at, key), depth - 1)
+
+
+def test_a_value_of_another_type_is_one_line(sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the header and the first finding of each run, and in what stands beside the runs."""
+    members = recording._read_archive(sample, sample.read_bytes())
+    whole = {name: json.loads(members[name]) for name in ("recording.json", "manifest.json")}
+    known = [(name, *at) for name in whole for at in places(whole[name])]
+    file = tmp_path / "x.runbook"
+
+    @hypothesis_settings(max_examples=effort.examples(150), deadline=None, derandomize=True)
+    @given(st.sampled_from(known), st.sampled_from([None, True, 7, -1.5, "x", "", [], [7], {}, {"x": 7}]))
+    def check_one(at: tuple[Any, ...], value: Any) -> None:
+        name, *way, last = at
+        changed = deepcopy(whole)
+        inside = changed[name]
+        for key in way:
+            inside = inside[key]
+        assume(type(inside[last]) is not type(value))
+        inside[last] = value
+        content = {n: json.dumps(changed[n]).encode() if n in changed else members[n] for n in members}
+        recording._write_archive(file, content, "seal:x.runbook:0.0.0:")
+        code = _run_command(["open", str(file), "--no-browser"])
+        said = capsys.readouterr()
+        assert code in (1, 3) or (code == 64 and said.err.count("\n") == 1), (at, value, said.err)
+        assert code == 64 or way[:3] != ["runs", 0, "header"] or way[3:4] in (["given"], ["parameters"]), (at, value)
+
+    check_one()
 
 
 LIMITS = ("MAX_BYTES", "MAX_MEMBERS", "MAX_UNPACKED", "MAX_RATIO", "MAX_VALUES")

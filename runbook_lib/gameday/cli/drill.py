@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.cli.common import Duration
+from runbook_lib.cli.common import Duration, write_file
 from runbook_lib.gameday.cli import tell, use_language
 from runbook_lib.model.finding import Text, say
 
@@ -234,7 +234,7 @@ def report(results: tuple[Path, ...], write: Path | None, *, short: bool) -> int
 
     text = pages.join([pages.report_file(read(file), short=short) for file in results])
     if write:
-        write.write_text(text, encoding="utf-8")
+        write_file(write, text)
         tell("drill.written", file=write)
     else:
         click.echo(text, nl=False)

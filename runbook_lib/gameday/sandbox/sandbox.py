@@ -48,8 +48,6 @@ _MARK = "RUNBOOK_SANDBOX_OWNER"
 _OWN_FILES = (
     "postgres", "nats", "log", "run", PODS_FILE, AROUND_FILE, "nats.conf", network.FILE_NAME, "supervisord.conf",
     "supervisord.pid", "postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger",
-    # What `write_private` was interrupted at.
-    *(f"{name}.tmp" for name in ("postgres", "nats", "network", "pods", "around", "sandbox", "supervisord", "target")),
 )  # fmt: skip
 
 
@@ -154,8 +152,9 @@ class Sandbox:
             shutil.rmtree(self.state.socket.parent, ignore_errors=True)
         if not (self.directory / FILE_NAME).exists():
             return False
-        for name in _OWN_FILES:
-            self._remove_file(self.directory / name)
+        interrupted = self.directory.glob(".*.new")  # at which `write_private` was interrupted
+        for path in (*(self.directory / name for name in _OWN_FILES), *interrupted):
+            self._remove_file(path)
         return True
 
     def _remove_file(self, path: Path) -> None:

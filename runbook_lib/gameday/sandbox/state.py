@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from runbook_lib.model.usage import SANDBOX_TARGET, sandbox_folder
+from runbook_lib.store.files import write_whole
 
 from .settings import PODS_FILE
 
@@ -171,10 +172,7 @@ class SandboxState:
 
 def write_private(path: Path, text: str) -> None:
     """Write a file that its owner only may read, in one step."""
-    draft = path.with_suffix(".tmp")
-    draft.touch(mode=0o600)
-    draft.write_text(text)
-    draft.replace(path)
+    write_whole(path, text.encode(), durable=False, mode=0o600)
 
 
 def load(directory: Path | str | None = None) -> SandboxState:

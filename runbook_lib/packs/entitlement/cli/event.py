@@ -8,7 +8,16 @@ from typing import Any
 
 import click
 
-from runbook_lib.cli.common import AS_JSON, TARGET, incident_option, lang_option, resolve_incident, say_json, words
+from runbook_lib.cli.common import (
+    AS_JSON,
+    TARGET,
+    incident_option,
+    lang_option,
+    resolve_incident,
+    say_json,
+    words,
+    write_file,
+)
 
 _OPTIONS = (
     TARGET,
@@ -43,7 +52,7 @@ def event(id: str | None, user: str | None, window: int, picture: Path | None, a
         user = getpass("user id: ")
     found = event_lookup.event(rb, id, user=user)
     if picture and (image := found.picture()):
-        picture.write_bytes(image)
+        write_file(picture, image)
     if as_json:
         say_json(found.record())
     else:
