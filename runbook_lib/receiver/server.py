@@ -1,10 +1,11 @@
-"""Serve the receiver with uvicorn: limits of size and connections, and a graceful shutdown.
+"""Serve the receiver with uvicorn: limits of size, time and connections, and a graceful shutdown.
 
-A client that sends or reads slowly is bounded by a proxy in front (docs/operations.md).
+A client that reads slowly is bounded by a proxy in front (docs/operations.md).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.auth import Auth
@@ -29,6 +31,8 @@ from runbook_lib.sources.settings import Settings
 
 #: Connections that are served; a request on a further one is answered with 503.
 CONNECTIONS = 128
+#: Seconds from a connection, or from the answer before, until the headers of a request are complete.
+HEAD_S = 10
 #: Seconds for requests, and then for investigations, to end after the receiver gets a signal to stop.
 STOP_S = 6.0
 
@@ -69,12 +73,25 @@ def url(listening: socket.socket, tls: Tls | None) -> str:
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
+class _Protocol(H11Protocol):
+    """HTTP over a connection that is closed if no request comes in time: otherwise idle ones keep out the others."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def data_received(self, data: bytes) -> None:
+        # Unlike in the base class, bytes do not stop the time: a whole request does.
+        self.conn.receive_data(data)
+        self.handle_events()
+
+
 def server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
     """Return a uvicorn server with the limits above; it logs only warnings and errors."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -84,6 +101,7 @@ def server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
             server_header=False,
             limit_concurrency=CONNECTIONS,
             h11_max_incomplete_event_size=MAX_HEADERS,
+            timeout_keep_alive=HEAD_S,
             timeout_graceful_shutdown=round(STOP_S),
             ssl_certfile=tls.certificate if tls else None,
             ssl_keyfile=tls.key if tls else None,

@@ -237,6 +237,27 @@ def test_connections_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         until(lambda: here.get("healthz").status_code == 200, "there is room again")
 
 
+@pytest.mark.parametrize("first", [b"GET /healthz HTTP/1.1\r\n", b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\nGET"])
+@pytest.mark.parametrize("more", [b"", b"x"], ids=["silent", "byte by byte"])
+def test_a_connection_whose_request_does_not_come_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: bytes, more: bytes
+) -> None:
+    monkeypatch.setattr(server, "HEAD_S", 1)
+
+    def ended() -> bool:
+        try:
+            s.sendall(more)
+            return s.recv(65536) == b""
+        except TimeoutError:
+            return False
+        except OSError:
+            return True
+
+    with running(tmp_path) as here, socket.create_connection(("127.0.0.1", here.port), timeout=0.1) as s:
+        s.sendall(first)
+        until(ended, "it is closed")
+
+
 def test_an_alert_does_not_wait_for_pages(here: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     asked, released = threading.Semaphore(0), threading.Event()
 
