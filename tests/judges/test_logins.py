@@ -434,7 +434,7 @@ def test_every_action_that_starts_a_service_needs_its_logins(
     rb = quiet_session("5.1").context
     cluster = MagicMock(spec=rb.workloads)
     cluster.environment.return_value, cluster.replicas.return_value, cluster.pods.return_value = {}, 1, []
-    cluster.cluster.return_value = "", ""
+    cluster.cluster.return_value, cluster.cluster_id.return_value = ("", ""), ""
     monkeypatch.setattr(Context, "workloads", cluster)
     for module in (restart, scale):  # which would watch the claims for a lease
         monkeypatch.setattr(module, "check_only_worker", lambda *given: Precondition(say("not_seen"), ok=None))

@@ -118,7 +118,7 @@ def test_nor_in_other_streams_or_in_a_subject(rb: Session, broker: str) -> None:
     [
         (lambda n: n.stream("entitlement-event"), "did you mean 'entitlement-events'?"),
         (lambda n: n.consumer("notification-entitlement"), "did you mean 'notification-entitlement-consumer'?"),
-        (lambda n: n.consumer(stream=applications.MATCH_STREAM), "name a consumer of matchmaking-events"),
+        (lambda n: n.consumer(stream="another"), "name a consumer of another"),
         (lambda n: n.stream("x.y"), "without spaces, dots"),
         (lambda n: n.stream("x\r\nPUB entitlement.events 0\r\n"), "without spaces, dots"),
         (lambda n: n.consumer("*"), "without spaces, dots"),

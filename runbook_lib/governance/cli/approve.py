@@ -20,7 +20,7 @@ _MAX_MINUTES, _DEFAULT_MINUTES = 24 * 60, 30
 @output_option("where the incident's folder is")
 @lang_option()
 def approve(request: str, minutes: int, yes: bool, output: str) -> int:
-    """Approve the REQUEST of another person's dry run, under your own login.
+    """Approve another person's REQUEST, under your own login.
 
     The approval is a line of the incident's action log. Prints the dossier's seal, to be kept elsewhere.
     Exit code 0: approved; 2: refused.

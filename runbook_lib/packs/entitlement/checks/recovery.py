@@ -540,7 +540,7 @@ def judge_side_effects(frames: Frames, given: JudgeInput) -> Finding:
     found = judge_each(frames, given, SIDE_EFFECTS)
     bad = {name: f for name, f in found.items() if f.status is not Status.OK and f.counts}
     first = max(bad.values(), key=lambda f: f.status.rank, default=None)
-    consumers = len(frames.get("broker.consumers", ())) or None
+    consumers = len(frames.get("broker.consumers", ())) if found["broker"].counts else None
     values = [
         Value(name, found[part].value(value), unit)
         for name, part, value, unit in (
