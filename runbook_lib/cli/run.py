@@ -14,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from runbook_lib.book import messages, pack
+from runbook_lib.book.parameters import LATEST
 from runbook_lib.cli import common
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
@@ -118,7 +119,7 @@ def triage(
         raise UsageError("--alert and --targets cannot be combined: the alert names its system")
     if "target" in given:
         raise UsageError("--target and --targets cannot be combined")
-    if options["incident"] == common.LATEST:
+    if options["incident"] == LATEST:
         raise UsageError("--incident latest and --targets cannot be combined: name the incident")
     _start_fork_server()
     return _triage_many(targets, executor, scheduler, workers or settings.available_cores(), form, **options)
