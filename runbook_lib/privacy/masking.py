@@ -46,6 +46,7 @@ REMEMBERED = 10_000
 #: Number of salts of an incident, and hexadecimal digits of each, as many as a token has: each token then follows from
 #: some salt, so trying all salts reveals nothing, nor whose salt was replaced.
 SALTS, DIGITS = 4096, 8
+SALTS_BYTES = SALTS * DIGITS
 
 
 def new_salts() -> bytes:

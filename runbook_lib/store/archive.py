@@ -43,7 +43,7 @@ from fsspec.implementations.local import LocalFileSystem
 from runbook_lib.book.parameters import ADHOC, is_reserved
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, install_command
-from runbook_lib.privacy.masking import new_salts, replace_salt
+from runbook_lib.privacy.masking import SALTS_BYTES, new_salts, replace_salt
 from runbook_lib.privacy.urls import show_url, show_urls
 from runbook_lib.store.files import create_whole, digest, file_mode, make_folder, open_locked, read_regular, write_whole
 
@@ -165,12 +165,15 @@ class Archive:
                 raise
 
     def _ensure_salts(self) -> bytes:
-        """Return the salts; store new ones if there are none. The caller must hold the lock. Raises OSError."""
-        if salts := self.read_or_none(SALTS):
-            return salts
-        salts = _unstored.setdefault((self.output, self.incident), new_salts())
+        """Return the salts; store those that are missing. The caller must hold the lock. Raises OSError.
+
+        In a file that was cut off, those that are there stay: without a salt a token could be derived from its user id.
+        """
+        stored = self.read_or_none(SALTS)
+        new = _unstored.setdefault((self.output, self.incident), new_salts())
+        salts = (stored or b"") + new[len(stored or b"") :]
         try:
-            if self.local or not self._create_file(SALTS, salts):
+            if salts != stored and (self.local or stored is not None or not self._create_file(SALTS, salts)):
                 self.write(SALTS, salts)
         except OSError as e:
             if not _is_conflict(e):
@@ -186,7 +189,8 @@ class Archive:
         ones. The caller must not hold the lock.
         """
         try:
-            if salts := self.read_or_none(SALTS):
+            salts = self.read_or_none(SALTS) or b""
+            if len(salts) >= SALTS_BYTES:
                 return salts
             with self.locked():
                 return self._ensure_salts()

@@ -21,7 +21,7 @@ from runbook_lib.cli import main
 from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.store import files
-from runbook_lib.store.archive import MANIFEST, NOTES, Archive
+from runbook_lib.store.archive import MANIFEST, NOTES, SALTS, Archive
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -93,6 +93,14 @@ def test_who_is_overtaken_waits_as_long_as_others_write(tmp_path: Path, monkeypa
         monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
         archive.add_line(NOTES, {"text": "x"})
     assert len(archive.lines(NOTES)) == 1
+
+
+@pytest.mark.parametrize("kept", [0, 5, 4096])
+def test_salts_that_were_cut_off_are_completed(archive: Archive, kept: int) -> None:
+    whole = archive.salts()
+    archive.write(SALTS, whole[:kept])
+    salts = archive.salts()
+    assert (len(salts), salts[:kept]) == (len(whole), whole[:kept]) and salts == archive.read(SALTS) != whole
 
 
 def test_two_runs_in_one_second_have_two_names(tmp_path: Path) -> None:
