@@ -18,6 +18,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runbook_lib.book import pack
+from runbook_lib.model.incident import ADHOC
 from runbook_lib.model.usage import UsageError, did_you_mean, first_problem
 from runbook_lib.privacy.masking import Masker
 
@@ -27,12 +28,6 @@ SKEW = pd.Timedelta(minutes=5)
 #: Texts that name or date something.
 _CHECKED = ("incident_id", "target", "as_of", "detected_at")
 _INCIDENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-#: The incident of a run or an action for which none is named, and the word for the newest one.
-ADHOC, LATEST = "adhoc", "latest"
-#: How the folders beside the incidents begin: a target's baseline, a recording that was opened.
-BASELINE, REPLAY = "baseline-", "replay-"
-#: The names of Windows' devices, whatever follows a dot.
-_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?")
 
 
 #: The parameters that carry an action out, which a command to copy leaves out.
@@ -78,13 +73,6 @@ class Parameters(BaseModel):
             if time > now + SKEW:
                 raise ValueError(f"that is in the future: it is {now.isoformat(timespec='seconds')}")
         return value
-
-
-def is_reserved(incident: str) -> bool:
-    """Return whether no new incident may have this name: it is the product's own, or some stores change it."""
-    name = incident.casefold()
-    own = name in (ADHOC, LATEST) or name.startswith((BASELINE, REPLAY, ".", "_"))
-    return own or name != name.rstrip(". ") or bool(_DEVICE.fullmatch(name))
 
 
 def now() -> str:

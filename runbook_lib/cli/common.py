@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import click
 
 from runbook_lib.book import pack
-from runbook_lib.book.parameters import ADHOC, LATEST
 from runbook_lib.cli import interrupts
 from runbook_lib.model.finding import Text
+from runbook_lib.model.incident import ADHOC, LATEST
 from runbook_lib.model.usage import UsageError, did_you_mean, visible
 from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources import settings

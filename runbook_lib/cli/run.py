@@ -13,10 +13,10 @@ import click
 from click.core import ParameterSource
 
 from runbook_lib.book import messages
-from runbook_lib.book.parameters import LATEST
 from runbook_lib.cli import common
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
+from runbook_lib.model.incident import LATEST
 from runbook_lib.model.usage import UsageError, did_you_mean, install_command, visible
 from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources import settings

@@ -14,8 +14,8 @@ import json
 
 import pandas as pd
 
-from runbook_lib.book.parameters import BASELINE
 from runbook_lib.diagnosis.snapshots import CONFIGURATION
+from runbook_lib.model.incident import BASELINE
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import digest
 

@@ -16,7 +16,8 @@ import nbformat
 
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import DOCUMENTS, Catalog
-from runbook_lib.book.parameters import REPLAY, validate
+from runbook_lib.book.parameters import validate
+from runbook_lib.model.incident import REPLAY
 from runbook_lib.model.usage import UsageError, config_file, install_command, sandbox_folder
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive

@@ -18,8 +18,9 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runbook_lib.book import messages
-from runbook_lib.book.parameters import is_reserved, moment, validate
+from runbook_lib.book.parameters import moment, validate
 from runbook_lib.model.finding import say
+from runbook_lib.model.incident import is_reserved
 from runbook_lib.model.usage import UsageError, first_problem
 from runbook_lib.privacy.redaction import SECRET, redact
 

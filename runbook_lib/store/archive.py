@@ -40,8 +40,8 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from runbook_lib.book.parameters import ADHOC, is_reserved
 from runbook_lib.model.finding import Text, say
+from runbook_lib.model.incident import ADHOC, is_reserved
 from runbook_lib.model.usage import UsageError, install_command
 from runbook_lib.privacy.masking import SALTS_BYTES, new_salts, replace_salt
 from runbook_lib.privacy.urls import show_url, show_urls

@@ -18,7 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runbook_lib.book import catalog
-from runbook_lib.book.parameters import is_reserved, validate
+from runbook_lib.book.parameters import validate
+from runbook_lib.model.incident import is_reserved
 from runbook_lib.model.order import Order
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import alert, routes
