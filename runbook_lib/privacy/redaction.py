@@ -44,7 +44,10 @@ def _cut_lines(text: str) -> str:
 # A name, an operator and its values ----------------------------------------------------------------------------
 
 #: Blanks within a line: also those of a Japanese input method and of web pages, and those without a width.
-_BLANK = r"(?:[ \t\r\f\v\u00a0\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]|\\{1,15}t)*+"
+_BLANK = (
+    r"(?:[ \t\r\f\v\u00a0\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]"
+    r"|\\{1,15}(?:t|u(?:00a0|20[0-6][0-9a-f]|3000|feff)))*+"
+)
 # A quote, also in JSON within JSON (\"...\"), whose levels double the backslashes, as some JSON writers escape '
 # (\u0027), in a URL (%22) and in HTML (&quot;).
 _PERCENT_QUOTE = r"%(?:25)*2[27]"
@@ -98,9 +101,10 @@ _VALUE = rf"(?:,|\n|\\{{1,15}}n|(?<=\s))(?:\s|\\{{1,15}}n)*{_QUOTE}?value{_QUOTE
 #: What stands between a name and its value. Behind a comparison that is no "=" stands a quote, a bracket or a number.
 _OPERATOR = (
     rf"(?:::?=|[-+*/.?|&^!<>~]{{0,2}}={{1,3}}(?:>|~\*?)?|\.{{3,}}|->|[:：＝]|%(?:25)*3[DA]|\\{{1,15}}u003[da]|&\#(?:61|58|x3[da]);"
-    rf"|>(?=\S)|{_VALUE}|(?:<-|<>|[<>]|!?~\*?|\b(?:(?:not[ \t]+)?(?:i?like|in|between)|to|default"
+    rf"|>(?=\S)|{_VALUE}|(?:<-|<>|[<>]|!?~\*?|\b(?:(?:not[ \t]+)?(?:i?like|between)|to|default"
     r"|is[ \t]+(?:not[ \t]+)?distinct[ \t]+from)\b)"
-    rf"(?=\s*(?:(?:any|all|some|array|cast|lower|upper|symmetric)\b|{_PREFIX}(?:{_QUOTE}|\$\$)|[(\[\d])))"
+    rf"(?=\s*(?:(?:any|all|some|array|cast|lower|upper|symmetric)\b|{_PREFIX}(?:{_QUOTE}|\$\$)|[(\[]|\d{{4}}))"
+    r"|\b(?:not[ \t]+)?in\b(?=\s*[(\[]))"
 )
 # A type may stand before it: password text := 'x', var password string = "x".
 _TYPED_OPERATOR = (
@@ -110,7 +114,7 @@ _TYPED_OPERATOR = (
 # Words that follow a name in prose: "userId: must not be blank".
 _PROSE_WORDS = (
     "must|is|are|was|not|has|cannot|can|should|may|required|missing|null|none|nil|undefined|unknown|invalid|rejected|expired"
-    "|empty|blank|and|or|for|in|of|to|from|at|with|by|as|on|field|column|parameter|header|value|the|does|did|will|when"
+    "|empty|blank|it|this|that|see|no|and|or|for|in|of|to|from|at|with|by|as|on|field|column|parameter|header|value|the|does|did|will|when"
     "|未設定|なし|無し|あり|不明|空"
 )
 _PROSE = rf"(?!(?:{_PROSE_WORDS})(?:[\s,;.)\]}}\"'\\&、。]|$))"
@@ -118,7 +122,7 @@ _BRACKETS = dict(zip("([{（［｛【", ")]}）］｝】", strict=True))
 #: A bracket opens a list; before it, a function or a class with a value in quotes, or with a field that is called so.
 _LIST = re.compile(
     rf"""
-    (?:(?:any|all|some|array|cast|lower|upper)[ \t]*+(?=[(\[])
+    (?:(?P<sql>(?:any|all|some|array|cast|lower|upper)[ \t]*+(?=[(\[]))
       | (?:new[ ]|\[\])?[\w&][\w.:<>&]{{0,80}}(?:\[\])?(?=[(\[{{][ \t(\[{{]*(?:value[ \t]*=|{_PREFIX}{_QUOTE}))
       | %[wi](?=[\[({{])){{0,2}}
     (?=\([ \t]*(?:null[ \t]*,|{_PROSE})|[\[{{（［｛【])
@@ -178,12 +182,18 @@ def _heads_pattern(names: str, blank: str) -> re.Pattern[str]:
     """Return the pattern of what stands before a value: one of the names, and an operator or a blank."""
     return re.compile(
         rf"""
-        (?:(?P<pair>\((?:b?{_QUOTE})?)|(?<![\w.-])(?<!</))(?P<field>(?<=[(\[{{])|(?<=,[ ]))?(?P<option>(?=--?\w))?
+        (?:(?P<pair>(?<=\w)\({_QUOTE}|\((?:b?')?)|(?<![\w.-])(?<!</))
+        (?P<field>(?<=[(\[{{])|(?<=,[ ]))?(?P<option>(?=--?\w))?
         [\w.-]*?(?P<key>{names})(?![A-Za-z0-9_])(?P<close>{_QUOTE}{{1,2}})?
-        (?:\[\w*\]|%5B\w*%5D|[\])](?!:(?![:=])|[ ]?=[ ]?\()|,[ \t]*'[^'\n]*'\))?(?:::\w+)?
-        (?: (?:{_BLANK}{_OPERATOR}|{_TYPED_OPERATOR}){_BLANK}
-          | (?(pair),[ \t]*(?={_PREFIX}{_QUOTE})|(?!)) | (?(option)[ \t]+(?!-)|(?!))
-          | [はがの]?(?=[「『]) | (?=\((?:value=|{_QUOTE})) | {blank} )
+        (?:
+            (?:\[\w*\]|%5B\w*%5D|[\])](?!:(?![:=])|[ ]?=[ ]?\()|,[ \t]*'[^'\n]*'\))?(?:::\w+)?  # x["name"] and f(name)
+            (?:{_BLANK}{_OPERATOR}|{_TYPED_OPERATOR}){_BLANK}
+          | (?(pair),[ \t]*(?={_PREFIX}(?>{_quoted_pattern("3")})[ \t]*\))|(?!))                # put("name", "value")
+          | (?(option)[ \t]+(?!-)|(?!))                                                         # --name value
+          | [はがの]?(?=[「『])
+          | (?=\((?:value=|{_QUOTE}))                                                           # Name("value")
+          | {blank}
+        )
         """,
         re.IGNORECASE | re.VERBOSE,
     )
@@ -194,7 +204,9 @@ def _read_values(line: str, head: re.Match[str], *, in_sql: bool) -> Iterator[re
     at, many = head.end(), _MANY.search(head["key"])
     while True:
         if opened := _LIST.match(line, at):
-            yield from _read_list(line, opened.end(), keys=bool(many and many["ids"]), words=not in_sql)
+            yield from _read_list(
+                line, opened.end(), keys=bool(many and many["ids"]), words=not in_sql and not opened["sql"]
+            )
             return
         value = (_FIELD.match(line, at) if head["field"] is not None else None) or _SINGLE.match(line, at)
         if not value:
@@ -346,10 +358,8 @@ _USER_OPTION = re.compile(
 )
 
 
-#: A character that JSON escapes though it need not.
-_ESCAPED = re.compile(
-    r"\\{1,15}u((?!d[89a-f])(?:[1-9a-f][0-9a-f]|0[1-9a-f])[0-9a-f]{2}|00[a-f][0-9a-f])", re.IGNORECASE
-)
+#: A character of a Japanese text that JSON escapes though it need not.
+_ESCAPED = re.compile(r"\\{1,15}u(201[89cd]|[3-9][0-9a-f]{3}|ff[0-9a-e][0-9a-f])", re.IGNORECASE)
 # A value on the line after its name, or before it: YAML, JSON, XML.
 _VALUE_OF = rf"{_QUOTE}?\bvalue{_QUOTE}?{_BLANK}[:=]{_BLANK}"
 _VALUE_FOLLOWS = re.compile(_VALUE_OF, re.IGNORECASE)
