@@ -171,6 +171,10 @@ _NEXT_OF_MANY = re.compile(
     rf"(?<=\S){_BLANK}[,、，]{_BLANK}(?:{_AND_QUOTED}|(?=(?:[^\W\d_]|[\w-]{{4}})[\w.@|-]*=*(?![\w.@|=:-])))",
     re.IGNORECASE,
 )
+_MANY = re.compile(
+    rf"{_BLANK}[,、，]{_BLANK}(?:(?={_PREFIX}(?>{_quoted_pattern('1')})(?!{_BLANK}(?:[:=]|=>)))|(?=(?:[^\W\d_]|[\w-]{{4}})[\w.@|-]*=*(?![\w.@|=:-])))",
+    re.IGNORECASE,
+)
 _MANY = re.compile(r"(?P<ids>ids)\Z|(?<!pas)s\Z", re.IGNORECASE)
 
 
@@ -178,12 +182,18 @@ def _heads_pattern(names: str, blank: str) -> re.Pattern[str]:
     """Return the pattern of what stands before a value: one of the names, and an operator or a blank."""
     return re.compile(
         rf"""
-        (?:(?P<pair>\((?:b?{_QUOTE})?)|(?<![\w.-])(?<!</))(?P<field>(?<=[(\[{{])|(?<=,[ ]))?(?P<option>(?=--?\w))?
+        (?:(?P<pair>(?<=\w)\({_QUOTE}|\((?:b?')?)|(?<![\w.-])(?<!</))
+        (?P<field>(?<=[(\[{{])|(?<=,[ ]))?(?P<option>(?=--?\w))?
         [\w.-]*?(?P<key>{names})(?![A-Za-z0-9_])(?P<close>{_QUOTE}{{1,2}})?
-        (?: (?:\[\w*\]|%5B\w*%5D|[\])](?!:(?![:=])|[ ]?=[ ]?\()|,[ \t]*'[^'\n]*'\))?(?:::\w+)?
+        (?:
+            (?:\[\w*\]|%5B\w*%5D|[\])](?!:(?![:=])|[ ]?=[ ]?\()|,[ \t]*'[^'\n]*'\))?(?:::\w+)?  # x["name"] and f(name)
             (?:{_BLANK}{_OPERATOR}|{_TYPED_OPERATOR}){_BLANK}
-          | (?(pair),[ \t]*(?={_PREFIX}(?>{_quoted_pattern("3")})[ \t]*\))|(?!)) | (?(option)[ \t]+(?!-)|(?!))
-          | [はがの]?(?=[「『]) | (?=\((?:value=|{_QUOTE})) | {blank} )
+          | (?(pair),[ \t]*(?={_PREFIX}(?>{_quoted_pattern("3")})[ \t]*\))|(?!))                # put("name", "value")
+          | (?(option)[ \t]+(?!-)|(?!))                                                         # --name value
+          | [はがの]?(?=[「『])
+          | (?=\((?:value=|{_QUOTE}))                                                           # Name("value")
+          | {blank}
+        )
         """,
         re.IGNORECASE | re.VERBOSE,
     )
@@ -257,7 +267,7 @@ _PEM = re.compile(
 # The seed of an nkey, and tokens of Discord (Base64 of digits, a time, a hash) and of Telegram.
 _BARE_SHAPES = re.compile(
     r"\bS[UAONCX][A-Z2-7]{56}\b|\b(?:[MNO][DTjz][AEIMQUYcgk][w-z0-5]){5,7}[\w-]{0,3}\.[\w-]{6,7}\.[\w-]{27,}"
-    r"|(?<!\d)\d{8,10}:A[\w-]{34,}"
+    r"|(?<!\d)\d{8,10}:A[\w-]{34}(?![\w-])"
 )
 _URL_PASSWORD = re.compile(
     r"(?P<head>(?<![\w+.-])[a-z][a-z0-9+.-]*+://[^\s:/@\"'<>]*):(?=[^\s\"'<>]{1,1000}@)"

@@ -48,7 +48,7 @@ SHAPED = (
     "np" + "m_Planted9Planted9Planted9Planted9Plan",
     "py" + "pi-AgEIcHlwaS5vcmcCPlanted9Planted9",
     "MTAx" + "MjM0NTY3ODkwMTIz.Gplant.ed9Planted9Planted9Planted9Plan",
-    "6012345678:A" + "APlanted9Planted9Planted9Planted9Pl",
+    "6012345678:A" + "APlanted9Planted9Planted9Planted9P",
 )
 #: Values that stand in the templates themselves.
 _FIXED = (
