@@ -287,7 +287,7 @@ class RedrivePolicy:
 
 @dataclass(frozen=True)
 class Witness:
-    """A part of the system, and the observations that rest on its word alone; observations.md.
+    """A part of the system, or the runbook itself, and the observations that rest on its word alone; observations.md.
 
     All that it reports of other parts counts for `at_most` together: it may be what is broken.
     """
@@ -575,7 +575,7 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
         ("Contradicted", "Contradicted", names, observation),
         ("Contradicted", "By", names, observation),
         ("Only differs", "While", names, observation),
-        ("Observed by", "Observed by", places, "among the hops"),
+        ("Observed by", "Observed by", {*places, "runbook"}, "among the hops"),
         ("Observed by", "Observations", {*names, *catalog.phrases}, observation),
     )
     for first, column, referenced, where in references:

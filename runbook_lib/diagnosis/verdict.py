@@ -254,11 +254,12 @@ def _is_silent(findings: Iterable[Finding], stuck_at: str | None) -> bool:
 
 
 def _find_accused(findings: list[Finding], scores: dict[str, float], book: Catalog) -> tuple[str, ...]:
-    """Return a place that only one other part reports as broken, and the reporter before it; () if there is none.
+    """Return a place that only one other place reports as broken, and the reporter before it; () if there is none.
 
-    The reporter, the way between them or the accused may be what is broken.
+    The reporter, the way between them or the accused may be what is broken. What the runbook alone has not reached is
+    not accused.
     """
-    unlimited = replace(book, witnesses={})
+    unlimited = replace(book, witnesses={name: w for name, w in book.witnesses.items() if name not in book.places})
     for place in book.places:
         if scores[place] < BROKEN <= score(findings, place, unlimited).score:
             reporters = (b.witness for b in score(findings, place, book).because if b.witness and b.weight > 0)

@@ -14,15 +14,12 @@ from runbook_lib.store.files import replace_file
 from tests.kit import ROOT
 from tests.kit.limits import files_up_to
 
-RUN = "20261201T195353Z-3-CRITICAL"
-
 
 @pytest.mark.parametrize(
     ("words", "written"),
     [
         (["report", "--page", "x"], "x"),
         (["report", "--csv", "x"], "x"),
-        (["diff", "sample", RUN, RUN, "--page", "x"], "x"),
         (["backtest", "--policy", str(ROOT / "docs"), "--page", "x"], "x"),
         (["capsule", "sample", "--out", "x"], "x"),
         (["record", "sample", "--to", "x"], "x/index.json"),

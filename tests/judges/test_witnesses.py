@@ -92,6 +92,16 @@ def test_the_reports_of_one_witness_never_make_another_part_stuck(names: set[str
     assert conclude(*findings).stuck_at in (None, "delivery_worker")
 
 
+@given(st.sets(st.sampled_from(sorted(BOOK.witnesses["runbook"].observations))))
+def test_what_the_runbook_alone_does_not_reach_is_no_place(names: set[str]) -> None:
+    verdict = conclude(seen("4.1.1", *names))
+    assert (verdict.stuck_at, verdict.undecided) == (None, ())
+
+
+def test_what_the_relay_does_not_reach_either_is_a_place() -> None:
+    assert conclude(seen("4.1.2", "jetstream.hung"), seen("4.1.3", "publish.gone_for_good")).stuck_at == "jetstream"
+
+
 def test_a_part_is_its_own_witness() -> None:
     assert BOOK.foreign_witness("sends.refused", "receiver") == WORKER
     assert BOOK.foreign_witness("sends.refused", "FM-NOTI-03") == WORKER

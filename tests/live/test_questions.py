@@ -31,9 +31,10 @@ NAMES = queries.names()
 BY_EXTENSION = {"database/statements"}
 
 #: What has no row here: a transaction that has been open for seconds, an event whose key the table does not hold to,
-#: a table in partitions (tests/test_postgres_surroundings.py has one), a setting of the role.
+#: a table in partitions (tests/test_postgres_surroundings.py has one), a setting of the role, copies of a change.
 UNSEEN = {
     "changed/settings",
+    "consistency/surplus",
     "database/long_transactions",
     "database/row_locks",
     "duplicates/registered_twice",

@@ -114,11 +114,11 @@ async def silent(_: Exception) -> None:
     """Print nothing: the client would print what it also raises."""
 
 
-def is_listening(port: int) -> bool:
-    """Return whether anything accepts connections on this port of 127.0.0.1."""
+def is_listening(port: int, host: str = "127.0.0.1") -> bool:
+    """Return whether anything accepts connections on this port."""
     with socket.socket() as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 class Broker:

@@ -57,11 +57,7 @@ if TYPE_CHECKING:
 PROCESS_NOT_RUNNING = (ProcessState.DOWN, ProcessState.STARTING, ProcessState.NOT_UP, ProcessState.HANGS)
 #: Error codes of a broker that reports what it lacks.
 MISSING_AT_BROKER = ("stream_not_found", "consumer_not_found", "no_jetstream", "no_leader")
-#: Error codes of a broker, or of a cluster node, that does not answer.
-NO_ANSWER_CODES = ("hung", "unanswered")
 _BROKER_STATES = {
-    "hung": "alive.no_answer",
-    "unanswered": "alive.no_answer",
     "stream_not_found": "alive.no_stream",
     "no_jetstream": "alive.no_stream",
 }
@@ -218,7 +214,7 @@ def _read_clients(rb: Context, inbox: str) -> Frames:
 def judge(frames: Frames, given: JudgeInput) -> Finding:
     """Judge the first case of `CASES` that holds."""
     failed = failures(frames).get("consumer")
-    if failed is not None and failed.code in (*MISSING_AT_BROKER, *NO_ANSWER_CODES):
+    if failed is not None and failed.code in MISSING_AT_BROKER:
         return _judge_broker_error(failed, rows.one(frames.get("activity"), Registered), given)
     seen = _read_subscriber(frames, given)
     consumer, events = seen.consumer, failures(frames).get("events")
@@ -276,15 +272,14 @@ def _judge_broker_error(e: SourceError, activity: Registered, given: JudgeInput)
     """Judge a broker without its stream or consumer: CRITICAL, or UNKNOWN if events were processed recently."""
     last = seconds_between(activity.last_processed, activity.now)
     if last is not None and last < given.number("processed.lately"):
-        reason = Reason.TIMEOUT if e.code in NO_ANSWER_CODES else Reason.ERROR
-        key = "subscriber.election" if e.code in ("no_leader", "unanswered") else "subscriber.another_broker"
-        return unknown("", reason, say(key, detail=e.detail, ago=last), next_sections=("2",))
+        key = "subscriber.election" if e.code == "no_leader" else "subscriber.another_broker"
+        return unknown("", Reason.ERROR, say(key, detail=e.detail, ago=last), next_sections=("2",))
     lost = e.code in ("stream_not_found", "consumer_not_found")
     if e.code == "stream_not_found":
         proposed = remedies.make_stream(given)
     elif e.code == "consumer_not_found":
         proposed = (proposals.restart(given, "notification"),)
-    elif e.code in ("no_leader", "unanswered"):
+    elif e.code == "no_leader":
         proposed = _propose_cluster_checks(given)
     else:
         proposed = (proposals.logs(given, "nats"),)
