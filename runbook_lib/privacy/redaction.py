@@ -189,7 +189,7 @@ def _heads_pattern(names: str, blank: str) -> re.Pattern[str]:
             (?:\[\w*\]|%5B\w*%5D|[\])](?!:(?![:=])|[ ]?=[ ]?\()|,[ \t]*'[^'\n]*'\))?(?:::\w+)?  # x["name"] and f(name)
             (?:{_BLANK}{_OPERATOR}|{_TYPED_OPERATOR}){_BLANK}
           | (?(pair),[ \t]*(?={_PREFIX}(?>{_quoted_pattern("3")})[ \t]*\))|(?!))                # put("name", "value")
-          | (?(option)[ \t]+(?!-)|(?!))                                                         # --name value
+          | (?(option)(?:[ \t]+|,[ \t]*(?={_QUOTE}))(?!{_QUOTE}?-)|(?!))                          # --name value
           | [はがの]?(?=[「『])
           | (?=\((?:value=|{_QUOTE}))                                                           # Name("value")
           | {blank}
@@ -249,7 +249,7 @@ def _replace_values(
         for value in _read_values(line, head, in_sql=in_sql):
             kind = str(value.lastgroup)
             masked = mask(head["key"], value[kind], kind != "bare")
-            if kind == "bare" and masked != value[kind] and line[at - 1] != quote[-1:]:
+            if kind == "bare" and masked != value[kind] and line[value.start() - 1] != quote[-1:]:
                 masked = f"{quote}{masked}{quote}"
             shown += [line[at : value.start(kind)], masked]
             at = value.end()
