@@ -17,10 +17,11 @@ import pandas as pd
 
 from runbook_lib.actions.deadline import Deadline, DeadlineError
 from runbook_lib.book import messages, pack
-from runbook_lib.book.parameters import now, whoami
+from runbook_lib.book.parameters import whoami
 from runbook_lib.checks.context import Context, Progress
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.model.outcome import Outcome, Precondition
+from runbook_lib.model.times import now
 from runbook_lib.model.usage import UsageError
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store import record

@@ -22,6 +22,7 @@ from markdown_it.tree import SyntaxTreeNode
 from runbook_lib.book import messages, pack, patterns
 from runbook_lib.book.pack import Pack
 from runbook_lib.model.finding import OWN, Signal, Threshold, Value
+from runbook_lib.model.times import duration
 from runbook_lib.model.unread import known
 from runbook_lib.model.usage import UsageError, did_you_mean
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 #: Parses blocks with their lines; the text within a line is read as it is written.
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
 #: Units of a duration as the applications spell it; a bare number is milliseconds.
-_SECONDS = {"ns": 1e-9, "us": 1e-6, "": 1e-3, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 #: The names of a pack's documents.
 DOCUMENTS = ("runbook", "slo", "numbers", "failure-modes", "observations", "operations")
 #: First columns of the tables that every system must have, with the document that has them.
@@ -176,16 +176,6 @@ class FailureMode(Bilingual):
     remedies: tuple[str, ...]
     told_by: tuple[str, ...]
     follows: tuple[str, ...] = ()
-
-
-def duration(text: str) -> float | None:
-    """Return the seconds of a duration as the applications spell it; None if they would not accept it.
-
-    >>> duration("500ms"), duration("2m"), duration("PT1S"), duration("soon")
-    (0.5, 120.0, 1.0, None)
-    """
-    m = re.fullmatch(r"(?:pt)?(\d+(?:\.\d+)?)(ns|us|ms|s|m|h|d|)", text.strip().lower())
-    return float(m[1]) * _SECONDS[m[2]] if m else None
 
 
 SettingValue = bool | int | float

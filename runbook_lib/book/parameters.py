@@ -10,7 +10,6 @@ import ast
 import os
 import pwd
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from runbook_lib.book import pack
 from runbook_lib.model.incident import ADHOC
+from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError, did_you_mean, first_problem
 from runbook_lib.privacy.masking import Masker
 
@@ -66,32 +66,10 @@ class Parameters(BaseModel):
     @classmethod
     def _is_a_time(cls, value: str | None) -> str | None:
         if value is not None:
-            time, now = _parse_time(value), pd.Timestamp.now("UTC")
-            if time.tzinfo is None:
-                here = pd.Timestamp(time.to_pydatetime(warn=False).astimezone()).isoformat()
-                raise ValueError(f"it has no offset: write {here} (this machine's zone) or {time.isoformat()}Z")
-            if time > now + SKEW:
+            now = pd.Timestamp.now("UTC")
+            if moment(value, zoned=True) > now + SKEW:
                 raise ValueError(f"that is in the future: it is {now.isoformat(timespec='seconds')}")
         return value
-
-
-def now() -> str:
-    """Return the present time in ISO 8601 with milliseconds, as the logs write it."""
-    return pd.Timestamp.now("UTC").isoformat(timespec="milliseconds")
-
-
-def moment(text: str) -> pd.Timestamp:
-    """Parse a time and convert it to UTC; a time without an offset is UTC. Raises ValueError."""
-    time = _parse_time(text)
-    return time.tz_localize("UTC") if time.tzinfo is None else time.tz_convert("UTC")
-
-
-def _parse_time(text: str) -> pd.Timestamp:
-    with suppress(ValueError, TypeError, OverflowError):
-        time = pd.Timestamp(text)
-        if not pd.isna(time) and 1970 < time.year < 9999:
-            return time
-    raise ValueError("not a time like 2026-01-31T03:00:00Z")
 
 
 def declared_names(notebook: Path) -> list[str]:

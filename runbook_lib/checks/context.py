@@ -18,9 +18,10 @@ import pandas as pd
 
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import Catalog, Limits, Section, Slo
-from runbook_lib.book.parameters import Parameters, moment
+from runbook_lib.book.parameters import Parameters
 from runbook_lib.checks import samples
 from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal, Text, Window, say
+from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources.answers import Answers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from runbook_lib.book import pack
 from runbook_lib.cli import interrupts
 from runbook_lib.model.finding import Text
 from runbook_lib.model.incident import ADHOC, LATEST
+from runbook_lib.model.times import duration
 from runbook_lib.model.usage import UsageError, did_you_mean, visible
 from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources import settings
@@ -63,10 +63,10 @@ class Duration(NumberRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the seconds."""
-        written = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(value))
-        if not written:
+        seconds = duration(str(value), bare="s")
+        if seconds is None:
             self.fail(f"{value!r} is not a time: write it as 180, 180s, 3m or 1h", param, ctx)
-        return super().convert(float(written[1]) * {"m": 60, "h": 3600}.get(written[2], 1), param, ctx)
+        return super().convert(seconds, param, ctx)
 
 
 RECORDING = RecordingFile(dir_okay=False, path_type=Path)

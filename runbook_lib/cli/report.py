@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from runbook_lib.cli.common import AS_JSON, EX_UNREAD, FILE, echo_text, lang_option, output_option, say_json, write_file
+from runbook_lib.model.times import duration, moment
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.urls import show_url
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_AGO = re.compile(r"([0-9]{1,4}) *([hdw])")
-_HOURS = {"h": 1, "d": 24, "w": 168}
 
 
 @click.command()
@@ -74,19 +72,13 @@ def _parse_limit(option: str, text: str | None, now: pd.Timestamp) -> pd.Timesta
     """
     import pandas as pd
 
-    from runbook_lib.book.parameters import moment
-
     if text is None:
         return None
-    if ago := _AGO.fullmatch(text):
-        return now - pd.Timedelta(hours=int(ago[1]) * _HOURS[ago[2]])
+    ago, day = duration(text, bare=""), re.fullmatch(r"\d{4}-\d\d-\d\d", text)
     try:
-        time = moment(text)
-    except ValueError:
-        like = f"a day as {now:%Y-%m-%d}, a time as {now:%Y-%m-%dT%H:%M}Z, or how long ago as 12h, 30d or 4w"
-        raise UsageError(f"{option} {text}: write {like}") from None
-    if re.fullmatch(r"\d{4}-\d\d-\d\d", text):
-        return time + pd.Timedelta(days=int(option == "--until"))
-    if pd.Timestamp(text).tzinfo is None:
-        raise UsageError(f"{option} {text} has no offset: write {time:%Y-%m-%dT%H:%M:%S}Z, or a day")
-    return time
+        if ago is not None:
+            return now - pd.Timedelta(seconds=ago)
+        return moment(text, zoned=not day) + pd.Timedelta(days=int(bool(day) and option == "--until"))
+    except (ValueError, OverflowError) as e:
+        like = f"a day as {now:%Y-%m-%d}, a time as {now:%Y-%m-%dT%H:%M}Z, or how long ago as 12h or 30d"
+        raise UsageError(f"{option} {text}: {e}; write {like}") from None

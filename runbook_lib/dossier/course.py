@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.book.parameters import moment
 from runbook_lib.diagnosis.snapshots import DRIFT_COLUMNS
 from runbook_lib.model.finding import Finding, Reason, Status, action_title, hop_text, say
+from runbook_lib.model.times import moment
 from runbook_lib.store.archive import ACTION_LOG, Archive
 from runbook_lib.store.lines import ActionLine, Logs, RunLine, VerdictLine
 from runbook_lib.store.run import read_run

@@ -18,10 +18,10 @@ import pandas as pd
 from markupsafe import Markup
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.book.parameters import moment
 from runbook_lib.dossier import course, postmortem, report
 from runbook_lib.dossier.artifact import stamp
 from runbook_lib.model.finding import Finding, Status, Verdict, replace
+from runbook_lib.model.times import moment
 from runbook_lib.store import record
 from runbook_lib.store.archive import SEALED, Archive, LogError
 from runbook_lib.store.lines import ActionLine, Logs, RunLine, VerdictLine, read_logs

@@ -17,10 +17,10 @@ import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.book.parameters import moment
 from runbook_lib.diagnosis.verdict import BROKEN
 from runbook_lib.dossier import mandatory
 from runbook_lib.model.finding import Status, Text, Verdict, hop_text, say, worst
+from runbook_lib.model.times import moment
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.lines import ActionLine, Logs, RunLine, VerdictLine, read_logs

@@ -19,11 +19,12 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.book.parameters import UNKNOWN, moment, now, whoami
+from runbook_lib.book.parameters import UNKNOWN, whoami
 from runbook_lib.checks.context import Context
 from runbook_lib.governance.ledger import Ledger, describe
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.outcome import Precondition
+from runbook_lib.model.times import moment, now
 from runbook_lib.model.usage import UsageError
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, Archive

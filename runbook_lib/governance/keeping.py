@@ -15,9 +15,10 @@ from typing import Any
 
 import pandas as pd
 
-from runbook_lib.book.parameters import moment, now, whoami
+from runbook_lib.book.parameters import whoami
 from runbook_lib.dossier import seal
 from runbook_lib.model.finding import Text, say
+from runbook_lib.model.times import moment, now
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.privacy.urls import show_url

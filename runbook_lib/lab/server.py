@@ -17,9 +17,10 @@ from typing import Any
 import nbformat
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.book.parameters import mask_free_texts, now, validate
+from runbook_lib.book.parameters import mask_free_texts, validate
 from runbook_lib.dossier import artifact, overview
 from runbook_lib.model.finding import replace
+from runbook_lib.model.times import now
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker, secrets_of
 from runbook_lib.sources import settings

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from runbook_lib.book.parameters import now
 from runbook_lib.model.finding import Text, say
+from runbook_lib.model.times import now
 from runbook_lib.model.usage import UsageError
 from runbook_lib.store.archive import NOTES, Archive, OutputError
 from runbook_lib.view.render import when

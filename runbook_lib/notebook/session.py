@@ -25,13 +25,14 @@ from IPython.display import DisplayHandle, display
 from runbook_lib.actions import action
 from runbook_lib.book import catalog as catalogs
 from runbook_lib.book import messages, pack, queries
-from runbook_lib.book.parameters import mask_free_texts, now, parameters_class, validate, whoami
+from runbook_lib.book.parameters import mask_free_texts, parameters_class, validate, whoami
 from runbook_lib.checks import samples
 from runbook_lib.checks.check import Check, checks
 from runbook_lib.checks.context import Context, Progress, open_context
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
 from runbook_lib.model.finding import Answer, Finding, Reason, Status, Verdict, Window, complete, say
+from runbook_lib.model.times import now
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.notes import keep_note
 from runbook_lib.privacy.masking import TOKEN

@@ -18,9 +18,10 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runbook_lib.book import messages
-from runbook_lib.book.parameters import moment, validate
+from runbook_lib.book.parameters import validate
 from runbook_lib.model.finding import say
 from runbook_lib.model.incident import is_reserved
+from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError, first_problem
 from runbook_lib.privacy.redaction import SECRET, redact
 
@@ -107,7 +108,7 @@ class _Alert(BaseModel):
     @field_validator("startsAt")
     @classmethod
     def _check_time(cls, value: str) -> str:
-        _parse_time(value)
+        moment(value, zoned=True)
         return value
 
     def alert(self, group: str, changed: set[str], source: str = "") -> Alert:
@@ -134,7 +135,7 @@ class _Alert(BaseModel):
             fingerprint=fingerprint,
             labels=labels,
             summary=_CONTROL.sub(" ", summary)[:300].strip(),
-            starts_at=_parse_time(self.startsAt),
+            starts_at=moment(self.startsAt),
             group=group,
         )
 
@@ -270,17 +271,6 @@ def _incident_id(text: str, sent: str) -> str:
 def free_id(name: str) -> str:
     """Return an incident's id that a program has made, with a word before it if it is reserved."""
     return f"{INCIDENT_LABEL}-{name}" if is_reserved(name) else name
-
-
-def _parse_time(text: str) -> pd.Timestamp:
-    """Parse a time with an offset, within the limits of the parameter `detected_at`. Raises ValueError."""
-    try:
-        time = pd.Timestamp(text)
-        if not pd.isna(time) and time.tzinfo is not None:
-            return moment(time.tz_convert("UTC").isoformat())
-    except (ValueError, TypeError, OverflowError):
-        pass
-    raise ValueError("not a time like 2026-01-31T03:00:00Z")
 
 
 def _first_problem(e: ValidationError, field: str = "") -> str:

@@ -21,6 +21,7 @@ from runbook_lib.book.catalog import Catalog
 from runbook_lib.dossier import artifact, postmortem
 from runbook_lib.dossier.artifact import stamp
 from runbook_lib.model.finding import Finding, Verdict, replace
+from runbook_lib.model.times import now
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import forks
@@ -138,7 +139,7 @@ def run_sections(
                     own.mkdir()
                     progress(r.section, None)
                     runner = forks.start(_run_in_runner, r, own, hear=partial(hear, r))
-                    running[runner] = _StartedRun(n, r, own, parameters.now(), r.until)
+                    running[runner] = _StartedRun(n, r, own, now(), r.until)
                 for runner in forks.wait_for_any(running, min(s.limit for s in running.values())):
                     end(runner)
                 for runner, s in [(r, s) for r, s in running.items() if s.limit <= time.monotonic()]:
@@ -198,7 +199,7 @@ def _execute_section(r: Request, scratch: Path) -> Run:
     # Before the notebook holds them: it is on disk as far as it has come, and its parameters in its metadata.
     r = replace(r, parameters=parameters.mask_free_texts(r.parameters, masker))
     kept: list[artifact.Notebook] = []
-    started, problem = parameters.now(), ""
+    started, problem = now(), ""
     stem = archive.reserve(f"{stamp(started)}-{r.section}")
     write_whole(scratch / _STEM, stem.encode(), durable=False)
 
@@ -260,7 +261,7 @@ def _store_artifact(
     nb = nb if nb is not None else nbformat.v4.new_notebook()
     artifact.scrub(nb, masker)
     run = run_of_cells(nb.cells, r.section, r.book)
-    run = replace(run, started=started, ended=parameters.now(), problem=problem)
+    run = replace(run, started=started, ended=now(), problem=problem)
     if not run.concluded:
         run = run.unfinished(problem or "the notebook did not conclude", r.book)
         told = f"**This run did not finish: {postmortem.md(run.problem)}.**"
@@ -295,7 +296,7 @@ def _result_of_dead_runner(s: _StartedRun, problem: str) -> Run:
         stem = (s.scratch / _STEM).read_text()  # another target's run of this section may have one, too
         own = [p for p in archive.partials() if p == f"{stem}{PARTIAL}"]
         nb = artifact.notebook(archive.read(own[-1])) if own else nb
-    run = replace(run_of_cells(nb.cells, r.section, r.book), started=s.time, ended=parameters.now())
+    run = replace(run_of_cells(nb.cells, r.section, r.book), started=s.time, ended=now())
     run = run.unfinished(problem, r.book)
     return replace(run, ipynb=f"{archive.place}/{own[-1]}") if own else run
 

@@ -21,11 +21,12 @@ from markupsafe import Markup
 
 from runbook_lib.book import messages
 from runbook_lib.book.catalog import Catalog
-from runbook_lib.book.parameters import moment, whoami
+from runbook_lib.book.parameters import whoami
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
 from runbook_lib.dossier import course, policy, rejudge, seal
 from runbook_lib.model.finding import HOP_NUMBERS, Finding, Text, Verdict, say
+from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import hide_names
 from runbook_lib.sources.settings import Settings

@@ -11,8 +11,8 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, InstanceOf, ValidationError
 
 from runbook_lib.book.messages import LANGUAGES
-from runbook_lib.book.parameters import moment
 from runbook_lib.model.finding import PRESENT_S, Confidence, Status, Text, Verdict
+from runbook_lib.model.times import moment
 from runbook_lib.model.usage import first_problem
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive, LogError

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 from annotated_types import Len
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from runbook_lib.book.parameters import moment
+from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError, first_problem
 from runbook_lib.store.files import read_regular, replace_file
 from runbook_lib.store.run import Run, run_from_json

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook_lib.book.parameters import declared_names, free_texts, moment, validate
+from runbook_lib.book.parameters import declared_names, free_texts, validate
 from runbook_lib.cli.common import parse_parameters
 from runbook_lib.dossier import watch
+from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import quiet_session
 from runbook_lib.privacy.masking import TOKEN

@@ -290,7 +290,7 @@ def test_whatever_was_run_it_is_counted_once(dossiers: list[list[tuple[str, str,
         ("2026-03-03T12:00:00+09:00", None, "234"),
         (None, "2026-03-03T12:00:00Z", "1"),  # a moment is not in it
         ("28d", None, "34"),
-        ("4w", "672h", ""),
+        ("28d", "672h", ""),
     ],
 )
 def test_the_period(output: Path, since: str | None, until: str | None, found: str) -> None:
@@ -298,7 +298,8 @@ def test_the_period(output: Path, since: str | None, until: str | None, found: s
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "30", "30 years", "2026-13-01", "2026-03-01T12:00", "now", "NaT", "９９d", "99999d", "2026"]
+    "text",
+    ["", "x", "30", "30 years", "2026-13-01", "2026-03-01T12:00", "now", "NaT", "９９d", "999999999999d", "2026"],
 )
 def test_what_is_no_time_is_refused_in_a_line(text: str) -> None:
     with pytest.raises(UsageError, match=r"^--since") as e:

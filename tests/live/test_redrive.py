@@ -387,7 +387,7 @@ def test_a_portion_can_be_limited_to_one_incident(opened: Opened, db: psycopg.Co
     refused(opened(waits=False), "delivery", since=since.isoformat())
     assert act(opened(waits=False), "delivery").did["events"] == [str(old)]
     for wrong in ("yesterday", "2026-01-31T03:00:00"):
-        with pytest.raises(UsageError, match="is not a time with an offset"):
+        with pytest.raises(UsageError, match=r"it has no offset|not a time"):
             act(opened(waits=False), "delivery", since=wrong)
 
 

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.book.parameters import moment
 from runbook_lib.cli.main import cli
 from runbook_lib.dossier import overview, postmortem
+from runbook_lib.model.times import moment
 from runbook_lib.runs import replay
 from runbook_lib.sources import settings
 from runbook_lib.store.archive import NOTES, Archive

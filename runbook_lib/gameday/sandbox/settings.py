@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+
+from runbook_lib.model.times import duration
 
 Environment = Mapping[str, str]
 
@@ -16,8 +17,6 @@ Environment = Mapping[str, str]
 #: former only: what a receiver is set to is seen by nobody else.
 PODS_FILE, AROUND_FILE = "pods.env", "around.env"
 _AROUND = ("RECEIVER_", "SANDBOX_RATE")
-
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def read_env(path: Path) -> dict[str, str]:
@@ -50,10 +49,10 @@ def seconds(text: str) -> float:
     >>> seconds("1s"), seconds("500ms"), seconds("24h")
     (1.0, 0.5, 86400.0)
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", text.strip())
-    if match is None:
+    found = duration(text)
+    if found is None:
         raise ValueError(f"not a duration: {text!r} (meant: 500ms, 1s, 2m, 24h)")
-    return float(match[1]) * _UNITS[match[2]]
+    return found
 
 
 def flag(text: str) -> bool:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.book.parameters import moment
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason
 from runbook_lib.model.frames import table
+from runbook_lib.model.times import moment
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.lines import Logs, RunLine, read_logs

@@ -6,19 +6,16 @@ import shlex
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-import pandas as pd
-
 from runbook_lib.actions.action import ActionError, Authorization
-from runbook_lib.book.parameters import moment
 from runbook_lib.checks.context import Context, Progress
 from runbook_lib.model import rows as table_rows
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.outcome import Precondition
+from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.packs.entitlement.actions import stores
 from runbook_lib.packs.entitlement.actions.restart import check_answers, identify_broker, sample_until_settled
@@ -284,11 +281,10 @@ def _parse_event_id(text: str) -> uuid.UUID:
 
 
 def _parse_time(text: str) -> datetime:
-    with suppress(ValueError):
-        time = moment(text)
-        if pd.Timestamp(text).tzinfo:
-            return time.floor("s").to_pydatetime()
-    raise UsageError(f"--since {text} is not a time with an offset, such as 2026-01-31T03:00:00Z")
+    try:
+        return moment(text, zoned=True).floor("s").to_pydatetime()
+    except ValueError as e:
+        raise UsageError(f"--since {text}: {e}") from None
 
 
 def _check_key(rb: Context) -> Precondition:

@@ -13,11 +13,11 @@ import pandas as pd
 from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Authorization
 from runbook_lib.book import pack
-from runbook_lib.book.catalog import duration
 from runbook_lib.checks.context import Context, Progress
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.outcome import Precondition
+from runbook_lib.model.times import duration
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.packs.entitlement.evidence import logins, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
