@@ -27,15 +27,15 @@ def commands(of: Of) -> Commands:
 def restart(of: Of, which: str) -> Proposal:
     """Restart one workload, by the name that the settings give it."""
     name = of.facts.workloads.program(which)
-    by_runbook = guarded(of, "restart", which)
-    return _propose(of, f"restart_{which}", commands(of).restart(name), "restart", {"name": name}, by_runbook)
+    tool, by_runbook = commands(of), guarded(of, "restart", which)
+    return _propose(of, f"restart_{which}", tool.line(*tool.restart(name)), "restart", {"name": name}, by_runbook)
 
 
 def start(of: Of, which: str) -> Proposal:
     """Start one workload that was stopped."""
     name = of.facts.workloads.program(which)
-    by_runbook = guarded(of, "scale", which, "1")
-    return _propose(of, f"start_{which}", commands(of).scale(name, 1), "restart", {"name": name}, by_runbook)
+    tool, by_runbook = commands(of), guarded(of, "scale", which, "1")
+    return _propose(of, f"start_{which}", tool.line(*tool.scale(name, 1)), "restart", {"name": name}, by_runbook)
 
 
 def settings(proposal: str, of: Of, values: Mapping[str, SettingValue | None]) -> Proposal:
@@ -62,14 +62,14 @@ def undo_settings(of: Of, names: Iterable[str]) -> Proposal:
 
 def pods(of: Of, which: str) -> Proposal:
     """Count the running instances of a workload."""
-    name = of.facts.workloads.program(which)
-    return _propose(of, "pods", commands(of).pods(name), None, {"name": name})
+    name, tool = of.facts.workloads.program(which), commands(of)
+    return _propose(of, "pods", tool.line(*tool.pods(name)), None, {"name": name})
 
 
 def logs(of: Of, which: str) -> Proposal:
     """Read a workload's recent log."""
-    name = of.facts.workloads.program(which)
-    return _propose(of, "logs", commands(of).logs(name), "logs", {"name": name})
+    name, tool = of.facts.workloads.program(which), commands(of)
+    return _propose(of, "logs", tool.line(*tool.logs(name)), "logs", {"name": name})
 
 
 def end_blocker(of: Of, pid: int, application: str, *, idle: bool) -> Proposal:

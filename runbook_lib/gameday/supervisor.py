@@ -15,7 +15,7 @@ from typing import Any
 from runbook_lib.model.finding import Reason
 from runbook_lib.sources import workloads
 from runbook_lib.sources.source import SourceError
-from runbook_lib.sources.workloads import CommandOutput, Commands, Runner
+from runbook_lib.sources.workloads import CommandOutput, Commands, Runner, Words
 from runbook_lib.store.files import replace_file
 
 #: How supervisorctl says that something is wrong.
@@ -27,25 +27,30 @@ _COMPLAINT = re.compile(
 class SupervisorctlCommands(Commands):
     """supervisorctl, and what else runs on the programs' machine."""
 
-    def restart(self, name: str) -> str:
+    @property
+    def program(self) -> list[str]:
+        """supervisorctl, as the settings spell it."""
+        return self._settings.supervisorctl
+
+    def restart(self, name: str) -> Words:
         """Restart the program."""
-        return self._supervisorctl("restart", name)
+        return "restart", name
 
-    def scale(self, name: str, replicas: int) -> str:
+    def scale(self, name: str, replicas: int) -> Words:
         """Stop or start the program."""
-        return self._supervisorctl("start" if replicas else "stop", name)
+        return "start" if replicas else "stop", name
 
-    def pods(self, name: str) -> str:
+    def pods(self, name: str) -> Words:
         """Show the state of all programs."""
-        return self._supervisorctl("status")
+        return ("status",)
 
-    def logs(self, name: str) -> str:
+    def logs(self, name: str) -> Words:
         """Read the log that supervisord keeps."""
-        return self._supervisorctl("tail", name)
+        return "tail", name
 
-    def environment(self, names: Sequence[str]) -> str:
-        """Return "": supervisorctl does not list variables."""
-        return ""
+    def environment(self, names: Sequence[str]) -> Words:
+        """Return (): supervisorctl does not list variables."""
+        return ()
 
     def set_environment(
         self, name: str, values: Mapping[str, str | None], defaults: Mapping[str, str]
@@ -54,16 +59,13 @@ class SupervisorctlCommands(Commands):
         words = [f"{variable}={defaults[variable] if value is None else value}" for variable, value in values.items()]
         if file := self._settings.env_file:
             added = f"printf '%s\\n' {shlex.join(words)} >> {shlex.quote(file)}"
-            return words, f"{added} && {self.restart(name)}"
-        update = self._supervisorctl("update", name)
+            return words, f"{added} && {self.line(*self.restart(name))}"
+        update = self.line("update", name)
         return words, f"{update}  # once environment= of [program:{name}] has {', '.join(words)}"
 
     def inside(self, name: str, *command: str) -> str:
         """Run it as it is: a program has no machine of its own."""
         return shlex.join(command)
-
-    def _supervisorctl(self, *words: str) -> str:
-        return shlex.join([*self._settings.supervisorctl, *words])
 
 
 class SupervisorctlRunner(Runner):
@@ -118,7 +120,7 @@ class SupervisorctlRunner(Runner):
     def restart(self, name: str) -> str:
         """Stop and start, and start what was stopped when the tool was cut off between the two."""
         try:
-            return self._run_verb("restart", self._check_name(name), timeout_s=workloads.CHANGE_TIMEOUT_S).out.strip()
+            return super().restart(name)
         except BaseException as e:
             if not isinstance(e, SourceError) or e.code == "hung":
                 self._start_stopped(name)
@@ -130,7 +132,7 @@ class SupervisorctlRunner(Runner):
             while (state := self._read_status(name)[0]) == "STOPPING" and time.monotonic() < until:
                 time.sleep(0.5)
             if state == "STOPPED":
-                self._run_verb("start", name, timeout_s=workloads.CHANGE_TIMEOUT_S)
+                self.scale(name, 1)
 
     def wait_ready(self, name: str, timeout_s: float) -> str:
         """Wait until the program is RUNNING, that is, has stayed up for its `startsecs`."""
@@ -141,11 +143,6 @@ class SupervisorctlRunner(Runner):
             time.sleep(pause)
             pause = min(1.5 * pause, 5.0)  # each look is a line of the read cost
         return f"{name} {' '.join(status)}"
-
-    def scale(self, name: str, replicas: int) -> str:
-        """Stop or start it."""
-        verb = "start" if workloads.check_replicas(replicas) else "stop"
-        return self._run_verb(verb, self._check_name(name), timeout_s=workloads.CHANGE_TIMEOUT_S).out.strip()
 
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
         """Rewrite the file and restart the one program."""
@@ -163,9 +160,6 @@ class SupervisorctlRunner(Runner):
                     Reason.DENIED, f"cannot write {self._settings.env_file}: {e.strerror}", "file"
                 ) from None
         return self.restart(name)
-
-    def _command(self, words: tuple[str, ...]) -> list[str]:
-        return [*self._settings.supervisorctl, *words]
 
     def _complaint(self, answer: CommandOutput) -> str | None:
         # Its exit code is no guide (`status` gives 3 for a program that is stopped), and a log is no complaint.

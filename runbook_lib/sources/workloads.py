@@ -77,31 +77,43 @@ class CommandOutput:
         return self.mask(said[-redaction.LONGEST :]).splitlines()[-1].strip()[:300]
 
 
+Words = tuple[str, ...]
+
+
 class Commands(ABC):
-    """The commands of one tool as a person types them, for proposals."""
+    """The commands of one tool: words for the runner that starts them, `line` as a person types them."""
 
     def __init__(self, settings: WorkloadSettings) -> None:
         self._settings = settings
 
+    @property
     @abstractmethod
-    def restart(self, name: str) -> str:
+    def program(self) -> list[str]:
+        """The words that every command begins with."""
+
+    def line(self, *words: str) -> str:
+        """Return the command with these words as it is typed."""
+        return shlex.join([*self.program, *words])
+
+    @abstractmethod
+    def restart(self, name: str) -> Words:
         """Restart a workload."""
 
     @abstractmethod
-    def scale(self, name: str, replicas: int) -> str:
+    def scale(self, name: str, replicas: int) -> Words:
         """Set a workload's number of instances, 0 or 1."""
 
     @abstractmethod
-    def pods(self, name: str) -> str:
+    def pods(self, name: str) -> Words:
         """Show a workload's instances."""
 
     @abstractmethod
-    def logs(self, name: str) -> str:
+    def logs(self, name: str) -> Words:
         """Read a workload's recent log."""
 
     @abstractmethod
-    def environment(self, names: Sequence[str]) -> str:
-        """List the variables of workloads; "" where the tool has no such command."""
+    def environment(self, names: Sequence[str]) -> Words:
+        """List the variables of workloads; () where the tool has no such command."""
 
     @abstractmethod
     def set_environment(
@@ -117,42 +129,49 @@ class Commands(ABC):
 class KubectlCommands(Commands):
     """kubectl, in the target's cluster and namespace."""
 
-    def restart(self, name: str) -> str:
+    @property
+    def program(self) -> list[str]:
+        """kubectl, its context and its namespace."""
+        return self._settings.kubectl
+
+    def restart(self, name: str) -> Words:
         """Restart the rollout."""
-        return self._kubectl("rollout", "restart", f"deploy/{name}")
+        return "rollout", "restart", f"deploy/{name}"
 
-    def scale(self, name: str, replicas: int) -> str:
+    def scale(self, name: str, replicas: int) -> Words:
         """Set the deployment's replicas."""
-        return self._kubectl("scale", f"deploy/{name}", f"--replicas={replicas}")
+        return "scale", f"deploy/{name}", f"--replicas={replicas}"
 
-    def pods(self, name: str) -> str:
+    def pods(self, name: str) -> Words:
         """List the pods."""
-        return self._kubectl("get", "pods", "-l", f"app={name}", "-o", "wide")
+        return "get", "pods", "-l", f"app={name}", "-o", "wide"
 
-    def logs(self, name: str) -> str:
+    def logs(self, name: str) -> Words:
         """Read the log of the workload's own container."""
-        return self._kubectl("logs", f"deploy/{name}", "-c", self._container(name), "--since=15m")
+        return "logs", f"deploy/{name}", "-c", self._container(name), "--since=15m"
 
-    def environment(self, names: Sequence[str]) -> str:
+    def environment(self, names: Sequence[str]) -> Words:
         """List the variables of the deployments."""
-        return self._kubectl("set", "env", *(f"deploy/{name}" for name in names), "--list")
+        return "set", "env", *(f"deploy/{name}" for name in names), "--list"
 
     def set_environment(
         self, name: str, values: Mapping[str, str | None], defaults: Mapping[str, str]
     ) -> tuple[list[str], str]:
         """Set them in the workload's own container; a default is no variable."""
+        words = self.set_variables(name, values)
+        return list(words[5:]), self.line(*words)
+
+    def set_variables(self, name: str, values: Mapping[str, str | None]) -> Words:
+        """Set them in the workload's own container only: a sidecar has its own."""
         words = [f"{variable}-" if value is None else f"{variable}={value}" for variable, value in values.items()]
-        return words, self._kubectl("set", "env", f"deploy/{name}", "-c", self._container(name), *words)
+        return "set", "env", f"deploy/{name}", "-c", self._container(name), *words
 
     def inside(self, name: str, *command: str) -> str:
         """Run it in the workload's own container."""
-        return self._kubectl("exec", f"deploy/{name}", "-c", self._container(name), "--", *command)
+        return self.line("exec", f"deploy/{name}", "-c", self._container(name), "--", *command)
 
     def _container(self, name: str) -> str:
         return self._settings.containers.get(name, name)
-
-    def _kubectl(self, *words: str) -> str:
-        return shlex.join([*self._settings.kubectl, *words])
 
 
 class Runner(ABC):
@@ -207,17 +226,19 @@ class Runner(ABC):
         """Return its image and the limits of its resources, by name; {} if the tool knows none."""
         return {}
 
-    @abstractmethod
     def restart(self, name: str) -> str:
         """Restart it, and nothing else; return what the tool said."""
+        return self._change(self._build.restart(self._check_name(name)))
 
     @abstractmethod
     def wait_ready(self, name: str, timeout_s: float) -> str:
         """Wait until it is ready again; return what the tool said. Raises SourceError (timeout)."""
 
-    @abstractmethod
     def scale(self, name: str, replicas: int) -> str:
         """Set its number of instances, 0 or 1; return what the tool said."""
+        if replicas not in (0, 1):
+            raise error(Reason.DENIED, f"{replicas} replicas: only 0 and 1 are on the list", "not_allowed")
+        return self._change(self._build.scale(self._check_name(name), replicas))
 
     @abstractmethod
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
@@ -235,9 +256,12 @@ class Runner(ABC):
         """Return whether the workload has variables that `environment` does not show."""
         return False
 
-    @abstractmethod
-    def _command(self, words: tuple[str, ...]) -> list[str]:
-        """Return the argument vector of a command that ends with these words."""
+    @property
+    def _build(self) -> Commands:
+        return self.commands(self._settings)
+
+    def _change(self, words: Words) -> str:
+        return self._run_verb(*words, timeout_s=CHANGE_TIMEOUT_S).out.strip()
 
     @abstractmethod
     def _complaint(self, answer: CommandOutput) -> str | None:
@@ -251,7 +275,7 @@ class Runner(ABC):
         verb = next((v for v in self.verbs if words[: len(v)] == v), None)
         if verb is None:
             raise error(Reason.DENIED, f"'{' '.join(words[:2])}' is not on the list of commands", "not_allowed")
-        command = self._command(words)
+        command = [*self._build.program, *words]
         if verb[0] not in ("get", "logs", "status", "tail"):
             self._known.clear()
             return self._run(command, verb, timeout_s, most)
@@ -340,8 +364,6 @@ class KubectlRunner(Runner):
         (Reason.UNREACHABLE, "no_connection", ("refused", "no such host", "unable to connect", "no route")),
         (Reason.UNREACHABLE, "no_connection", ("reset by peer",)),
     )
-    #: The context that was found by `cluster`.
-    _current = ""
 
     def _read_log(self, name: str, minutes: float) -> tuple[str, datetime | None]:
         """Read the log of all its pods; each line begins with the time at which it was written."""
@@ -412,23 +434,13 @@ class KubectlRunner(Runner):
         }
         return {setting: self._mask(str(value)) for setting, value in found.items()}
 
-    def restart(self, name: str) -> str:
-        """Restart the rollout."""
-        words = ("rollout", "restart", f"deploy/{self._check_name(name)}")
-        return self._run_verb(*words, timeout_s=CHANGE_TIMEOUT_S).out.strip()
-
     def wait_ready(self, name: str, timeout_s: float) -> str:
         """Wait for the end of the rollout."""
         words = ("rollout", "status", f"deploy/{self._check_name(name)}", f"--timeout={max(int(timeout_s), 1)}s")
         return self._run_verb(*words, timeout_s=timeout_s + READ_TIMEOUT_S).out.strip()
 
-    def scale(self, name: str, replicas: int) -> str:
-        """Set the deployment's replicas."""
-        words = ("scale", f"deploy/{self._check_name(name)}", f"--replicas={check_replicas(replicas)}")
-        return self._run_verb(*words, timeout_s=CHANGE_TIMEOUT_S).out.strip()
-
     def set_environment(self, name: str, variables: Mapping[str, str | None]) -> str:
-        """Set them in the workload's own container only: a sidecar has its own."""
+        """Set them in the workload's own container."""
         changes = check_variables(variables)
         self._known.clear()  # what it is now decides, not what was read before
         elsewhere = {e["name"] for e in self._read_variables(name) if "valueFrom" in e} & set(changes)
@@ -436,18 +448,17 @@ class KubectlRunner(Runner):
             raise error(
                 Reason.DENIED, f"{min(elsewhere)} comes from a Secret or ConfigMap: change it there", "value_from"
             )
-        values = [f"{k}-" if v is None else f"{k}={v}" for k, v in changes.items()]
-        words = ("set", "env", f"deploy/{name}", "-c", self._container(name), *values)
-        return self._run_verb(*words, timeout_s=CHANGE_TIMEOUT_S).out.strip()
+        return self._change(KubectlCommands(self._settings).set_variables(self._check_name(name), changes))
 
     def cluster(self) -> tuple[str, str]:
         """Return kubectl's context and its server, and stay with it: an action must not end in another cluster."""
         with suppress(SourceError):  # none: in a pod
-            if not (self._settings.context or self._current):
-                self._current = self._run_verb("config", "current-context").out.strip()
+            if not self._settings.context:
+                current = self._run_verb("config", "current-context").out.strip()
+                self._settings = self._settings.model_copy(update={"context": current})
             server = self._run_verb("config", "view", "--minify", "-o", "jsonpath={.clusters[0].cluster.server}")
-            return self._settings.context or self._current, server.out.strip()
-        return self._settings.context or self._current, ""
+            return self._settings.context, server.out.strip()
+        return self._settings.context, ""
 
     def cluster_id(self) -> str:
         """Return the id of the namespace kube-system, which every cluster has."""
@@ -456,11 +467,6 @@ class KubectlRunner(Runner):
     def has_hidden_variables(self, name: str) -> bool:
         """Return whether the container has variables from a whole ConfigMap or Secret (`envFrom`)."""
         return bool(self._read_container(name).get("envFrom"))
-
-    def _command(self, words: tuple[str, ...]) -> list[str]:
-        named = self._settings.context or self._current
-        context = ["--context", named] if named else []
-        return ["kubectl", *context, "-n", self._settings.namespace, *words]
 
     def _complaint(self, answer: CommandOutput) -> str | None:
         return answer.raw_err.lower() if answer.code else None
@@ -507,13 +513,6 @@ def runner_class(settings: WorkloadSettings) -> type[Runner]:
 def runner_of(settings: WorkloadSettings, read_cost: ReadCost) -> Runner:
     """Return the runner that the settings choose; a missing tool is reported on first use."""
     return runner_class(settings)(settings, read_cost)
-
-
-def check_replicas(replicas: int) -> int:
-    """Return the number if it is 0 or 1. Raises SourceError."""
-    if replicas not in (0, 1):
-        raise error(Reason.DENIED, f"{replicas} replicas: only 0 and 1 are on the list", "not_allowed")
-    return replicas
 
 
 def check_variables(variables: Mapping[str, str | None]) -> dict[str, str | None]:

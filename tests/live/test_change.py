@@ -450,7 +450,7 @@ def test_an_action_stays_in_the_cluster_that_was_current_when_it_was_checked(clu
     rb = quiet_session("5.1")
     seen = rb.act("restart").outcome.preconditions
     assert [p.text.params["context"] for p in seen if p.text.key == "action.restart.cluster"] == ["double"]
-    assert rb.context.workloads._command(("get", "pods"))[1:3] == ["--context", "double"]
+    assert rb.context.workloads._build.program[1:3] == ["--context", "double"]
 
 
 def test_a_cluster_that_refuses_is_said(cluster: Cluster) -> None:

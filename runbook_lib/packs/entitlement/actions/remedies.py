@@ -16,9 +16,9 @@ from runbook_lib.packs.entitlement.facts import facts_of
 
 def scale(of: Of, replicas: int) -> Proposal:
     """Stop notification (0), or start it again (1): subscriber and worker together (4.2)."""
-    name = facts_of(of).workloads.notification
+    name, tool = facts_of(of).workloads.notification, commands(of)
     by_runbook = proposals.guarded(of, "scale", "notification", str(replicas))
-    return Proposal("scale", commands(of).scale(name, replicas), "4.2", {"name": name}, by_runbook)
+    return Proposal("scale", tool.line(*tool.scale(name, replicas)), "4.2", {"name": name}, by_runbook)
 
 
 def make_stream(of: Of) -> tuple[Proposal, ...]:
@@ -68,9 +68,9 @@ def resume_delivery(of: Of) -> Proposal:
 
 def check_nats_credentials(of: Of) -> Proposal:
     """Show the address and credentials that the clients use, before any restart (4.1)."""
-    workloads = facts_of(of).workloads
-    listed = commands(of).environment([workloads.notification, workloads.entitlement])
-    command = f"{listed} | grep -E '^#|NATS_'" if listed else proposals.logs(of, "notification").command
+    workloads, tool = facts_of(of).workloads, commands(of)
+    listed = tool.environment([workloads.notification, workloads.entitlement])
+    command = f"{tool.line(*listed)} | grep -E '^#|NATS_'" if listed else proposals.logs(of, "notification").command
     return Proposal("check_nats_credentials", command, "4.1", {"name": workloads.notification})
 
 
