@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from runbook_lib.model.usage import UsageError
+
+#: The settings that named where a secret is.
+_WHERE = re.compile(r"(\w+_(?:url|urls|password|token))_(env|file|command)")
+_HOW = {"env": "env:VARIABLE", "file": "file:PATH", "command": "cmd:PROGRAM ARGUMENT ..."}
 
 _BY_HAND = "remove it; whoever approves an action decides when and how often to act"
 _LOGIN = "remove it; a person is known by the login"
@@ -34,3 +40,5 @@ def refuse(name: str, where: str = "") -> None:
     """Raise UsageError, one line that says what to do instead, if what has that name has gone."""
     if name in _INSTEAD:
         raise UsageError(f"{where}{name} has gone: {_INSTEAD[name]}")
+    if found := _WHERE.fullmatch(name):
+        raise UsageError(f'{where}{name} has gone: write {found[1]} as "{_HOW[found[2]]}"')

@@ -59,26 +59,6 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f"known: {', '.join(known[:50]) or 'none'}{', ...' if len(known) > 50 else ''}"
 
 
-def printed(command: list[str], within_s: float) -> str:
-    """Return what a command that gives a secret prints.
-
-    Raises ValueError with the reason, without any of the output.
-    """
-    import subprocess
-
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=within_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"no answer within {within_s:.0f} s") from None
-    except (OSError, ValueError) as e:
-        raise ValueError(f"it cannot be started ({getattr(e, 'strerror', None) or 'not a command'})") from None
-    if done.returncode:
-        raise ValueError(f"it ended with exit code {done.returncode} and printed {len(done.stdout.split())} words")
-    return done.stdout.strip()
-
-
 def config_file() -> Path | None:
     """Return the active runbook.toml: RUNBOOK_CONFIG, else the one in the working folder, else None."""
     named = os.environ.get("RUNBOOK_CONFIG")

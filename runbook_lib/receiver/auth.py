@@ -1,6 +1,6 @@
 """Authenticate senders of alerts and readers of the receiver's pages: by a token, or by an HMAC key that signs bodies.
 
-RUNBOOK_RECEIVER_TOKEN and RUNBOOK_RECEIVER_HMAC hold the secrets; with _FILE appended they name files that do. A reader
+RUNBOOK_RECEIVER_TOKEN and RUNBOOK_RECEIVER_HMAC hold the secrets; which may name where they are. A reader
 can also be authenticated by a reverse proxy, which names the user in a header. The header is accepted only from the
 proxy's own addresses.
 """
@@ -14,11 +14,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
-from pathlib import Path
 
 from starlette.datastructures import Headers
 
 from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import secret
 from runbook_lib.sources.settings import ReceiverSettings
 
 TOKEN, KEY = "RUNBOOK_RECEIVER_TOKEN", "RUNBOOK_RECEIVER_HMAC"
@@ -43,7 +43,7 @@ class Auth:
     def challenge(self) -> str:
         """Return the WWW-Authenticate header for a refused alert."""
         schemes = [("Bearer", self.token), ("HMAC-SHA256", self.key)]
-        return ", ".join(f'{scheme} realm="runbook"' for scheme, secret in schemes if secret)
+        return ", ".join(f'{scheme} realm="runbook"' for scheme, key in schemes if key)
 
     def may_send(self, headers: Mapping[str, str], body: bytes) -> bool:
         """Return whether a request has the token as Bearer or a signed body. `headers` are in lower case."""
@@ -94,17 +94,10 @@ def load(receiver: ReceiverSettings | None = None) -> Auth:
 
 
 def _read_secret(name: str) -> str:
-    file = os.environ.get(f"{name}_FILE")
-    if not file:
-        return os.environ.get(name, "").strip()
     try:
-        secret = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "not text"
-        raise UsageError(f"{name}_FILE: cannot read {file} ({reason})") from None
-    if not secret:
-        raise UsageError(f"{name}_FILE: {file} is empty")
-    return secret
+        return secret.read(os.environ.get(name, "")).strip()
+    except ValueError as e:
+        raise UsageError(f"{name}: {e}") from None
 
 
 def _decode_password(given: str) -> str:

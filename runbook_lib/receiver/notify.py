@@ -52,7 +52,7 @@ def urls_by_digest(config: Settings) -> dict[str, str]:
     Raises UsageError, one line without the URL, if apprise cannot use one.
     """
     found = {}
-    for n, url in enumerate(config.receiver.notify_urls(), start=1):
+    for n, url in enumerate(config.receiver.channels(), start=1):
         if _open_url(url) is None:
             scheme = re.match(r"[a-z0-9]{2,20}(?=://)", url)
             raise UsageError(

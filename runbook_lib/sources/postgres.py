@@ -27,9 +27,9 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from runbook_lib.book.queries import Query, query
-from runbook_lib.model import usage
 from runbook_lib.model.finding import PRESENT_S, Reason, Window
 from runbook_lib.model.usage import UsageError
+from runbook_lib.sources import secret
 from runbook_lib.sources.answers import Answers
 from runbook_lib.sources.settings import Budget, TargetFacts, url_problem
 from runbook_lib.sources.source import ClockOffset, Opening, ReadCost, SourceError
@@ -37,7 +37,7 @@ from runbook_lib.sources.source import ClockOffset, Opening, ReadCost, SourceErr
 _error = partial(SourceError, "postgres")
 _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
 #: Seconds that the output of a command is reused, and that the command may take.
-_COMMAND_KEPT_S, _COMMAND_TIMEOUT_S = 60.0, 10.0
+_COMMAND_KEPT_S = 60.0
 #: Seconds after which an idle connection is closed.
 _IDLE_S = 5.0
 #: Seconds of lag above which a replica is not used for the window: its last minutes would be incomplete.
@@ -96,7 +96,7 @@ class Postgres:
     """A database, read in short snapshots over one connection that is reused for a few seconds.
 
     Connecting is the most expensive part of a small query: the server forks a process, which loads the catalog anew. A
-    connection that is idle for `_IDLE_S` is closed. `command` prints the password, or the whole URL. `replica` is used
+    connection that is idle for `_IDLE_S` is closed. URL and password may be commands that print them. `replica` is used
     for queries about the window while it keeps up. `console`: `pools` may read that of PgBouncer.
     """
 
@@ -107,13 +107,15 @@ class Postgres:
         budget: Budget,
         read_cost: ReadCost,
         *,
-        command: list[str] | None = None,
+        password: str = "",
         replica: Postgres | None = None,
         console: bool = False,
     ) -> None:
         self.budget, self.read_cost, self.replica, self._console = budget, read_cost, replica, console
-        self._url = libpq_url(url, "database_url") if url else ""
-        self._command, self._printed = command, ("", 0.0)
+        self._url = url if secret.is_command(url) else libpq_url(url, "database_url")
+        self._password = password
+        #: What the command of a setting printed, and when.
+        self._printed: dict[str, tuple[str, float]] = {}
         self._down: tuple[float, SourceError] | None = None
         self._idle: list[psycopg.Connection[Any]] = []
         self._closing: threading.Timer | None = None
@@ -140,11 +142,12 @@ class Postgres:
     def declared(cls, opening: Opening) -> Postgres | None:
         """Return the target's database, with its replica; None where it declares none."""
         target, limits = opening.target, (opening.run, opening.budget, opening.read_cost)
-        url, command = target.url("database_url"), target.database_url_command
+        url, password = target.url("database_url"), target.database_password
         replica = cls(beside, *limits) if (beside := target.url("replica_url")) else None
-        if not url and not command:
+        if not url:
             return None
-        return cls(url or "", *limits, command=command, replica=replica, console=target.pgbouncer_console)
+        shown = password.get_secret_value() if password else ""
+        return cls(url, *limits, password=shown, replica=replica, console=target.pgbouncer_console)
 
     def clock(self, facts: TargetFacts) -> dict[str, ClockOffset]:
         """Measure the database's clock, and how far behind it what it shows is."""
@@ -248,7 +251,7 @@ class Postgres:
                 **other,  # type: ignore[arg-type]
             )
         except psycopg.Error as e:
-            self._printed = ("", 0.0)  # a password that is refused is not tried again
+            self._printed.clear()  # a password that is refused is not tried again
             if isinstance(e, psycopg.errors.ConnectionTimeout) and _accepts(url):
                 detail = "the server accepts the connection and does not answer"
                 raise _error(Reason.TIMEOUT, detail, "unanswered") from None
@@ -264,28 +267,29 @@ class Postgres:
         return apart >= 1 and now - behind_s - shown < apart / 2
 
     def _address(self) -> tuple[str, str]:
-        """Return the URL, and the password if a command prints it alone. Raises SourceError."""
-        if not self._command:
-            return self._url, ""
-        printed, at = self._printed
+        """Return the URL, and the password if it stands beside it. Raises SourceError."""
+        url = self._read("database_url", self._url)
+        if url != self._url:
+            if wrong := url_problem(url, "database_url"):
+                raise _no_password(f"database_url: the command prints no URL of a database: {wrong}")
+            try:
+                url = libpq_url(url, "database_url")
+            except UsageError:
+                raise _no_password("database_url: the command prints a URL that libpq cannot read") from None
+        return url, self._read("database_password", self._password)
+
+    def _read(self, name: str, written: str) -> str:
+        """Return the value of a setting; what its command prints is kept for a while."""
+        if not secret.is_command(written):
+            return written
+        printed, at = self._printed.get(name, ("", 0.0))
         if not printed or time.monotonic() - at > _COMMAND_KEPT_S:
             try:
-                printed = usage.printed(self._command, _COMMAND_TIMEOUT_S)
+                printed = secret.read(written)
             except ValueError as e:
-                raise _command_failed(str(e)) from None
-            if not printed:
-                raise _command_failed("it ended with exit code 0 and printed 0 words")
-            self._printed = (printed, time.monotonic())
-        if re.match(r"postgres(ql)?(\+\w+)?://", printed):
-            if wrong := url_problem(printed, "database_url"):
-                raise _command_failed(f"it prints a URL, and {wrong}")
-            try:
-                return libpq_url(printed, "database_url_command"), ""
-            except UsageError:
-                raise _command_failed("it prints a URL that libpq cannot read") from None
-        if not self._url:
-            raise _command_failed("it prints no URL like postgresql://..., and there is no database_url beside it")
-        return self._url, printed
+                raise _no_password(f"{name}: {e}") from None
+            self._printed[name] = printed, time.monotonic()
+        return printed
 
 
 class Snapshot:
@@ -631,8 +635,8 @@ def libpq_url(url: str, setting: str) -> str:
     return url
 
 
-def _command_failed(why: str) -> SourceError:
-    return _error(Reason.DENIED, f"database_url_command: {why}", "no_password")
+def _no_password(why: str) -> SourceError:
+    return _error(Reason.DENIED, why, "no_password")
 
 
 def _convert_types(frame: pd.DataFrame) -> pd.DataFrame:

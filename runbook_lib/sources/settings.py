@@ -1,8 +1,7 @@
 """Targets and limits, from runbook.toml and the environment.
 
-A secret never stands in a notebook or in runbook.toml: the file names the environment variable
-(`database_url_env`) or the file (`database_url_file`) that holds it. The environment alone is enough for one
-target, named `default`; a sandbox that is up is the target `sandbox`.
+A secret never stands in a notebook or in runbook.toml: the file names where it is (secret.py). The environment alone is
+enough for one target, named `default`; a sandbox that is up is the target `sandbox`.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from runbook_lib.model.usage import (
 )
 from runbook_lib.privacy import redaction
 from runbook_lib.privacy.urls import secrets_in
+from runbook_lib.sources import secret
 
 #: Settings that may hold several URLs, separated by commas or as a list.
 MULTI_URLS = ("nats_url", "nats_monitor_url", "action_nats_url")
@@ -223,7 +223,7 @@ class NatsAccess(_Strict):
             raise ValueError("nats_domain and nats_api_prefix both set the prefix of JetStream: set only one of them")
         return self
 
-    def secret(self) -> str:
+    def login_url(self) -> str:
         """Return its password or token as a URL would hold it, for the masker; "" where there is none."""
         word = self.password or self.token
         return f"nats://{quote(self.user, safe='')}:{quote(word.get_secret_value(), safe='')}@nats" if word else ""
@@ -232,7 +232,9 @@ class NatsAccess(_Strict):
 _LINK_KEYS = ("grafana_link", "trace_link")
 #: The login settings of a target's broker, for readers and for actions; some are secrets.
 _NATS_KEYS = tuple(f"{who}nats_{field}" for who in ("", "action_") for field in NatsAccess.model_fields)
-_SECRETS = tuple(key for key in _NATS_KEYS if key.endswith(("_password", "_token")))
+_SECRETS = (*(key for key in _NATS_KEYS if key.endswith(("_password", "_token"))), "database_password")
+#: What a command prints for these is short-lived: it is run when the database is connected to.
+_AT_CONNECT = ("database_url", "database_password")
 #: The fields of a link to a dashboard, written in braces.
 LINK_FIELDS = {
     "grafana_link": ("from_ms", "to_ms", "hop", "target", "incident"),
@@ -279,8 +281,8 @@ def _address_form(kind: str) -> tuple[str, tuple[str, ...]]:
 class Target(_SourceAddresses, _Strict):
     """One system to investigate: where its parts answer, and the facts that its settings fix."""
 
-    #: An argument vector that prints the URL, or the password alone for the URL that stands beside it.
-    database_url_command: list[str] | None = Field(None, min_length=1)
+    #: The password of `database_url`, where that has none. A command that prints one of them is run at each connect.
+    database_password: SecretStr | None = None
     #: Whether to read PgBouncer's console: PgBouncer 1.18 exits where `auth_query` provides the role's password.
     pgbouncer_console: bool = False
     nats: NatsAccess = NatsAccess()
@@ -302,23 +304,18 @@ class Target(_SourceAddresses, _Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _from_env_or_file(cls, data: Any) -> Any:
+    def _read_secrets(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        for url in (*_address_names(), *_SECRETS):
-            env, file = data.pop(f"{url}_env", None), data.pop(f"{url}_file", None)
-            if not isinstance(env, str | None) or not isinstance(file, str | None):
-                raise ValueError(f"{url}_env and {url}_file are names, in quotes")
-            if env is not None:
-                if not os.environ.get(env):
-                    raise ValueError(f"{url}_env names {env}, which is not set")
-                data[url] = os.environ[env]
-            elif file is not None:
+        for name in (*_address_names(), *_SECRETS):
+            written = data.get(name)
+            written = written.get_secret_value() if isinstance(written, SecretStr) else written
+            if isinstance(written, str) and not (name in _AT_CONNECT and secret.is_command(written)):
                 try:
-                    data[url] = (config_folder() / file).read_text(encoding="utf-8").strip()
-                except OSError as e:
-                    raise ValueError(f"{url}_file: cannot read {file} ({e.strerror})") from e
+                    data[name] = secret.read(written)
+                except ValueError as e:
+                    raise ValueError(f"{name}: {e}") from None
         for url in MULTI_URLS:
             if isinstance(data.get(url), list):
                 data[url] = ",".join(map(str, data[url]))
@@ -340,7 +337,7 @@ class Target(_SourceAddresses, _Strict):
     @field_validator(*URLS)
     @classmethod
     def _check_url(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
-        if value:
+        if value and not secret.is_command(value.get_secret_value()):
             written, kind = value.get_secret_value(), str(info.field_name).removeprefix("action_")
             for url in split_urls(written) if info.field_name in MULTI_URLS else [written]:
                 if wrong := url_problem(url, kind):
@@ -375,9 +372,9 @@ class Target(_SourceAddresses, _Strict):
 
     @model_validator(mode="after")
     def _check_sources(self) -> Target:
-        if not self.database_url and not self.database_url_command and not self.nats_url:
+        if not self.database_url and not self.nats_url:
             raise ValueError("neither database_url nor nats_url is set")
-        if self.replica_url and not self.database_url and not self.database_url_command:
+        if self.replica_url and not self.database_url:
             raise ValueError("replica_url needs database_url beside it; for a replica alone, set database_url")
         return self
 
@@ -397,12 +394,15 @@ class Target(_SourceAddresses, _Strict):
         """Return every configured URL in the clear, for the masker; separate passwords and tokens as URLs, too."""
         own = [(name, self.url(name)) for name in URLS]
         each = [u for name, urls in own if urls for u in (split_urls(urls) if name in MULTI_URLS else [urls])]
-        services = map(self.service, self.services)
-        return [u for u in (*each, *services, self.nats.secret(), self.action_nats.secret()) if u]
+        if password := _reveal_secret(self.database_password):
+            each.append(f"postgresql://runbook:{quote(password, safe='')}@database")
+        each += [service.get_secret_value() for service in self.services.values()]
+        each += [self.nats.login_url(), self.action_nats.login_url()]
+        return [url for url in each if url and not secret.is_command(url)]
 
 
-def _reveal_secret(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret else None
+def _reveal_secret(value: SecretStr | None) -> str | None:
+    return value.get_secret_value() if value else None
 
 
 def _default_ledger() -> Path:
@@ -449,8 +449,10 @@ class ReceiverSettings(_Strict):
     )
     public_url: str = Field("", description="base URL of links in messages")
     keep_runs: int = Field(10_000, ge=100, description="runs, messages and seals that the journal retains, the newest")
-    notify_urls_env: str = "RUNBOOK_NOTIFY_URLS"
-    notify_urls_file: str = ""
+    notify_urls: SecretStr = Field(
+        default_factory=lambda: SecretStr(os.environ.get("RUNBOOK_NOTIFY_URLS", "")),
+        description="channels for messages, an apprise URL a line",
+    )
     user_header: str = Field(
         "", pattern=r"^[A-Za-z0-9-]*$", description="header in which a reverse proxy names the user"
     )
@@ -470,15 +472,12 @@ class ReceiverSettings(_Strict):
         self._require_together("user_header", "trusted_proxies")
         return self
 
-    def notify_urls(self) -> list[str]:
+    def channels(self) -> list[str]:
         """Return the apprise URLs of messages, one per line; each may contain a secret. Raises UsageError."""
-        text = os.environ.get(self.notify_urls_env, "")
-        if self.notify_urls_file:
-            try:
-                text += "\n" + (config_folder() / self.notify_urls_file).read_text(encoding="utf-8")
-            except (OSError, ValueError) as e:
-                reason = e.strerror if isinstance(e, OSError) else "not text"
-                raise UsageError(f"receiver.notify_urls_file: cannot read {self.notify_urls_file} ({reason})") from None
+        try:
+            text = secret.read(self.notify_urls.get_secret_value())
+        except ValueError as e:
+            raise UsageError(f"receiver.notify_urls: {e}") from None
         return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
 
 
@@ -501,7 +500,7 @@ class Settings(_SourceAddresses, BaseSettings):
     budget: Budget = Budget()
     #: As written: a target is checked when it is used, so that an invalid one does not block another.
     targets: dict[str, dict[str, Any]] = {}
-    receiver: ReceiverSettings = ReceiverSettings()
+    receiver: ReceiverSettings = Field(default_factory=ReceiverSettings)
     #: A recording that replaces every source (`runbook lab --replay`).
     replay: str = ""
     routes: list[Route] = []
@@ -531,8 +530,7 @@ class Settings(_SourceAddresses, BaseSettings):
         if name == "default":
             urls = {u: getattr(self, u) for u in URLS if getattr(self, u)}
             if "database_url" in urls or "nats_url" in urls:
-                others = [*_pack_addresses(), *_NATS_KEYS, *_LINK_KEYS]
-                others += [*(f"{k}_file" for k in _SECRETS), "ledger"]
+                others = [*_pack_addresses(), *_NATS_KEYS, *_LINK_KEYS, "database_password", "ledger"]
                 named = {name: os.environ.get(f"RUNBOOK_{name.upper()}") for name in others}
                 return _build_target("settings", urls | {u: v for u, v in named.items() if v})
             hint = " (a sandbox is up: --target sandbox)" if sandbox_target() else ""
@@ -552,18 +550,25 @@ class Settings(_SourceAddresses, BaseSettings):
 
         A pod in which people act shares the table with the receiver, and adds its own.
         """
-        named = {re.sub("_(env|file|command)$", "", key) for key in table}
         here = {url: getattr(self, url) for url in URLS} | {"ledger": os.environ.get("RUNBOOK_LEDGER")}
-        return {key: value for key, value in here.items() if value and key not in named}
+        return {key: value for key, value in here.items() if value and key not in table}
+
+
+#: What to write instead of a secret.
+_INSTEAD = 'write where it is instead: "env:VARIABLE", "file:PATH" or "cmd:PROGRAM ARGUMENT ..."'
 
 
 def _check_top_level() -> None:
     """Refuse a misspelt table or key at the top of runbook.toml. Raises UsageError, and the reader's own errors."""
     file = config_file()
     known = [*Settings.model_fields, "packs"]
-    for name in (key.removeprefix("RUNBOOK_") for key in os.environ if key.startswith("RUNBOOK_")):
-        pack.hook("gone")(name.partition("__")[0].lower(), "settings: ")
-    for name in tomllib.loads(file.read_text(encoding="utf-8")) if file else ():
+    for name in (key.removeprefix("RUNBOOK_").lower() for key in os.environ if key.startswith("RUNBOOK_")):
+        pack.hook("gone")(name.removeprefix("receiver__").partition("__")[0], "settings: ")
+    written = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
+    receiver = written.get("receiver")
+    for name in receiver if isinstance(receiver, dict) else ():
+        pack.hook("gone")(name, f"{file}: receiver.")
+    for name in written:
         if name not in known:
             pack.hook("gone")(name, f"{file}: ")
             raise UsageError(f"{file}: '{name}' is no setting: {did_you_mean(name, known)}")
@@ -596,16 +601,10 @@ def _target_from_table(name: str, written: dict[str, Any]) -> Target:
             if any(
                 u and secrets_in(str(u)) and str(u) in text for u in (value if isinstance(value, list) else [value])
             ):
-                raise UsageError(
-                    f"targets.{name}.{url} has a password in {file}: "
-                    f"name an environment variable ({url}_env) or a file ({url}_file) instead"
-                )
-    for secret in _SECRETS:
-        if (value := written.get(secret)) and str(value) in text:
-            raise UsageError(
-                f"targets.{name}.{secret} stands in {file}: "
-                f"name an environment variable ({secret}_env) or a file ({secret}_file) instead"
-            )
+                raise UsageError(f"targets.{name}.{url} has a password in {file}: {_INSTEAD}")
+    for key in _SECRETS:
+        if (value := written.get(key)) and not secret.is_named(str(value)) and str(value) in text:
+            raise UsageError(f"targets.{name}.{key} stands in {file}: {_INSTEAD}")
     return _build_target(f"settings: targets.{name}", written)
 
 
@@ -613,8 +612,7 @@ def _build_target(where: str, values: dict[str, Any]) -> Target:
     """Build a target from its settings; those that are not addresses or rules of the engine are the pack's facts."""
     for name in values:
         pack.hook("gone")(name, f"{where}.")
-    addresses = {f"{url}{how}" for url in (*_address_names(), *_SECRETS) for how in ("", "_env", "_file")}
-    addresses |= {*_NATS_KEYS, *_LINK_KEYS, *_RULES, "database_url_command", "pgbouncer_console", "thresholds"}
+    addresses = {*_address_names(), *_SECRETS, *_NATS_KEYS, *_LINK_KEYS, *_RULES, "pgbouncer_console", "thresholds"}
     try:
         facts = facts_of({k: v for k, v in values.items() if k not in addresses})
         if facts.workloads.runner == "supervisorctl":

@@ -156,7 +156,7 @@ def test_without_jupyterlab_it_says_what_to_install(tmp_path: Path, monkeypatch:
 
 
 def test_a_secret_file_is_looked_for_beside_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "runbook.toml").write_text('[targets.production]\ndatabase_url_file = "database-url"\n')
+    (tmp_path / "runbook.toml").write_text('[targets.production]\ndatabase_url = "file:database-url"\n')
     (tmp_path / "database-url").write_text("postgresql://reader@db/app\n")
     monkeypatch.setenv("RUNBOOK_CONFIG", str(tmp_path / "runbook.toml"))
     assert settings.load().target("production").url("database_url") == "postgresql://reader@db/app"

@@ -135,7 +135,7 @@ def test_a_save_that_cannot_be_cleaned_is_refused() -> None:
 
 
 def test_a_target_in_disorder_does_not_keep_a_notebook_from_being_saved(here: Path) -> None:
-    (here / "runbook.toml").write_text("[targets.a]\ndatabase_url_env = 'NOT_SET'\n")
+    (here / "runbook.toml").write_text("[targets.a]\ndatabase_url = 'env:NOT_SET'\n")
     save(executed(found(STEPS[0])))
     (here / "runbook.toml").write_text("not toml")
     save(executed(found(STEPS[0])))

@@ -143,7 +143,7 @@ def test_an_address_may_stand_in_the_environment_a_file_or_the_target(
 ) -> None:
     (tmp_path / "secret").write_text("http://u:s3cret-x@notification:8080/base\n")
     (tmp_path / "runbook.toml").write_text(
-        '[targets.prod]\nnats_url = "nats://h"\nentitlement_url_env = "ENT"\nnotification_url_file = "secret"\n'
+        '[targets.prod]\nnats_url = "nats://h"\nentitlement_url = "env:ENT"\nnotification_url = "file:secret"\n'
         '[targets.plain]\nnats_url = "nats://h"\nentitlement_url = "http://entitlement"\n'
     )
     monkeypatch.chdir(tmp_path)

@@ -17,15 +17,19 @@ OF_A_TARGET = [
     ('nats_url = ["nats://me:s3cret-x@a", "nats://b"]', "has a password"),
     ('database_url = "postgresql://u:s3cret-x@h/d"', "has a password in"),
     ('database_url = "postgresql://u:s3cret-x@[::1/d"', "targets.x.database_url: its host or its port"),
-    ('database_url_env = "NOT_SET_ANYWHERE"', "names NOT_SET_ANYWHERE, which is not set"),
+    ('database_url = "env:NOT_SET_ANYWHERE"', "database_url: the variable NOT_SET_ANYWHERE is not set"),
     ('entitlement_url = "ftp://h"', "entitlement_url: it does not begin with http:// or https://: write it like"),
     ('notification_url = "http://h:80x"', "notification_url: its host or its port cannot be read"),
     ('notification_url = "http://u:s3cret-x@h"', "targets.x.notification_url has a password in"),
-    ('notification_url_env = "NOT_SET_ANYWHERE"', "notification_url_env names NOT_SET_ANYWHERE, which is not set"),
-    ('notification_url_file = "nowhere"', "notification_url_file: cannot read nowhere"),
-    ("database_url_env = 5", "targets.x: database_url_env and database_url_file are names, in quotes"),
-    ('database_url_env = ["a"]', "database_url_env and database_url_file are names, in quotes"),
-    ("nats_url_file = 5", "nats_url_env and nats_url_file are names, in quotes"),
+    ('notification_url = "env:NOT_SET_ANYWHERE"', "notification_url: the variable NOT_SET_ANYWHERE is not set"),
+    ('notification_url = "file:nowhere"', "notification_url: cannot read nowhere"),
+    ('nats_url = "file:runbook.toml"', "nats_url: it does not begin with nats://"),
+    ('nats_url = "cmd:/nowhere/at-all"', "nats_url: the command cannot be started (No such file or directory)"),
+    ("nats_url = \"cmd:sh -c 'exit 3'\"", "nats_url: the command ended with exit code 3 and printed 0 words"),
+    ('nats_url = "cmd:true"', "nats_url: the command gives no value"),
+    ('nats_user = "me"\nnats_password = "env:EMPTY"', "nats_password: EMPTY gives no value"),
+    ('database_url_env = "A"', 'settings: targets.x.database_url_env has gone: write database_url as "env:VARIABLE"'),
+    ('nats_token_file = "a"', 'nats_token_file has gone: write nats_token as "file:PATH"'),
     ('payments_url = "http://h"', "payments_url"),
     ('workloads = { supervisorctl = ["s", "-u", "a", "-p", "s3cret-x"] }', "supervisorctl: holds a password"),
     ('workloads = { supervisorctl = ["s", "-s", "http://a:s3cret-x@h:9001"] }', "supervisorctl: holds a password"),
@@ -34,8 +38,9 @@ OF_A_TARGET = [
     ('workloads = { psql = "psql \'host=h" }', "workloads.psql: No closing quotation"),
     # The broker's users
     ('nats_url = "nats://s3cret-x@127.0.0.1:4222"', "targets.x.nats_url has a password"),  # a user alone is a token
-    ('nats_password = "s3cret-x"\nnats_user = "me"', "nats_password_env"),
-    ('nats_token = "s3cret-x"', "nats_token_file"),
+    ('nats_password = "s3cret-x"\nnats_user = "me"', "nats_password stands in"),
+    ('database_password = "s3cret-x"', '"env:VARIABLE", "file:PATH" or "cmd:PROGRAM ARGUMENT ..."'),
+    ('nats_token = "s3cret-x"', "nats_token stands in"),
     ('nats_creds_file = "a"\nnats_nkey_file = "b"', "nats_creds_file and nats_nkey_file are set"),
     ('nats_user = "me"', "nats_user and nats_password go together"),
     ('nats_cert_file = "a"', "nats_cert_file and nats_key_file go together"),
@@ -72,6 +77,7 @@ OF_ALL = [
     ("[budget]\nmax_plan_cost = inf", "budget.max_plan_cost"),
     ("[receiver]\nwindow_minutes = nan", "receiver.window_minutes"),
     ('[sign]\nkey_file = "a"', "runbook.toml: sign has gone: remove it; keep the printed seal elsewhere"),
+    ('[receiver]\nnotify_urls_file = "a"', 'receiver.notify_urls_file has gone: write notify_urls as "file:PATH"'),
     ('[approvers]\naoki = "MC4CAQAw"', "runbook.toml: approvers has gone: remove it; a person is known by the login"),
 ]
 
@@ -85,7 +91,7 @@ def test_what_is_written_wrong_is_one_line(
     text = f"[targets.x]\n{address}{written}\n" if of_a_target else f"{written}\n"
     (tmp_path / "runbook.toml").write_text(text, errors="surrogateescape")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("A_TOKEN", SECRET)
+    monkeypatch.setenv("EMPTY", "")
     with pytest.raises(UsageError) as refused:
         settings.load().target("x")
     assert said in str(refused.value) and "\n" not in str(refused.value) and SECRET not in str(refused.value)

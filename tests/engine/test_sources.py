@@ -91,7 +91,7 @@ def test_its_address_is_checked_and_its_secret_is_masked(
     with pytest.raises(UsageError, match="kafka_url: it does not begin with kafka://: write it like kafka://HOST"):
         opened("http://broker")
     monkeypatch.setenv("HERE", "kafka://u:s3cret-word@down:9092")
-    sources, opening = opened(kafka_url_env="HERE")
+    sources, opening = opened(kafka_url="env:HERE")
     opening.read_cost.masker = Masker.of(opening.target.urls(), "I", lambda: b"salt")
     with pytest.raises(SourceError) as silent:
         sources.get("kafka").lag("billing")

@@ -163,7 +163,7 @@ def open_target(section: str, target: dict[str, Any], *, budget: Budget | None =
 def run(servers: Servers, *steps: str, without: tuple[str, ...] = (), **parameters: Any) -> dict[str, Finding]:
     """The steps of one section, as its notebook would ask them."""
     urls = {k.removeprefix("RUNBOOK_").lower(): v for k, v in servers.env.items()}
-    more = ("database_url_command", "pgbouncer_console")
+    more = ("database_password", "pgbouncer_console")
     changed = {k: parameters.pop(k) for k in [*parameters] if k.endswith("_url") or k in more}
     target = {k: v for k, v in (urls | changed).items() if k not in without}
     rb = open_target(steps[0].rpartition(".")[0], target, **parameters)

@@ -217,9 +217,9 @@ def test_a_target_names_files_and_where_its_secrets_are(monkeypatch: pytest.Monk
         nats_cert_file = "/etc/own.pem"
         nats_key_file = "/etc/own.key"
         nats_user = "runbook"
-        nats_password_env = "A_PASSWORD"
+        nats_password = "env:A_PASSWORD"
         nats_domain = "hub"
-        action_nats_token_file = "token"
+        action_nats_token = "file:token"
         """
     )
     here = settings.load().target("here")
@@ -236,7 +236,7 @@ def test_a_target_names_files_and_where_its_secrets_are(monkeypatch: pytest.Monk
 def test_the_environment_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(TOKEN)
     for name, value in {
-        "URL": "nats://a,nats://b", "TOKEN_FILE": str(tmp_path / "token"), "CA_FILE": "/etc/ca.pem",
+        "URL": "nats://a,nats://b", "TOKEN": f"file:{tmp_path / 'token'}", "CA_FILE": "/etc/ca.pem",
         "API_PREFIX": "$JS.hub.API",
     }.items():  # fmt: skip
         monkeypatch.setenv(f"RUNBOOK_NATS_{name}", value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -33,7 +34,7 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement.actions import stores
 from runbook_lib.packs.postgres import locks
 from runbook_lib.privacy.masking import Masker
-from runbook_lib.sources import postgres
+from runbook_lib.sources import postgres, secret
 from runbook_lib.sources.postgres import Postgres
 from runbook_lib.sources.settings import Budget, Settings
 from runbook_lib.sources.source import ReadCost, SourceError
@@ -420,16 +421,20 @@ def test_what_is_no_url_of_a_database_is_said_without_a_word_of_it(url: str) -> 
         declared(url)
 
 
-def printing(text: str) -> list[str]:
-    return [sys.executable, "-c", f"import sys; sys.stdout.write({text!r})"]
+def python(code: str) -> str:
+    return f"cmd:{shlex.join([sys.executable, '-c', code])}"
+
+
+def printing(text: str) -> str:
+    return python(f"import sys; sys.stdout.write({text!r})")
 
 
 def test_a_command_prints_the_password_or_the_whole_url(tls: tuple[Path, int], tmp_path: Path) -> None:
     _, port = tls
     url = f"postgresql://runbook@127.0.0.1:{port}/postgres"
-    with reader(url, command=printing(f"{SECRET}\n")).snapshot() as snapshot:
+    with reader(url, password=printing(f"{SECRET}\n")).snapshot() as snapshot:
         assert snapshot.place.behind_s is None
-    source = reader("", command=printing(url.replace("@", f":{SECRET}@")))
+    source = reader(printing(url.replace("@", f":{SECRET}@")))
     with source.snapshot():
         pass
     assert SECRET not in repr(source.read_cost.queries)
@@ -439,7 +444,7 @@ def test_a_command_prints_the_password_or_the_whole_url(tls: tuple[Path, int], t
         f"import pathlib; p = pathlib.Path({str(tmp_path / 'n')!r}); n = len(p.read_text()) if p.exists() else 0; "
     )
     counted += f"p.write_text('x' * (n + 1)); print({SECRET!r} if n else 'an old one')"
-    source = reader(url, command=[sys.executable, "-c", counted])
+    source = reader(url, password=python(counted))
     with pytest.raises(SourceError) as refused, source.snapshot():
         pass
     assert (refused.value.reason, refused.value.code) == (Reason.DENIED, "wrong_password")
@@ -453,27 +458,27 @@ def test_a_command_prints_the_password_or_the_whole_url(tls: tuple[Path, int], t
 @pytest.mark.parametrize(
     ("command", "why"),
     [
-        (["/nowhere/at-all"], "it cannot be started (No such file or directory)"),
-        ([sys.executable, "-c", f"import sys; print('{SECRET}'); sys.exit(3)"], "it ended with exit code 3"),
-        ([sys.executable, "-c", "pass"], "it ended with exit code 0 and printed 0 words"),
-        ([sys.executable, "-c", "import time; time.sleep(60)"], "no answer within"),
-        (printing(f"postgresql://u:{SECRET}@h:x/d"), "it prints a URL, and its host or its port cannot be read"),
-        (printing(f"postgresql://u:{SECRET}@h/d?pgbouncer=true"), "it prints a URL that libpq cannot read"),
-        (printing(SECRET), "no database_url beside it"),
+        ("cmd:/nowhere/at-all", "the command cannot be started (No such file or directory)"),
+        (python(f"import sys; print('{SECRET}'); sys.exit(3)"), "the command ended with exit code 3"),
+        (python("pass"), "the command gives no value"),
+        (python("import time; time.sleep(60)"), "no answer within"),
+        (printing(f"postgresql://u:{SECRET}@h:x/d"), "the command prints no URL of a database: its host or its port"),
+        (printing(f"postgresql://u:{SECRET}@h/d?pgbouncer=true"), "the command prints a URL that libpq cannot read"),
+        (printing(SECRET), "the command prints no URL of a database: it does not begin with postgresql://"),
     ],
     ids=["missing", "failing", "silent", "slow", "no url", "unknown word", "nothing beside it"],
 )
-def test_a_command_that_gives_no_password(monkeypatch: pytest.MonkeyPatch, command: list[str], why: str) -> None:
-    monkeypatch.setattr(postgres, "_COMMAND_TIMEOUT_S", 2.0)
-    with pytest.raises(SourceError) as refused, reader("", command=command).snapshot():
+def test_a_command_that_gives_no_password(monkeypatch: pytest.MonkeyPatch, command: str, why: str) -> None:
+    monkeypatch.setattr(secret, "_TIMEOUT_S", 2.0)
+    with pytest.raises(SourceError) as refused, reader(command).snapshot():
         pass
     assert (refused.value.reason, refused.value.code) == (Reason.DENIED, "no_password")
-    assert why in refused.value.detail and refused.value.detail.startswith("database_url_command: ")
+    assert why in refused.value.detail and refused.value.detail.startswith("database_url: ")
     assert SECRET not in str(refused.value)
 
 
 def test_a_target_may_have_a_command_alone(embedded: Servers, db: psycopg.Connection) -> None:
-    found = run(embedded, "2.5", without=("database_url",), database_url_command=printing(embedded.database_url))
+    found = run(embedded, "2.5", database_url=printing(embedded.database_url))
     assert found["2.5"].status is Status.OK
 
 
@@ -829,18 +834,6 @@ def test_a_table_in_parts_is_known_and_the_next_part_is_missed(
             admin.execute(f"DROP TABLE {schema}.others, {schema}.{table}_0".encode())
             found = run(embedded, about, database_url=url)
             assert found[about].status is Status.CRITICAL and weight(found[about], "FM-DB-03") > 0
-    finally:
-        db.execute("DROP DATABASE parted WITH (FORCE)")
-
-
-def test_of_an_audit_in_parts_only_those_of_the_window_are_read(embedded: Servers, db: psycopg.Connection) -> None:
-    db.execute(f"CREATE DATABASE parted TEMPLATE {DATABASE}".encode())
-    try:
-        with psycopg.connect(embedded.admin_url.replace(f"/{DATABASE}", "/parted"), autocommit=True) as admin:
-            by_time = PARTED.replace("created_at", "occurred_at")
-            admin.execute(by_time.format(schema="entitlement", table="entitlement_audit").encode())
-            events(admin, 20, 60)
-            assert looked_into(admin, "account/states", "entitlement_audit") <= {"entitlement_audit_0"}
     finally:
         db.execute("DROP DATABASE parted WITH (FORCE)")
 

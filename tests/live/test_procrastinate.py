@@ -713,7 +713,7 @@ def test_rows_that_a_transaction_keeps(system: System) -> None:
 def env(system: System, tmp_path: Path) -> dict[str, str]:
     """A shell in which the runbook of the pack is in force, over a copy of its runbook.toml."""
     (tmp_path / "runbook.toml").write_text(
-        f'packs = ["{PACK}"]\n[targets.shop]\ndatabase_url_env = "SHOP_DATABASE_URL"\n'
+        f'packs = ["{PACK}"]\n[targets.shop]\ndatabase_url = "env:SHOP_DATABASE_URL"\n'
         f"stalled_after_s = {STALLED_S}\ngrace_s = {STALLED_S}\npoll_interval_s = {POLL_S}\n"
         '[targets.shop.workloads]\ndatabase = "shop"\n'
     )

@@ -376,7 +376,7 @@ def test_secrets_come_from_the_environment_or_a_file(tmp_path: Path, monkeypatch
     assert not auth.load().needed
     monkeypatch.setenv("RUNBOOK_RECEIVER_TOKEN", f" {TOKEN}\n")
     (tmp_path / "key").write_text(f"{KEY}\n")
-    monkeypatch.setenv("RUNBOOK_RECEIVER_HMAC_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("RUNBOOK_RECEIVER_HMAC", f"file:{tmp_path / 'key'}")
     assert auth.load() == Auth(token=TOKEN, key=KEY)
     assert TOKEN not in repr(auth.load()) and KEY not in repr(auth.load())
     (tmp_path / "key").write_bytes(b"\xff\xfe")
@@ -761,12 +761,12 @@ def test_what_is_wrong_at_the_start_is_one_line(
     said("alerts that match no route: target 'default' has no address")
     monkeypatch.setenv("RUNBOOK_NATS_URL", "nats://127.0.0.1:1")
 
-    empty, none, token = str(tmp_path / "empty"), str(tmp_path / "none"), "RUNBOOK_RECEIVER_TOKEN_FILE"
+    empty, none, token = str(tmp_path / "empty"), str(tmp_path / "none"), "RUNBOOK_RECEIVER_TOKEN"
     Path(empty).touch()
-    monkeypatch.setenv(token, none)
+    monkeypatch.setenv(token, f"file:{none}")
     assert "No such file" in said(token)
-    monkeypatch.setenv(token, empty)
-    said("is empty")
+    monkeypatch.setenv(token, f"file:{empty}")
+    said("gives no value")
     monkeypatch.delenv(token)
 
     said("nosuch://x", "--output", "nosuch://x")
@@ -799,7 +799,7 @@ def test_what_is_wrong_at_the_start_is_one_line(
 def test_from_an_alert_to_its_artifact(tmp_path: Path) -> None:
     """The whole way, with a target where nobody answers: the verdict says so, and the page leads to the evidence."""
     (tmp_path / "runbook.toml").write_text(
-        '[targets.production]\ndatabase_url_env = "DB"\nnats_url_env = "NATS"\n'
+        '[targets.production]\ndatabase_url = "env:DB"\nnats_url = "env:NATS"\n'
         '[[routes]]\nalertname = "NotDelivered"\nsections = ["4.1"]\n'
     )
     env = {"DB": "postgresql://u:pw-17@127.0.0.1:1/x", "NATS": "nats://127.0.0.1:1"}

@@ -365,7 +365,7 @@ def test_what_waits_for_a_url_that_was_corrected_goes_to_the_new_one(
 def test_places_are_known_by_digests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     urls = f"json://u:{SECRET}@127.0.0.1/\n# a comment\n\nmailto://u:{SECRET}@example.org"
     monkeypatch.setenv("RUNBOOK_NOTIFY_URLS", urls)
-    found = notify.urls_by_digest(CONFIG)
+    found = notify.urls_by_digest(Settings())
     assert len(found) == 2 and SECRET not in "".join(found)
 
 
@@ -383,7 +383,7 @@ def test_a_bad_url_is_one_line_without_its_secret(
 ) -> None:
     monkeypatch.setenv("RUNBOOK_NOTIFY_URLS", f"json://127.0.0.1\n{url}")
     with pytest.raises(UsageError) as e:
-        notify.urls_by_digest(CONFIG)
+        notify.urls_by_digest(Settings())
     assert said in str(e.value) and SECRET not in str(e.value) and "\n" not in str(e.value)
     assert SECRET not in "".join(heard)
 
@@ -394,8 +394,8 @@ def test_a_file_of_urls_that_is_not_text_is_one_line(tmp_path: Path, monkeypatch
     (tmp_path / "urls").write_bytes(b"json://\xff\xfe")
     for name, why in (("urls", "not text"), ("nowhere", "No such file or directory")):
         with pytest.raises(UsageError) as e:
-            notify.urls_by_digest(Settings(receiver={"notify_urls_file": name}))
-        assert str(e.value) == f"receiver.notify_urls_file: cannot read {name} ({why})"
+            notify.urls_by_digest(Settings(receiver={"notify_urls": f"file:{name}"}))
+        assert str(e.value) == f"receiver.notify_urls: cannot read {name} ({why})"
 
 
 def job(rerun: int = 0, recurred: bool = False) -> Job:

@@ -209,7 +209,7 @@ def test_every_secret_file_that_is_read_is_a_key_of_a_mounted_secret() -> None:
         for key in keys[v["secret"]["secretName"]]
     }
     config = (DEPLOY / "runbook.toml").read_text(encoding="utf-8")
-    read = set(re.findall(r'_file = "(/run/secrets/[^"]+)"', config))
+    read = set(re.findall(r'"file:(/run/secrets/[^"]+)"', config))
     read |= {e["value"] for e in container["env"] if e["name"].endswith("_FILE")}
     assert read and read <= files
     refs = [
@@ -237,7 +237,7 @@ def test_the_configuration_loads_and_each_route_can_be_run(tmp_path: Path, monke
     monkeypatch.setenv(creds[1], creds[2])
     config = settings.load()
     routes.check(config, catalog.load())
-    assert config.receiver.notify_urls() == ["json://127.0.0.1:1/"]
+    assert config.receiver.channels() == ["json://127.0.0.1:1/"]
     found = config.target("default")
     assert (found.facts.workloads.namespace, found.action_database_url) == ("shop", None)
     assert found.nats.creds_file == Path(creds[2])
@@ -251,7 +251,7 @@ def test_who_acts_in_the_responders_pod_keeps_the_rules_of_the_target(
     assert {"name": "RUNBOOK_CONFIG", "value": "/etc/runbook/runbook.toml"} in container["env"]
     assert {"name": "config", "mountPath": "/etc/runbook", "readOnly": True} in container["volumeMounts"]
     (tmp_path / "runbook.toml").write_text(
-        '[targets.default]\ndatabase_url_file = "url"\napproval = true\nnats_monitor_url = "http://own:8222"\n'
+        '[targets.default]\ndatabase_url = "file:url"\napproval = true\nnats_monitor_url = "http://own:8222"\n'
     )
     (tmp_path / "url").write_text("postgresql://reader@postgres/d\n")
     for name, value in {

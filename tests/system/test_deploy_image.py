@@ -236,7 +236,7 @@ def test_the_receiver_as_the_manifest_runs_it(docker: Any, images: tuple[str, st
     }
     environment = {
         "RUNBOOK_CONFIG": "/etc/runbook/runbook.toml",
-        "RUNBOOK_RECEIVER_TOKEN_FILE": "/run/secrets/receiver/token",
+        "RUNBOOK_RECEIVER_TOKEN": "file:/run/secrets/receiver/token",
         "RUNBOOK_UNATTENDED": "1",
     } | yaml.safe_load((ROOT / "docs" / "deploy" / "names.yaml").read_text(encoding="utf-8"))["spec"]["environment"]
     command = ["serve", "--host", "0.0.0.0", "--port", "9095", "--output", "/data/outputs"]

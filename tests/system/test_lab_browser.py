@@ -40,9 +40,9 @@ INCIDENT, NOTEBOOK, FIRST = "INC-1", "04_1_not_delivered.ipynb", "4.1.1"
 #: Of the sandbox only its addresses: commands are those of a cluster, as in the pictures of the README.
 TARGET = """
 [targets.production]
-database_url_env = "PRODUCTION_DATABASE_URL"
-nats_url_env = "PRODUCTION_NATS_URL"
-nats_monitor_url_env = "PRODUCTION_NATS_MONITOR_URL"
+database_url = "env:PRODUCTION_DATABASE_URL"
+nats_url = "env:PRODUCTION_NATS_URL"
+nats_monitor_url = "env:PRODUCTION_NATS_MONITOR_URL"
 
 [targets.production.workloads]
 context = "production"

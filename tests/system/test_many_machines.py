@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         at = f"127.0.0.1:{silent.getsockname()[1]}"
         shut = [f"[targets.t{n}]\n{SHUT}" for n in range(MANY)]
         silent_one = f"[targets.silent]\n{SHUT.replace('127.0.0.1:9', at)}"
-        odd = '[targets.odd]\ndatabase_url_env = "NOT_SET"\n'
+        odd = '[targets.odd]\ndatabase_url = "env:NOT_SET"\n'
         (folder / "runbook.toml").write_text("\n".join([*shut, silent_one, odd]))
         yield folder
 

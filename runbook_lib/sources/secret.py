@@ -1,0 +1,69 @@
+"""Secrets as the settings name them: `env:NAME`, `file:PATH` (beside runbook.toml) or `cmd:PROGRAM ARGUMENT ...`.
+
+Any other text is the value itself, which runbook.toml must not hold.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+
+from runbook_lib.model.usage import config_folder
+
+_NAMED = re.compile(r"(env|file|cmd):(.*)", re.DOTALL)
+_TIMEOUT_S = 10.0
+
+
+def is_named(written: str) -> bool:
+    """Return whether a setting names where its secret is."""
+    return _NAMED.fullmatch(written) is not None
+
+
+def is_command(written: str) -> bool:
+    """Return whether a setting names a command that prints its secret."""
+    return written.startswith("cmd:")
+
+
+def read(written: str) -> str:
+    """Return the value of a setting that may name where it is. Raises ValueError, without any of the value."""
+    found = _NAMED.fullmatch(written)
+    if found is None:
+        return written
+    value = {"env": _read_variable, "file": _read_file, "cmd": _run}[found[1]](found[2].strip())
+    if not value:
+        raise ValueError(f"{'the command' if found[1] == 'cmd' else found[2].strip()} gives no value")
+    return value
+
+
+def _read_variable(name: str) -> str:
+    if name not in os.environ:
+        raise ValueError(f"the variable {name} is not set")
+    return os.environ[name].strip()
+
+
+def _read_file(name: str) -> str:
+    try:
+        return (config_folder() / name).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else "not text"
+        raise ValueError(f"cannot read {name} ({why})") from None
+
+
+def _run(command: str) -> str:
+    try:
+        words = shlex.split(command)
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"the command gives no answer within {_TIMEOUT_S:.0f} s") from None
+    except (OSError, ValueError, IndexError) as e:
+        why = getattr(e, "strerror", None) or "not a command"
+        raise ValueError(f"the command cannot be started ({why})") from None
+    if done.returncode:
+        raise ValueError(
+            f"the command ended with exit code {done.returncode} and printed {len(done.stdout.split())} words"
+        )
+    return done.stdout.strip()
