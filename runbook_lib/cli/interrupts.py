@@ -33,15 +33,6 @@ def raise_on_signal() -> None:
             signal.signal(number, _raise_interrupt)
 
 
-def exit_as_told() -> None:
-    """Let this process exit with the code that it gives, after an interrupt that it has dealt with.
-
-    Python remembers an interrupt that came through code made from text, as while a dataclass is made, and would end the
-    process by SIGINT whoever caught it. Running any other such code makes it forget.
-    """
-    exec("")  # noqa: S102
-
-
 def _end_process(number: int, _: object) -> NoReturn:
     _set_handlers(signal.SIG_DFL)
     try:

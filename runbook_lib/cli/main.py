@@ -4,13 +4,11 @@ wrong usage, 70 an error of the runbook itself.
 
 from __future__ import annotations
 
-import codecs
-import io
 import os
 import signal
 import sys
 from copy import copy
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -23,7 +21,6 @@ from runbook_lib.model.usage import UsageError, install_command
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
 EX_SOFTWARE = 70
-EX_IOERR = 74
 
 
 class _Commands(CommandGroup):
@@ -115,48 +112,10 @@ def cli() -> None:
     """Run an incident runbook: its notebooks find where the flow is stuck and store the evidence."""
 
 
-class _Output(io.FileIO):
-    """Standard output or error. Who reads it may go, and the disk be full: what is under way goes on."""
-
-    problem: OSError | None = None
-
-    def write(self, content: Any) -> int:
-        """Write all of it, or behave so."""
-        try:
-            written = super().write(content)
-        except BrokenPipeError:
-            written = len(content)
-        except OSError as e:
-            self.problem, written = e, len(content)
-        return written
-
-
-def _reopen_stream(stream: TextIO | None) -> tuple[TextIO | None, _Output | None]:
-    """Open a standard stream again: line by line, characters that are not seen or not in its encoding as \\uNNNN."""
-    try:
-        number = -1 if stream is None else stream.fileno()
-    except OSError:
-        number = -1  # nothing of the system's, such as a buffer
-    if stream is None or number < 0:
-        return stream, None
-    stream.flush()
-    raw = _Output(number, "w", closefd=False)
-    # On a stream in ASCII click would write UTF-8, past this one.
-    encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
-    text = TerminalStream(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=True)
-    return text, raw
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; every error is one line, never a traceback."""
-    sys.stdout, raw = _reopen_stream(sys.stdout)
-    sys.stderr, _ = _reopen_stream(sys.stderr)
-    code = _run_command(arguments)
-    if raw and raw.problem:
-        click.echo(f"runbook: could not write to standard output: {raw.problem.strerror}", err=True)
-        code = EX_IOERR
-    interrupts.exit_as_told()
-    sys.exit(code)
+    sys.stdout, sys.stderr = TerminalStream.of(sys.stdout), TerminalStream.of(sys.stderr)
+    sys.exit(_run_command(arguments))
 
 
 def _run_command(arguments: list[str] | None) -> int:

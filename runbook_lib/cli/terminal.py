@@ -7,8 +7,11 @@ command's own.
 
 from __future__ import annotations
 
+import codecs
 import io
+import os
 import sys
+from typing import TextIO
 
 import click
 
@@ -18,14 +21,28 @@ from runbook_lib.model.usage import visible
 class TerminalStream(io.TextIOWrapper):
     """A standard stream on which every character is seen; `write_own` writes the command's own sequences."""
 
+    @classmethod
+    def of(cls, stream: TextIO | None) -> TextIO | None:
+        """Return the stream that takes the place of a standard stream; line by line, whatever its encoding."""
+        if not isinstance(stream, io.TextIOWrapper):
+            return stream
+        # On a stream in ASCII click would write UTF-8, past this one.
+        encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
+        return cls(stream.detach(), encoding, "backslashreplace", line_buffering=True)
+
     def write(self, text: str) -> int:
         """Write a text, what is not printable of it as an escape."""
-        super().write(visible(text))
+        self.write_own(visible(text))
         return len(text)
 
     def write_own(self, text: str) -> None:
-        """Write a text as it is."""
-        super().write(text)
+        """Write a text as it is; nothing once its reader has gone: what is under way goes on."""
+        try:
+            super().write(text)
+        except OSError as e:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if self is sys.stdout and not isinstance(e, BrokenPipeError):
+                raise
 
 
 def paint(text: str, **style: object) -> str:
