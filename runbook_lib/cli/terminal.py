@@ -24,8 +24,8 @@ class TerminalStream(io.TextIOWrapper):
     @classmethod
     def of(cls, stream: TextIO | None) -> TextIO | None:
         """Return the stream that takes the place of a standard stream; line by line, whatever its encoding."""
-        if not isinstance(stream, io.TextIOWrapper):
-            return stream
+        if not isinstance(stream, io.TextIOWrapper) or stream not in (sys.__stdout__, sys.__stderr__):
+            return stream  # not the process's own, such as a text in memory
         # On a stream in ASCII click would write UTF-8, past this one.
         encoding = "utf-8" if codecs.lookup(stream.encoding).name == "ascii" else stream.encoding
         return cls(stream.detach(), encoding, "backslashreplace", line_buffering=True)

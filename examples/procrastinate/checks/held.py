@@ -10,7 +10,7 @@ from runbook_lib.model.finding import LOOK_AGAIN, Finding, Frames, Hop, Proposal
 
 from . import remedies, sample
 from .sample import Job, Sample, Whereabouts
-from .waiting import CONNECTED, ENDING, GONE, LIKELY_GONE, S, start
+from .waiting import start
 
 # 4.2.1 Whose are they? --------------------------------------------------------------------------------------
 
@@ -22,12 +22,27 @@ def _put_back(given: JudgeInput, seen: Sample) -> tuple[Proposal, ...]:
 
 #: Jobs whose worker has no heartbeat, by what is known of it.
 ORPHANS = Cases[Sample](
-    Case("jobs.none", ~S.doing),
-    Case("jobs.in_good_hands", ~S.left, evidence="jobs.in_good_hands"),
-    Case("jobs.abandoned", GONE, Status.WARNING, "jobs.abandoned", _put_back),
-    Case("jobs.likely_abandoned", LIKELY_GONE, Status.WARNING, "jobs.likely_abandoned", _put_back),
-    Case("jobs.of_connected", CONNECTED, Status.WARNING, "jobs.of_connected", remedies.read_and_look),
-    Case("jobs.of_ending", ENDING, Status.WARNING, "jobs.of_ending"),  # they may yet end by themselves
+    Case("jobs.none", lambda seen: not seen.doing),
+    Case("jobs.in_good_hands", lambda seen: not seen.left, evidence="jobs.in_good_hands"),
+    Case(
+        "jobs.abandoned", lambda seen: seen.whereabouts == Whereabouts.GONE, Status.WARNING, "jobs.abandoned", _put_back
+    ),
+    Case(
+        "jobs.likely_abandoned",
+        lambda seen: seen.whereabouts == Whereabouts.LIKELY_GONE,
+        Status.WARNING,
+        "jobs.likely_abandoned",
+        _put_back,
+    ),
+    Case(
+        "jobs.of_connected",
+        lambda seen: seen.whereabouts == Whereabouts.CONNECTED,
+        Status.WARNING,
+        "jobs.of_connected",
+        remedies.read_and_look,
+    ),
+    # They may yet end by themselves.
+    Case("jobs.of_ending", lambda seen: seen.whereabouts == Whereabouts.ENDING, Status.WARNING, "jobs.of_ending"),
     Case("jobs.of_unseen", status=Status.WARNING, evidence="jobs.of_unseen", propose=remedies.look),
 )
 

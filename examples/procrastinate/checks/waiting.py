@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.cases import Case, Cases, Conditions
+from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
@@ -27,9 +27,6 @@ from ..facts import facts
 from . import remedies, sample
 from .sample import Queue, Sample, Whereabouts
 
-S = Conditions(Sample)
-GONE, LIKELY_GONE, CONNECTED, ENDING = (S.one_of("whereabouts", w) for w in list(Whereabouts)[:4])
-
 # 4.1.1 What waits? ------------------------------------------------------------------------------------------
 
 
@@ -40,15 +37,39 @@ def _end_holder(given: JudgeInput, seen: Sample) -> tuple[Proposal, ...]:
 
 
 #: Nobody takes anything without a worker, and 4.1.2 says who is missing.
-_PASSED = S.passed_over & S.alive
 QUEUES = Cases[Sample](
-    Case("waits.held", _PASSED & S.row_holders & ~S.unheard & S.spare, evidence="queue.held", propose=_end_holder),
-    Case("waits.unserved_or_held", _PASSED & S.row_holders, evidence="queue.unserved_or_held"),
-    Case("waits.heard_and_left", _PASSED & ~S.unheard & S.spare, evidence="queue.heard_and_left"),
-    Case("waits.unserved", _PASSED & S.spare, evidence="queue.unserved", propose=remedies.listens_to),
-    Case("waits.unserved_or_busy", _PASSED & S.unheard, evidence="queue.unserved_or_busy", propose=remedies.listens_to),
-    Case("waits.late", S.late),
-    Case("waits.moves", S.due, evidence=lambda seen: ("queue.moves",) if seen.per_minute("begun") else ()),
+    Case(
+        "waits.held",
+        lambda seen: seen.passed_over and seen.alive and seen.row_holders and not seen.unheard and seen.spare,
+        evidence="queue.held",
+        propose=_end_holder,
+    ),
+    Case(
+        "waits.unserved_or_held",
+        lambda seen: seen.passed_over and seen.alive and seen.row_holders,
+        evidence="queue.unserved_or_held",
+    ),
+    Case(
+        "waits.heard_and_left",
+        lambda seen: seen.passed_over and seen.alive and not seen.unheard and seen.spare,
+        evidence="queue.heard_and_left",
+    ),
+    Case(
+        "waits.unserved",
+        lambda seen: seen.passed_over and seen.alive and seen.spare,
+        evidence="queue.unserved",
+        propose=remedies.listens_to,
+    ),
+    Case(
+        "waits.unserved_or_busy",
+        lambda seen: seen.passed_over and seen.alive and seen.unheard,
+        evidence="queue.unserved_or_busy",
+        propose=remedies.listens_to,
+    ),
+    Case("waits.late", lambda seen: seen.late),
+    Case(
+        "waits.moves", lambda seen: seen.due, evidence=lambda seen: ("queue.moves",) if seen.per_minute("begun") else ()
+    ),
     Case("waits.empty"),
 )
 
@@ -109,20 +130,53 @@ def _well(seen: Sample) -> Status:
     return Status.WARNING if seen.silent and seen.whereabouts is Whereabouts.CONNECTED else Status.OK
 
 
-_NONE, _SILENT, _BUSY = ~S.workers, ~S.alive, S.late & ~S.spare
 WORKERS = Cases[Sample](
-    Case("workers.unregistered", _NONE & S.instances, Status.WARNING, "workers.unregistered", remedies.read_log),
-    Case("workers.none", _NONE & S.due, _nobody, "workers.none", start),
-    Case("workers.none_idle", _NONE, Status.WARNING, "workers.none_idle"),
-    Case("workers.gone", _SILENT & GONE, _nobody, "workers.gone", start),
-    Case("workers.likely_gone", _SILENT & LIKELY_GONE, _nobody, "workers.likely_gone", _look_and_start),
-    Case("workers.connected", _SILENT & CONNECTED, Status.WARNING, "workers.connected", remedies.read_and_look),
-    Case("workers.ending", _SILENT & ENDING, Status.WARNING, "workers.ending"),
-    Case("workers.unseen", _SILENT, Status.WARNING, "workers.unseen", remedies.look),
+    Case(
+        "workers.unregistered",
+        lambda seen: not seen.workers and seen.instances,
+        Status.WARNING,
+        "workers.unregistered",
+        remedies.read_log,
+    ),
+    Case("workers.none", lambda seen: not seen.workers and seen.due, _nobody, "workers.none", start),
+    Case("workers.none_idle", lambda seen: not seen.workers, Status.WARNING, "workers.none_idle"),
+    Case(
+        "workers.gone",
+        lambda seen: not seen.alive and seen.whereabouts == Whereabouts.GONE,
+        _nobody,
+        "workers.gone",
+        start,
+    ),
+    Case(
+        "workers.likely_gone",
+        lambda seen: not seen.alive and seen.whereabouts == Whereabouts.LIKELY_GONE,
+        _nobody,
+        "workers.likely_gone",
+        _look_and_start,
+    ),
+    Case(
+        "workers.connected",
+        lambda seen: not seen.alive and seen.whereabouts == Whereabouts.CONNECTED,
+        Status.WARNING,
+        "workers.connected",
+        remedies.read_and_look,
+    ),
+    Case(
+        "workers.ending",
+        lambda seen: not seen.alive and seen.whereabouts == Whereabouts.ENDING,
+        Status.WARNING,
+        "workers.ending",
+    ),
+    Case("workers.unseen", lambda seen: not seen.alive, Status.WARNING, "workers.unseen", remedies.look),
     # Whether they are busy, or would not take it anyway, can not be told: 4.1.1 says so.
-    Case("workers.busy_elsewhere", _BUSY & S.unheard, Status.WARNING, "workers.busy_elsewhere"),
-    Case("workers.busy", _BUSY, Status.WARNING, "workers.busy"),
-    Case("workers.at_work", S.works, _well, "workers.at_work"),
+    Case(
+        "workers.busy_elsewhere",
+        lambda seen: seen.late and not seen.spare and seen.unheard,
+        Status.WARNING,
+        "workers.busy_elsewhere",
+    ),
+    Case("workers.busy", lambda seen: seen.late and not seen.spare, Status.WARNING, "workers.busy"),
+    Case("workers.at_work", lambda seen: seen.works, _well, "workers.at_work"),
     Case("workers.idle", status=_well, evidence="workers.idle"),
 )
 

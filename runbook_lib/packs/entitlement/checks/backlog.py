@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.cases import Case, Cases, Conditions
+from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
@@ -305,46 +305,45 @@ def _propose_hold(given: JudgeInput, seen: BacklogReading) -> tuple[Proposal, ..
     return (remedies.hold_delivery(given),) if runs_out and not accepts else ()
 
 
-S = Conditions(BacklogReading)
 CASES = Cases[BacklogReading](
     Case(
         "backlog.not_at_work",
-        S.of("loop.wrong"),
+        lambda seen: seen.loop.wrong,
         propose=lambda given, seen: program.proposals(given, seen.loop),
         says=lambda seen, facts: seen.loop.headline(**facts),
     ),
     # The worker itself has stopped, as opposed to waiting for the receiver.
     Case(
         "backlog.stopped",
-        S.one_of("stopping", *delivery.STOPPED_OBSERVATIONS) | (S.stopping & ~S.refusing),
+        lambda seen: seen.stopping in delivery.STOPPED_OBSERVATIONS or (seen.stopping and not seen.refusing),
         propose=lambda given, seen: (proposals.restart(given, "notification"),),
     ),
     # The tries that fail may be its own.
     Case(
         "backlog.elsewhere",
-        S.of("loop.others"),
+        lambda seen: seen.loop.others,
         Status.WARNING,
         propose=lambda given, seen: program.proposals(given, seen.loop),
     ),
     # Throttling would not help the few that the receiver refuses.
-    Case("backlog.refused_some", S.one_of("refusing", "delivery.refused_some"), propose=_propose_logs),
+    Case("backlog.refused_some", lambda seen: seen.refusing == "delivery.refused_some", propose=_propose_logs),
     Case(
         "backlog.refused",
-        S.refusing,
+        lambda seen: seen.refusing,
         propose=lambda given, seen: (
             *_propose_hold(given, seen),
             *(() if seen.throttled else (remedies.throttle(given, "delivery"),)),
             *_propose_logs(given, seen),
         ),
     ),
-    Case("backlog.accepts_again", S.accepts_again, Status.WARNING),
-    Case("backlog.two_workers", S.workers, Status.WARNING, says="leases.two_workers"),
-    Case("backlog.empty", ~S.of("worker.total")),
-    Case("backlog.postponed", S.postponed, Status.WARNING),
-    Case("backlog.slow_outside", S.one_of("spends", "delivery.slow_outside")),
-    Case("backlog.slow_statements", S.one_of("spends", "delivery.slow_statements"), propose=_propose_logs),
-    Case("backlog.waits_for_lock", S.one_of("spends", "delivery.waits_for_lock")),
-    Case("backlog.behind", S.late),
+    Case("backlog.accepts_again", lambda seen: seen.accepts_again, Status.WARNING),
+    Case("backlog.two_workers", lambda seen: seen.workers, Status.WARNING, says="leases.two_workers"),
+    Case("backlog.empty", lambda seen: not seen.worker.total),
+    Case("backlog.postponed", lambda seen: seen.postponed, Status.WARNING),
+    Case("backlog.slow_outside", lambda seen: seen.spends == "delivery.slow_outside"),
+    Case("backlog.slow_statements", lambda seen: seen.spends == "delivery.slow_statements", propose=_propose_logs),
+    Case("backlog.waits_for_lock", lambda seen: seen.spends == "delivery.waits_for_lock"),
+    Case("backlog.behind", lambda seen: seen.late),
     Case("backlog.flowing"),
 )
 

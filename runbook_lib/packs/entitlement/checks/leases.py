@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.cases import Case, Cases, Conditions
+from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
@@ -123,20 +123,19 @@ class Leases:
     moves: bool
 
 
-L = Conditions(Leases)
 LEASES = Cases[Leases](
     # While the worker still finishes rows, its batch takes longer than the lease.
-    Case("leases.outlasted", L.late & L.moves, evidence="leases.outlasted"),
+    Case("leases.outlasted", lambda seen: seen.late and seen.moves, evidence="leases.outlasted"),
     Case(
         "leases.left_behind",
-        L.late,
+        lambda seen: seen.late,
         evidence=lambda seen: ("leases.left_for_long" if seen.for_long else "leases.left_behind",),
         propose=lambda given, seen: (proposals.restart(given, "notification"),),
         read="5.1",
     ),
-    Case("leases.taken_back", L.of("held.expired")),
-    Case("leases.without", L.of("held.without_lease")),
-    Case("leases.held", L.of("held.n")),
+    Case("leases.taken_back", lambda seen: seen.held.expired),
+    Case("leases.without", lambda seen: seen.held.without_lease),
+    Case("leases.held", lambda seen: seen.held.n),
     Case("leases.none"),
 )
 
@@ -276,12 +275,17 @@ class HolderChanges:
     side_by_side: bool
 
 
-H = Conditions(HolderChanges)
 HOLDER_CHANGES = Cases[HolderChanges](
-    Case("leases.race", H.stolen | (H.taken & H.alive), Status.CRITICAL, "leases.race", read="4.2"),
-    Case("leases.takeover", H.taken, Status.WARNING, "leases.takeover"),
-    Case("leases.two_workers", H.side_by_side, Status.WARNING, "leases.two_workers"),
-    Case("leases.circling", H.again, Status.WARNING, "leases.circling"),
+    Case(
+        "leases.race",
+        lambda seen: seen.stolen or (seen.taken and seen.alive),
+        Status.CRITICAL,
+        "leases.race",
+        read="4.2",
+    ),
+    Case("leases.takeover", lambda seen: seen.taken, Status.WARNING, "leases.takeover"),
+    Case("leases.two_workers", lambda seen: seen.side_by_side, Status.WARNING, "leases.two_workers"),
+    Case("leases.circling", lambda seen: seen.again, Status.WARNING, "leases.circling"),
     Case("leases.no_race"),
 )
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
-from runbook_lib.checks.cases import Case, Cases, Conditions
+from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
@@ -469,36 +469,41 @@ def _observe_failure(seen: Relay) -> tuple[str, ...]:
     return (f"publish.fails_{seen.kind}",)
 
 
-S = Conditions(Relay)
 #: The cases by the outbox alone: publishes fail, by the kind of error, or nothing is tried.
 OUTBOX = Cases[Relay](
-    Case("publish.failing", S.failing, Status.WARNING, _observe_failure, _propose_by_kind),
+    Case("publish.failing", lambda seen: seen.failing, Status.WARNING, _observe_failure, _propose_by_kind),
     # A broker that was not reached is no reason for a restart.
-    Case("publish.undecided", S.stopped & S.away, evidence="publish.undecided"),
-    Case("publish.seems_stopped", S.one_of("stopped", "seems_stopped"), evidence="publish.seems_stopped"),
-    Case("publish.stopped", S.stopped, evidence="publish.stopped", propose=_propose_restart, read="5.1"),
-    Case("publish.overload", S.late & S.overloaded, evidence="publish.overload", read="5.2"),
+    Case("publish.undecided", lambda seen: seen.stopped and seen.away, evidence="publish.undecided"),
+    Case("publish.seems_stopped", lambda seen: seen.stopped == "seems_stopped", evidence="publish.seems_stopped"),
+    Case(
+        "publish.stopped", lambda seen: seen.stopped, evidence="publish.stopped", propose=_propose_restart, read="5.1"
+    ),
+    Case("publish.overload", lambda seen: seen.late and seen.overloaded, evidence="publish.overload", read="5.2"),
     Case(
         "publish.retries",
-        (S.late | S.slow) & S.retrying & S.one_of("kind", "no_stream", "no_subject", "full", "timeout", "closed"),
+        lambda seen: (
+            (seen.late or seen.slow)
+            and seen.retrying
+            and seen.kind in ("no_stream", "no_subject", "full", "timeout", "closed")
+        ),
         Status.WARNING,
         evidence=lambda seen: (f"publish.retries_{seen.kind}",),
     ),
-    Case("publish.late", S.late),
-    Case("publish.failed", S.of("queue.failed")),
-    Case("publish.postponed", S.of("queue.postponed"), Status.WARNING, evidence="publish.postponed"),
-    Case("publish.over", S.ended, Status.WARNING),
-    Case("publish.passed", S.passed, Status.WARNING),
-    Case("publish.slow", S.slow),
-    Case("publish.flowing", S.n),
-    Case("publish.waiting", S.of("queue.waiting_retry"), Status.WARNING),
+    Case("publish.late", lambda seen: seen.late),
+    Case("publish.failed", lambda seen: seen.queue.failed),
+    Case("publish.postponed", lambda seen: seen.queue.postponed, Status.WARNING, evidence="publish.postponed"),
+    Case("publish.over", lambda seen: seen.ended, Status.WARNING),
+    Case("publish.passed", lambda seen: seen.passed, Status.WARNING),
+    Case("publish.slow", lambda seen: seen.slow),
+    Case("publish.flowing", lambda seen: seen.n),
+    Case("publish.waiting", lambda seen: seen.queue.waiting_retry, Status.WARNING),
     Case("publish.quiet"),
 )
 #: The cases of the step: first a broker that accepts nothing, then a process that shows why it does not work.
 CASES = Cases[Relay](
     Case(
         "publish.unwritten",  # publishes fail as in a cluster without a quorum, and it has none or may have none
-        S.failing & S.one_of("kind", *UNWRITTEN) & S.one_of("writes", False, None),
+        lambda seen: seen.failing and seen.kind in UNWRITTEN and seen.writes in (False, None),
         Status.WARNING,
         lambda seen: ("publish.quorum_unclear" if seen.writes is None else "publish.no_quorum",),
         lambda given, seen: (proposals.pods(given, "nats"), proposals.logs(given, "nats")),
@@ -507,7 +512,7 @@ CASES = Cases[Relay](
     ),
     Case(
         "publish.broker_gone",
-        S.failing & S.away & ~S.one_of("kind", *ONE_BY_ONE),
+        lambda seen: seen.failing and seen.away and (seen.kind not in ONE_BY_ONE),
         Status.WARNING,
         # A connection that was closed for good shows nothing about the broker at this moment.
         lambda seen: ("publish.gone_for_good" if seen.kind == "closed" else "publish.broker_gone",),
@@ -519,7 +524,7 @@ CASES = Cases[Relay](
     ),
     Case(
         "publish.not_at_work",
-        S.of("stands.wrong"),
+        lambda seen: seen.stands.wrong,
         evidence=lambda seen: OUTBOX.of(seen).observations,
         propose=lambda given, seen: program.proposals(given, seen.stands),
         read=lambda seen: ("2",) if seen.away else ("5.1",),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.cases import Case, Cases, Conditions
+from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
@@ -506,12 +506,10 @@ def _observe_flow(seen: SubscriberReading) -> tuple[str, ...]:
     return ("subscriber.bound", "subscriber.nothing_lost") if none_lost else ("subscriber.bound",)
 
 
-S = Conditions(SubscriberReading)
-BOUND = S.of("consumer.bound")
 CASES = Cases[SubscriberReading](
     Case(
         "subscriber.refused",
-        S.loop & ~BOUND,
+        lambda seen: seen.loop and not seen.consumer.bound,
         Status.CRITICAL,
         # If no client is connected at all, the broker refuses everyone, not one client.
         evidence=lambda seen: ("subscriber.locked_out" if seen.locked_out else "subscriber.kept_out",),
@@ -520,7 +518,7 @@ CASES = Cases[SubscriberReading](
     ),
     Case(
         "subscriber.cluster",
-        S.broken,
+        lambda seen: seen.broken,
         _rate_cluster,
         evidence=lambda seen: ("subscriber.no_quorum" if _is_unwritable(seen) else "subscriber.quorum_unclear",),
         propose=lambda given, seen: _propose_cluster_checks(given),
@@ -529,16 +527,16 @@ CASES = Cases[SubscriberReading](
     ),
     Case(
         "subscriber.unseen",
-        S.one_of("consumer.bound", None),
+        lambda seen: seen.consumer.bound is None,
         Status.UNKNOWN,
         evidence=lambda seen: ("subscriber.stands_still",) if seen.is_stalled else (),
         propose=_propose_own_logs,
     ),
     # Only the person who paused it can decide to resume it.
-    Case("subscriber.paused", S.of("consumer.paused"), Status.CRITICAL, evidence="subscriber.paused"),
+    Case("subscriber.paused", lambda seen: seen.consumer.paused, Status.CRITICAL, evidence="subscriber.paused"),
     Case(
         "subscriber.switched_off",
-        ~BOUND & S.switched_off,
+        lambda seen: not seen.consumer.bound and seen.switched_off,
         Status.CRITICAL,
         evidence="subscriber.switched_off",
         propose=_propose_credentials_check,
@@ -546,7 +544,7 @@ CASES = Cases[SubscriberReading](
     ),
     Case(
         "subscriber.not_there",
-        ~BOUND & S.one_of("stands.state", *PROCESS_NOT_RUNNING),
+        lambda seen: not seen.consumer.bound and seen.stands.state in PROCESS_NOT_RUNNING,
         lambda seen: seen.stands.status,
         # A process that hangs is a subscriber that stands still.
         evidence=lambda seen: (
@@ -559,7 +557,7 @@ CASES = Cases[SubscriberReading](
     ),
     Case(
         "subscriber.deaf",
-        ~BOUND & S.waits,
+        lambda seen: not seen.consumer.bound and seen.waits,
         Status.CRITICAL,
         evidence=_observe_unbound,
         propose=_propose_restart,
@@ -568,52 +566,52 @@ CASES = Cases[SubscriberReading](
     # If nothing waits for the subscriber, a present delay has its cause at another hop.
     Case(
         "subscriber.deaf_idle",
-        ~BOUND,
+        lambda seen: not seen.consumer.bound,
         Status.CRITICAL,
         evidence="subscriber.deaf_idle",
         propose=_propose_restart,
         read="5.1",
     ),
-    Case("subscriber.full", S.of("consumer.full"), Status.CRITICAL, evidence="subscriber.full"),
+    Case("subscriber.full", lambda seen: seen.consumer.full, Status.CRITICAL, evidence="subscriber.full"),
     Case(
         "subscriber.holds",
-        S.holds,
+        lambda seen: seen.holds,
         evidence="subscriber.holds",
         propose=_propose_restart,
     ),
     Case(
         "subscriber.passed_by",
-        S.of("missing.surely_lost") & ~S.of("missing.ended"),
+        lambda seen: seen.missing.surely_lost and not seen.missing.ended,
         evidence=_observe_flow,
         propose=_propose_own_logs,
     ),
-    Case("subscriber.expired", S.deleted),
-    Case("subscriber.lost", S.of("missing.surely_lost"), evidence=_observe_flow, propose=_propose_own_logs),
+    Case("subscriber.expired", lambda seen: seen.deleted),
+    Case("subscriber.lost", lambda seen: seen.missing.surely_lost, evidence=_observe_flow, propose=_propose_own_logs),
     Case(
         "subscriber.lost_or_deleted",
-        S.of("missing.doubtful"),
+        lambda seen: seen.missing.doubtful,
         lambda seen: seen.missing.status_of_doubt,
         _observe_flow,
         _propose_own_logs,
     ),
     # Nothing stops a second notification of these events.
-    Case("subscriber.not_registered", S.of("missing.notified"), Status.CRITICAL, _observe_flow),
+    Case("subscriber.not_registered", lambda seen: seen.missing.notified, Status.CRITICAL, _observe_flow),
     Case(
         "balance.late",
-        S.others_late,
+        lambda seen: seen.others_late,
         Status.CRITICAL,
         evidence=lambda seen: (seen.others_late[0].observation,),
         propose=_propose_for_other,
         read="5.1",
         says=lambda seen, facts: seen.others_late[0].text,
     ),
-    Case("subscriber.expires", S.expires, Status.WARNING),
-    Case("subscriber.stalled", S.of("consumer.stalled"), evidence=_observe_flow, propose=_propose_own_logs),
-    Case("subscriber.behind", S.behind, evidence=_observe_flow, propose=_propose_own_logs),
+    Case("subscriber.expires", lambda seen: seen.expires, Status.WARNING),
+    Case("subscriber.stalled", lambda seen: seen.consumer.stalled, evidence=_observe_flow, propose=_propose_own_logs),
+    Case("subscriber.behind", lambda seen: seen.behind, evidence=_observe_flow, propose=_propose_own_logs),
     # Nothing of it is late, or it only records: no place is stuck.
     Case(
         "balance.differs",
-        S.others,
+        lambda seen: seen.others,
         Status.WARNING,
         evidence=lambda seen: (*_observe_flow(seen), *_observe_unrecorded(seen)),
         read="2",

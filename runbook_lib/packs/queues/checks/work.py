@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from runbook_lib.actions import proposals
-from runbook_lib.checks.cases import Case, Cases, Conditions
+from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.diagnosis import stats
 from runbook_lib.model.finding import LOOK_AGAIN, Finding, Hop, Proposal, Status, Value, judged, replace, say
@@ -138,20 +138,33 @@ def _level(takers: Takers) -> Status:
     return takers.seen.given.limits["queue.oldest"].status(takers.seen.oldest_s)
 
 
-S = Conditions(Takers)
 TAKERS = Cases[Takers](
-    Case("takers.none", S.late & ~S.working & S.stopped, _level, "takers.none", _restart),
-    Case("takers.none_seen", S.late & ~S.working & S.silent, Status.WARNING, "takers.none_seen", _look_and_restart),
-    Case("takers.hang", S.late & S.held & S.stopped, _level, "takers.hang", _look_and_restart),
-    Case("takers.left", S.held, Status.WARNING, "takers.left", _see_held),
-    Case("takers.stopped", S.late & S.working & S.stopped, Status.WARNING, "takers.stopped", _see_held),
-    Case("takers.likely_left", S.likely_held, Status.WARNING, "takers.likely_left", _see_held),
-    Case("takers.undated", S.undated, Status.UNKNOWN),
-    Case("takers.catch_up", S.late & S.drains),
-    Case("takers.fail", S.late & S.fails, Status.WARNING),
-    Case("takers.slow", S.late & S.ends, Status.WARNING, "takers.slow"),
-    Case("takers.late", S.late, Status.WARNING),
-    Case("takers.at_work", S.working | S.ends, evidence="takers.at_work"),
+    Case("takers.none", lambda seen: seen.late and not seen.working and seen.stopped, _level, "takers.none", _restart),
+    Case(
+        "takers.none_seen",
+        lambda seen: seen.late and not seen.working and seen.silent,
+        Status.WARNING,
+        "takers.none_seen",
+        _look_and_restart,
+    ),
+    Case(
+        "takers.hang", lambda seen: seen.late and seen.held and seen.stopped, _level, "takers.hang", _look_and_restart
+    ),
+    Case("takers.left", lambda seen: seen.held, Status.WARNING, "takers.left", _see_held),
+    Case(
+        "takers.stopped",
+        lambda seen: seen.late and seen.working and seen.stopped,
+        Status.WARNING,
+        "takers.stopped",
+        _see_held,
+    ),
+    Case("takers.likely_left", lambda seen: seen.likely_held, Status.WARNING, "takers.likely_left", _see_held),
+    Case("takers.undated", lambda seen: seen.undated, Status.UNKNOWN),
+    Case("takers.catch_up", lambda seen: seen.late and seen.drains),
+    Case("takers.fail", lambda seen: seen.late and seen.fails, Status.WARNING),
+    Case("takers.slow", lambda seen: seen.late and seen.ends, Status.WARNING, "takers.slow"),
+    Case("takers.late", lambda seen: seen.late, Status.WARNING),
+    Case("takers.at_work", lambda seen: seen.working or seen.ends, evidence="takers.at_work"),
     Case("takers.idle"),
 )
 
@@ -217,17 +230,16 @@ class Failures:
     poison: bool
 
 
-F = Conditions(Failures)
 FAILURES = Cases[Failures](
-    Case("errors.silent", ~F.tells, Status.UNKNOWN),
-    Case("errors.none_tried", ~F.some & ~F.named),
-    Case("errors.none", ~F.some),
-    Case("errors.undated", ~F.dated, Status.UNKNOWN),
-    Case("errors.before", F.over),
-    Case("errors.every", F.every, Status.CRITICAL, "errors.every"),
-    Case("errors.one", F.often & F.one_error, Status.WARNING, "errors.one"),
-    Case("errors.poison", F.poison, Status.WARNING, "errors.poison"),
-    Case("errors.often", F.often, Status.WARNING, "errors.often"),
+    Case("errors.silent", lambda seen: not seen.tells, Status.UNKNOWN),
+    Case("errors.none_tried", lambda seen: not seen.some and not seen.named),
+    Case("errors.none", lambda seen: not seen.some),
+    Case("errors.undated", lambda seen: not seen.dated, Status.UNKNOWN),
+    Case("errors.before", lambda seen: seen.over),
+    Case("errors.every", lambda seen: seen.every, Status.CRITICAL, "errors.every"),
+    Case("errors.one", lambda seen: seen.often and seen.one_error, Status.WARNING, "errors.one"),
+    Case("errors.poison", lambda seen: seen.poison, Status.WARNING, "errors.poison"),
+    Case("errors.often", lambda seen: seen.often, Status.WARNING, "errors.often"),
     Case("errors.few", evidence="errors.few"),
 )
 
