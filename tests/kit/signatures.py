@@ -16,8 +16,6 @@ import requests
 
 from runbook_lib.book import catalog
 from runbook_lib.checks.context import Context
-from runbook_lib.gameday.drills import probe
-from runbook_lib.gameday.drills.judge import took_effect
 from runbook_lib.gameday.sandbox import broker
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.evidence import services, sessions
@@ -25,6 +23,8 @@ from runbook_lib.packs.entitlement.evidence.services import LoopActivity, Reques
 from runbook_lib.packs.entitlement.evidence.sessions import SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.sources.source import SourceError
+from tests.drills import probe
+from tests.drills.judge import took_effect
 from tests.kit.drills import ask, consumer, monitor, streams
 from tests.kit.steps import open_target
 

@@ -20,11 +20,11 @@ import pytest
 from runbook_lib.book import catalog
 from runbook_lib.diagnosis.snapshots import CONFIGURATION, drift
 from runbook_lib.diagnosis.verdict import BROKEN
-from runbook_lib.gameday.drills import judge, play, probe
-from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.checks import changed
+from tests.drills import judge, play, probe
+from tests.drills.scenario import Scenario
 from tests.kit import sandboxes
 from tests.kit.drills import runbook, shown
 from tests.kit.signatures import SIGNATURES, WHILE_S, context

@@ -59,6 +59,24 @@ def test_one_fault_at_a_time_which_status_names_and_heal_takes_away(running: San
     assert set(running.status().programs.values()) == {"RUNNING"}
 
 
+def test_an_unknown_fault_is_hidden_until_it_is_revealed(running: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "CATALOGUE", (faults.find("relay_stopped"),))
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(commands, [*words, "--dir", str(running.directory)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert said("reveal") == "No fault is active.\n"
+    assert "relay" not in said("fault", "--unknown", "7").replace(str(running.directory), "")
+    assert "fault            unknown" in said("status")
+    assert re.search(
+        "relay_stopped: .*\nPlace: relay, failure mode: FM-OB-01.*\nWhat helps: restart_ent", said("reveal")
+    )
+    assert "fault            relay_stopped" in said("status")
+    assert "relay_stopped is undone" in said("heal")
+
+
 def test_a_locked_table_is_waited_for_no_longer_than_asked(running: Sandbox) -> None:
     with psycopg.connect(running.state.addresses.admin_url) as admin:
         admin.execute("LOCK TABLE entitlement.outbox_events")
@@ -160,6 +178,8 @@ def test_up_twice_says_so_and_a_wrong_fault_names_the_right_ones(running: Sandbo
     assert "worker_stopped" in wrong.output
     typo = CliRunner().invoke(commands, ["fault", "worker_stoped", "--dir", folder])
     assert typo.output == "Error: no fault 'worker_stoped': did you mean 'worker_stopped'?\n"
+    neither = CliRunner().invoke(commands, ["fault", "--dir", folder])
+    assert neither.exit_code == 2 and "--unknown SEED" in neither.output
     demo = CliRunner().invoke(commands, ["demo", "--dir", folder])
     assert demo.output == f"Error: the sandbox in {folder} is already up\n"
     shown = CliRunner().invoke(commands, ["faults"]).output

@@ -33,8 +33,6 @@ from typing import Any
 from nats.js import JetStreamContext
 
 from runbook_lib.book import catalog, pack, queries
-from runbook_lib.gameday.drills import play
-from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.broker import STREAM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
@@ -44,6 +42,8 @@ from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.run import Run
 from runbook_lib.view.queries import FILE, declared
+from tests.drills import play
+from tests.drills.scenario import Scenario
 from tests.kit import RECORDINGS, states
 
 SECTIONS = ("3", "2", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6")

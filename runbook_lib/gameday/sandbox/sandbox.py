@@ -347,14 +347,16 @@ class Sandbox:
 
     # Faults ----------------------------------------------------------------------------------------------
 
-    def fault(self, name: str) -> faults.Fault:
+    def fault(self, name: str, unknown: bool = False) -> faults.Fault:
         """Break one thing; one fault at a time."""
         fault = faults.find(name)
         state = self._up_state()
         if state.fault:
-            raise SandboxError(f"{state.fault} is on already: `{command('heal', self.directory)}` first")
+            active = "a fault" if state.unknown else state.fault
+            raise SandboxError(f"{active} is on already: `{command('heal', self.directory)}` first")
         # Noted first: a fault that was injected only half can still be healed.
         state.fault, state.fault_at = name, datetime.now(UTC).isoformat(timespec="milliseconds")
+        state.unknown = unknown
         state.save()
         fault.inject(self)
         return fault
@@ -368,7 +370,7 @@ class Sandbox:
         self.start(*PROGRAMS)  # whatever else a responder stopped on the way
         self.wait_for_flow(timeout)
         self.wait_for("every program to run", lambda: {*self.status().programs.values()} == {"RUNNING"}, timeout)
-        healed, state.fault = state.fault, None
+        healed, state.fault, state.unknown = state.fault, None, False
         state.save()
         return healed
 

@@ -197,7 +197,6 @@ def _digest_of_code() -> str:
 def _play_scenario(
     scenario: Scenario, book: Catalog, scratch: Path, clock: DrillClock, after_s: float, keep: Path | None
 ) -> dict[str, Any]:
-    broken = [faults.find(name) for name in scenario.faults]
     output = (keep or scratch) / f"drill-{scenario.seed}"
     it, _, line = respond(scenario, scratch, clock, after_s, output)
     right = truth(scenario, book, probe.FlowSample(**line["alone"]))
@@ -206,8 +205,6 @@ def _play_scenario(
         "truth": {**asdict(right), "places": sorted(right.places, key=str), "modes": sorted(right.modes)}
         if right
         else None,
-        "families": sorted({f.family for f in broken}),
-        "restore": [word for f in broken for word in f.restore],
         **line,
         "broken": asdict(it.broken) if it.broken else None,
     }
