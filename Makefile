@@ -62,13 +62,12 @@ bench: venv
 docs: venv
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
-# Random incidents for one night, half of them of settings and people, and the page of their results. Seeds that have a line in the file are not played again; another state of the code begins a new file. SEEDS=3991:3994
+# Random incidents for one night, and the page of their results. Seeds that have a line in the file are not played again; another state of the code begins a new file. SEEDS=3991:3994
 # plays three.
 SEEDS ?= 3991:4231
-FAMILY ?= people
 DRILLS := tests/drills/drills.jsonl.gz
 drills: venv
-	$(RUN)/python -m tests.drills play --seeds $(SEEDS) $(if $(FAMILY),--family $(FAMILY)) --results $(DRILLS) --at-once 3
+	$(RUN)/python -m tests.drills play --seeds $(SEEDS) --results $(DRILLS) --at-once 3
 	$(RUN)/python -m tests.drills report $(DRILLS) $(wildcard tests/drills/knobs.jsonl.gz) --write docs/truth.md
 
 # Change at random what the servers let a person change, N times, six at once, and say what the runbook made of it. KNOBS=FILE adds to

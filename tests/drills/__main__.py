@@ -68,16 +68,12 @@ def drills() -> None:
     "--after", "after_s", type=Duration(1, 600), default=40, help="time that the flow is given after a proposal"
 )
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="a folder for the drills' artifacts")
-@click.option("--family", type=click.Choice(["people", "witnesses"]), help="half of the incidents: this family")
-def play(
-    seeds: range, results: Path, at_once: int, longest: float, after_s: float, keep: Path | None, family: str | None
-) -> None:
+def play(seeds: range, results: Path, at_once: int, longest: float, after_s: float, keep: Path | None) -> None:
     """Play random faults, each with a triage and a twin."""
-    kinds = [fault.name for fault in CATALOGUE if fault.family == "failures"]
-    own = [fault.name for fault in CATALOGUE if fault.family == family]
+    kinds, undone = [fault.name for fault in CATALOGUE], {fault.name for fault in CATALOGUE if fault.undo}
     book, kept = catalog.load(), keep.absolute() if keep else None
     play_all(
-        [draw(seed, kinds, longest, own) for seed in seeds],
+        [draw(seed, kinds, longest, undone) for seed in seeds],
         results,
         at_once,
         lambda scenario, clock: plays.drill(scenario, book, clock, after_s, kept),

@@ -30,7 +30,7 @@ from runbook_lib.gameday.sandbox import faults, servers
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SERVICES, SandboxError
 
-from . import probe
+from . import people, probe
 from .judge import LATER_S, Truth, changing, helped
 from .scenario import LOADS, Scenario
 
@@ -139,7 +139,8 @@ def incident(
             clock.wait(scenario.look_after_s)
             broken = probe.sample_flow(sandbox, BEFORE_S)
             for name in scenario.faults:
-                faults.find(name).heal(sandbox)
+                if undo := faults.find(name).undo:
+                    undo(sandbox)
         yield PlayedIncident(sandbox, seen, tuple(problems), broken)
     finally:
         sandbox.down()
@@ -150,8 +151,8 @@ def _make_noise(scenario: Scenario, sandbox: Sandbox) -> None:
         sandbox.restart(SERVICES[scenario.seed % len(SERVICES)])
         if scenario.faults:
             sandbox.wait_for_flow(30)  # a fault that hits a pod that is still starting would end with it
-    elif scenario.noise in faults.HARMLESS:
-        faults.HARMLESS[scenario.noise](sandbox)
+    elif scenario.noise in people.HARMLESS:
+        people.HARMLESS[scenario.noise](sandbox)
     elif scenario.noise:
         sandbox.start(scenario.noise)
 

@@ -56,13 +56,14 @@ class Drill:
         return self.help in ("nothing", "harms")
 
     def _names_one(self, groups: Iterable[Sequence[str]]) -> bool:
-        """Return whether one text of the verdict, or of a step, has all words of one of these groups."""
+        """Return whether one text of the verdict, or of a step, has all words of a group; of "a|b" either."""
         modes = (self.line["verdict"] or {}).get("failure_modes", ())
         because = [
             b["headline"]["en"] for m in modes if m["score"] >= NAMED for b in m.get("because", ()) if b["headline"]
         ]
         texts = [text.lower() for text in (*because, *self.line.get("said", ()), self.line["headline"])]
-        return any(all(word.lower() in text for word in words) for words in groups for text in texts)
+        wanted = [[word.lower().split("|") for word in words] for words in groups]
+        return any(all(any(w in text for w in word) for word in words) for words in wanted for text in texts)
 
     @property
     def confidence(self) -> str:

@@ -12,17 +12,17 @@ import pytest
 from click.testing import CliRunner
 
 from runbook_lib.book import catalog
-from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
 from tests.drills import knobs, play
 from tests.drills.__main__ import drills
 from tests.drills.play import DrillClock, drill
 from tests.drills.report import judged
 from tests.drills.scenario import Scenario, draw
+from tests.kit import sandboxes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-KINDS = [fault.name for fault in CATALOGUE if fault.family == "failures"]
+KINDS = [fault.name for fault in CATALOGUE]
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -87,15 +87,17 @@ def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch:
         assert line["after_s"] == 25 and judged(line).help == "helps", line
 
 
-def test_a_turned_knob_is_judged_and_restored(tmp_path: Path) -> None:
-    """A play as `make knobs` does it, and the restore, which a play does not need."""
+@pytest.mark.parametrize("kind", knobs.KINDS)
+def test_a_knob_of_each_kind_is_turned(tmp_path: Path, kind: str) -> None:
+    seed = next(seed for seed in range(999) if knobs.draw_kinds(seed) == [kind])
     turned: list[knobs.Knob] = []
-    with play.incident(knobs.scenario(1), tmp_path / "sandbox", DrillClock(), proxied=True) as it:
-        alone = {kinds[0]: seed for seed in range(99) if len(kinds := knobs.draw_kinds(seed)) == 1}
-        for kind in knobs.KINDS:
-            knobs.turn(alone[kind], turned, it.sandbox)
-            faults.pair(turned.pop().act)[1](it.sandbox)
-        it.sandbox.wait_for_flow(90)
+    with sandboxes.running(tmp_path / "sandbox", rate=1, hours=0, proxied=True) as sandbox:
+        knobs.turn(seed, turned, sandbox)
+    assert [knob.kind for knob in turned] == [kind]
+
+
+def test_a_turned_knob_is_judged() -> None:
+    """A play as `make knobs` does it."""
     line = knobs.drill(replace(knobs.scenario(11), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)
     assert "error" not in line and line["verdict"], line
     assert line["knobs"][0]["kind"] == "privilege" and judged(json.loads(json.dumps(line))).effect, line

@@ -276,6 +276,20 @@ def runbook_is_locked_out(sandbox: Sandbox, before: probe.FlowSample) -> bool:
     return False
 
 
+#: Faults in which one part's report, or a missing trace, misleads.
+WITNESSES = (
+    "receiver_unavailable",
+    "receiver_denies",
+    "worker_wrong_address",
+    "worker_no_such_host",
+    "worker_out_of_files",
+    "registrations_deleted",
+    "traces_deleted",
+    "retention_too_short",
+    "stream_purged",
+    "record_deleted",
+)
+
 SIGNATURES: dict[str, Signature] = {
     "worker_stopped": all_of(delivery_stands_still, part_is("notification", "worker", there=False)),
     "worker_hung": all_of(

@@ -53,7 +53,7 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         tell(f"Letting it work for {WORKS_S} s ...")
         time.sleep(WORKS_S)
         tell(f"\n$ runbook sandbox fault {fault.name}\n{fault.description['en']}")
-        sandbox.fault(fault.name)
+        faults.inject(sandbox, fault.name)
         tell(f"Letting it hurt for {FAULT_S} s ...")
         time.sleep(FAULT_S)
         alert = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -67,7 +67,7 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
             runbook("run", catalog.section_with("restart"), "-p", f"workload={restart}", "-p", "execute=true", *word)
         else:
             tell("\nThe runbook proposes no restart.\n$ runbook sandbox heal")
-            sandbox.heal()
+            faults.heal(sandbox)
         recovered = runbook("run", catalog.section_with("recover"), "-p", "window_minutes=15", "--wait", "2m")
         tell(f"\n$ runbook postmortem {incident} --target sandbox")
         drafted = run("postmortem", incident, "--target", "sandbox")

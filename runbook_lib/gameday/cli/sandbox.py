@@ -103,16 +103,16 @@ def faults() -> None:
 @_directory
 def fault(name: str | None, seed: int | None, directory: Path) -> None:
     """Break one thing."""
-    from runbook_lib.gameday.sandbox.faults import CATALOGUE
+    from runbook_lib.gameday.sandbox.faults import CATALOGUE, inject
 
     if (name is None) == (seed is None):
         raise click.UsageError("name a fault, or give --unknown SEED; `runbook sandbox faults` lists the faults")
     opened = _open_sandbox(directory)
     if name is None:
-        opened.fault(random.Random(f"fault {seed}").choice(CATALOGUE).name, unknown=True)
+        inject(opened, random.Random(f"fault {seed}").choice(CATALOGUE).name, unknown=True)
         tell("sandbox.unknown", reveal=command("reveal", directory))
     else:
-        broken = opened.fault(name)
+        broken = inject(opened, name)
         tell("sandbox.broken", name=broken.name, what=Text(messages.VERBATIM, broken.description))
 
 
@@ -136,8 +136,13 @@ def reveal(directory: Path) -> None:
 @sandbox.command()
 @_directory
 def heal(directory: Path) -> None:
-    """Undo the fault and wait until events flow again."""
-    healed = _open_sandbox(directory).heal()
+    """Undo the fault and wait until events flow again.
+
+    Settings, signals, stops and starts can be undone; what a fault changes beside them, only a new sandbox heals.
+    """
+    from runbook_lib.gameday.sandbox.faults import heal as undo
+
+    healed = undo(_open_sandbox(directory))
     tell("sandbox.healed" if healed else "sandbox.no_fault", name=healed)
 
 
