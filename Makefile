@@ -62,22 +62,20 @@ bench: venv
 docs: venv
 	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict --quiet
 
-# Random incidents for one night, half of them of settings and people, and the first part of the page of their results (the site has
-# all of it). Seeds that have a line in the file are not played again; another state of the code begins a new file.
+# Random incidents for one night, and the page of their results. Seeds that have a line in the file are not played again; another state of the code begins a new file. SEEDS=3991:3994
+# plays three.
 SEEDS ?= 3991:4231
-FAMILY ?= people
-DRILLS := tests/drills.jsonl.gz
+DRILLS := tests/drills/drills.jsonl.gz
 drills: venv
-	$(RUN)/runbook drill --seeds $(SEEDS) $(if $(FAMILY),--family $(FAMILY)) --results $(DRILLS) --at-once 3
-	$(RUN)/runbook drill report $(DRILLS) $(wildcard tests/knobs.jsonl.gz) --short --write docs/truth.md
+	$(RUN)/python -m tests.drills play --seeds $(SEEDS) --results $(DRILLS) --at-once 3
+	$(RUN)/python -m tests.drills report $(DRILLS) $(wildcard tests/drills/knobs.jsonl.gz) --write docs/truth.md
 
 # Change at random what the servers let a person change, N times, six at once, and say what the runbook made of it. KNOBS=FILE adds to
-# that file; tests/knobs.jsonl.gz becomes part of docs/truth.md.
+# that file; tests/drills/knobs.jsonl.gz becomes part of docs/truth.md.
 KNOBS ?= build/knobs.jsonl
 knobs: venv
-	mkdir -p $(dir $(KNOBS))
-	$(RUN)/runbook drill knobs --plays $(N) --results $(KNOBS) --at-once 6
-	$(RUN)/runbook drill report $(KNOBS)
+	$(RUN)/python -m tests.drills knobs --plays $(N) --results $(KNOBS) --at-once 6
+	$(RUN)/python -m tests.drills report $(KNOBS)
 
 # Record each fault of the sandbox, and moments without one, in tests/recordings, which `make test` judges. Default: the missing ones.
 # CHANGED=1: also the stale ones; ONLY="name ...": these; ACCEPT=1: expect today's verdicts; QUERIES=1: only write queries.toml.

@@ -24,7 +24,7 @@ HEADINGS = (
     "Detection · 検知",
     "Neighbours · 似た障害モードとの違い",
     "Response · 対応",
-    "Faults and drills · 再現する障害",
+    "Faults · 再現する障害",
 )
 _FAULTS = Path(runbook_lib.__file__).parent / "gameday" / "sandbox" / "faults.toml"
 #: Observations in a cell of the table of neighbours; the strongest come first.
@@ -176,12 +176,11 @@ def _shown_by(mode: FailureMode, book: Catalog) -> Iterator[str]:
         yield "No fault of the sandbox has this mode as its expected answer."
         yield "この障害モードを正解とする sandbox の障害はありません。"
     else:
-        yield "Faults whose expected answer is this mode. `runbook sandbox fault NAME` injects one; `runbook drill`"
-        yield "injects it and grades the answer."
+        yield "Faults whose expected answer is this mode. `runbook sandbox fault NAME` injects one."
         yield ""
         yield from _fault_table(expected)
     if accepted:
-        yield from ("", "Faults for which a drill also accepts this mode:", "")
+        yield from ("", "Faults for which this mode is also right:", "")
         yield from _fault_table(accepted)
 
 

@@ -49,8 +49,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Rewrite the links of the repository for the site; a link to source code becomes plain text."""
     uri = page.file.src_uri
-    if uri == "truth.md":
-        markdown = _drills()
     source = _SOURCES.get(uri, f"docs/{uri}")
 
     def rewrite(link: re.Match[str]) -> str:
@@ -66,15 +64,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     parts = _FENCE.split(markdown)
     return "".join(part if i % 2 else _JAPANESE_BREAK.sub("", _LINK.sub(rewrite, part)) for i, part in enumerate(parts))
-
-
-def _drills() -> str:
-    """Return the whole report on the drills; docs/truth.md has its beginning."""
-    from runbook_lib.gameday.drills.report import join, report_file
-    from runbook_lib.gameday.drills.results import read
-
-    files = [ROOT / "tests" / name for name in ("drills.jsonl.gz", "knobs.jsonl.gz")]
-    return join([report_file(read(file)) for file in files if file.exists()])
 
 
 def _commands() -> Iterator[str]:

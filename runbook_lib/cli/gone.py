@@ -31,6 +31,7 @@ _INSTEAD = {
     **dict.fromkeys(("grafana_url", "grafana_token", "grafana_token_env", "grafana_token_file"), _ANNOTATIONS),
     "--format": "use --json; `runbook serve` has Prometheus metrics",
     "account": "`runbook event ID` traces one event; 5.3 counts the lost ones: `runbook run 5.3`",
+    "drill": "`runbook sandbox fault --unknown SEED` breaks something, and `runbook sandbox reveal` says what it was",
     "diff": "`runbook watch` says what changed since the last sample; the page of an incident has its course",
     "--approval": "leave it out; the approval is found in the incident's action log",
 }

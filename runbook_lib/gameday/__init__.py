@@ -1,4 +1,4 @@
-"""Game days: the system of the pack `entitlement` in miniature, faults, and incidents made at random."""
+"""Game days: the system of the pack `entitlement` in miniature, and its faults."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ PACK = Pack(
     Path(__file__).parent,
     extends="entitlement",
     checks="",
-    commands={"practise": {"drill": "cli.drill:drill [sandbox]", "sandbox": "cli.sandbox:sandbox [sandbox]"}},
+    commands={"practise": {"sandbox": "cli.sandbox:sandbox [sandbox]"}},
 )

@@ -27,6 +27,7 @@ from pathlib import Path
 import psutil
 
 from runbook_lib.book import catalog
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store.archive import Archive
@@ -132,7 +133,7 @@ def triage(scratch: Path, rounds: int = 5) -> Triage:
     sandbox = Sandbox(scratch / "sandbox")
     sandbox.up()
     try:
-        sandbox.fault("worker_stopped")
+        faults.inject(sandbox, "worker_stopped")
         time.sleep(STOPPED_S)
         return _triage_often(scratch, rounds)
     finally:

@@ -24,7 +24,6 @@ from tests.kit.limits import files_up_to
         (["capsule", "sample", "--out", "x"], "x"),
         (["record", "sample", "--to", "x"], "x/index.json"),
         (["new", "section", "8.{n}", "--pack", "x"], "x/docs/runbook.md"),
-        (["drill", "report", "results.jsonl", "--write", "x"], "x"),
         (["dossier", "sample"], "outputs/sample/index.html"),
         (["note", "sample", "x"], "outputs/sample/notes.jsonl"),
     ],
@@ -35,7 +34,6 @@ def test_a_full_disk_takes_nothing(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RUNBOOK_OUTPUT", "outputs")
     shutil.copytree(ROOT / "outputs" / "sample", tmp_path / "outputs" / "sample")
-    (tmp_path / "results.jsonl").touch()
     assert main._run_command([word.format(n=1) for word in words]) in (0, 1)
     before = contents(tmp_path)
     assert tmp_path / written in before

@@ -12,7 +12,7 @@ from runbook_lib.book import catalog, parameters
 from runbook_lib.cli.common import Duration
 from runbook_lib.cli.main import cli
 
-GROUPS: tuple[list[str], ...] = ([], ["archive"], ["act"], ["drill"], ["sandbox"], ["new"])
+GROUPS: tuple[list[str], ...] = ([], ["archive"], ["act"], ["sandbox"], ["new"])
 
 
 @pytest.mark.parametrize("group", GROUPS, ids=lambda words: " ".join(words) or "runbook")

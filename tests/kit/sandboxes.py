@@ -7,7 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
+
+
+def heal(sandbox: Sandbox, **options: Any) -> None:
+    """Undo the sandbox's fault, or start it anew with these options if only that heals it."""
+    name = sandbox.state.fault
+    if name and not faults.find(name).undo:
+        sandbox.down()
+        sandbox.up(**options)
+    faults.heal(sandbox, 90)
 
 
 @contextmanager

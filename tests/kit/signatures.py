@@ -16,8 +16,6 @@ import requests
 
 from runbook_lib.book import catalog
 from runbook_lib.checks.context import Context
-from runbook_lib.gameday.drills import probe
-from runbook_lib.gameday.drills.judge import took_effect
 from runbook_lib.gameday.sandbox import broker
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.evidence import services, sessions
@@ -25,6 +23,8 @@ from runbook_lib.packs.entitlement.evidence.services import LoopActivity, Reques
 from runbook_lib.packs.entitlement.evidence.sessions import SessionsSeen, SessionState
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.sources.source import SourceError
+from tests.drills import probe
+from tests.drills.judge import took_effect
 from tests.kit.drills import ask, consumer, monitor, streams
 from tests.kit.steps import open_target
 
@@ -275,6 +275,20 @@ def runbook_is_locked_out(sandbox: Sandbox, before: probe.FlowSample) -> bool:
         return "not permitted to log in" in str(error) and (probe.sample_flow(sandbox, WHILE_S).sent or 0) > 1
     return False
 
+
+#: Faults in which one part's report, or a missing trace, misleads.
+WITNESSES = (
+    "receiver_unavailable",
+    "receiver_denies",
+    "worker_wrong_address",
+    "worker_no_such_host",
+    "worker_out_of_files",
+    "registrations_deleted",
+    "traces_deleted",
+    "retention_too_short",
+    "stream_purged",
+    "record_deleted",
+)
 
 SIGNATURES: dict[str, Signature] = {
     "worker_stopped": all_of(delivery_stands_still, part_is("notification", "worker", there=False)),

@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 from nats.js import JetStreamContext
 
-from runbook_lib.gameday.sandbox import broker, damage, database, entitlement
+from runbook_lib.gameday.sandbox import broker, database, entitlement
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 
 _DESTROY = {
@@ -27,6 +27,13 @@ _DESTROY = {
 }
 #: What may be destroyed of an event by where it is, and where it is then.
 _THEN = {"outbox": "no_event", "broker": "message", "queue": "registered", "sent": "lost", "failed": "registered"}
+
+
+async def _given_up(js: JetStreamContext, stream: str) -> list[int]:
+    """Return the sequences in the stream of events that the advisories of a stream name."""
+    held = (await js.stream_info(stream)).state
+    stored = range(held.first_seq, held.last_seq + 1) if held.messages else ()
+    return [json.loads((await js.get_msg(stream, seq)).data or b"")["stream_seq"] for seq in stored]
 
 
 @dataclass
@@ -124,7 +131,7 @@ class Tagged:
     def _refused(self) -> set[str]:
         async def seqs(js: JetStreamContext) -> list[int]:
             streams = (broker.ADVISORY_STREAM, broker.TERMINATED_STREAM)
-            return [seq for stream in streams for seq in await damage._given_up(js, stream)]
+            return [seq for stream in streams for seq in await _given_up(js, stream)]
 
         if not broker.is_listening(self.sandbox.state.addresses.nats_port):
             return set()  # a broker that is away says nothing of what it has given up

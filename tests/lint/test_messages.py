@@ -62,7 +62,6 @@ FAMILIES: dict[str, Iterable[str]] = {
     "confidence.": get_args(Confidence),
     "database.": """
         waits_for_standby own_work rows_held table_held blocked waits full rows_unread free""",
-    "drill.word.": "right undecided wrong helps nothing harms none no_fault",
     "duplicates.": (*duplicates._ORDER_PROBLEMS.values(), "none", "in_order"),
     "duplicates.also_": [name for kind, name in duplicates._ORDER_PROBLEMS.items() if kind != "events"],
     "hop.": (*catalog.load().places, *catalog.load().witnesses),

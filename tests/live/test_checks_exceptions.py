@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runbook_lib.checks.check import checks
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
@@ -456,7 +457,7 @@ def test_on_a_healthy_sandbox_and_with_a_receiver_that_is_down(
 ) -> None:
     for workload in ("notification", "entitlement"):
         expect(run(workload=workload), Status.OK)
-    here.fault("receiver_outage")
+    faults.inject(here, "receiver_outage")
     try:
         here.wait_for("tries to fail", lambda: run().status is Status.CRITICAL)
         found = run()
@@ -476,7 +477,7 @@ def test_on_a_healthy_sandbox_and_with_a_receiver_that_is_down(
         assert "kubectl is not installed" in words(run())
     finally:
         monkeypatch.undo()
-        here.heal()
+        faults.heal(here)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psycopg
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from runbook_lib.book import messages
 from runbook_lib.gameday.sandbox import broker as applications
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Status
 from runbook_lib.model.usage import UsageError
@@ -234,7 +236,10 @@ FAULTS, N = ["relay_stopped", "subscriber_deaf", "receiver_outage"], 60
 if os.environ.get("RUNBOOK_TEST_ALL"):
     FAULTS += ["worker_hung", "broker_down", "stream_missing", "stream_full", "receiver_refuses_some", "failing_user"]
     FAULTS += ["bad_payload", "unknown_event_type", "undecodable_message", "services_stopped", "clock_skew"]
-    FAULTS += ["dedupe_broken"]  # the last: what it repeats may arrive again
+    FAULTS += ["dedupe_broken"]
+
+#: Publishing in vain takes a second each: the record stands still once it is over.
+QUIET: dict[str, Any] = {"rate": 0, "hours": 0, "settings": {"NATS_CONNECTION_TIMEOUT": "1"}}
 
 #: As the record has them.
 COARSE = {"stream": "broker", "subscriber": "broker"} | {
@@ -245,9 +250,7 @@ COARSE = {"stream": "broker", "subscriber": "broker"} | {
 @pytest.fixture(scope="module")
 def tagged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tagged]:
     forks.context()
-    # Publishing in vain takes a second each: the record stands still once it is over.
-    slow = {"NATS_CONNECTION_TIMEOUT": "1"}
-    with sandboxes.running(tmp_path_factory.mktemp("tagged"), rate=0, hours=0, settings=slow) as sandbox:
+    with sandboxes.running(tmp_path_factory.mktemp("tagged"), **QUIET) as sandbox:
         yield Tagged(sandbox)
 
 
@@ -287,7 +290,7 @@ def test_every_event_is_where_the_sandbox_has_it(tagged: Tagged, name: str, monk
     """Also when some are taken out of where they are: these are unaccounted for, and no others."""
     tagged.flow()
     try:
-        tagged.sandbox.fault(name)
+        faults.inject(tagged.sandbox, name)
         granted: list[str] = []
         with suppress(psycopg.Error):  # some faults let nobody write
             granted = tagged.grant(N)
@@ -298,4 +301,4 @@ def test_every_event_is_where_the_sandbox_has_it(tagged: Tagged, name: str, monk
             tagged.destroy(event, there[event])
         agrees(tagged, monkeypatch)
     finally:
-        assert tagged.sandbox.heal(90) == name
+        sandboxes.heal(tagged.sandbox, **QUIET)

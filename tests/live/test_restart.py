@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from runbook_lib.book import catalog
 from runbook_lib.checks.check import checks
 from runbook_lib.checks.context import JudgeInput
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Status
@@ -27,6 +28,7 @@ from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions.restart import Restart, check_only_worker, is_starting
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.store.archive import ACTION_LOG, Archive
+from tests.kit import sandboxes
 from tests.kit.command import runbook as command
 from tests.kit.frames.services import of_sessions
 from tests.kit.schemas import valid
@@ -253,7 +255,7 @@ def actions(output: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_hung_worker_is_restarted_on_a_word_alone(sandbox: Sandbox, tmp_path: Path) -> None:
     pod = sandbox.pod("notification")["pod"]
-    sandbox.fault("worker_hung")
+    faults.inject(sandbox, "worker_hung")
     try:
         time.sleep(BOOK.numbers["program.young"])  # whatever was done to it before this test is a rollout no more
         asked = ("-p", "execute=true")
@@ -271,7 +273,7 @@ def test_a_hung_worker_is_restarted_on_a_word_alone(sandbox: Sandbox, tmp_path: 
         assert findings["5.1.3"]["status"] == "OK", findings["5.1.3"]
         assert sandbox.pod("notification")["pod"] != pod
     finally:
-        sandbox.heal()
+        faults.heal(sandbox)
     begun, done = actions(tmp_path)[-2:]
     assert (begun["result"], done["result"], done["verified"]) == ("begun", "done", True)
     assert begun["before"]["due"] > 0
@@ -333,7 +335,7 @@ def test_no_restart_of_a_service_that_a_server_turns_away(
     pod, (said_in_log, condition, mode) = sandbox.pod(workload)["pod"], TURNED_AWAY[name]
     path = sandbox.directory / "log" / f"{workload}.log"
     before = path.stat().st_size
-    sandbox.fault(name)
+    faults.inject(sandbox, name)
     try:
         # A pool is patient for 30 s before it says so.
         sandbox.wait_for("the refusal in the log", lambda: said_in_log in path.read_text()[before:], 60)
@@ -342,7 +344,7 @@ def test_no_restart_of_a_service_that_a_server_turns_away(
         _, proposed = runbook(sandbox, tmp_path, "run", "5.1", "-p", f"workload={workload}")
         assert sandbox.pod(workload)["pod"] == pod
     finally:
-        sandbox.heal(60)
+        sandboxes.heal(sandbox, hours=3)
     answer = json.loads(said)
     assert (code, answer["result"]) == (Status.CRITICAL.value, "refused"), said
     broken = [p["text"]["en"] for p in answer["preconditions"] if p["ok"] is False]
@@ -357,13 +359,13 @@ def test_no_restart_of_a_service_that_a_server_turns_away(
 @pytest.mark.slow
 def test_no_restart_while_a_server_is_away(sandbox: Sandbox, tmp_path: Path) -> None:
     pod = sandbox.pod("entitlement")["pod"]
-    sandbox.fault("broker_down")
+    faults.inject(sandbox, "broker_down")
     try:
         word = ("--approved-by", "Aoki", "--reason", "the relay is stuck")
         code, said = runbook(sandbox, tmp_path, "act", "restart", "entitlement", "--execute", *word)
         assert sandbox.pod("entitlement")["pod"] == pod
     finally:
-        sandbox.heal()
+        faults.heal(sandbox)
     assert code == Status.CRITICAL.value
     answer = json.loads(said)
     assert answer["result"] == "refused" and "jetstream" in answer["why"]["en"]
@@ -375,11 +377,11 @@ def test_a_canary_is_delivered_or_tells_where_it_stays(sandbox: Sandbox, tmp_pat
     code, said = runbook(sandbox, tmp_path, "act", "canary", *word)
     assert code == Status.OK.value, said
     assert "2 events of the canary delivered" in json.loads(said)["effect"]["en"]
-    sandbox.fault("relay_stopped")
+    faults.inject(sandbox, "relay_stopped")
     try:
         code, said = runbook(sandbox, tmp_path, "act", "canary", *word, "--wait", "6")
     finally:
-        sandbox.heal()
+        faults.heal(sandbox)
     assert code == Status.CRITICAL.value and "In the outbox" in json.loads(said)["effect"]["en"]
     with psycopg.connect(sandbox.state.addresses.admin_url, autocommit=True) as admin:
         admin.execute("REVOKE INSERT ON entitlement.outbox_events FROM miniserversystem")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.lines import read_logs
@@ -53,7 +54,7 @@ def test_the_demo_s_incident_is_told_the_same_by_every_section(tmp_path: Path) -
 
 
 def told_the_same(sandbox: Sandbox, tmp_path: Path) -> None:
-    sandbox.fault("worker_stopped")
+    faults.inject(sandbox, "worker_stopped")
     broken = pd.Timestamp(str(sandbox.state.fault_at))
     try:
         time.sleep(12)
@@ -61,7 +62,7 @@ def told_the_same(sandbox: Sandbox, tmp_path: Path) -> None:
         told = ("-p", "detected_by=alert", "-p", f"detected_at={alert.isoformat()}")
         runbook(sandbox, tmp_path, "triage", *told)
     finally:
-        sandbox.heal()
+        faults.heal(sandbox)
     recovered = runbook(sandbox, tmp_path, "run", "6", "--wait", "2m", "-p", "window_minutes=15")
     assert recovered["status"] == "OK", shown(recovered)
     env = {**os.environ, **sandbox.state.env}

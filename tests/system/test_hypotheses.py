@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from tests.kit.command import runbook as command
 from tests.kit.drills import runbook
@@ -67,7 +68,7 @@ def test_a_loop_that_is_switched_off_is_switched_on_and_not_restarted(
 def test_beside_a_second_worker_nothing_is_restarted(sandbox: Sandbox, tmp_path: Path) -> None:
     rate = sandbox.state.rate
     sandbox.configure({"SANDBOX_RATE": "20"})  # so that both always hold rows
-    sandbox.fault("second_worker")
+    faults.inject(sandbox, "second_worker")
     try:
         time.sleep(12)
         for _ in range(3):  # until both have had their turn
@@ -79,7 +80,7 @@ def test_beside_a_second_worker_nothing_is_restarted(sandbox: Sandbox, tmp_path:
         act = json.loads(command("act", "restart", "notification", *where, env=environment).stdout)
     finally:
         sandbox.configure({"SANDBOX_RATE": f"{rate:g}"})
-        sandbox.heal(60)
+        faults.heal(sandbox, 60)
     assert "FM-NOTI-02" in [m["id"] for m in verdict["failure_modes"]], verdict
     assert not any(map(restarts, verdict["proposals"])), verdict["proposals"]
     assert [p["ok"] for p in act["preconditions"] if "claims rows" in p["text"]["en"]] == [False]
@@ -94,7 +95,7 @@ def test_a_row_that_the_database_rejects_is_decided_by_the_log(sandbox: Sandbox,
             verdict = triage(sandbox, tmp_path)
         finally:
             db.execute(f"{table} DROP CONSTRAINT nobody")
-            sandbox.heal(60)
+            faults.heal(sandbox, 60)
     assert (verdict["stuck_at"], verdict["failure_modes"][0]["id"]) == ("database", "FM-CFG-01"), verdict
     assert verdict["confidence"] != "low" and verdict["between"] == []
     (log,) = [a for a in verdict["asked"] if a["step"] == "4.5.2"]

@@ -27,6 +27,7 @@ from playwright.sync_api import Locator, Page, sync_playwright
 from playwright.sync_api import TimeoutError as Late
 
 from runbook_lib.book import catalog
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.notebook.notes import keep_note
@@ -330,7 +331,7 @@ def test_the_verdict_follows_a_parameter_and_a_step(page: Page, server: Server, 
     page.keyboard.press("Control+a")
     page.keyboard.insert_text(source.replace("window_minutes = 60", "window_minutes = 15"))
     run(page, "window_minutes = 15")
-    sandbox.fault("worker_stopped")
+    faults.inject(sandbox, "worker_stopped")
     until = time.monotonic() + 60
     while True:
         run(page, "open_section(")

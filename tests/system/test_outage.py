@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from tests.kit import sandboxes
 from tests.kit.drills import runbook, shown
@@ -64,7 +65,7 @@ def test_a_broker_that_was_down_leaves_late_events(fresh: Sandbox, tmp_path: Pat
 
 
 def test_a_worker_that_has_just_hung_is_not_surely_well(fresh: Sandbox, tmp_path: Path) -> None:
-    fresh.fault("worker_hung")
+    faults.inject(fresh, "worker_hung")
     at_once = runbook(fresh, tmp_path / "at_once", "run", "4.3")
     if at_once["status"] == "OK":  # on a busy machine it is late by then
         verdict = at_once["verdict"]
@@ -79,7 +80,7 @@ def test_a_fault_behind_one_that_is_over_is_the_one_that_is_told(fresh: Sandbox,
     time.sleep(30)
     fresh.start("nats")
     time.sleep(40)
-    fresh.fault("worker_stopped")
+    faults.inject(fresh, "worker_stopped")
     at_once = runbook(fresh, tmp_path / "at_once", "run", "3")
     assert at_once["verdict"]["ended"] is None, shown(at_once)
     time.sleep(10)

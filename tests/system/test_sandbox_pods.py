@@ -45,18 +45,47 @@ def healed(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test that failed with a fault on does not fail its neighbours."""
     yield
     if "running" in request.fixturenames:
-        request.getfixturevalue("running").heal()
+        faults.heal(request.getfixturevalue("running"))
 
 
 def test_one_fault_at_a_time_which_status_names_and_heal_takes_away(running: Sandbox) -> None:
-    assert set(running.fault("worker_stopped").description) == {"en", "ja"}
+    assert set(faults.inject(running, "worker_stopped").description) == {"en", "ja"}
     assert running.status().fault == "worker_stopped"
     with pytest.raises(SandboxError, match="heal"):
-        running.fault("worker_stopped")
-    assert running.heal() == "worker_stopped"
+        faults.inject(running, "worker_stopped")
+    assert faults.heal(running) == "worker_stopped"
     assert running.status().fault is None
-    assert running.heal() is None
+    assert faults.heal(running) is None
     assert set(running.status().programs.values()) == {"RUNNING"}
+
+
+def test_an_unknown_fault_is_hidden_until_it_is_revealed(running: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "CATALOGUE", (faults.find("relay_stopped"),))
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(commands, [*words, "--dir", str(running.directory)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert said("reveal") == "No fault is active.\n"
+    assert "relay" not in said("fault", "--unknown", "7").replace(str(running.directory), "")
+    assert "fault            unknown" in said("status")
+    assert re.search(
+        "relay_stopped: .*\nPlace: relay, failure mode: FM-OB-01.*\nWhat helps: restart_ent", said("reveal")
+    )
+    assert "fault            relay_stopped" in said("status")
+    assert "relay_stopped is undone" in said("heal")
+
+
+def test_what_cannot_be_undone_is_healed_by_a_new_sandbox(tmp_path: Path) -> None:
+    with sandboxes.running(tmp_path / "sandbox", hours=0) as sandbox:
+        faults.inject(sandbox, "dlq_mismatch")
+        healed = CliRunner().invoke(commands, ["heal", "--dir", str(sandbox.directory)])
+        down, up = (f"runbook sandbox {verb} --dir {sandbox.directory}" for verb in ("down", "up"))
+        assert healed.output == (
+            f"Error: dlq_mismatch has changed more than can be undone; a new sandbox heals it: `{down} && {up}`\n"
+        )
+        assert sandbox.status().fault == "dlq_mismatch"
 
 
 def test_a_locked_table_is_waited_for_no_longer_than_asked(running: Sandbox) -> None:
@@ -78,7 +107,7 @@ def test_status_names_pods_and_addresses_without_passwords(running: Sandbox) -> 
 
 def test_the_responders_restart_brings_a_new_pod_and_the_worker_back(running: Sandbox) -> None:
     before = running.status().pods
-    running.fault("worker_stopped")
+    faults.inject(running, "worker_stopped")
     done = subprocess.run(
         [*running.state.supervisorctl, "restart", "notification"], capture_output=True, text=True, check=False
     )
@@ -87,7 +116,7 @@ def test_the_responders_restart_brings_a_new_pod_and_the_worker_back(running: Sa
     after = running.status().pods
     assert after["notification"] != before["notification"]
     assert after["entitlement"] == before["entitlement"]
-    assert running.heal() == "worker_stopped"
+    assert faults.heal(running) == "worker_stopped"
 
 
 def test_pods_outlive_the_database(running: Sandbox) -> None:
@@ -160,6 +189,8 @@ def test_up_twice_says_so_and_a_wrong_fault_names_the_right_ones(running: Sandbo
     assert "worker_stopped" in wrong.output
     typo = CliRunner().invoke(commands, ["fault", "worker_stoped", "--dir", folder])
     assert typo.output == "Error: no fault 'worker_stoped': did you mean 'worker_stopped'?\n"
+    neither = CliRunner().invoke(commands, ["fault", "--dir", folder])
+    assert neither.exit_code == 2 and "--unknown SEED" in neither.output
     demo = CliRunner().invoke(commands, ["demo", "--dir", folder])
     assert demo.output == f"Error: the sandbox in {folder} is already up\n"
     shown = CliRunner().invoke(commands, ["faults"]).output
@@ -220,7 +251,7 @@ def test_down_finds_everything_after_a_crash_and_up_starts_over(tmp_path: Path) 
     folder = tmp_path / "sandbox"
     crashed = Sandbox(folder)
     started = crashed.up(hours=0)
-    crashed.fault("worker_hung")
+    faults.inject(crashed, "worker_hung")
     os.kill(int((folder / "supervisord.pid").read_text()), signal.SIGKILL)
     crashed.wait_for("the supervisor's end", lambda: not crashed.is_up())
     assert len(processes("RUNBOOK_SANDBOX_OWNER", str(folder))) > 5

@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import requests
 
+from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult
 from runbook_lib.packs.entitlement.evidence.sessions import SessionState
@@ -30,7 +31,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
 @pytest.fixture(autouse=True)
 def healed(running: Sandbox) -> Iterator[None]:
     yield
-    running.heal(60)
+    sandboxes.heal(running, rate=5, hours=0.1)
 
 
 def ask(sandbox: Sandbox, query: str) -> Any:
@@ -96,7 +97,7 @@ def test_the_api_grants_once_and_refuses_what_it_must(running: Sandbox) -> None:
 
 
 def test_with_a_changed_password_no_pod_starts_again(running: Sandbox) -> None:
-    running.fault("password_changed")
+    faults.inject(running, "password_changed")
     before = running.pod("notification")
     running.restart("notification")
     running.wait_for("its port to close", lambda: look(running, 0.1)[0]["notification"].answers is RequestResult.CLOSED)
@@ -109,7 +110,7 @@ def test_a_worker_that_is_gone_stands_still_while_its_service_answers(running: S
         "delivery to run",
         lambda: look(running, 2)[0]["notification"].loops["delivery"].doing is LoopActivity.RUNS,
     )
-    running.fault("worker_stopped")
+    faults.inject(running, "worker_stopped")
 
     def is_stalled() -> bool:
         notification = look(running, 5)[0]["notification"]

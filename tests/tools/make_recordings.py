@@ -33,8 +33,6 @@ from typing import Any
 from nats.js import JetStreamContext
 
 from runbook_lib.book import catalog, pack, queries
-from runbook_lib.gameday.drills import play
-from runbook_lib.gameday.drills.scenario import Scenario
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.broker import STREAM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
@@ -44,7 +42,10 @@ from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.run import Run
 from runbook_lib.view.queries import FILE, declared
+from tests.drills import people, play
+from tests.drills.scenario import Scenario
 from tests.kit import RECORDINGS, states
+from tests.kit.signatures import WITNESSES
 
 SECTIONS = ("3", "2", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6")
 LOOK_AFTER_S = 30.0
@@ -66,7 +67,7 @@ def do(*acts: faults.Act, after_s: float) -> Step:
 
 def heal(*names: str, after_s: float) -> Step:
     """Return what undoes these faults and gives the flow so many seconds."""
-    return do(*(faults.find(name).heal for name in names), after_s=after_s)
+    return do(*(undo for name in names if (undo := faults.find(name).undo)), after_s=after_s)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class Moment:
 
     name: str
     faults: tuple[str, ...] = ()
+    person: str = ""
+    """A row of people.toml."""
     look_after_s: float = LOOK_AFTER_S
     load: str = "steady"
     noise: str = ""
@@ -86,8 +89,9 @@ class Moment:
     @property
     def about(self) -> dict[str, Any]:
         """What the index says of it."""
-        said = f"{self.look_after_s:g} s after the onset" if self.faults else "nothing is broken"
-        return {"faults": list(self.faults), "moment": self.name if self.then else said, "load": self.load}
+        broken = [*self.faults, *([self.person] if self.person else [])]
+        said = f"{self.look_after_s:g} s after the onset" if broken else "nothing is broken"
+        return {"faults": broken, "moment": self.name if self.then else said, "load": self.load}
 
 
 # What looks like a removed trace and is none, in statements of the superuser.
@@ -137,14 +141,15 @@ LATER = {
     "relay_batch": 60.0,
     "delivery_batch": 60.0,
     "receiver_rate_limit": 45.0,
-    **{fault.name: 45.0 for fault in faults.CATALOGUE if fault.family == "witnesses"},
+    **dict.fromkeys(WITNESSES, 45.0),
     # An event is missing a minute after it was published.
     "stream_purged": 90.0,
     "record_deleted": 90.0,
 }
 
 MOMENTS = (
-    *(Moment(fault.name, (fault.name,), LATER.get(fault.name, LOOK_AFTER_S)) for fault in faults.CATALOGUE),
+    *(Moment(name, (name,), look_after_s=LATER.get(name, LOOK_AFTER_S)) for name in faults.TABLES),
+    *(Moment(name, person=name, look_after_s=LATER.get(name, LOOK_AFTER_S)) for name in people.TABLES),
     Moment("healthy"),
     Moment("quiet", load="quiet"),
     Moment("spike", load="spike"),
@@ -184,12 +189,12 @@ MOMENTS = (
 
 def make(moment: Moment, clock: play.DrillClock) -> recording.Recording:
     """Bring the moment about in a sandbox of its own and record it."""
-    people = any(faults.find(name).family == "people" for name in moment.faults)
     scenario = Scenario(0, moment.faults, 1.0, moment.load, moment.noise, moment.look_after_s)
     with tempfile.TemporaryDirectory(prefix="record-") as scratch:
         # What a person changed is told by the difference to the healthy system.
-        output = Path(scratch, "out") if people else None
-        with play.incident(scenario, Path(scratch, "sandbox"), clock, moment.settings, output) as it:
+        output = Path(scratch, "out") if moment.person else None
+        turn = people.ACTS.get(moment.person)
+        with play.incident(scenario, Path(scratch, "sandbox"), clock, moment.settings, output, turn) as it:
             detected = datetime.now(UTC)
             clock.wait(moment.look_after_s)
             as_of = datetime.now(UTC)
@@ -198,9 +203,8 @@ def make(moment: Moment, clock: play.DrillClock) -> recording.Recording:
             where: tuple[str, ...] = ("--target", "sandbox", "--incident", moment.name, "--output", f"{scratch}/out")
             if moment.past:
                 where += ("--as-of", f"{as_of:%Y-%m-%dT%H:%M:%SZ}")
-            told = (
-                ("-p", "detected_by=alert", "-p", f"detected_at={detected:%Y-%m-%dT%H:%M:%SZ}") if moment.faults else ()
-            )
+            alert = ("-p", "detected_by=alert", "-p", f"detected_at={detected:%Y-%m-%dT%H:%M:%SZ}")
+            told = alert if moment.about["faults"] else ()
             # Section 3 first, as triage does it; only it takes how the incident was detected.
             errors = [_runbook(it.sandbox, scratch, *words, *where) for words in ((*SECTIONS[:1], *told), SECTIONS[1:])]
         try:

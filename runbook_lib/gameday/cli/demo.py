@@ -12,7 +12,6 @@ import click
 
 from runbook_lib.book import catalog
 from runbook_lib.cli.main import cli
-from runbook_lib.gameday.drills.judge import Truth, judge
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SandboxError
@@ -54,7 +53,7 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         tell(f"Letting it work for {WORKS_S} s ...")
         time.sleep(WORKS_S)
         tell(f"\n$ runbook sandbox fault {fault.name}\n{fault.description['en']}")
-        sandbox.fault(fault.name)
+        faults.inject(sandbox, fault.name)
         tell(f"Letting it hurt for {FAULT_S} s ...")
         time.sleep(FAULT_S)
         alert = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -68,23 +67,21 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
             runbook("run", catalog.section_with("restart"), "-p", f"workload={restart}", "-p", "execute=true", *word)
         else:
             tell("\nThe runbook proposes no restart.\n$ runbook sandbox heal")
-            sandbox.heal()
+            faults.heal(sandbox)
         recovered = runbook("run", catalog.section_with("recover"), "-p", "window_minutes=15", "--wait", "2m")
         tell(f"\n$ runbook postmortem {incident} --target sandbox")
         drafted = run("postmortem", incident, "--target", "sandbox")
     finally:
         sandbox.down()
-    right = frozenset({*filter(None, (fault.stuck_at, fault.failure_mode)), *fault.also_right})
-    answer = judge(verdict, Truth(right | {fault.stuck_at}, right)).answer
-    if answer != "right":
-        raise SandboxError(f"the runbook's verdict on '{fault.name}' is {answer}: stuck at {verdict['stuck_at']}")
+    named = next((m["id"] for m in verdict["failure_modes"]), None)
+    if not {verdict["stuck_at"], named} <= {fault.stuck_at, fault.failure_mode, *fault.also_right}:
+        raise SandboxError(f"the verdict on '{fault.name}' is wrong: stuck at {verdict['stuck_at']}, {named}")
     if restart and not any(a.result == "done" and a.verified for a in read_logs(archive).actions):
         raise SandboxError("the restart was not carried out, or did not work")
     if recovered != Status.OK.value:
         raise SandboxError(f"the runbook did not see the recovery (exit code {recovered})")
     if drafted not in {s.value for s in Status} or "postmortem.md" not in archive.names():
         raise SandboxError("the postmortem was not drafted")
-    named = next(m["id"] for m in verdict["failure_modes"])
     if f"\norigin: {named}\n" not in archive.read("postmortem.md").decode():
         raise SandboxError(f"the postmortem does not name {named}, which the verdict names")
     return output / incident / "index.html"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import shlex
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from runbook_lib.book import messages
 from runbook_lib.cli.common import NumberRange
-from runbook_lib.gameday.cli import tell, use_language
 from runbook_lib.gameday.sandbox.state import command, load, owners
-from runbook_lib.model.finding import Text
-from runbook_lib.model.usage import sandbox_folder
+from runbook_lib.model.finding import Text, say
+from runbook_lib.model.usage import UsageError, sandbox_folder
+from runbook_lib.sources import settings as configuration
 
 if TYPE_CHECKING:
     from runbook_lib.gameday.sandbox.sandbox import Sandbox
@@ -46,7 +48,13 @@ def _parse_settings(_context: click.Context, _option: click.Parameter, values: t
 @click.pass_context
 def sandbox(context: click.Context) -> None:
     """Real servers and a small faithful system, to practise on."""
-    use_language(context)
+    with suppress(UsageError):  # the sandbox needs nothing else of the settings
+        context.with_resource(messages.using(configuration.load().lang))
+
+
+def tell(key: str, **params: Any) -> None:
+    """Print one message."""
+    click.echo(messages.text(say(key, **params)))
 
 
 @sandbox.command()
@@ -76,7 +84,7 @@ def status(directory: Path) -> None:
         click.echo(f"{program:16} {word:10} {now.pods.get(program, '')}".rstrip())
     for name, address in now.addresses.items():
         click.echo(f"{name:16} {address}")
-    click.echo(f"{'fault':16} {now.fault or 'none'}")
+    click.echo(f"{'fault':16} {'unknown' if load(directory).unknown else now.fault or 'none'}")
 
 
 @sandbox.command()
@@ -90,19 +98,51 @@ def faults() -> None:
 
 
 @sandbox.command()
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option("--unknown", "seed", type=click.IntRange(min=0), metavar="SEED", help="A random one; its name is hidden.")
 @_directory
-def fault(name: str, directory: Path) -> None:
+def fault(name: str | None, seed: int | None, directory: Path) -> None:
     """Break one thing."""
-    broken = _open_sandbox(directory).fault(name)
-    tell("sandbox.broken", name=broken.name, what=Text(messages.VERBATIM, broken.description))
+    from runbook_lib.gameday.sandbox.faults import CATALOGUE, inject
+
+    if (name is None) == (seed is None):
+        raise click.UsageError("name a fault, or give --unknown SEED; `runbook sandbox faults` lists the faults")
+    opened = _open_sandbox(directory)
+    if name is None:
+        inject(opened, random.Random(f"fault {seed}").choice(CATALOGUE).name, unknown=True)
+        tell("sandbox.unknown", reveal=command("reveal", directory))
+    else:
+        broken = inject(opened, name)
+        tell("sandbox.broken", name=broken.name, what=Text(messages.VERBATIM, broken.description))
+
+
+@sandbox.command()
+@_directory
+def reveal(directory: Path) -> None:
+    """Say what the fault is, and what should be found."""
+    from runbook_lib.gameday.sandbox.faults import find
+
+    state = load(directory)
+    if not state.fault:
+        return tell("sandbox.no_fault")
+    state.unknown = False
+    state.save()
+    fault = find(state.fault)
+    tell("sandbox.broken", name=fault.name, what=Text(messages.VERBATIM, fault.description))
+    tell("sandbox.answer", place=fault.stuck_at or "none", mode=fault.failure_mode or "none", section=fault.section)
+    tell("sandbox.would", helps=", ".join(fault.helps) or None, harms=", ".join(fault.harms) or None)
 
 
 @sandbox.command()
 @_directory
 def heal(directory: Path) -> None:
-    """Undo the fault and wait until events flow again."""
-    healed = _open_sandbox(directory).heal()
+    """Undo the fault and wait until events flow again.
+
+    Settings, signals, stops and starts can be undone; what a fault changes beside them, only a new sandbox heals.
+    """
+    from runbook_lib.gameday.sandbox.faults import heal as undo
+
+    healed = undo(_open_sandbox(directory))
     tell("sandbox.healed" if healed else "sandbox.no_fault", name=healed)
 
 

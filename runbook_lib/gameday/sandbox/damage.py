@@ -1,35 +1,27 @@
-"""The effects of faults on rows, messages and streams, and their repair.
+"""The effects of faults on rows, messages and streams.
 
 What is put into the tables belongs to users whose ids begin with `drill-`. It is written by the applications' own
 code as far as they have any for it. What works on rows takes a connection in a transaction, what works at the broker
-its JetStream; `acts` makes acts of both.
+its JetStream; `faults` makes acts of both.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import secrets
 from datetime import datetime, timedelta
 from itertools import cycle, islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import nats.js.errors
-import psycopg
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy
 from psycopg.rows import DictRow
 
-from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
 
 from . import broker, database, entitlement, notification
 from .database import Connection
-
-if TYPE_CHECKING:
-    from .sandbox import Sandbox
+from .sandbox import Sandbox
 
 USER = "drill-"
 SKU = entitlement.STOCK_KEEPING_UNITS[0]
@@ -40,11 +32,6 @@ _NINE_TRIES = timedelta(minutes=4, seconds=5)
 
 
 # Rows -------------------------------------------------------------------------------------------------------
-
-
-def run_script(connection: Connection, name: str) -> psycopg.Cursor[DictRow]:
-    """Execute the SQL file of that name beside this module; return the cursor of its last statement."""
-    return connection.execute(Path(__file__).with_name(f"{name}.sql").read_bytes())
 
 
 def _add_event(connection: Connection, user: str, at: datetime, sku: str = SKU, **columns: object) -> DictRow:
@@ -60,7 +47,7 @@ def _add_event(connection: Connection, user: str, at: datetime, sku: str = SKU, 
     return row
 
 
-def _add_notification(
+def add_notification(
     connection: Connection,
     user: str,
     at: datetime,
@@ -108,54 +95,24 @@ def refuse_one_user(connection: Connection) -> None:
     for n in range(6):
         at = now - timedelta(minutes=9 * n + 2)
         failed: dict[str, Any] = {"status": "FAILED", "attempt_count": 10, "next_retry_at": None}
-        _add_notification(
+        add_notification(
             connection, "refused", at - _NINE_TRIES, f"sku-{n}", (f"{INJECTED}{USER}refused", at), **failed
         )
     for n in range(6, 12):
         again = now + timedelta(seconds=2 * (n - 6))
-        _add_notification(connection, "refused", now - _NINE_TRIES, f"sku-{n}", attempt_count=9, next_retry_at=again)
+        add_notification(connection, "refused", now - _NINE_TRIES, f"sku-{n}", attempt_count=9, next_retry_at=again)
 
 
 def part_dead_letters(connection: Connection) -> None:
     """Make a FAILED row without its dead letter, and a dead letter of what was sent."""
     at = database.now() - timedelta(minutes=5)
     made = at - _NINE_TRIES
-    _add_notification(connection, "failed", made, status="FAILED", attempt_count=10, next_retry_at=None)
+    add_notification(connection, "failed", made, status="FAILED", attempt_count=10, next_retry_at=None)
     sent: dict[str, Any] = {"status": "SENT", "attempt_count": 9, "next_retry_at": None, "sent_at": at}
-    _add_notification(connection, "sent", made, letter=("receiver answered 503", at), **sent)
-
-
-def postpone(connection: Connection, n: int) -> None:
-    """Set the next try of waiting notifications to tomorrow."""
-    now = database.now()
-    for second in range(n):
-        at = now - timedelta(minutes=2, seconds=second)
-        _add_notification(connection, f"later-{second}", at, next_retry_at=now + timedelta(days=1))
-
-
-def delete_waiting(connection: Connection, n: int) -> None:
-    """Delete waiting notifications, and nothing else of their events."""
-    postpone(connection, n)
-    connection.execute("DELETE FROM notification.notifications WHERE user_id LIKE 'drill-later-%'")
+    add_notification(connection, "sent", made, letter=("receiver answered 503", at), **sent)
 
 
 # Streams and messages ---------------------------------------------------------------------------------------
-
-
-async def configure(js: JetStreamContext, *, kind: str, **fields: Any) -> None:
-    """Change fields of the events' stream, or of its consumer."""
-    if kind == "stream":
-        await js.update_stream((await js.stream_info(broker.STREAM)).config.evolve(**fields))
-    else:
-        consumer = (await js.consumer_info(broker.STREAM, broker.CONSUMER)).config.evolve(**fields)
-        await js.add_consumer(broker.STREAM, consumer)
-
-
-async def make_consumer_again(js: JetStreamContext) -> None:
-    """Delete the events' consumer, and add it with another subject to which it delivers."""
-    config = (await js.consumer_info(broker.STREAM, broker.CONSUMER)).config
-    await js.delete_consumer(broker.STREAM, broker.CONSUMER)
-    await js.add_consumer(broker.STREAM, config.evolve(deliver_subject="review.events"))
 
 
 async def pause_consumer(js: JetStreamContext, s: int, *, purge: bool = False) -> None:
@@ -173,12 +130,10 @@ async def purge_record(js: JetStreamContext) -> None:
         await js.purge_stream(stream)
 
 
-async def limit_stream(js: JetStreamContext, *, full: bool) -> None:
-    """Let the stream of the events take no more than it holds, and refuse what is new; or lift that."""
+async def fill_stream(js: JetStreamContext) -> None:
+    """Let the stream of the events take no more than it holds, and refuse what is new."""
     info = await js.stream_info(broker.STREAM)
-    info.config.max_msgs = info.state.messages if full else -1
-    info.config.discard = DiscardPolicy.NEW if full else DiscardPolicy.OLD
-    await js.update_stream(info.config)
+    await js.update_stream(info.config.evolve(max_msgs=info.state.messages, discard=DiscardPolicy.NEW))
 
 
 async def publish_noise(js: JetStreamContext, n: int) -> None:
@@ -192,28 +147,6 @@ async def replay(js: JetStreamContext, n: int) -> None:
     held = (await js.stream_info(broker.STREAM)).state
     for seq in range(max(held.first_seq, held.last_seq - n + 1), held.last_seq + 1):
         await js.publish(broker.SUBJECT, (await js.get_msg(broker.STREAM, seq)).data or b"")
-
-
-async def _given_up(js: JetStreamContext, stream: str) -> list[int]:
-    """Return the sequences in the stream of events that the advisories of a stream name."""
-    held = (await js.stream_info(stream)).state
-    stored = range(held.first_seq, held.last_seq + 1) if held.messages else ()
-    return [json.loads((await js.get_msg(stream, seq)).data or b"")["stream_seq"] for seq in stored]
-
-
-def forget_dead_messages(sandbox: Sandbox) -> None:
-    """Remove what the subscriber gave up on: the messages, the advisories and the record of them."""
-
-    async def purge(js: JetStreamContext) -> None:
-        for stream in (broker.ADVISORY_STREAM, broker.TERMINATED_STREAM):
-            for seq in await _given_up(js, stream):
-                with contextlib.suppress(nats.js.errors.APIError):  # gone already, with the stream it was in
-                    await js.delete_msg(broker.STREAM, seq)
-        await purge_record(js)
-
-    sandbox.visit(purge)
-    with sandbox.transaction() as connection:
-        connection.execute("DELETE FROM notification.notification_nats_dlq")
 
 
 # Events that are lost ---------------------------------------------------------------------------------------
@@ -239,26 +172,6 @@ async def _count_advisories(js: JetStreamContext) -> tuple[int, int]:
     info = await js.consumer_info(broker.ADVISORY_STREAM, broker.ADVISORY_CONSUMER)
     messages = (await js.stream_info(broker.ADVISORY_STREAM)).state.messages
     return messages, (info.num_pending or 0) + (info.num_ack_pending or 0)
-
-
-def publish_lost_events_again(sandbox: Sandbox) -> None:
-    """Publish what was lost once more, without the old message ids, and close the file."""
-    with sandbox.transaction() as connection:
-        lost = run_script(connection, "lost").fetchall()
-
-    async def publish(js: JetStreamContext) -> None:
-        for row in lost:
-            await js.publish(broker.SUBJECT, wire.encode(entitlement.parse(row)))
-
-    sandbox.visit(publish)
-    arrived = "event_id = ANY (%(ids)s)"
-    ids = [row["event_id"] for row in lost]
-    with database.connect(sandbox.state.addresses.app_url) as connection:
-        sandbox.wait_for(
-            "the lost events to be processed",
-            lambda: database.count(connection, "notification.processed_events", arrived, ids=ids) == len(ids),
-        )
-    forget_dead_messages(sandbox)
 
 
 def exhaust_outbox(sandbox: Sandbox) -> None:

@@ -1,7 +1,7 @@
-"""The catalogue of faults: how each is caused and undone, and what the runbook should find.
+"""The catalogue of faults: how each is caused, and what the runbook should find.
 
-A fault is a pair of acts on a sandbox, of which the second undoes the first. Its table in faults.toml says what is
-changed; what statements and settings cannot do is in `_ACTS`.
+A fault's table in faults.toml says what is changed; what statements and settings cannot do is in `_ACTS`. Settings,
+signals, and what was stopped or started can be undone. Whatever else a fault changes, a new sandbox heals.
 """
 
 from __future__ import annotations
@@ -10,34 +10,33 @@ import contextlib
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from threading import Timer
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import nats.errors
 import psycopg
 
 from runbook_lib.model.usage import did_you_mean
 
 from . import damage, database
 from .broker import CONSUMER, STREAM
-from .state import DATABASE, SERVICES, SandboxError
+from .sandbox import PROGRAMS, Sandbox
+from .state import DATABASE, SERVICES, SandboxError, command
 
-if TYPE_CHECKING:
-    from .sandbox import Sandbox
-
-Act = Callable[["Sandbox"], object]
-Pair = tuple[Act, Act]
+Act = Callable[[Sandbox], object]
+#: What causes a fault, and what undoes it: None if it changes more than can be undone.
+Pair = tuple[Act, Act | None]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that breaks, with the answer that a drill is graded by: a table of faults.toml."""
+    """One thing that breaks, with the answer that is right: a table of faults.toml."""
 
     name: str
     inject: Act = field(repr=False)
-    heal: Act = field(repr=False)
+    undo: Act | None = field(repr=False)
     en: str
     ja: str
     section: str
@@ -46,8 +45,6 @@ class Fault:
     also_right: tuple[str, ...] = ()
     helps: tuple[str, ...] = ()
     harms: tuple[str, ...] = ()
-    restore: tuple[str, ...] = ()
-    family: str = "failures"
 
     @property
     def description(self) -> dict[str, str]:
@@ -66,8 +63,9 @@ def each(*acts: Act) -> Act:
 
 
 def stack(*pairs: Pair) -> Pair:
-    """Do one after the other, and undo them in the reverse order."""
-    return each(*(do for do, _ in pairs)), each(*(undo for _, undo in reversed(pairs)))
+    """Do one after the other, and undo them in the reverse order, if each can be undone."""
+    undone = [undo for _, undo in reversed(pairs) if undo]
+    return each(*(do for do, _ in pairs)), each(*undone) if len(undone) == len(pairs) else None
 
 
 # Programs and their settings --------------------------------------------------------------------------------
@@ -130,11 +128,6 @@ def rows(change: Callable[..., object], *usual: int) -> Act:
     return act
 
 
-def script(name: str) -> Act:
-    """Execute an SQL file in one transaction, as the applications."""
-    return rows(partial(damage.run_script, name=name))
-
-
 def on_broker(scene: Callable[..., Awaitable[object]], *usual: int) -> Act:
     """Run a function at the broker as the applications; counts are the usual ones times the intensity."""
     return lambda sandbox: sandbox.visit(lambda js: scene(js, *_scale_counts(sandbox, usual)))
@@ -164,17 +157,6 @@ def alter(*statements: str) -> Act:
                 continue
             with database.connect(f"{sandbox.state.addresses.admin_url}?options={options}") as admin:
                 admin.execute(_SHORT.get(statement, statement))
-
-    return act
-
-
-def mend(*statements: str) -> Act:
-    """Do the same, until events flow again; what was lost meanwhile is published again."""
-
-    def act(sandbox: Sandbox) -> None:
-        sandbox.wait_for("PostgreSQL", lambda: alter(*statements)(sandbox) is None)
-        sandbox.wait_for_flow(60)
-        damage.publish_lost_events_again(sandbox)
 
     return act
 
@@ -211,92 +193,36 @@ SELECT count(*) FILTER (WHERE application_name = 'PostgreSQL JDBC Driver') = 0
        - current_setting('superuser_reserved_connections')::int - current_setting('reserved_connections')::int - 1
 FROM pg_stat_activity WHERE usename = 'miniserversystem'
 """
-_PASSWORD = f"ALTER ROLE {DATABASE} PASSWORD '{{}}'"
-
-
-def _restore_password(sandbox: Sandbox) -> None:
-    mend(_PASSWORD.format(sandbox.state.addresses.passwords[DATABASE]))(sandbox)
-
-
-_UNKNOWN_PASSWORD = "changed-and-not-announced"  # noqa: S105
-#: Deletions that were repaired would make a later loss doubtful (5.3.2).
-_COUNT_ANEW = alter("SELECT pg_stat_reset_single_table_counters('notification.processed_events'::regclass)")
-_FORGET = script("forget")
-
-#: By the fault's name: what is done after what its table says, and how that is undone.
+#: By the fault's name: what is done after what its table says.
 _ACTS: dict[str, Pair] = {
-    "clock_skew": (each(), each(stop("notification"), script("set_back"))),
     # The broker. After two minutes the pods' connections are closed for good; only a restart brings them back.
     "broker_down": (stop("nats"), each(start("nats"), restart(*SERVICES))),
     "broker_frozen": stack((each(), restart(*SERVICES)), signalled("STOP", "nats")),
-    "stream_missing": (on_broker(lambda js: js.delete_stream(STREAM)), restart(*SERVICES)),
-    "stream_full": (
-        on_broker(partial(damage.limit_stream, full=True)),
-        on_broker(partial(damage.limit_stream, full=False)),
-    ),
-    "consumer_deleted": (on_broker(lambda js: js.delete_consumer(STREAM, CONSUMER)), restart("notification")),
-    "consumer_paused": (
-        on_broker(lambda js: js.pause_consumer(STREAM, CONSUMER, "2100-01-01T00:00:00Z")),
-        on_broker(lambda js: js.pause_consumer(STREAM, CONSUMER, "1970-01-01T00:00:00Z")),
-    ),
+    "stream_missing": (on_broker(lambda js: js.delete_stream(STREAM)), None),
+    "stream_full": (on_broker(damage.fill_stream), None),
+    "consumer_deleted": (on_broker(lambda js: js.delete_consumer(STREAM, CONSUMER)), None),
+    "consumer_paused": (on_broker(lambda js: js.pause_consumer(STREAM, CONSUMER, "2100-01-01T00:00:00Z")), None),
     # The database
-    "database_down": (stop("postgres"), each(start("postgres"), mend())),
     "table_lock": held("schema-migration", _LOCKED),
     "outbox_locked": held("outbox-migration", _LOCKED),
     "rows_locked": held("reconciliation", _IN_TRANSACTION),
     "connections_exhausted": held("nightly-report", _EXHAUSTED),
-    "password_changed": (alter(_PASSWORD.format(_UNKNOWN_PASSWORD), "new sessions"), _restore_password),
     # Single events
-    "dedupe_broken": (on_broker(partial(damage.replay, n=10)), script("repair_dedupe")),
-    "bad_payload": (rows(damage.bad_payloads, 5), _FORGET),
-    "unknown_event_type": (rows(damage.unknown_event_types, 5), _FORGET),
-    "undecodable_message": (on_broker(damage.publish_noise, 3), damage.forget_dead_messages),
-    "events_lost": (damage.lose_events, damage.publish_lost_events_again),
-    "exhausted_outbox": (damage.exhaust_outbox, _FORGET),
-    "failing_user": (rows(damage.refuse_one_user), _FORGET),
-    "dlq_mismatch": (rows(damage.part_dead_letters), _FORGET),
-    "rows_postponed": (rows(damage.postpone, 20), _FORGET),
-    "rows_deleted": (rows(damage.delete_waiting, 20), _FORGET),
-    "stream_replayed": (on_broker(damage.replay, 30), script("repair_dedupe")),
-    "consumer_subject": (on_broker(damage.make_consumer_again), restart("notification")),
-    # While nothing is delivered, messages become older than the stream keeps them.
-    "stream_retention": (on_broker(damage.pause_consumer, 4), each()),
-    "stream_purged": (on_broker(partial(damage.pause_consumer, purge=True), 4), mend()),
-    "record_deleted": (each(damage.lose_events, on_broker(damage.purge_record)), damage.publish_lost_events_again),
+    "dedupe_broken": (on_broker(damage.replay, 10), None),
+    "bad_payload": (rows(damage.bad_payloads, 5), None),
+    "unknown_event_type": (rows(damage.unknown_event_types, 5), None),
+    "undecodable_message": (on_broker(damage.publish_noise, 3), None),
+    "events_lost": (damage.lose_events, None),
+    "exhausted_outbox": (damage.exhaust_outbox, None),
+    "failing_user": (rows(damage.refuse_one_user), None),
+    "dlq_mismatch": (rows(damage.part_dead_letters), None),
+    "stream_purged": (on_broker(partial(damage.pause_consumer, purge=True), 4), None),
+    "record_deleted": (each(damage.lose_events, on_broker(damage.purge_record)), None),
 }
-
-#: What a person does without harm, by the name of a drill's noise.
-HARMLESS: dict[str, Act] = {
-    "setting": alter(f"ALTER ROLE {DATABASE} SET work_mem = '8MB'"),
-    "replay": on_broker(damage.replay, 50),
-}
-
-
-def _reconfigure(kind: str, values: Mapping[str, Sequence[Any]]) -> Pair:
-    """Give the events' stream or its consumer other fields; after the right ones, what was lost is published again.
-
-    A stream that does not take something back is deleted, and the services make it again.
-    """
-    wrong, right = changed(values, lambda s, fields: s.visit(partial(damage.configure, kind=kind, **fields)))
-
-    def restore(sandbox: Sandbox) -> None:
-        try:
-            right(sandbox)
-        except nats.errors.Error:
-            if kind != "stream":
-                raise
-            sandbox.visit(lambda js: js.delete_stream(STREAM))
-            sandbox.restart(*SERVICES)
-
-    return wrong, each(restore, mend())
-
 
 #: What a key of a fault's table does with its value, in the order in which it is done.
 _MEANS: dict[str, Callable[[Any], Pair]] = {
-    "stream": partial(_reconfigure, "stream"),
-    "consumer": partial(_reconfigure, "consumer"),
     "broker": lambda values: changed(values, lambda s, fields: s.configure_broker(**fields), restart(*SERVICES)),
-    "network": lambda values: changed(values, lambda s, rules: s.configure_network(**rules)),
     "signal": lambda words: signalled(*words),
     "stopped": lambda programs: (stop(*programs), start(*programs)),
     "started": lambda program: (start(program), stop(program)),
@@ -304,26 +230,24 @@ _MEANS: dict[str, Callable[[Any], Pair]] = {
 
 
 def pair(table: Mapping[str, Any], *also: Pair) -> Pair:
-    """Return what a table of faults.toml does and how it is undone, and then `also`."""
-    pairs = []
-    if "do" in table:
-        pairs.append((alter(*table["do"]), mend(*table.get("undo", ()))))
+    """Return what a table of faults.toml does, then `also`, and how that is undone."""
+
+    def put(sandbox: Sandbox, settings: Mapping[str, str | None]) -> None:
+        sandbox.configure(settings)
+        sandbox.restart(*table.get("restarts", ()))
+
+    pairs: list[Pair] = [(alter(*table["do"]), None)] if "do" in table else []
     if {"settings", "restarts"} & table.keys():
-
-        def put(sandbox: Sandbox, settings: Mapping[str, str | None]) -> None:
-            sandbox.configure(settings)
-            sandbox.restart(*table.get("restarts", ()))
-
         pairs.append(changed(table.get("settings", {}), put))
     pairs += [make(table[key]) for key, make in _MEANS.items() if key in table]
     return stack(*pairs, *also)
 
 
 def _make_fault(name: str, table: Mapping[str, Any]) -> Fault:
-    inject, heal = pair(table, *([_ACTS[name]] if name in _ACTS else []))
-    told = {key: value for key, value in table.items() if key not in ("do", "undo", "settings", "restarts", *_MEANS)}
+    inject, undo = pair(table, *([_ACTS[name]] if name in _ACTS else []))
+    told = {key: value for key, value in table.items() if key not in ("do", "settings", "restarts", "damages", *_MEANS)}
     lists = {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
-    return Fault(name, inject, each(heal, _COUNT_ANEW), **{**told, **lists})
+    return Fault(name, inject, None if table.get("damages") else undo, **{**told, **lists})
 
 
 _FILE = Path(__file__).with_name("faults.toml")
@@ -337,3 +261,39 @@ def find(name: str) -> Fault:
     if name not in known:
         raise SandboxError(f"no fault {name!r}: {did_you_mean(name, list(known))}")
     return known[name]
+
+
+def inject(sandbox: Sandbox, name: str, unknown: bool = False) -> Fault:
+    """Break one thing; one fault at a time. If it is `unknown`, no message names it."""
+    fault, state = find(name), sandbox.up_state()
+    if state.fault:
+        active = "a fault" if state.unknown else state.fault
+        raise SandboxError(f"{active} is on already: `{command('heal', sandbox.directory)}` first")
+    # Noted first: a fault that was injected only half can still be healed.
+    state.fault, state.fault_at = name, datetime.now(UTC).isoformat(timespec="milliseconds")
+    state.unknown = unknown
+    state.save()
+    fault.inject(sandbox)
+    return fault
+
+
+def heal(sandbox: Sandbox, timeout: float = 30.0) -> str | None:
+    """Undo the fault, wait until events flow again; the name of the fault, None when none was on.
+
+    Raises SandboxError if only a new sandbox heals it.
+    """
+    state = sandbox.up_state()
+    if state.fault is None:
+        return None
+    undo = find(state.fault).undo
+    if undo is None:
+        anew = " && ".join(command(verb, sandbox.directory) for verb in ("down", "up"))
+        active = "this fault" if state.unknown else state.fault
+        raise SandboxError(f"{active} has changed more than can be undone; a new sandbox heals it: `{anew}`")
+    undo(sandbox)
+    sandbox.start(*PROGRAMS)  # whatever else a responder stopped on the way
+    sandbox.wait_for_flow(timeout)
+    sandbox.wait_for("every program to run", lambda: {*sandbox.status().programs.values()} == {"RUNNING"}, timeout)
+    healed, state.fault, state.unknown = state.fault, None, False
+    state.save()
+    return healed

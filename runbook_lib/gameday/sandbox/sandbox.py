@@ -1,4 +1,4 @@
-"""The whole sandbox under one supervisor: up, status, fault, heal, down."""
+"""The whole sandbox under one supervisor: up, status, down."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 from runbook_lib.model.usage import SANDBOX_TARGET, sandbox_folder
 from runbook_lib.sources import logs
 
-from . import broker, database, faults, history, network, servers
+from . import broker, database, history, network, servers
 from .intruder import INTRUDERS
 from .pod import FAILED_START
 from .settings import AROUND_FILE, PODS_FILE, read_env, split_env
@@ -179,7 +179,7 @@ class Sandbox:
 
     def status(self) -> Running:
         """Return what runs now."""
-        state = self._up_state()
+        state = self.up_state()
         addresses = state.addresses
         return Running(
             directory=self.directory,
@@ -197,7 +197,7 @@ class Sandbox:
 
     def configure(self, settings: Mapping[str, str | None]) -> None:
         """Set environment variables of the pods, or take them away (None); they count from each pod's next start."""
-        self._up_state()
+        self.up_state()
         changed = {**self.settings, **settings}
         self._write_env({name: value for name, value in changed.items() if value is not None})
 
@@ -345,33 +345,6 @@ class Sandbox:
                 raise SandboxError(f"waited {timeout:g} s for {what}")
             time.sleep(0.1)
 
-    # Faults ----------------------------------------------------------------------------------------------
-
-    def fault(self, name: str) -> faults.Fault:
-        """Break one thing; one fault at a time."""
-        fault = faults.find(name)
-        state = self._up_state()
-        if state.fault:
-            raise SandboxError(f"{state.fault} is on already: `{command('heal', self.directory)}` first")
-        # Noted first: a fault that was injected only half can still be healed.
-        state.fault, state.fault_at = name, datetime.now(UTC).isoformat(timespec="milliseconds")
-        state.save()
-        fault.inject(self)
-        return fault
-
-    def heal(self, timeout: float = 30.0) -> str | None:
-        """Undo the fault, wait until events flow again; the name of the fault, None when none was on."""
-        state = self._up_state()
-        if state.fault is None:
-            return None
-        faults.find(state.fault).heal(self)
-        self.start(*PROGRAMS)  # whatever else a responder stopped on the way
-        self.wait_for_flow(timeout)
-        self.wait_for("every program to run", lambda: {*self.status().programs.values()} == {"RUNNING"}, timeout)
-        healed, state.fault = state.fault, None
-        state.save()
-        return healed
-
     # Inside -------------------------------------------------------------------------------------------------
 
     def _start_programs(self, state: SandboxState, hours: float, settings: dict[str, str], seed: int) -> None:
@@ -448,7 +421,8 @@ class Sandbox:
         for name, text in split_env(variables).items():
             write_private(self.directory / name, text)
 
-    def _up_state(self) -> SandboxState:
+    def up_state(self) -> SandboxState:
+        """Return its state. Raises SandboxError if it is not up."""
         state = self.state
         if not self.is_up():
             cleans = command("down", self.directory)

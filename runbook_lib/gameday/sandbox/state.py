@@ -133,6 +133,7 @@ class SandboxState:
     ready: bool = False
     fault: str | None = None
     fault_at: str | None = None  # when it was injected, by this machine's clock
+    unknown: bool = False  # whether the responder is not told which it is
 
     @property
     def env(self) -> dict[str, str]:
@@ -185,7 +186,7 @@ def load(directory: Path | str | None = None) -> SandboxState:
     except (OSError, ValueError) as error:
         raise SandboxError(f"cannot read {folder / FILE_NAME}: {error}") from None
     data |= {"directory": folder, "addresses": Addresses(**data["addresses"]), "socket": Path(data["socket"])}
-    return SandboxState(**{field.name: data[field.name] for field in fields(SandboxState)})
+    return SandboxState(**{field.name: data[field.name] for field in fields(SandboxState) if field.name in data})
 
 
 def free_ports(count: int) -> list[int]:

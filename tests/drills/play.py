@@ -30,7 +30,7 @@ from runbook_lib.gameday.sandbox import faults, servers
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SERVICES, SandboxError
 
-from . import probe
+from . import people, probe
 from .judge import LATER_S, Truth, changing, helped
 from .scenario import LOADS, Scenario
 
@@ -139,7 +139,8 @@ def incident(
             clock.wait(scenario.look_after_s)
             broken = probe.sample_flow(sandbox, BEFORE_S)
             for name in scenario.faults:
-                faults.find(name).heal(sandbox)
+                if undo := faults.find(name).undo:
+                    undo(sandbox)
         yield PlayedIncident(sandbox, seen, tuple(problems), broken)
     finally:
         sandbox.down()
@@ -150,8 +151,8 @@ def _make_noise(scenario: Scenario, sandbox: Sandbox) -> None:
         sandbox.restart(SERVICES[scenario.seed % len(SERVICES)])
         if scenario.faults:
             sandbox.wait_for_flow(30)  # a fault that hits a pod that is still starting would end with it
-    elif scenario.noise in faults.HARMLESS:
-        faults.HARMLESS[scenario.noise](sandbox)
+    elif scenario.noise in people.HARMLESS:
+        people.HARMLESS[scenario.noise](sandbox)
     elif scenario.noise:
         sandbox.start(scenario.noise)
 
@@ -197,7 +198,6 @@ def _digest_of_code() -> str:
 def _play_scenario(
     scenario: Scenario, book: Catalog, scratch: Path, clock: DrillClock, after_s: float, keep: Path | None
 ) -> dict[str, Any]:
-    broken = [faults.find(name) for name in scenario.faults]
     output = (keep or scratch) / f"drill-{scenario.seed}"
     it, _, line = respond(scenario, scratch, clock, after_s, output)
     right = truth(scenario, book, probe.FlowSample(**line["alone"]))
@@ -206,8 +206,6 @@ def _play_scenario(
         "truth": {**asdict(right), "places": sorted(right.places, key=str), "modes": sorted(right.modes)}
         if right
         else None,
-        "families": sorted({f.family for f in broken}),
-        "restore": [word for f in broken for word in f.restore],
         **line,
         "broken": asdict(it.broken) if it.broken else None,
     }

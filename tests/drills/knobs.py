@@ -28,10 +28,22 @@ from runbook_lib.gameday.sandbox import broker, entitlement, faults, network, no
 from runbook_lib.gameday.sandbox.sandbox import PROGRAMS, Sandbox
 from runbook_lib.gameday.sandbox.state import DATABASE, SERVICES, SandboxError, owners
 
-from . import play
+from . import people, play
 from .scenario import Scenario
 
-KINDS = ("setting", "privilege", "schema", "stream", "consumer", "variable", "process", "receiver", "broker", "network")
+KINDS = (
+    "setting",
+    "privilege",
+    "schema",
+    "stream",
+    "consumer",
+    "variable",
+    "process",
+    "receiver",
+    "broker",
+    "network",
+    "person",
+)
 Row = Mapping[str, Any]
 Line = dict[str, Any]
 
@@ -61,7 +73,7 @@ _ENDS = {**_PLACES, "receiver": ("receiver", "delivery_worker")}
 class Knob:
     """One thing turned: `value` is what is set or done, `words` are those of a text that names it, if one can.
 
-    `act` is a table as in faults.toml, which says how it is turned and restored. A seed picks a group of its kind, an
+    `act` turns it. A seed picks a group of its kind, an
     item of that, and then a value: else what there are many of would be all.
     """
 
@@ -69,9 +81,9 @@ class Knob:
     group: str
     item: str
     value: str
-    places: Sequence[str]
+    places: Sequence[str | None]
     words: Sequence[str]
-    act: Mapping[str, Any] = field(repr=False)
+    act: faults.Act = field(repr=False)
 
 
 def read(sandbox: Sandbox) -> list[Knob]:
@@ -95,6 +107,7 @@ def read(sandbox: Sandbox) -> list[Knob]:
         *list_fields("broker", _read_broker(sandbox)),
         *list_denials(_read_subjects(sandbox)),
         *list_network_rules(),
+        *list_people(),
     ]
 
 
@@ -150,24 +163,23 @@ def list_settings(rows: Iterable[Row]) -> Iterator[Knob]:
         begin = ["restart"] if start else ["reload", "new sessions"]
         of_session = not start and row["context"] != "sighup"
         for value, of in product(values(row), ["SYSTEM", *([f"DATABASE {DATABASE}", f"ROLE {DATABASE}"] * of_session)]):
-            do, undo = f"ALTER {of} SET {name} = '{value}'", f"ALTER {of} RESET {name}"
-            act = {"do": [do, *begin], "undo": [undo, *begin]}
-            yield Knob("setting", row["category"], name, do, _PLACES["postgres"], [name], act)
+            do = f"ALTER {of} SET {name} = '{value}'"
+            yield Knob("setting", row["category"], name, do, _PLACES["postgres"], [name], faults.alter(do, *begin))
 
 
 def list_objects(rows: Iterable[Row]) -> Iterator[Knob]:
     """Yield the knobs of rows of knobs.sql, in groups by what they are."""
     for row in rows:
-        group, act = row["value"].split()[1], {"do": row["do"], "undo": row["undo"]}
+        group, act = row["value"].split()[1], faults.alter(*row["do"])
         yield Knob(row["kind"], group, row["item"], row["value"], _PLACES["postgres"], row["words"], act)
 
 
 def list_fields(kind: str, config: Row) -> Iterator[Knob]:
     """Yield the knobs of the configuration of the stream, the consumer, or the broker."""
     for name in sorted({*config} - {"name", "durable_name", *_OURS}):
-        right = config[name].value if isinstance(config[name], Enum) else config[name]
         for value in vary(config[name]):
-            yield Knob(kind, "field", name, repr(value), _PLACES[kind], [name], {kind: {name: [value, right]}})
+            act = people.make_act({kind: {name: [value] if kind == "broker" else value}})
+            yield Knob(kind, "field", name, repr(value), _PLACES[kind], [name], act)
 
 
 def list_variables(found: Mapping[str, str]) -> Iterator[Knob]:
@@ -177,7 +189,7 @@ def list_variables(found: Mapping[str, str]) -> Iterator[Knob]:
         for value, pod in product(vary(found[name], name), pods):
             kind, words = ("receiver", []) if pod == "receiver" else ("variable", [name])
             as_set = name if len(pods) == 1 else f"{pod.upper()}__{name}"
-            act = {"settings": {as_set: [value]}, "restarts": [pod]}
+            act = people.make_act({"settings": {as_set: [value]}, "restarts": [pod]})
             yield Knob(kind, name, as_set, value.rpartition("@")[2], _PLACES[pod], words, act)
 
 
@@ -185,14 +197,16 @@ def list_signals(parts: Mapping[str, Iterable[str]]) -> Iterator[Knob]:
     """Yield what can be done to programs and their parts. A text cannot name it."""
     for program, part in [(program, part) for program, own in parts.items() for part in own]:
         for how in ("STOP 5", "STOP 30", "STOP 120", "KILL", *(["FILES"] if part else [])):
-            item, act = f"{program} {part}".strip(), {"signal": [how, program, part]}
+            item, act = f"{program} {part}".strip(), people.make_act({"signal": [how, program, part]})
             yield Knob("process", program, item, how, _PLACES[program], [], act)
 
 
 def list_denials(subjects: Iterable[str]) -> Iterator[Knob]:
     """Yield what the broker's users can be denied."""
     for (user, may), what, subject in product(servers.PERMISSIONS.items(), ("publish", "subscribe"), subjects):
-        act = {"broker": {user: [{"permissions": {**may, what: {**may.get(what, {}), "deny": subject}}}]}}
+        act = people.make_act(
+            {"broker": {user: [{"permissions": {**may, what: {**may.get(what, {}), "deny": subject}}}]}}
+        )
         words = [f'"{subject.removesuffix(">")}']  # the broker names the subject of the message
         yield Knob("broker", "user", f"{user} {what}", f"deny {subject}", _PLACES["nats"], words, act)
 
@@ -201,8 +215,14 @@ def list_network_rules() -> Iterator[Knob]:
     """Yield what can happen between the services and each server."""
     for server, rule in product(network.SERVERS, network.RULES):
         for value in network.RULES[rule]:
-            act = {"network": {server: [(rule, value)]}}
+            act = people.make_act({"network": {server: (rule, value)}})
             yield Knob("network", server, f"to {server}", f"{rule} {value:g}", _ENDS[server], [], act)
+
+
+def list_people() -> Iterator[Knob]:
+    """Yield the rows of people.toml; what of them breaks no hop has no place."""
+    for name, table in people.TABLES.items():
+        yield Knob("person", name, name, table["en"], table["places"] or [None], table["words"], people.ACTS[name])
 
 
 def values(setting: Row) -> list[str]:
@@ -310,14 +330,14 @@ def turn(seed: int, turned: list[Knob], sandbox: Sandbox) -> None:
     A process is disturbed last: a server that is stopped takes nothing.
     """
     for knob in turned:
-        faults.pair(knob.act)[0](sandbox)
+        knob.act(sandbox)
     if turned:
         return
     for knobs in islice(draw(seed, read(sandbox)), _TRIES):
         for knob in sorted(knobs, key=lambda knob: knob.kind == "process"):
             if knob.kind not in {known.kind for known in turned}:
                 with contextlib.suppress(psycopg.Error, nats.errors.Error, ValueError):
-                    faults.pair(knob.act)[0](sandbox)
+                    knob.act(sandbox)
                     turned.append(knob)
         if len(turned) == len(knobs):
             return

@@ -1,28 +1,28 @@
-"""Game days on real servers: a few drills from end to end, each with its twin, short."""
+"""Drills on real servers: a few drills from end to end, each with its twin, short."""
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
 from runbook_lib.book import catalog
-from runbook_lib.gameday.drills import knobs, play
-from runbook_lib.gameday.drills.play import DrillClock, drill
-from runbook_lib.gameday.drills.report import judged
-from runbook_lib.gameday.drills.scenario import Scenario, draw
-from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
-from tests.kit.command import runbook as command
+from tests.drills import knobs, play
+from tests.drills.__main__ import drills
+from tests.drills.play import DrillClock, drill
+from tests.drills.report import judged
+from tests.drills.scenario import Scenario, draw
+from tests.kit import sandboxes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-KINDS = [fault.name for fault in CATALOGUE if fault.family == "failures"]
+KINDS = [fault.name for fault in CATALOGUE]
 
 
 def left_behind(folder: Path) -> list[str]:
@@ -46,7 +46,7 @@ def first_seed(*faults: str, longest: float) -> int:
     return next(seed for seed in range(10_000) if draw(seed, KINDS, longest).faults == faults)
 
 
-#: Drills that stand for many kinds; `runbook drill --seeds N --longest 12 --after 12` plays one of them by hand.
+#: Drills that stand for many kinds; `python -m tests.drills play --seeds N --longest 12 --after 12` plays one by hand.
 SHORT_S = 12.0
 #: Two sandboxes and a minute of both cores; `make drills` plays many.
 SEED = 26
@@ -87,15 +87,17 @@ def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch:
         assert line["after_s"] == 25 and judged(line).help == "helps", line
 
 
-def test_a_turned_knob_is_judged_and_restored(tmp_path: Path) -> None:
-    """A play as `runbook drill knobs` does it, and the restore, which a play does not need."""
+@pytest.mark.parametrize("kind", knobs.KINDS)
+def test_a_knob_of_each_kind_is_turned(tmp_path: Path, kind: str) -> None:
+    seed = next(seed for seed in range(999) if knobs.draw_kinds(seed) == [kind])
     turned: list[knobs.Knob] = []
-    with play.incident(knobs.scenario(1), tmp_path / "sandbox", DrillClock(), proxied=True) as it:
-        alone = {kinds[0]: seed for seed in range(99) if len(kinds := knobs.draw_kinds(seed)) == 1}
-        for kind in knobs.KINDS:
-            knobs.turn(alone[kind], turned, it.sandbox)
-            faults.pair(turned.pop().act)[1](it.sandbox)
-        it.sandbox.wait_for_flow(90)
+    with sandboxes.running(tmp_path / "sandbox", rate=1, hours=0, proxied=True) as sandbox:
+        knobs.turn(seed, turned, sandbox)
+    assert [knob.kind for knob in turned] == [kind]
+
+
+def test_a_turned_knob_is_judged() -> None:
+    """A play as `make knobs` does it."""
     line = knobs.drill(replace(knobs.scenario(11), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)
     assert "error" not in line and line["verdict"], line
     assert line["knobs"][0]["kind"] == "privilege" and judged(json.loads(json.dumps(line))).effect, line
@@ -103,20 +105,11 @@ def test_a_turned_knob_is_judged_and_restored(tmp_path: Path) -> None:
 
 def test_the_command_plays_what_has_not_been_played(tmp_path: Path) -> None:
     results, seed = tmp_path / "r.jsonl", first_seed(longest=4)
-    words = ("--seeds", str(seed), "--results", str(results), "--longest", "4", "--after", "4")
-    first = command("drill", *words, env=os.environ)
-    assert first.returncode == 0 and f"\n{seed}: no fault" in first.stdout, first.stdout + first.stderr
+    words = ["play", "--seeds", str(seed), "--results", str(results), "--longest", "4", "--after", "4"]
+    first = CliRunner().invoke(drills, words, catch_exceptions=False)
+    assert first.exit_code == 0 and f"\n{seed}: no fault" in first.output, first.output
     (line,) = [json.loads(text) for text in results.read_text().splitlines()]
     assert judged(line).judged.answer == "right" and line["alone"]["sent"] > 0, line
-    again = command("drill", *words, env=os.environ)
-    assert again.returncode == 0 and "0 drills to play; 1 of these seeds" in again.stdout
+    again = CliRunner().invoke(drills, words, catch_exceptions=False)
+    assert again.exit_code == 0 and "0 to play, 1 already played" in again.output
     assert len(results.read_text().splitlines()) == 1
-
-
-def test_a_person_plays_one_and_is_told_what_it_was() -> None:
-    seed = first_seed("relay_stopped", longest=4)
-    played = command("drill", "--play", str(seed), "--longest", "4", env=os.environ, stdin="relay\nFM-NOTI-06\n")
-    assert played.returncode == 0, played.stderr
-    hidden, debrief = played.stdout.split("2 of 4 points")
-    assert "relay_stopped" not in hidden and "eval" in hidden
-    assert "The outbox relay has stopped" in debrief and "FM-OB-01" in debrief

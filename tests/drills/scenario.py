@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 #: Requests per second before the incident begins, and shortly before that until its end. No load is more than the
@@ -13,14 +13,14 @@ LOADS = {"quiet": (0.5, 0.5), "steady": (5.0, 5.0), "spike": (5.0, 20.0), "resum
 #: What goes on in any system, and is nobody's incident: a pod is replaced, a dump reads everything in one transaction,
 #: a person's query takes long.
 NOISES = ("deploy", "backup", "analyst")
-#: What a person does beside a family of people's faults, without harm: another setting, events published again.
+#: What a person does without harm: another setting, events published again.
 HARMLESS = ("setting", "replay")
 
 #: So many drills without a fault for each one with.
 _WITHOUT = 0.18
 #: The share of incidents with a second fault, and of those with noise.
 _TWO, _NOISY = 0.15, 0.4
-#: Beside a family: the share of single faults that have ended before the first look, and how long at most they lasted.
+#: The share of single faults that have ended before the first look, and how long at most they lasted.
 _ENDED, _LASTS_S = 0.15, 60.0
 _SOONEST_S = 2.0
 
@@ -42,22 +42,21 @@ class Scenario:
     """Seconds between the end of the faults and the first look, which is then so much later; 0: they have not ended."""
 
 
-def draw(seed: int, kinds: Iterable[str], longest_s: float = 180.0, family: Iterable[str] = ()) -> Scenario:
+def draw(seed: int, kinds: Iterable[str], longest_s: float = 180.0, undone: Collection[str] = ()) -> Scenario:
     """Draw the drill of that seed; the first triage is at most `longest_s` after the onset.
 
-    Kinds are dealt like cards: of any 2 n - 1 seeds in a row, n = `round_of(kinds)`, each kind has one. With a `family`
-    of other kinds the odd seeds are dealt from it.
+    Kinds are dealt like cards: of any 2 n - 1 seeds in a row, n = `round_of(kinds)`, each kind has one. Those of
+    `undone` may have ended by then.
     """
-    kinds, family = sorted(kinds), sorted(family)
-    dealt = family if family and seed % 2 else kinds
-    deck: list[str] = [*dealt, *[""] * (round_of(dealt) - len(dealt))]
-    number, place = divmod(seed // 2 if family else seed, len(deck))
+    kinds = sorted(kinds)
+    deck: list[str] = [*kinds, *[""] * (round_of(kinds) - len(kinds))]
+    number, place = divmod(seed, len(deck))
     random.Random(f"round {number}").shuffle(deck)
     dice = random.Random(f"drill {seed}")
     first = deck[place]
-    others = [kind for kind in sorted([*kinds, *family]) if kind != first]
+    others = [kind for kind in kinds if kind != first]
     second = [dice.choice(others)] if dice.random() < _TWO and first and others else []
-    noise = dice.choice((*NOISES, *HARMLESS) if family else NOISES) if dice.random() < _NOISY or not first else ""
+    noise = dice.choice((*NOISES, *HARMLESS)) if dice.random() < _NOISY or not first else ""
     later = math.exp(dice.uniform(0.0, math.log(max(longest_s / _SOONEST_S, 1.0))))
     drawn = Scenario(
         seed,
@@ -67,7 +66,7 @@ def draw(seed: int, kinds: Iterable[str], longest_s: float = 180.0, family: Iter
         noise=noise,
         look_after_s=round(_SOONEST_S * later, 1),
     )
-    if family and len(drawn.faults) == 1 and dice.random() < _ENDED:
+    if len(drawn.faults) == 1 and first in undone and dice.random() < _ENDED:
         lasts_s = min(drawn.look_after_s, _LASTS_S)
         return replace(drawn, look_after_s=lasts_s, ended_s=dice.choice((5.0, 20.0, 60.0)))
     return drawn

@@ -1,1 +1,0 @@
-"""Game days: random incidents; whether the runbook's verdicts are right, and whether its proposals help."""
