@@ -23,7 +23,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    IPvAnyNetwork,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -451,24 +450,13 @@ class ReceiverSettings(_Strict):
     keep_runs: int = Field(10_000, ge=100, description="runs, messages and seals that the journal retains, the newest")
     notify_urls_env: str = "RUNBOOK_NOTIFY_URLS"
     notify_urls_file: str = ""
-    user_header: str = Field(
-        "", pattern=r"^[A-Za-z0-9-]*$", description="header in which a reverse proxy names the user"
-    )
-    trusted_proxies: list[IPvAnyNetwork] = Field(
-        [], description="addresses of that proxy; the header is ignored from all others"
-    )
 
-    @field_validator("trusted_proxies")
+    @model_validator(mode="before")
     @classmethod
-    def _check_proxies(cls, networks: list[IPvAnyNetwork]) -> list[IPvAnyNetwork]:
-        if any(network.prefixlen == 0 for network in networks):
-            raise ValueError("this trusts every address: set only the proxy's own addresses")
-        return networks
-
-    @model_validator(mode="after")
-    def _check_proxy_settings(self) -> ReceiverSettings:
-        self._require_together("user_header", "trusted_proxies")
-        return self
+    def _refuse_gone(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            pack.hook("gone")(name, "settings: receiver.")
+        return values
 
     def notify_urls(self) -> list[str]:
         """Return the apprise URLs of messages, one per line; each may contain a secret. Raises UsageError."""

@@ -249,7 +249,7 @@ def test_no_message_is_given_up_because_a_clock_was_set(
         journal.close()
         journal = Journal(tmp_path / "journal.db")
         journal.recover(journal.clock.now())
-    told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics(), "out")
+    told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics())
     told.start()
     until(lambda: sent or journal.counts()["messages_failed"], "a message")
     assert not journal.counts()["messages_failed"]
