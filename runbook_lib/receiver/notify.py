@@ -17,9 +17,10 @@ from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import slack
 from runbook_lib.receiver.alert import digest
-from runbook_lib.receiver.journal import Job, Journal, Notice
+from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.loop import Loop
 from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.work import Job, Notice
 from runbook_lib.runs import forks
 from runbook_lib.sources.settings import Settings
 from runbook_lib.view import render
@@ -57,8 +58,9 @@ def urls_by_digest(config: Settings) -> dict[str, str]:
 
 
 def alert_line(job: Job) -> str:
-    """Return the alert that started a job as one line; the line says if it is a further outage."""
-    return messages.text(say("alert.recurred", alert=job.alert)) if job.recurred else job.alert
+    """Return the alert that started a job as one line; the line says if it is a further outage or run once more."""
+    why = "alert.recurred" if job.recurred else f"alert.rerun_{job.kind}" if job.rerun else ""
+    return messages.text(say(why, alert=job.alert)) if why else job.alert
 
 
 def compose(job: Job, result: dict[str, Any] | None, problem: str, link: str, seal: str = "") -> tuple[str, str]:

@@ -34,10 +34,12 @@ from runbook_lib.dossier import overview
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.alert import MAX_BODY, Alert, BadAlert, from_alertmanager, log_refused
 from runbook_lib.receiver.auth import Auth
+from runbook_lib.receiver.database import JournalError
 from runbook_lib.receiver.dispatcher import Dispatcher
-from runbook_lib.receiver.journal import Accepted, Journal, JournalError
+from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.routes import is_expected
+from runbook_lib.receiver.work import Accepted
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import Archive
 from runbook_lib.view import render

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from runbook_lib.privacy.masking import Masker
-from runbook_lib.receiver.journal import Notice
+from runbook_lib.receiver.work import Notice
 from runbook_lib.sources.http import HttpServer
 from runbook_lib.sources.source import ReadCost, SourceError
 

@@ -31,7 +31,7 @@ from runbook_lib.cli import main as cli
 from runbook_lib.dossier import seal
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.model.usage import UsageError, install_command
-from runbook_lib.receiver import alert, auth, journal, receiver, server
+from runbook_lib.receiver import alert, auth, database, receiver, server
 from runbook_lib.receiver.auth import Auth
 from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.server import Tls
@@ -364,7 +364,7 @@ def test_a_disk_that_takes_no_more_is_not_ready(here: Running) -> None:
 
 
 def test_a_locked_journal_refuses_for_now_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "BUSY_S", 0.2)
+    monkeypatch.setattr(database, "BUSY_S", 0.2)
     hold = (
         "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None); db.execute('BEGIN EXCLUSIVE'); "
         "print('held', flush=True); sys.stdin.read()"
@@ -396,7 +396,7 @@ def test_a_locked_journal_refuses_for_now_and_loses_nothing(tmp_path: Path, monk
 
 def test_many_at_once_behind_a_locked_journal_are_told_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first waits for the lock; the others are told before it is over."""
-    monkeypatch.setattr(journal, "BUSY_S", 60.0)
+    monkeypatch.setattr(database, "BUSY_S", 60.0)
     monkeypatch.setattr(receiver, "TURN_S", 0.7)
     with (
         running(tmp_path) as here,

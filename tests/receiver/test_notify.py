@@ -23,9 +23,10 @@ from runbook_lib.book import messages
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import loop, notify, slack
 from runbook_lib.receiver.alert import Alert
-from runbook_lib.receiver.journal import Job, Journal, Notice
+from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.notify import Notifier
+from runbook_lib.receiver.work import Job, Notice
 from runbook_lib.runs import forks
 from runbook_lib.sources.settings import Settings
 from tests.kit import web
@@ -355,9 +356,9 @@ def test_a_file_of_urls_that_is_not_text_is_one_line(tmp_path: Path, monkeypatch
         assert str(e.value) == f"receiver.notify_urls_file: cannot read {name} ({why})"
 
 
-def job(rerun: int = 0, recurred: bool = False) -> Job:
+def job(rerun: bool = False, recurred: bool = False) -> Job:
     return Job(
-        1, "k", "INC-1", "firing", 1, ("3",), "main", {}, "Late firing: slow", rerun, recurred, "running", 1, 0.0, None,
+        1, "k", "INC-1", "firing", ("3",), "main", {}, "Late firing: slow", rerun, recurred, "running", 1, 0.0, None,
         None, "",
     )  # fmt: skip
 
@@ -394,7 +395,7 @@ def test_a_further_outage_is_told_as_one(lang: str, again: str, line: str) -> No
     for _, body in (told, given_up):
         assert body.startswith(f"{line}Late firing: slow\n")
     with messages.using(lang):
-        assert again not in "".join(notify.compose(job(rerun=1), came, "", "link"))
+        assert again not in "".join(notify.compose(job(rerun=True), came, "", "link"))
 
 
 def test_a_message_is_not_too_long_and_keeps_its_link() -> None:
