@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import sqlite3
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from runbook_lib.receiver import routes
 from runbook_lib.receiver.alert import Alert, digest
 from runbook_lib.receiver.clock import SteadyClock
 from runbook_lib.receiver.database import JournalFile
-from runbook_lib.receiver.work import Accepted, IncidentState, Job, Kind, Notice, from_row
+from runbook_lib.receiver.work import Accepted, IncidentState, Job, Kind, Notice, from_row, incident_from_rows
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record
 
@@ -125,24 +124,16 @@ class Journal(JournalFile):
             if row is None:
                 return None
             job = replace(from_row(Job, row), state="running", attempts=row["attempts"] + 1, started=now)
-            self._update_work(job.id, state=job.state, attempts=job.attempts, started=now)
+            self._update_work(job.id, state=job.state, attempts=job.attempts, started=now, ended=None)
             if job.recurred and job.attempts == 1:  # the last reported verdict belongs to an earlier outage
                 self._set_reported(job, None)
             return job
 
     def conclude(
-        self,
-        job: Job,
-        verdict: dict[str, Any] | None,
-        now: float,
-        *,
-        places: Sequence[str] = (),
-        message: tuple[str, str] = ("", ""),
-        problem: str = "",
-        retry_at: float | None = None,
-        rerun_at: float | None = None,
-        seal: str = "",
-    ) -> None:
+        self, job: Job, verdict: dict[str, Any] | None, now: float, *, places: Sequence[str] = (),
+        message: tuple[str, str] = ("", ""), problem: str = "", retry_at: float | None = None,
+        rerun_at: float | None = None, seal: str = "",
+    ) -> None:  # fmt: skip
         """End a job with a verdict, None if it is given up; if that is news, queue `message` (title, body) to `places`.
 
         The last job of an incident whose alerts are all resolved closes the incident. `retry_at`: the artifacts could
@@ -158,8 +149,10 @@ class Journal(JournalFile):
             if retry_at is not None:
                 self._postpone_job(job, retry_at, problem)
             elif rerun_at is not None and as_it_was and not job.rerun:
-                again: dict[str, Any] = {"state": "waiting", "key": f"{job.key}/again", "attempts": 0, "recurred": 0}
-                self._update_work(job.id, **again, rerun=1, due=rerun_at, ended=now, problem=problem)
+                self._update_work(
+                    job.id, key=f"{job.key}/again", state="waiting", attempts=0, rerun=1, recurred=0, due=rerun_at,
+                    ended=now, problem="",
+                )  # fmt: skip
             else:
                 self._update_work(job.id, state="done" if verdict else "failed", ended=now, problem=problem)
             is_known = self._fetch_first(
@@ -253,18 +246,13 @@ class Journal(JournalFile):
     def incidents(self, limit: int = 50, offset: int = 0) -> list[IncidentState]:
         """Return incidents, newest first."""
         rows = self._query("SELECT * FROM incident_states ORDER BY opened DESC, id LIMIT ? OFFSET ?", limit, offset)
-        return [self._incident_state(row) for row in rows]
+        of_incident = "SELECT * FROM work WHERE incident = ? AND kind <> 'message' ORDER BY id"
+        return [incident_from_rows(row, self._query(of_incident, row["id"])) for row in rows]
 
     def seals(self, incident: str) -> list[tuple[float, str]]:
         """Return the seals of an incident's dossier with their times, oldest first."""
         rows = self._query("SELECT at, seal FROM seals WHERE incident = ? ORDER BY rowid", incident)
         return [(row["at"], row["seal"]) for row in rows]
-
-    def _incident_state(self, row: sqlite3.Row) -> IncidentState:
-        jobs = self._query("SELECT * FROM work WHERE incident = ? AND kind <> 'message' ORDER BY id", row["id"])
-        plain = {k: row[k] for k in IncidentState.__dataclass_fields__ if k != "jobs"}
-        verdict = json.loads(row["verdict"]) if row["verdict"] else None
-        return IncidentState(**plain | {"verdict": verdict, "jobs": tuple(from_row(Job, job) for job in jobs)})
 
     # Inside a transaction.
 

@@ -88,3 +88,10 @@ def from_row(item: type[Item], row: sqlite3.Row) -> Item:
         flags = {name: bool(row[name]) for name in ("rerun", "recurred")}
         values |= flags | {"sections": tuple(row["sections"].split(","))}
     return item(**{name: values[name] for name in item.__dataclass_fields__})
+
+
+def incident_from_rows(row: sqlite3.Row, jobs: list[sqlite3.Row]) -> IncidentState:
+    """Return the incident of a row of `incident_states`, and of the rows of its jobs."""
+    plain = {name: row[name] for name in IncidentState.__dataclass_fields__ if name != "jobs"}
+    verdict = json.loads(row["verdict"]) if row["verdict"] else None
+    return IncidentState(**plain | {"verdict": verdict, "jobs": tuple(from_row(Job, job) for job in jobs)})

@@ -226,15 +226,6 @@ def test_a_second_outage_during_the_look_at_the_recovery_is_run_after_it(journal
     assert journal.incidents()[0].closed == 8
 
 
-def test_a_restart_lets_no_recovery_check_delay_what_fires(journal: Journal) -> None:
-    ran(journal, 0, firing())
-    journal.accept([resolved()], CONFIG, 400)
-    assert taken(journal, 401).kind == "resolved"
-    again = journal.accept([firing(fingerprint="2")], CONFIG, 402)
-    assert journal.recover(403) == 1
-    assert taken(journal, 404).id == again.jobs[0]
-
-
 def recovered(journal: Journal, *alerts: Alert, **told: Any) -> None:
     """Alerts fire at 0 s, end at 300 s, and section 6 says OK at 310 s."""
     journal.accept(alerts, CONFIG, 0)
@@ -659,6 +650,16 @@ def test_one_receiver_at_a_time(journal: Journal, tmp_path: Path) -> None:
     journal.close()
     assert [p.name for p in tmp_path.iterdir()] == ["journal.db"]
     Journal(tmp_path / "journal.db").close()
+
+
+def test_a_journal_that_is_older_than_0_6_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "journal.db"
+    with closing(sqlite3.connect(file)) as db:
+        db.execute("CREATE TABLE jobs (id)")
+    before = file.read_bytes()
+    with pytest.raises(UsageError, match="is older than"):
+        Journal(file)
+    assert file.read_bytes() == before and not Path(f"{file}.lock").exists()
 
 
 def test_a_file_that_is_no_journal_is_one_line(tmp_path: Path) -> None:
