@@ -75,7 +75,11 @@ def serve(
         raise click.ClickException(f"cannot listen on {host} port {port}: {e.strerror}") from None
     kept, doing = Journal(journal), executors.executor_of(executor, scheduler, config.receiver.workers)
     server.log_to_stderr()
-    words = {"auth": say(f"receiver.auth.{'token' if secrets.needed else 'none'}"), "output": place, "journal": journal}
+    words = {
+        "auth": say("receiver.auth.token" if secrets.needed else "receiver.auth.none"),
+        "output": place,
+        "journal": journal,
+    }
     here = say("receiver.listening", url=server.url(listening, tls), routes=len(config.routes), **words)
     hello = messages.text(here)
     if not server.serve(config, output, secrets, kept, doing, places, listening, tls, hello):

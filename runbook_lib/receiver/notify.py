@@ -59,8 +59,10 @@ def urls_by_digest(config: Settings) -> dict[str, str]:
 
 def alert_line(job: Job) -> str:
     """Return the alert that started a job as one line; the line says if it is a further outage or run once more."""
-    why = "alert.recurred" if job.recurred else f"alert.rerun_{job.kind}" if job.rerun else ""
-    return messages.text(say(why, alert=job.alert)) if why else job.alert
+    if job.recurred:
+        return messages.text(say("alert.recurred", alert=job.alert))
+    rerun = {"firing": "alert.rerun_firing", "resolved": "alert.rerun_resolved"}
+    return messages.text(say(rerun[job.kind], alert=job.alert)) if job.rerun else job.alert
 
 
 def compose(job: Job, result: dict[str, Any] | None, problem: str, link: str, seal: str = "") -> tuple[str, str]:

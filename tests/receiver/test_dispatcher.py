@@ -301,7 +301,8 @@ def test_killed_between_the_run_and_what_is_told_of_it(parts: tuple[Receiver, Si
     # A moment earlier: everything is in the archive, and the journal does not know.
     with sqlite3.connect(receiver.folder / "journal.db") as db:
         db.execute("UPDATE work SET state = 'running' WHERE kind <> 'message' AND incident = 'J'")
-        db.execute("UPDATE incidents SET signature = NULL, verdict = NULL WHERE id = 'J'")
+        db.execute("UPDATE incidents SET verdict = NULL WHERE id = 'J'")
+        db.execute("DELETE FROM reported WHERE incident = 'J'")
         db.execute("DELETE FROM work WHERE kind = 'message' AND incident = 'J'")
     receiver.sink.open()
     receiver.start()
