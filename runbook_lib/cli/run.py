@@ -17,7 +17,7 @@ from runbook_lib.cli import common
 from runbook_lib.cli.terminal import draw, paint
 from runbook_lib.model.finding import Status, say
 from runbook_lib.model.incident import LATEST
-from runbook_lib.model.usage import UsageError, did_you_mean, install_command, visible
+from runbook_lib.model.usage import UsageError, did_you_mean, visible
 from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources import settings
 
@@ -194,8 +194,6 @@ def _triage_alert(file: BinaryIO, given: set[str], as_json: bool, *, why: bool, 
         alerts = alert.read(file.read(alert.MAX_BODY + 1))
     except alert.BadAlert as e:
         raise UsageError(f"{file.name}: {e}") from None
-    except ModuleNotFoundError as e:
-        raise UsageError(f"a CloudEvent needs the package {e.name}: {install_command('serve')}") from None
     config, named = settings.load(), {n: options[n] if n in given else "" for n in ("target", "incident")}
     like = _build_order([], **options)
     orders = routes.orders(alerts, config, like, target=named["target"], named=named["incident"])

@@ -14,14 +14,6 @@ from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.sources import settings
 
-#: The message that names what the receiver asks of a sender: whether a token and an HMAC key are configured.
-_AUTH_KEYS = {
-    (False, False): "receiver.auth.none",
-    (True, False): "receiver.auth.token",
-    (False, True): "receiver.auth.hmac",
-    (True, True): "receiver.auth.both",
-}
-
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="the address to listen on")
@@ -68,7 +60,7 @@ def serve(
     output = output if "://" in output else str(Path(output).absolute())  # a Dask worker has its own folder
     place = Archive(output, "").place  # raises UsageError if the output cannot be opened
     routes.check(config, catalog.load())
-    places, secrets = notify.urls_by_digest(config), auth.load(config.receiver)
+    places, secrets = notify.urls_by_digest(config), auth.load()
     if bool(tls_cert) != bool(tls_key):
         raise UsageError("--tls-cert and --tls-key belong together")
     tls = server.Tls(tls_cert, tls_key) if tls_cert and tls_key else None
@@ -83,7 +75,11 @@ def serve(
         raise click.ClickException(f"cannot listen on {host} port {port}: {e.strerror}") from None
     kept, doing = Journal(journal), executors.executor_of(executor, scheduler, config.receiver.workers)
     server.log_to_stderr()
-    words = {"auth": say(_AUTH_KEYS[bool(secrets.token), bool(secrets.key)]), "output": place, "journal": journal}
+    words = {
+        "auth": say("receiver.auth.token" if secrets.needed else "receiver.auth.none"),
+        "output": place,
+        "journal": journal,
+    }
     here = say("receiver.listening", url=server.url(listening, tls), routes=len(config.routes), **words)
     hello = messages.text(here)
     if not server.serve(config, output, secrets, kept, doing, places, listening, tls, hello):

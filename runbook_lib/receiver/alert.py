@@ -1,4 +1,4 @@
-"""Parse alerts from Prometheus Alertmanager's webhook (version 4) or from a CloudEvent.
+"""Parse alerts from Prometheus Alertmanager's webhook (version 4).
 
 A request body is untrusted input: no value becomes a path or a parameter without a check. An alert is refused only if
 its status or its start is invalid; a label that cannot be used as it is is cleaned or left out.
@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
@@ -103,7 +103,6 @@ class _Alert(BaseModel):
     annotations: Any = None
     startsAt: str = Field(max_length=MAX_TIME)
     fingerprint: Any = None
-    groupKey: Any = None
 
     @field_validator("startsAt")
     @classmethod
@@ -111,8 +110,8 @@ class _Alert(BaseModel):
         moment(value, zoned=True)
         return value
 
-    def alert(self, group: str, changed: set[str], source: str = "") -> Alert:
-        """Return the alert; without a fingerprint its labels tell it from others of its source.
+    def alert(self, group: str, changed: set[str]) -> Alert:
+        """Return the alert; without a fingerprint its labels tell it from others.
 
         Add the labels that are not used as they were sent to `changed`.
         """
@@ -127,7 +126,7 @@ class _Alert(BaseModel):
         fingerprint = self.fingerprint if isinstance(self.fingerprint, str) else ""
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", fingerprint):
             own = {name: _text_of(value) for name, value in sorted(self.labels.items())}
-            fingerprint = digest(fingerprint or source + json.dumps(own))
+            fingerprint = digest(fingerprint or json.dumps(own))
         return Alert(
             name=labels["alertname"],
             asked=asked,
@@ -153,12 +152,6 @@ def log_refused(problem: str) -> None:
     _log.warning("an alert is refused: %s", problem)
 
 
-def _log_changed(names: set[str]) -> None:
-    """Log the names of labels that were cleaned or left out; one line for all alerts of a body."""
-    if names:
-        _log.warning("labels are cleaned or left out: %s", _one_line(", ".join(sorted(names))))
-
-
 def from_alertmanager(body: bytes, refuse: Callable[[str], None] = log_refused) -> list[Alert]:
     """Return the valid alerts of a webhook's body, which is one group. Raises BadAlert if none is valid.
 
@@ -181,47 +174,15 @@ def from_alertmanager(body: bytes, refuse: Callable[[str], None] = log_refused) 
         problems.append(f"alerts: {left} after the first {MAX_ALERTS} are not read")
     for problem in problems:
         refuse(problem)
-    _log_changed(changed)
+    if changed:
+        _log.warning("labels are cleaned or left out: %s", _one_line(", ".join(sorted(changed))))
     return found
 
 
-def from_cloudevent(headers: Mapping[str, str], body: bytes) -> list[Alert]:
-    """Return the alert of a CloudEvent 1.0 in structured or binary mode.
-
-    `data` is one alert as in Alertmanager's `alerts`; alerts with the same `groupKey` belong together. Raises BadAlert.
-    """
-    from cloudevents.core.bindings.http import HTTPMessage, from_http
-    from cloudevents.core.formats.json import JSONFormat
-    from cloudevents.core.v1.event import CloudEvent
-
-    try:
-        event = from_http(HTTPMessage(headers=dict(headers), body=body), JSONFormat(), CloudEvent)
-    except Exception as e:  # the library also passes on its parser's exceptions
-        raise BadAlert(f"not a CloudEvent: {_one_line(e)}") from None
-    try:
-        data = event.get_data()
-        data = json.loads(data) if isinstance(data, bytes | str) else data
-        sent = _Alert.model_validate(data)
-    except ValidationError as e:
-        raise BadAlert(f"data: {_first_problem(e)}") from None
-    except (ValueError, RecursionError):
-        raise BadAlert("data: not JSON") from None
-    changed, source, group = set[str](), str(event.get_source()), sent.groupKey
-    alert = sent.alert("", changed, source=json.dumps(source))
-    _log_changed(changed)
-    return [replace(alert, group=group if group and isinstance(group, str) else f"{source}/{alert.name}")]
-
-
 def read(body: bytes) -> list[Alert]:
-    """Return the alerts of a file: a webhook's body, or a CloudEvent in structured mode. Raises BadAlert."""
+    """Return the alerts of a file, a webhook's body. Raises BadAlert."""
     if len(body) > MAX_BODY:
         raise BadAlert(f"longer than {MAX_BODY} bytes")
-    try:
-        said: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        raise BadAlert("not JSON") from None
-    if isinstance(said, dict) and "specversion" in said:
-        return from_cloudevent({"content-type": "application/cloudevents+json"}, body)
     return from_alertmanager(body)
 
 

@@ -26,9 +26,10 @@ from runbook_lib.notebook.notes import keep_note
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.privacy.urls import show_url
 from runbook_lib.receiver import notify
-from runbook_lib.receiver.journal import Job, Journal
+from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.loop import Loop
 from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.work import Job
 from runbook_lib.runs.executors import carry_out
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import Archive, OutputError
@@ -43,9 +44,8 @@ LOST_S = 300.0
 TRIM_S = 24 * 3600.0
 #: Seconds after which an alert that nobody repeats has ended, and between two times that this is looked for.
 UNREPEATED_S, LOOK_S = 24 * 3600.0, 60.0
-#: Seconds until the recovery is checked again, unless the verdict names them, and their maximum. They are doubled for
-#: each further check, so that a long recovery leaves few artifacts; after the longest wait the incident is closed.
-RECOVERY_S, LONGEST_RECOVERY_S = 60.0, 24 * 3600.0
+#: Seconds until a recovery that is not OK is checked once more, unless the verdict names them.
+RECOVERY_S = 300.0
 #: The author of an alert's line in the timeline.
 WHO = "alert"
 
@@ -204,34 +204,21 @@ class Dispatcher(Loop):
         message = masker.scrub_once(title), masker.scrub_once(body)
         now = self._clock.now
         verdict = result["document"]["verdict"] if result else None
-        second_run = self._plan_second_run(job, verdict) if verdict else None
+        wait_s = _seconds_to_rerun(job, verdict) if verdict else None
         # Counted first: whoever sees in the journal that a job has ended finds it in the metrics.
         if verdict is None:
             _log.error("%s is given up: %s", job.key, problem)
             self._metrics.failed.inc()
         elif again is None:
             self._metrics.finished.labels(verdict["status"]).inc()
-            if not job.rerun:  # it waits on purpose
+            if not job.rerun:  # that one waited on purpose
                 self._metrics.seconds.observe(max(now() - job.made, 0))
         self.write_until_done(
             lambda: self._journal.conclude(
-                job, verdict, now(), places=self._places, message=message, problem=problem, again=again,
-                second_run=second_run, seal=sealed,
+                job, verdict, now(), places=self._places, message=message, problem=problem, retry_at=again,
+                rerun_at=None if wait_s is None else now() + wait_s, seal=sealed,
             )
         )  # fmt: skip
-
-    def _plan_second_run(self, job: Job, verdict: dict[str, Any]) -> tuple[float, str] | None:
-        """Return when the sections run a second time, and its line in the timeline; None for no second run."""
-        wait_s = verdict.get("look_again_s")
-        if job.kind == "resolved":
-            bad = verdict["status"] in ("WARNING", "CRITICAL") or job.rerun
-            wait_s = (wait_s or RECOVERY_S) * 2**job.rerun if bad else None
-        if wait_s is None or wait_s > LONGEST_RECOVERY_S:
-            return None
-        line = say("alert.second_look", seconds=wait_s, alert=job.alert)
-        if job.kind == "resolved":
-            line = say("alert.not_recovered", seconds=wait_s)
-        return self._clock.now() + wait_s, messages.text(line)
 
     def _dossier_link(self, job: Job, index: str | None) -> str:
         """Return the dossier's public URL if one is configured, else its path."""
@@ -248,6 +235,14 @@ class Dispatcher(Loop):
         except UsageError:
             urls = []
         return Masker.of(urls, job.incident, Archive(self._output, job.incident).salts)
+
+
+def _seconds_to_rerun(job: Job, verdict: dict[str, Any]) -> float | None:
+    """Return the seconds after which a verdict may be another one; None if it only changes with an alert."""
+    wait_s: float | None = verdict.get("look_again_s")
+    if job.kind == "resolved":
+        return (wait_s or RECOVERY_S) if verdict["status"] in ("WARNING", "CRITICAL") else None
+    return wait_s
 
 
 def _reached_every_step(document: dict[str, Any]) -> bool:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from threading import Event, Lock, Thread
 
-from runbook_lib.receiver.journal import JournalError
+from runbook_lib.receiver.database import JournalError
 
 #: Seconds between two polls, unless `wake` is called.
 POLL_S = 1.0

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -16,27 +15,22 @@ from typing import Any, TypeVar
 from runbook_lib.book import messages
 from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError
-from runbook_lib.notebook.notes import keep_note
 from runbook_lib.receiver import slack
 from runbook_lib.receiver.alert import digest
-from runbook_lib.receiver.journal import Job, Journal, Notice
+from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.loop import Loop
 from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.work import Job, Notice
 from runbook_lib.runs import forks
 from runbook_lib.sources.settings import Settings
-from runbook_lib.store.archive import Archive, OutputError
 from runbook_lib.view import render
 
-#: Seconds for the whole exchange in which a notify URL accepts a message; and for a look at the reactions of a URL.
-SEND_S, LOOK_S = 30.0, 60.0
+#: Seconds for the whole exchange in which a notify URL accepts a message.
+SEND_S = 30.0
 #: Seconds before the first retry of a message, doubled for each further one; and their maximum.
 FIRST_WAIT_S, LONGEST_WAIT_S = 5.0, 600.0
 #: Seconds after which an undelivered message is given up.
 GIVE_UP_S = 24 * 3600.0
-#: Seconds between two looks for reactions, and after which a thread's last message is not looked at any more.
-LOOK_EVERY_S, LOOK_FOR_S = 30.0, 24 * 3600.0
-#: The newest threads of a URL that are looked at: Slack allows some 50 such requests a minute.
-LOOK_AT = 20
 #: Maximum characters of a message's title and body.
 TITLE, BODY = 200, 3000
 
@@ -64,8 +58,11 @@ def urls_by_digest(config: Settings) -> dict[str, str]:
 
 
 def alert_line(job: Job) -> str:
-    """Return the alert that started a job as one line; the line says if it is a further outage."""
-    return messages.text(say("alert.recurred", alert=job.alert)) if job.recurred else job.alert
+    """Return the alert that started a job as one line; the line says if it is a further outage or run once more."""
+    if job.recurred:
+        return messages.text(say("alert.recurred", alert=job.alert))
+    rerun = {"firing": "alert.rerun_firing", "resolved": "alert.rerun_resolved"}
+    return messages.text(say(rerun[job.kind], alert=job.alert)) if job.rerun else job.alert
 
 
 def compose(job: Job, result: dict[str, Any] | None, problem: str, link: str, seal: str = "") -> tuple[str, str]:
@@ -90,18 +87,13 @@ def compose(job: Job, result: dict[str, Any] | None, problem: str, link: str, se
 
 
 class Notifier(Loop):
-    """Sends the journal's messages, one at a time for each notify URL, so that a slow one does not delay the others.
+    """Sends the journal's messages, one at a time for each notify URL, so that a slow one does not delay the others."""
 
-    A reaction to an incident's first message in Slack becomes a note of its timeline.
-    """
-
-    def __init__(self, journal: Journal, urls: Mapping[str, str], metrics: Metrics, output: str) -> None:
-        """Prepare the thread; `urls` is from `urls_by_digest`, `output` the folder or URL of the dossiers."""
+    def __init__(self, journal: Journal, urls: Mapping[str, str], metrics: Metrics) -> None:
+        """Prepare the thread; `urls` is from `urls_by_digest`."""
         super().__init__("notifier")
-        self._journal, self._urls, self._metrics, self._output = journal, dict(urls), metrics, output
-        self._clock = journal.clock
-        self._next_look, self._noted, self._unread = 0.0, set[str](), dict[str, str]()
-        self._readdressed = False
+        self._journal, self._urls, self._metrics = journal, dict(urls), metrics
+        self._clock, self._readdressed = journal.clock, False
 
     def poll(self) -> None:
         """Send the messages that are due to URLs that are not busy. Raises JournalError."""
@@ -118,38 +110,6 @@ class Notifier(Loop):
             elif not self.stopping.is_set() and message.place not in busy:
                 busy.add(message.place)
                 self.start_work(message.place, partial(self._send_message, message, url))
-
-        if (now := self._clock.now()) >= self._next_look:
-            self._next_look, threads = now + LOOK_EVERY_S, defaultdict[str, list[tuple[str, str]]](list)
-            for incident, place, thread in self._journal.threads(now - LOOK_FOR_S):
-                threads[place].append((incident, thread))
-            for place in threads.keys() & self._urls.keys():
-                if (key := f"reactions {place}") not in self.busy and not self.stopping.is_set():
-                    self.start_work(key, partial(self._note_reactions, place, threads[place][:LOOK_AT]))
-
-    def _note_reactions(self, place: str, threads: Sequence[tuple[str, str]]) -> None:
-        """Note who reacted to the first message of each thread (incident, id), once each; log each new problem once."""
-        bot = slack.Bot.of(_open_url(self._urls[place]))
-        if bot is None or not bot.channel.startswith("+"):
-            return
-        try:
-            asked = [thread for _, thread in threads]
-            found = forks.call(_run_interruptibly, slack.acknowledgements, bot, asked, within_s=LOOK_S)
-        except forks.ProcessDiedError as e:
-            found = {thread: ([], str(e)) for _, thread in threads}
-        for incident, thread in threads:
-            users, problem = found[thread]
-            try:
-                for user in users:
-                    if (mark := f"acknowledged {place} {incident} {user}") not in self._noted:
-                        text = messages.text(say("notify.acknowledged"))
-                        keep_note(Archive(self._output, incident), text, f"slack:{user}", job=mark)
-                        self._noted.add(mark)
-            except OutputError as e:
-                problem = str(e)
-            if problem and problem != self._unread.get(thread):
-                _log.warning("reactions to incident %s at notify URL %s: %s", incident, place, problem)
-            self._unread[thread] = problem
 
     def _send_message(self, message: Notice, url: str) -> None:
         """Send a message in a process of its own: no library limits a whole exchange, and a thread cannot be ended."""

@@ -32,12 +32,14 @@ from runbook_lib.book import messages
 from runbook_lib.book.parameters import validate
 from runbook_lib.dossier import overview
 from runbook_lib.model.usage import UsageError
-from runbook_lib.receiver.alert import MAX_BODY, Alert, BadAlert, from_alertmanager, from_cloudevent, log_refused
+from runbook_lib.receiver.alert import MAX_BODY, Alert, BadAlert, from_alertmanager, log_refused
 from runbook_lib.receiver.auth import Auth
+from runbook_lib.receiver.database import JournalError
 from runbook_lib.receiver.dispatcher import Dispatcher
-from runbook_lib.receiver.journal import Accepted, Journal, JournalError
+from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.routes import is_expected
+from runbook_lib.receiver.work import Accepted
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import Archive
 from runbook_lib.view import render
@@ -62,7 +64,6 @@ PROBE = ".probe"
 #: Incidents on a page; newest jobs shown of an incident.
 PAGE, JOBS = 20, 8
 
-_JSON, _EVENT = "application/json", "application/cloudevents+json"
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".json": "application/json",
@@ -109,7 +110,6 @@ class Receiver:
         app = Starlette(
             routes=[
                 Route("/alertmanager", self.alertmanager, methods=["POST"]),
-                Route("/events", self.events, methods=["POST"]),
                 Route("/healthz", self.healthz),
                 Route("/readyz", self.readyz),
                 Route("/metrics", self.metrics_page),
@@ -137,24 +137,15 @@ class Receiver:
             log_refused(problem)
             self.metrics.refused_alerts.inc()
 
-        return await self._receive_alerts(request, lambda headers, body: from_alertmanager(body, refuse), (_JSON,))
-
-    async def events(self, request: Request) -> Response:
-        """Accept a CloudEvent 1.0, structured or binary."""
-        return await self._receive_alerts(request, from_cloudevent, (_JSON, _EVENT))
-
-    async def _receive_alerts(
-        self, request: Request, read: Callable[[Mapping[str, str], bytes], list[Alert]], types: tuple[str, ...]
-    ) -> Response:
         body = await _read_body(request)
         self._check_host(request)
-        if not self.auth.may_send(request.headers, body):
-            raise HTTPException(401, "a token or a signature is needed", {"www-authenticate": self.auth.challenge})
-        # Against cross-site requests: a browser sends another site's form without a preflight, but not these types.
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() not in types:
-            raise HTTPException(415, f"the content type must be {' or '.join(types)}")
+        if not self.auth.may_send(request.headers):
+            raise HTTPException(401, "a token is needed", {"www-authenticate": 'Bearer realm="runbook"'})
+        # Against cross-site requests: a browser sends another site's form without a preflight, but not this type.
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise HTTPException(415, "the content type must be application/json")
         try:
-            alerts = await self._run_accepting(read, dict(request.headers), body)
+            alerts = await self._run_accepting(from_alertmanager, body, refuse)
         except BadAlert as e:
             raise HTTPException(400, str(e)) from None
         sent, alerts = len(alerts), [a for a in alerts if is_expected(a, self.config)]
@@ -315,7 +306,7 @@ class Receiver:
 
     def _authorize_reader(self, request: Request) -> None:
         self._check_host(request)
-        if not self.auth.may_read(request.headers, _peer_address(request)):
+        if not self.auth.may_read(request.headers):
             raise HTTPException(401, "a token is needed", {"www-authenticate": 'Basic realm="runbook"'})
 
     def _check_host(self, request: Request) -> None:
@@ -429,11 +420,6 @@ def _unavailable(problem: str, e: Exception) -> HTTPException:
 def _quote_path(path: str) -> str:
     """Return a path quoted and truncated for a log."""
     return quote(path, safe="/:")[:200]
-
-
-def _peer_address(request: Request) -> str:
-    """Return the peer address of the connection, ignoring headers."""
-    return request.client.host if request.client else ""
 
 
 def _host_name(header: str) -> str | None:

@@ -137,7 +137,7 @@ def serve(
     """
     metrics = Metrics()
     dispatcher = Dispatcher(journal, config, output, executor, metrics, places=tuple(places))
-    notifier = Notifier(journal, places, metrics, output)
+    notifier = Notifier(journal, places, metrics)
     serving = server(Receiver(journal, dispatcher, config, output, metrics, auth).app, tls)
 
     def stop(*_: object) -> None:

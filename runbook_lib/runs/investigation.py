@@ -28,7 +28,7 @@ from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import Run, read_run
 from runbook_lib.view import render
 
-#: Suffix of an order's job for its second triage. The receiver's second run is another job, with a suffix of its own.
+#: Suffix of an order's job for its second triage. A job that the receiver runs once more has another suffix.
 SECOND_TRIAGE = "/triage-2"
 
 Tell = Callable[[RunProgress], None]

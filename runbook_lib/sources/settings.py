@@ -22,7 +22,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    IPvAnyNetwork,
     SecretStr,
     ValidationError,
     ValidationInfo,
@@ -453,24 +452,13 @@ class ReceiverSettings(_Strict):
         default_factory=lambda: SecretStr(os.environ.get("RUNBOOK_NOTIFY_URLS", "")),
         description="channels for messages, an apprise URL a line",
     )
-    user_header: str = Field(
-        "", pattern=r"^[A-Za-z0-9-]*$", description="header in which a reverse proxy names the user"
-    )
-    trusted_proxies: list[IPvAnyNetwork] = Field(
-        [], description="addresses of that proxy; the header is ignored from all others"
-    )
 
-    @field_validator("trusted_proxies")
+    @model_validator(mode="before")
     @classmethod
-    def _check_proxies(cls, networks: list[IPvAnyNetwork]) -> list[IPvAnyNetwork]:
-        if any(network.prefixlen == 0 for network in networks):
-            raise ValueError("this trusts every address: set only the proxy's own addresses")
-        return networks
-
-    @model_validator(mode="after")
-    def _check_proxy_settings(self) -> ReceiverSettings:
-        self._require_together("user_header", "trusted_proxies")
-        return self
+    def _refuse_gone(cls, values: Any) -> Any:
+        for name in values if isinstance(values, dict) else ():
+            pack.hook("gone")(name, "settings: receiver.")
+        return values
 
     def channels(self) -> list[str]:
         """Return the apprise URLs of messages, one per line; each may contain a secret. Raises UsageError."""
@@ -562,13 +550,9 @@ def _check_top_level() -> None:
     """Refuse a misspelt table or key at the top of runbook.toml. Raises UsageError, and the reader's own errors."""
     file = config_file()
     known = [*Settings.model_fields, "packs"]
-    for name in (key.removeprefix("RUNBOOK_").lower() for key in os.environ if key.startswith("RUNBOOK_")):
-        pack.hook("gone")(name.removeprefix("receiver__").partition("__")[0], "settings: ")
-    written = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
-    receiver = written.get("receiver")
-    for name in receiver if isinstance(receiver, dict) else ():
-        pack.hook("gone")(name, f"{file}: receiver.")
-    for name in written:
+    for name in (key.removeprefix("RUNBOOK_") for key in os.environ if key.startswith("RUNBOOK_")):
+        pack.hook("gone")(name.partition("__")[0].lower(), "settings: ")
+    for name in tomllib.loads(file.read_text(encoding="utf-8")) if file else ():
         if name not in known:
             pack.hook("gone")(name, f"{file}: ")
             raise UsageError(f"{file}: '{name}' is no setting: {did_you_mean(name, known)}")

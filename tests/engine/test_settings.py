@@ -75,6 +75,7 @@ OF_ALL = [
     ("deadline_s = nan", "deadline_s: Input should be a finite number"),
     ("deadline_s = 1e300", "deadline_s: Input should be less than"),
     ("[budget]\nmax_plan_cost = inf", "budget.max_plan_cost"),
+    ('[receiver]\nuser_header = "X-User"', "settings: receiver.user_header has gone: remove it; a proxy in front"),
     ("[receiver]\nwindow_minutes = nan", "receiver.window_minutes"),
     ('[sign]\nkey_file = "a"', "runbook.toml: sign has gone: remove it; keep the printed seal elsewhere"),
     ('[receiver]\nnotify_urls_file = "a"', 'receiver.notify_urls_file has gone: write notify_urls as "file:PATH"'),

@@ -276,7 +276,7 @@ def test_checkpoints_are_seals_files_and_receivers(tmp_path: Path) -> None:
     with journal._transaction():
         journal._execute("INSERT INTO incidents (id, alert, group_key, target, opened) VALUES ('INC-1', '', '', '', 0)")
         for at, told in enumerate((later, ours, later)):
-            journal._keep_seal("INC-1", str(told), at)
+            journal._execute("INSERT OR IGNORE INTO seals VALUES ('INC-1', ?, ?)", str(told), at)
     assert journal.seals("INC-1") == [(0, str(later)), (1, str(ours))]
     assert seal.read_checkpoints("INC-1", str(tmp_path / "receiver.db")) == [later, ours], "also while it is in use"
     journal.close()

@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from runbook_lib.receiver.alert import Alert
-from runbook_lib.receiver.journal import IncidentState, Job, Journal
+from runbook_lib.receiver.journal import Journal
+from runbook_lib.receiver.work import IncidentState, Job
 from runbook_lib.sources.settings import Route, Settings
 
 GONE = {"database_url": "postgresql://u@127.0.0.1:1/x"}

@@ -34,7 +34,7 @@ def main() -> None:
     journal, places = Journal("journal.db"), notify.urls_by_digest(config)
     workers = ThreadPoolExecutor(config.receiver.workers)
     jobs = dispatcher.Dispatcher(journal, config, "out", workers, metrics, places=list(places))
-    told = notify.Notifier(journal, places, metrics, "out")
+    told = notify.Notifier(journal, places, metrics)
     jobs.start()
     told.start()
     with closing(sqlite3.connect("file:journal.db?mode=ro", uri=True)) as reader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import resource
@@ -17,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from multiprocessing import active_children
 from pathlib import Path
@@ -32,9 +30,11 @@ from runbook_lib.model.order import Order
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import dispatcher, loop, notify
 from runbook_lib.receiver.alert import Alert
+from runbook_lib.receiver.database import JournalError
 from runbook_lib.receiver.dispatcher import Dispatcher
-from runbook_lib.receiver.journal import Journal, JournalError
+from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
+from runbook_lib.receiver.work import Job
 from runbook_lib.runs import executors, forks
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive, OutputError
@@ -301,7 +301,8 @@ def test_killed_between_the_run_and_what_is_told_of_it(parts: tuple[Receiver, Si
     # A moment earlier: everything is in the archive, and the journal does not know.
     with sqlite3.connect(receiver.folder / "journal.db") as db:
         db.execute("UPDATE work SET state = 'running' WHERE kind <> 'message' AND incident = 'J'")
-        db.execute("UPDATE incidents SET signature = NULL, verdict = NULL WHERE id = 'J'")
+        db.execute("UPDATE incidents SET verdict = NULL WHERE id = 'J'")
+        db.execute("DELETE FROM reported WHERE incident = 'J'")
         db.execute("DELETE FROM work WHERE kind = 'message' AND incident = 'J'")
     receiver.sink.open()
     receiver.start()
@@ -423,17 +424,17 @@ def test_whatever_an_executor_does_the_job_is_done_again(tmp_path: Path, problem
     assert len(Archive(str(tmp_path / "out"), "I").lines(NOTES)) == 1
 
 
-def test_a_verdict_that_came_too_early_is_followed_by_another_look(tmp_path: Path) -> None:
+def test_a_verdict_that_came_too_early_is_followed_by_one_more_run(tmp_path: Path) -> None:
     early: dict[str, Any] = {"status": "WARNING", "stuck_at": None, "failure_modes": [], "look_again_s": 0.2}
     executor = Odd(FOUND | {"document": FOUND["document"] | {"verdict": early}}, FOUND)
     with dispatched(tmp_path, executor) as (journal, metrics):
-        wait_for_runs(journal, 2)
         until(lambda: metrics.registry.get_sample_value("runbook_investigations_finished_total", {"status": "OK"}) == 1)
         assert metrics.registry.get_sample_value("runbook_alert_to_artifact_seconds_count") == 1
-        first, second = journal.incidents()[0].jobs
-        assert [o.job for o in executor.orders] == [first.key, second.key]
-        assert "再調査" in second.alert and second.alert.endswith(first.alert)
+        assert settled(journal, "done").rerun
+        assert len({o.job for o in executor.orders}) == 2, "each has its artifacts"
         assert [m.status for m in journal.due_messages(time.time())] == ["WARNING"]  # the other waits for it
+    first, second = (n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES))
+    assert "もう一度調査します" in second and second.endswith(first)
 
 
 def test_an_alert_after_the_recovery_is_told_as_a_further_outage(tmp_path: Path) -> None:
@@ -447,41 +448,29 @@ def test_an_alert_after_the_recovery_is_told_as_a_further_outage(tmp_path: Path)
     assert len(texts) == 4 and texts[-1].startswith("回復の確認後に再び発生しました: Late firing")
 
 
-def test_a_recovery_is_looked_at_until_it_is_seen(tmp_path: Path) -> None:
+def test_a_recovery_that_is_not_ok_is_checked_once_more(tmp_path: Path) -> None:
     slow: dict[str, Any] = {"status": "WARNING", "stuck_at": None, "failure_modes": [], "look_again_s": 0.1}
-    recovering = FOUND | {"document": FOUND["document"] | {"verdict": slow}}
-    executor = Odd(recovering, recovering, recovering, FOUND)
-    earlier = Journal(tmp_path / "journal.db")
-    earlier.accept([firing("I")], CONFIG, time.time())
-    earlier.next_job(time.time(), ())
-    earlier.conclude(earlier.incidents()[0].jobs[0], slow, time.time())
-    earlier.close()
-    with dispatched(tmp_path, executor, alert=firing("I", ended=True)) as (journal, _):
+    executor = Odd(FOUND, FOUND | {"document": FOUND["document"] | {"verdict": slow}})
+    with dispatched(tmp_path, executor) as (journal, _):
+        settled(journal, "done")
+        journal.accept([firing("I", ended=True)], CONFIG, time.time())
         until(lambda: journal.incidents()[0].closed is not None, lambda: repr(journal.incidents()), 30)
-        looks = [j for j in journal.incidents()[0].jobs if j.kind == "resolved"]
-    assert [o.sections for o in executor.orders] == [("6",)] * 4 and len(looks) == 4
-    waits = [later.started - (earlier.ended or 0) for earlier, later in itertools.pairwise(looks) if later.started]
-    assert waits[0] < waits[1] < waits[2], "each wait is longer than the one before"
+        assert [m["status"] for m in messages_of(journal)] == ["OK", "WARNING"], "one for each changed verdict"
+    assert [o.sections for o in executor.orders] == [("3",), ("6",), ("6",)]
     notes = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
-    assert sum("回復を再確認します" in n for n in notes) == 3
+    assert sum("回復をもう一度確認します" in n for n in notes) == 1
 
 
-def test_the_wait_for_the_next_look_at_a_recovery_is_that_of_their_number(tmp_path: Path) -> None:
-    """Neither the queue before it nor a stop of the receiver makes it longer."""
-    journal = Journal(tmp_path / "journal.db")
-    journal.accept([firing("I")], CONFIG, time.time() - 7200)
-    job = journal.next_job(time.time(), ())
-    assert job is not None and time.time() - job.made > 7000
-    look, jobs = replace(job, kind="resolved"), dispatcher_of(tmp_path, journal, Odd(FOUND), Metrics())
-
-    def wait(n: int, **verdict: Any) -> float | None:
-        planned = jobs._plan_second_run(replace(look, rerun=n), {"status": "WARNING"} | verdict)
-        return planned and round(planned[0] - time.time())
-
-    assert [wait(n) for n in range(4)] == [60, 120, 240, 480]
-    assert [wait(n, look_again_s=20) for n in range(3)] == [20, 40, 80]
-    assert wait(10) and wait(11) is None, "after a day it is closed"
-    journal.close()
+@pytest.mark.parametrize(
+    ("kind", "status", "named", "seconds"),
+    [
+        ("firing", "WARNING", 20.0, 20.0), ("firing", "CRITICAL", None, None), ("resolved", "WARNING", 20.0, 20.0),
+        ("resolved", "CRITICAL", None, 300.0), ("resolved", "OK", None, None), ("resolved", "UNKNOWN", 20.0, None),
+    ],
+)  # fmt: skip
+def test_when_a_verdict_may_change(kind: Any, status: str, named: float | None, seconds: float | None) -> None:
+    job = Job(1, "k", "I", kind, ("3",), "gone", {}, "a", False, False, "running", 1, 0.0, 0.0, None, "")
+    assert dispatcher._seconds_to_rerun(job, {"status": status, "look_again_s": named}) == seconds
 
 
 def test_after_the_last_try_it_is_given_up_and_told(tmp_path: Path) -> None:

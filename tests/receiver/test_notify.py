@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pandas as pd
 import pytest
@@ -24,12 +23,12 @@ from runbook_lib.book import messages
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import loop, notify, slack
 from runbook_lib.receiver.alert import Alert
-from runbook_lib.receiver.journal import Job, Journal, Notice
+from runbook_lib.receiver.journal import Journal
 from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.notify import Notifier
+from runbook_lib.receiver.work import Job, Notice
 from runbook_lib.runs import forks
 from runbook_lib.sources.settings import Settings
-from runbook_lib.store.archive import NOTES, Archive
 from tests.kit import web
 from tests.kit.journal import incident_of, messages_of
 from tests.kit.schemas import valid
@@ -89,7 +88,7 @@ def notified(
         verdict: dict[str, Any] = {"status": status, "stuck_at": None, "failure_modes": []}
         message = (f"{status} here", "what was found")
         journal.conclude(job, verdict, time.time(), places=addressed_to or [*places], message=message)
-    told = Notifier(journal, places, metrics, str(folder / "out"))
+    told = Notifier(journal, places, metrics)
     told.start()
     try:
         yield journal, metrics
@@ -144,47 +143,6 @@ def test_slack_gets_one_thread_an_incident(tmp_path: Path, monkeypatch: pytest.M
         send(f"slack://{token}/incidents", "CRITICAL")
     assert "Slack answered not_in_channel" in heard[-1] and token not in heard[-1]
     assert posts[-1]["channel"] == "#incidents"
-
-
-def test_a_reaction_in_slack_is_one_note_of_the_timeline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: list[str]
-) -> None:
-    token, looks, allowed = "xoxb-1234-5678-abcdefgh", list[dict[str, list[str]]](), [False]
-    posts: list[dict[str, Any]] = []
-
-    def answer(request: BaseHTTPRequestHandler) -> None:
-        assert request.headers["Authorization"] == f"Bearer {token}"
-        if request.command == "POST":
-            posts.append(web.told(request))
-            return web.reply(request, body=json.dumps({"ok": True, "ts": f"17.{len(posts)}"}).encode())
-        assert urlsplit(request.path).path == "/api/reactions.get"
-        looks.append(parse_qs(urlsplit(request.path).query))
-        if looks[-1]["timestamp"] == ["17.2"]:  # deleted
-            return web.reply(request, body=b'{"ok": false, "error": "message_not_found"}')
-        seen = [{"name": "eyes", "users": ["U07AOKI"]}, {"name": "+1", "users": ["U07AOKI", "U08SATO"]}]
-        said = {"ok": True, "message": {"reactions": seen}} if allowed[0] else {"ok": False, "error": "missing_scope"}
-        said = said if len(looks) != 2 else {"ok": True, "message": None}
-        web.reply(request, body=json.dumps(said).encode())
-
-    monkeypatch.setattr(notify, "LOOK_EVERY_S", 0.05)
-    with web.web(answer) as address:
-        monkeypatch.setattr(NotifySlack, "api_url", f"{address}/api/{{}}")
-        for url, n in ((f"slack://{token}/+C0123ABC", 1), (f"slack://{token}/incidents", 0)):
-            with notified(tmp_path / str(n), url, statuses=("CRITICAL", "CRITICAL")) as (journal, _):
-                until(lambda: journal.counts()["messages_sent"] == 2)
-                if n:
-                    until(lambda: any("answered missing_scope" in line for line in heard))
-                    allowed[0] = True
-                    looks.clear()
-                    until(lambda: len(looks) > 3)
-                    assert [sum(word in line for line in heard) for word in ("missing_scope", "not_found")] == [1, 1]
-            notes = Archive(str(tmp_path / str(n) / "out"), "I0").lines(NOTES)
-            assert [(note["who"], note["text"]) for note in notes] == [
-                ("slack:U07AOKI", "acknowledged in Slack"),
-                ("slack:U08SATO", "acknowledged in Slack"),
-            ][: 2 * n]
-    assert {(look["channel"][0], look["timestamp"][0]) for look in looks} == {("C0123ABC", f"17.{n}") for n in (1, 2)}
-    assert not any(token in line for line in heard)
 
 
 def bot() -> slack.Bot:
@@ -308,7 +266,7 @@ def test_a_message_that_is_sent_while_the_journal_is_read_is_not_sent_again(
 
     monkeypatch.setattr(forks, "call", call)
     journal = Journal(tmp_path / "journal.db")
-    told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics(), str(tmp_path / "out"))
+    told = Notifier(journal, {"p": "json://127.0.0.1:1"}, Metrics())
     for n in range(2):
         labels = {"alertname": "A", "incident": f"I{n}"}
         alert = Alert("A", True, "1", labels, "", pd.Timestamp(0, tz="UTC"), "g")
@@ -398,9 +356,9 @@ def test_a_file_of_urls_that_is_not_text_is_one_line(tmp_path: Path, monkeypatch
         assert str(e.value) == f"receiver.notify_urls: cannot read {name} ({why})"
 
 
-def job(rerun: int = 0, recurred: bool = False) -> Job:
+def job(rerun: bool = False, recurred: bool = False) -> Job:
     return Job(
-        1, "k", "INC-1", "firing", 1, ("3",), "main", {}, "Late firing: slow", rerun, recurred, "running", 1, 0.0, None,
+        1, "k", "INC-1", "firing", ("3",), "main", {}, "Late firing: slow", rerun, recurred, "running", 1, 0.0, None,
         None, "",
     )  # fmt: skip
 
@@ -437,7 +395,7 @@ def test_a_further_outage_is_told_as_one(lang: str, again: str, line: str) -> No
     for _, body in (told, given_up):
         assert body.startswith(f"{line}Late firing: slow\n")
     with messages.using(lang):
-        assert again not in "".join(notify.compose(job(rerun=1), came, "", "link"))
+        assert again not in "".join(notify.compose(job(rerun=True), came, "", "link"))
 
 
 def test_a_message_is_not_too_long_and_keeps_its_link() -> None:

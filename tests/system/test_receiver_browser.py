@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from runbook_lib.receiver.auth import Auth
-from runbook_lib.receiver.journal import Job
+from runbook_lib.receiver.work import Job
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import Archive
 from tests.kit import ROOT, barriers
