@@ -31,8 +31,7 @@ _PICTURE = re.compile(r"(?:image|audio|video)/(?!svg)|application/pdf")
 
 
 def scrub(nb: Notebook, masker: Masker) -> None:
-    """Remove secrets and unmasked outputs from a notebook; the library's own outputs contain no secret."""
-    drop_outputs(nb, record.REVEALED_MIME)
+    """Remove secrets from a notebook; the library's own outputs contain no secret."""
     clean_texts(nb, masker.scrub_once)
 
 
@@ -58,11 +57,6 @@ def clean_texts(nb: dict[str, Any], clean: Callable[[str], str]) -> None:
                         del data[kind]
                 elif not _PICTURE.match(kind):
                     data[kind] = cleaned(data[kind])
-
-
-def drop_outputs(nb: dict[str, Any], kind: str) -> None:
-    """Remove the outputs of a MIME type, such as unmasked user ids (`record.REVEALED_MIME`)."""
-    _keep_outputs(nb, lambda data: kind not in data)
 
 
 def _keep_outputs(nb: dict[str, Any], wanted: Callable[[dict[str, Any]], bool]) -> None:

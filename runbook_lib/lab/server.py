@@ -23,7 +23,6 @@ from runbook_lib.model.finding import replace
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker, secrets_of
 from runbook_lib.sources import settings
-from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import digest
 from runbook_lib.store.lines import run_line
@@ -33,7 +32,7 @@ from runbook_lib.store.run import Run, conclusion, read_run, run_of_cells
 def _load_jupyter_server_extension(app: Any) -> None:
     app.contents_manager.register_pre_save_hook(before_save)
     app.contents_manager.register_post_save_hook(after_save)
-    # Kernels know by it that they may reveal: the hooks are in place.
+    # Kernels know by it that they may keep the user ids of tokens in memory.
     os.environ["RUNBOOK_LAB"] = str(os.getpid())
     _serve_incident_page(app.web_app, Path(app.root_dir))
 
@@ -66,11 +65,10 @@ def _serve_incident_page(web_app: Any, folder: Path) -> None:
 
 
 def before_save(model: dict[str, Any], **_: Any) -> None:
-    """Take what was revealed, and secrets, out of what the browser sends. Refuses the save when it can not."""
+    """Take secrets out of what the browser sends. Refuses the save when it can not."""
     if model.get("type") != "notebook" or not model.get("content"):
         return
     try:
-        artifact.drop_outputs(model["content"], record.REVEALED_MIME)
         artifact.clean_texts(model["content"], Masker(_target_secrets()).without_secrets)
     except Exception as e:
         from tornado.web import HTTPError

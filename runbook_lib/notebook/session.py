@@ -34,7 +34,6 @@ from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follo
 from runbook_lib.model.finding import Answer, Finding, Reason, Status, Verdict, Window, complete, say
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.notes import keep_note
-from runbook_lib.privacy.masking import TOKEN
 from runbook_lib.sources import settings
 from runbook_lib.sources.settings import Target
 from runbook_lib.sources.source import SourceError
@@ -257,19 +256,6 @@ class Session:
             raise UsageError("this is a replay: its notes would stand in no incident")
         kept = keep_note(self.context.archive, masker.scrub_once(text), whoami(), self.context.section.number)
         return render.sentence(kept, run=self.opened)
-
-    @_in_its_language
-    def reveal(self, *texts: str) -> render.Revealed:
-        """Show the user ids behind the tokens in `texts` on the screen only; they are never saved.
-
-        Raises UsageError outside `runbook lab`, whose server keeps it out of the file.
-        """
-        if self.context.masker.people is None:
-            raise UsageError("only `runbook lab` can reveal: elsewhere the page is saved as it is shown")
-        tokens = dict.fromkeys(token for text in texts for token in TOKEN.findall(text))
-        if not tokens:
-            raise UsageError("nothing to reveal: name a token such as rb.reveal('user-1a2b3c4d')")
-        return render.Revealed({t: self.context.masker.people.get(t) for t in tokens})
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

@@ -30,7 +30,7 @@ from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, Archive
 from runbook_lib.store.lines import run_line
-from runbook_lib.store.run import read_run, run_of_cells
+from runbook_lib.store.run import read_run
 from runbook_lib.view import render
 
 SECRET, WHO = "hunter2-secret", "alice@example.org"
@@ -83,10 +83,6 @@ def add(nb: Any, *outputs: Any, source: str = "mine") -> Any:
     return nb
 
 
-def revealed() -> Any:
-    return output(render.Revealed({"user-00000001": WHO}))
-
-
 def save(nb: Any, caplog: pytest.LogCaptureFixture | None = None) -> Path:
     """As the Jupyter server does: hook, write, hook."""
     model = {"type": "notebook", "content": json.loads(nbformat.writes(nb))}
@@ -109,14 +105,6 @@ def archived() -> list[dict[str, Any]]:
 
 def everything() -> str:
     return "\n".join(p.read_text() for p in Path("out").rglob("*") if p.is_file())
-
-
-def test_what_was_revealed_is_not_written() -> None:
-    nb = add(executed(found(STEPS[0])), revealed(), stream("kept"))
-    path = save(nb)
-    assert WHO not in path.read_text() + everything()
-    assert "kept" in path.read_text()
-    assert WHO in nbformat.writes(nb), "the page itself keeps it"
 
 
 def test_secrets_are_not_written_and_what_is_masked_stays() -> None:
@@ -238,7 +226,7 @@ def test_a_failure_to_archive_is_a_line_in_the_log_and_no_more(
     assert archive().partials() == [] and (not wrong or not Path("out").exists())
 
 
-# Revealing ------------------------------------------------------------------------------------------------------
+# What the session knows -----------------------------------------------------------------------------------------
 
 
 def session() -> Session:
@@ -252,21 +240,7 @@ def in_lab(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JPY_PARENT_PID", "4711")
 
 
-@pytest.mark.usefixtures("in_lab")
-def test_a_token_is_shown_with_who_stands_behind_it() -> None:
-    rb = session()
-    masked = rb.context.masker.frame(pd.DataFrame({"user_id": [WHO], "aggregate_key": ["bob:sku-1"]}))
-    shown = rb.reveal(masked["user_id"][0], masked["aggregate_key"][0], "user-ffffffff")
-    one, two, three = shown._repr_mimebundle_()["text/plain"].split("\n")
-    assert one == f"{masked['user_id'][0]} is {WHO}"
-    assert two.endswith(" is bob")
-    assert three.startswith("user-ffffffff is not known in this kernel")
-    assert WHO not in repr(shown) + repr(rb.context.masker)
-    with pytest.raises(UsageError, match="nothing to reveal"):
-        rb.reveal("alice")
-
-
-def test_only_the_lab_can_reveal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_lab_keeps_user_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that papermill starts in a terminal of JupyterLab has the variable, but another parent."""
     for server, parent in ((None, None), (None, "1"), ("4711", "1"), ("4711", None)):
         for name, value in (("RUNBOOK_LAB", server), ("JPY_PARENT_PID", parent)):
@@ -274,18 +248,10 @@ def test_only_the_lab_can_reveal(monkeypatch: pytest.MonkeyPatch) -> None:
             if value:
                 monkeypatch.setenv(name, value)
         rb = session()
-        token = str(rb.context.masker.person(WHO))
+        rb.context.masker.person(WHO)
         assert rb.context.masker.people is None
         with pytest.raises(UsageError, match="only `runbook lab`"):
-            rb.reveal(token)
-
-
-def test_a_revealed_output_is_in_no_artifact_however_it_is_made() -> None:
-    nb = add(executed(found(STEPS[0])), revealed())
-    artifact.scrub(nb, Masker.of([URL], "INC-1"))
-    run = run_of_cells(nb.cells, SECTION.number, catalog.load())
-    made = artifact.make(nb, run, {"incident_id": "INC-1"}, "s")
-    assert WHO.encode() not in b"".join(made.files.values()) + json.dumps(made.entry).encode()
+            rb.person()
 
 
 def test_a_token_that_a_cell_prints_stays_in_the_artifact() -> None:
