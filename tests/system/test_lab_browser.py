@@ -239,7 +239,6 @@ def test_the_start_page_leads_on_by_keyboard_alone(opened: Page, server: Server)
     assert page.url.startswith(f"{server.url}/runbook/{INCIDENT}/") and "payments desk" in page.inner_text("body")
     rows = page.locator("tr", has=page.locator('a[href^="/lab/tree/"]'))
     assert rows.count() == len(catalog.load().runnable())
-    assert rows.filter(has_text="run this").all_inner_texts()[0].startswith("3 ")
     barriers.none_on(page)
     while page.evaluate("document.activeElement.innerText || ''").split(" ")[0] != "4.1":
         page.keyboard.press("Tab")
@@ -282,9 +281,8 @@ def test_a_note_is_a_line_of_the_incident(page: Page, server: Server) -> None:
     assert note["section"] == "4.1"
 
 
-def test_saving_archives_a_run_once_and_a_reload_shows_it(page: Page, server: Server) -> None:
+def test_a_run_is_archived_once_without_a_save_and_a_reload_shows_it(page: Page, server: Server) -> None:
     run(page, f'rb.step("{FIRST}")')
-    save(page)
     archived = runs(server)
     assert re.fullmatch(r"\d{8}T\d{6}Z-4\.1(\.\d+)?-OK", archived[-1])
     names = server.archive.names()
