@@ -205,6 +205,7 @@ _ENGINE = Pack(
         "ledger": "governance.ledger:Ledger",
         "approval": "governance.approval:check_approval",
         "gone": "cli.gone:refuse",
+        "archive_run": "lab.archiving:archive_run",
         "dask": "integrations.dask:DaskExecutor",
         "supervisorctl": "gameday.supervisor:SupervisorctlRunner",
     },

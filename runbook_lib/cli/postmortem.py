@@ -23,9 +23,9 @@ from runbook_lib.sources import settings
 @click.option("--check", is_flag=True, help="run nothing: name the mandatory items that are missing (exit code 2)")
 @common.AS_JSON
 def postmortem_(incident: str, check: bool, output: str, as_json: bool, **options: Any) -> int:
-    """Draft a postmortem; what people wrote stays.
+    """Draft a postmortem, or check it.
 
-    It can also be checked.
+    A draft replaces no other: the second is postmortem-2.md. postmortem.md is checked.
     """
     archive = common.existing_archive(incident, output)
     if check:
@@ -91,11 +91,7 @@ def _draft_postmortem(
     else:
         for finding in result.findings:
             click.echo(render.finding_line(finding))
-        if written.kept:
-            common.echo_text(say("postmortem.kept", names=", ".join(written.kept)))
         click.echo(f"\n{written.markdown}\n{written.page}\n{seal.seal_text(archive)}")
-    if written.backup:
-        click.echo(f"runbook: {messages.text(say('postmortem.backup', file=written.backup))}", err=True)
     if result.problem:
         click.echo(f"runbook: section {result.section}: {result.problem}", err=True)
     return int(verdict.status.value)

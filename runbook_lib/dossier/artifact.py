@@ -18,7 +18,7 @@ from runbook_lib.dossier import policy
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.store import record
 from runbook_lib.store.files import digest
-from runbook_lib.store.run import Run, conclusion, run_to_json
+from runbook_lib.store.run import Run, run_to_json
 from runbook_lib.view import links, render
 
 Notebook = nbformat.NotebookNode
@@ -31,8 +31,7 @@ _PICTURE = re.compile(r"(?:image|audio|video)/(?!svg)|application/pdf")
 
 
 def scrub(nb: Notebook, masker: Masker) -> None:
-    """Remove secrets and unmasked outputs from a notebook; the library's own outputs contain no secret."""
-    drop_outputs(nb, record.REVEALED_MIME)
+    """Remove secrets from a notebook; the library's own outputs contain no secret."""
     clean_texts(nb, masker.scrub_once)
 
 
@@ -58,29 +57,6 @@ def clean_texts(nb: dict[str, Any], clean: Callable[[str], str]) -> None:
                         del data[kind]
                 elif not _PICTURE.match(kind):
                     data[kind] = cleaned(data[kind])
-
-
-def drop_outputs(nb: dict[str, Any], kind: str) -> None:
-    """Remove the outputs of a MIME type, such as unmasked user ids (`record.REVEALED_MIME`)."""
-    _keep_outputs(nb, lambda data: kind not in data)
-
-
-def _keep_outputs(nb: dict[str, Any], wanted: Callable[[dict[str, Any]], bool]) -> None:
-    for cell in nb["cells"]:
-        if "outputs" in cell:
-            cell["outputs"] = [o for o in cell["outputs"] if wanted(o.get("data", {}))]
-
-
-def keep_last_run(nb: Notebook) -> Notebook | None:
-    """Return a copy with the outputs of the last run only; None if that run is not concluded.
-
-    A notebook in a browser also has outputs of earlier runs and of the responder's own cells.
-    """
-    last = max((run["opened"] for run in record.read_outputs(nb.cells, record.RUN_MIME)), default="")
-    nb = nbformat.from_dict(nb)
-    _keep_outputs(nb, lambda data: data.get(record.RUN_MIME) == {"opened": last})
-    found = {f["step"]: f["status"] for f in record.read_outputs(nb.cells, record.FINDING_MIME)}
-    return nb if found and found.items() <= conclusion(nb.cells).get("steps", {}).items() else None
 
 
 def html(nb: Notebook, title: str, evidence: str = "") -> str:

@@ -1,6 +1,6 @@
-"""The mandatory items of a postmortem: parse and check the record in its draft's YAML blocks.
+"""The mandatory items of a postmortem: parse and check the record in its draft's front matter.
 
-There are four items, as the section of the postmortem in docs/runbook.md has them, with one fenced block each.
+There are four items, as the section of the postmortem in docs/runbook.md has them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from annotated_types import Predicate
-from markdown_it import MarkdownIt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from runbook_lib.model.finding import Text, say
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 MARKDOWN = "postmortem.md"
 MEASURE = ("kind", "measure", "owner", "due", "whole")
 
+_BOUNDARY = re.compile(r"^---[ \t]*$", re.MULTILINE)
 _DONE = re.compile(r"\s*(\d{4}-\d\d-\d\d|yes\b|true\b)", re.IGNORECASE)
 _OPEN = r"(?-i:\bTODO\b|\bTBD\b)|to be filled in|^null$|要記入|未記入|未定"  # Todo is a name, too
 
@@ -120,18 +120,21 @@ class MissingItem:
     problem: Text
 
 
+def split_draft(draft: str) -> tuple[str, str]:
+    """Return a draft's front matter, "" if it has none, and its text."""
+    before, *parts = _BOUNDARY.split(draft.replace("\r\n", "\n"), maxsplit=2)
+    return (parts[0], parts[1]) if len(parts) == 2 and not before.strip("\ufeff\n ") else ("", draft)
+
+
 def parse_record(draft: str) -> dict[str, Any]:
-    """Return the data of a draft's YAML blocks, all values as text; for an unreadable block, its line number."""
-    found: dict[str, Any] = {}
-    for fence in MarkdownIt("commonmark").parse(draft):
-        if fence.type == "fence" and fence.map and fence.info.strip() == "yaml":
-            try:
-                data = yaml.load(fence.content, Loader=yaml.BaseLoader)  # noqa: S506 - it makes only text
-            except yaml.YAMLError as e:
-                line = fence.map[0] + 2 + getattr(getattr(e, "problem_mark", None), "line", 0)
-                data = dict.fromkeys(re.findall(r"^(\w+):", fence.content, re.MULTILINE), line)
-            found |= data if isinstance(data, dict) else {}
-    return found
+    """Return the data of a draft's front matter, all values as text; if it is unreadable, each item's line number."""
+    front, _ = split_draft(draft)
+    try:
+        data = yaml.load(front, Loader=yaml.BaseLoader)  # noqa: S506 - it makes only text
+    except yaml.YAMLError as e:
+        line = 1 + getattr(getattr(e, "problem_mark", None), "line", 0)
+        return dict.fromkeys(re.findall(r"^(\w+):", front, re.MULTILINE), line)
+    return data if isinstance(data, dict) else {}
 
 
 def missing(draft: str, book: Catalog) -> list[MissingItem]:

@@ -1,10 +1,8 @@
 """The draft of a postmortem: generated from a run of its section, completed by a person.
 
-The draft is Markdown. Text between `<!-- person:NAME -->` and `<!-- /person -->` is written by a person and preserved
-when the draft is generated again, also in another language. Everything else is generated; if a generated part was
-edited, the old file is saved as `postmortem.md.bak-<time>`. The mandatory items are fenced YAML blocks: together they
-are the `IncidentRecord`, and only they are checked. The HTML page beside the draft has the same text and is
-self-contained.
+The draft is Markdown, written once and never overwritten: another one stands beside it (`postmortem-2.md`). The
+mandatory items are its front matter, in YAML: they are the `IncidentRecord`, and only they are checked. The HTML page
+beside the draft has the same text and is self-contained.
 """
 
 from __future__ import annotations
@@ -18,17 +16,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import jinja2
-import pandas as pd
 import yaml
 from markdown_it.common.utils import escapeHtml
 from markupsafe import Markup
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.dossier.mandatory import MARKDOWN, IncidentRecord, ObjectiveImpact
+from runbook_lib.dossier.mandatory import MARKDOWN, IncidentRecord, ObjectiveImpact, split_draft
 from runbook_lib.model.finding import Finding, Text, hop_text, say
 from runbook_lib.store import record
 from runbook_lib.store.archive import PARTIAL, Archive
-from runbook_lib.store.files import digest
 from runbook_lib.store.lines import read_logs
 from runbook_lib.view import links, render
 
@@ -37,68 +33,7 @@ if TYPE_CHECKING:
 
 PAGE = "postmortem.html"
 
-_BLOCK = re.compile(
-    r"<!--[ \t]*person:(?P<name>[\w-]+)(?:[ \t]+default=(?P<default>\w+))?[ \t]*-->"
-    r"(?P<text>.*?)<!--[ \t]*/person[ \t]*-->",
-    re.DOTALL,
-)
-_HEAD = re.compile(r"<!-- runbook postmortem, generated=(\w+) -->")
 _CHART = "<!-- chart -->"
-
-
-# A person's text --------------------------------------------------------------------------------------------
-
-
-def _normalize_text(text: str) -> str:
-    """Return a text without what an editor changes by itself: line ends, trailing blanks, empty lines."""
-    lines = (line.rstrip() for line in text.replace("\r\n", "\n").split("\n"))
-    return "\n".join(line for line in lines if line)
-
-
-def _short_digest(text: str) -> str:
-    return digest(_normalize_text(text).encode())[:12]
-
-
-def block(name: str, text: str, default: str) -> str:
-    """Return a person's block; `default` is its initial text."""
-    return f"<!-- person:{name} default={_short_digest(default)} -->\n{text}\n<!-- /person -->"
-
-
-def person_blocks(draft: str) -> dict[str, str]:
-    """Return a person's texts by block; blocks with their default text are left out."""
-    found: dict[str, str] = {}
-    for m in _BLOCK.finditer(draft.replace("\r\n", "\n")):
-        text = m["text"].strip("\n")
-        if _short_digest(text) != m["default"]:
-            found[m["name"]] = f"{found[m['name']]}\n\n{text}" if m["name"] in found else text
-    return found
-
-
-def _generated_part(draft: str) -> str:
-    """Return the generated part of a draft: without the text of a person's blocks and without its digest line."""
-    without = _BLOCK.sub(lambda m: f"<!-- person:{m['name']} -->", draft)
-    return _normalize_text(_HEAD.sub("", without, count=1))
-
-
-def is_edited(draft: str) -> bool:
-    """Return whether a generated part was edited: the edit would be lost when the draft is generated again."""
-    head = _HEAD.search(draft)
-    return head is None or head[1] != _short_digest(_generated_part(draft))
-
-
-def compose(draft: str, kept: Mapping[str, str]) -> str:
-    """Return a new draft with a person's texts of an earlier one, and with a digest over its generated parts."""
-    names = {m["name"] for m in _BLOCK.finditer(draft)}
-
-    def filled(m: re.Match[str]) -> str:
-        text = kept.get(m["name"], m["text"].strip("\n"))
-        return f"<!-- person:{m['name']} default={m['default']} -->\n{text}\n<!-- /person -->"
-
-    body = _BLOCK.sub(filled, draft).rstrip("\n")
-    for name, text in kept.items():
-        if name not in names:
-            body += f"\n\n{block(name, text, '')}"
-    return f"<!-- runbook postmortem, generated={_short_digest(_generated_part(body))} -->\n{body}\n"
 
 
 # The draft --------------------------------------------------------------------------------------------------
@@ -121,34 +56,24 @@ def md(value: Any) -> Md:
 
 @dataclass(frozen=True)
 class WrittenDraft:
-    """The written draft: its files, the names of preserved person blocks, and the backup of an edited file."""
+    """The written draft and its page."""
 
     markdown: str
     page: str
-    kept: tuple[str, ...]
-    backup: str | None
 
 
 def write(
     archive: Archive, findings: Iterable[Finding], *, target: str, artifact: str | None, chart: str | None, made: str
 ) -> WrittenDraft:
-    """Write the draft from a run of its section and preserve a person's texts. Raises OSError.
+    """Write the draft from a run of its section, beside earlier ones. Raises OSError.
 
     `artifact` is that run's name, `chart` its picture (PNG in base64).
     """
-    before = archive.read_or_none(MARKDOWN)
-    old = (before or b"").decode(errors="replace")
-    kept = person_blocks(old)
-    text = compose(draft(findings, incident=archive.incident, target=target, artifact=artifact, made=made), kept)
-    backup = None
-    if before is not None and (is_edited(old) or old.encode() != before):
-        taken = set(archive.names())
-        stem = f"{MARKDOWN}.bak-{pd.Timestamp(made):%Y%m%dT%H%M%SZ}"
-        backup = next(n for i in range(1, 10_000) if (n := stem if i == 1 else f"{stem}.{i}") not in taken)
-        archive.write(backup, before)
-    archive.write(MARKDOWN, text.encode())
-    archive.write(PAGE, page(text, archive.incident, chart).encode())
-    return WrittenDraft(f"{archive.place}/{MARKDOWN}", f"{archive.place}/{PAGE}", tuple(sorted(kept)), backup)
+    text = draft(findings, incident=archive.incident, target=target, artifact=artifact, made=made)
+    markdown = archive.write_new(MARKDOWN, text.encode())
+    shown = f"{markdown.removesuffix('.md')}.html"
+    archive.write(shown, page(text, archive.incident, chart).encode())
+    return WrittenDraft(f"{archive.place}/{markdown}", f"{archive.place}/{shown}")
 
 
 def refresh_page(archive: Archive, draft: str) -> None:
@@ -186,21 +111,16 @@ def _find_chart(notebook: bytes) -> str | None:
 
 
 def draft(findings: Iterable[Finding], *, incident: str, target: str, artifact: str | None, made: str) -> str:
-    """Return the generated draft without a person's texts; the section's first steps are the items of the record."""
+    """Return the generated draft; the section's first steps are the items of its record."""
     steps = dict(zip(IncidentRecord.model_fields, findings, strict=False))
 
     def t(key: str, **params: Any) -> Md:
         shown = {k: v if v is None or isinstance(v, int | float | Text) else md(v) for k, v in params.items()}
         return Md(messages.text(say(key, **shown)))
 
-    def person(name: str, default: str) -> Md:
-        return Md(block(name, default, default))
-
-    answers = _prefill_record(steps)
     values: dict[str, Any] = {
         "t": t,
-        "person": person,
-        "data": lambda item: person(f"data-{item}", _yaml_block(item, answers[item], t(f"postmortem.hint.{item}"))),
+        "record": [Md(_dump_item(item, data)) for item, data in _prefill_record(steps).items()],
         "headline": lambda item: md(messages.text(steps[item].headline)) if item in steps else t("postmortem.not_run"),
         "notes": lambda item: [md(messages.text(n)) for n in steps[item].notes] if item in steps else [],
         "rows": lambda item, frame: _frame_rows(steps.get(item), frame),
@@ -278,11 +198,11 @@ def _prefill_record(steps: Mapping[str, Finding]) -> dict[str, Any]:
     }
 
 
-def _yaml_block(item: str, data: Any, hint: str) -> str:
-    """Return one item of the record as a fenced YAML block."""
+def _dump_item(item: str, data: Any) -> str:
+    """Return one item of the record as YAML, below a comment that says what belongs there."""
     flow = None if item in ("impact", "timeline") else False  # a long text is easier to read on its own line
     text = yaml.safe_dump({item: data}, allow_unicode=True, sort_keys=False, width=110, default_flow_style=flow)
-    return f"```yaml\n# {hint}\n{text}```"
+    return f"# {messages.text(say(f'postmortem.hint.{item}'))}\n{text}"
 
 
 def _artifact_link(name: Any, words: Any = None) -> Md:
@@ -317,17 +237,7 @@ _MARKDOWN.add_render_rule("image", lambda self, tokens, i, options, env: escapeH
 
 
 def page(text: str, incident: str, chart: str | None) -> str:
-    """Return the draft as one self-contained HTML page; blocks that a person must still fill in are marked."""
-
-    def html(part: str) -> Any:
-        return Markup(_MARKDOWN.render(part))  # noqa: S704 - what the text holds is escaped
-
-    parts: list[tuple[str, list[Any]]] = []
-    end = 0
-    text = _HEAD.sub("", text, count=1)
-    for m in _BLOCK.finditer(text):
-        parts.append(("", [html(part) for part in text[end : m.start()].split(_CHART)]))
-        parts.append(("todo" if _short_digest(m["text"].strip("\n")) == m["default"] else "done", [html(m["text"])]))
-        end = m.end()
-    parts.append(("", [html(part) for part in text[end:].split(_CHART)]))
-    return render.html("postmortem", incident=incident, parts=parts, chart=chart)
+    """Return the draft as one self-contained HTML page, with its record at the end."""
+    front, body = split_draft(text)
+    parts = [Markup(_MARKDOWN.render(part)) for part in body.split(_CHART)]  # noqa: S704 - what it holds is escaped
+    return render.html("postmortem", incident=incident, parts=parts, chart=chart, record=front.strip())

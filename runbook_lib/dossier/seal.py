@@ -18,8 +18,6 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from runbook_lib.dossier import postmortem
-from runbook_lib.dossier.mandatory import MARKDOWN
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, visible
 from runbook_lib.privacy.masking import Masker
@@ -33,7 +31,7 @@ from runbook_lib.store.lines import is_line
 DIGITS = 32
 _HEAD = re.compile(rf"seal:([^\s:/]+):(\d{{1,9}})\.(\d{{1,9}})\.(\d{{1,9}}):([0-9a-f]{{{DIGITS}}})(?![0-9a-f])")
 #: Files that are generated again, or written by people, and therefore not sealed.
-_UNSEALED = re.compile(rf"index\.html|systems\.html|{MARKDOWN}(\.bak-.*)?|{postmortem.PAGE}|.*{re.escape(PARTIAL)}")
+_UNSEALED = re.compile(rf"index\.html|systems\.html|postmortem(-\d+)?\.(md|html)|.*{re.escape(PARTIAL)}")
 _SQLITE = b"SQLite format 3\0"
 
 

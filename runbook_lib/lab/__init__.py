@@ -1,1 +1,1 @@
-"""JupyterLab: a responder's copies, and what its server does when one is saved."""
+"""JupyterLab: a responder's copies, and what keeps their runs."""

@@ -28,14 +28,13 @@ from runbook_lib.book import messages, pack, queries
 from runbook_lib.book.parameters import mask_free_texts, parameters_class, validate, whoami
 from runbook_lib.checks import samples
 from runbook_lib.checks.check import Check, checks
-from runbook_lib.checks.context import Context, Progress, open_context
+from runbook_lib.checks.context import Context, Progress, in_lab, open_context
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
 from runbook_lib.model.finding import Answer, Finding, Reason, Status, Verdict, Window, complete, say
 from runbook_lib.model.times import now
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.notes import keep_note
-from runbook_lib.privacy.masking import TOKEN
 from runbook_lib.sources import settings
 from runbook_lib.sources.settings import Target
 from runbook_lib.sources.source import SourceError
@@ -76,6 +75,7 @@ class Session:
         self.opened = now()
         self._top: DisplayHandle | None = None
         self._cards: dict[str, DisplayHandle | None] = {}
+        self._charts: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
         self._bottom: DisplayHandle | None = None
         self.shows = False
         self.answers: tuple[Answer, ...] = ()
@@ -125,11 +125,12 @@ class Session:
         if step not in self.findings:
             self._run_step(step)
         finding = self.findings[step]
+        self._charts.pop(step, None)
         for describe in self._find_check(step).described_charts(finding.frames, self.context.given(step)):
             mark = render.run_mark(self.opened)
             try:
                 chart = describe()
-                shown = chart.display() if chart else []
+                shown = [bundle | mark for bundle in chart.display()] if chart else []
             except Exception as e:
                 if os.environ.get("RUNBOOK_DEBUG"):
                     raise
@@ -139,7 +140,8 @@ class Session:
             if chart is None:
                 display(mark | {"text/plain": messages.text(say("chart.no_data"))}, raw=True)
             else:
-                display(*(bundle | mark for bundle in shown), raw=True, metadata=chart.metadata())
+                display(*shown, raw=True, metadata=chart.metadata())
+                self._charts.setdefault(step, []).extend((bundle, chart.metadata()) for bundle in shown)
 
     @_in_its_language
     def queries(self, step: str) -> StepQueries:
@@ -259,19 +261,6 @@ class Session:
         kept = keep_note(self.context.archive, masker.scrub_once(text), whoami(), self.context.section.number)
         return render.sentence(kept, run=self.opened)
 
-    @_in_its_language
-    def reveal(self, *texts: str) -> render.Revealed:
-        """Show the user ids behind the tokens in `texts` on the screen only; they are never saved.
-
-        Raises UsageError outside `runbook lab`, whose server keeps it out of the file.
-        """
-        if self.context.masker.people is None:
-            raise UsageError("only `runbook lab` can reveal: elsewhere the page is saved as it is shown")
-        tokens = dict.fromkeys(token for text in texts for token in TOKEN.findall(text))
-        if not tokens:
-            raise UsageError("nothing to reveal: name a token such as rb.reveal('user-1a2b3c4d')")
-        return render.Revealed({t: self.context.masker.people.get(t) for t in tokens})
-
     @contextmanager
     def progress(self) -> Iterator[Progress]:
         """Show a progress bar in the notebook; it disappears at the end."""
@@ -288,11 +277,28 @@ class Session:
     def conclude(self) -> None:
         """Show the verdict of the section, every planned step exactly once, and the cost of the queries.
 
-        It is updated when a step is run again.
+        It is updated when a step is run again. In `runbook lab` the run is archived with it.
         """
         self._bottom = display(self._conclusion(), display_id=True)
         if self._top is not None:
             self._top.update(self._banner(self.verdict()))
+        self._archive()
+
+    def _archive(self) -> None:
+        """Archive the run as it stands, in `runbook lab`; a failure is a line below the verdict, and no more."""
+        if not in_lab() or self.context.recorded is not None:
+            return
+        cells: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+        cells["rb = open_section(...)"] = [(self._banner(self.verdict())._repr_mimebundle_(), {})]
+        for step in self.findings:
+            cells[f'rb.step("{step}")'] = [(self._card(step)._repr_mimebundle_(), {})]
+            cells[f'rb.chart("{step}")'] = self._charts.get(step, [])
+        cells["rb.conclude()"] = [(self._conclusion()._repr_mimebundle_(), {})]
+        try:
+            pack.hook("archive_run")(self.context, cells)
+        except Exception as e:
+            detail = self.context.masker.scrub(str(e) if isinstance(e, UsageError) else f"{type(e).__name__}: {e}")
+            display(render.sentence(say("lab.not_archived", detail=detail), run=self.opened))
 
     @_in_its_language
     def run_steps(self) -> Verdict:
@@ -354,6 +360,7 @@ class Session:
             self._bottom.update(self._conclusion())
             if self._top is not None:
                 self._top.update(self._banner(self.verdict()))
+            self._archive()
 
     def _warn_of_age(self) -> None:
         """Warn if the run is older than `OLD_S`: a step that is run now reads a later state than the others."""

@@ -77,7 +77,7 @@ def _random_salts(count: int) -> bytes:
 class Masker:
     """Scrubs the secrets of one target and gives people stable tokens within one incident.
 
-    `people` has the user id of each token, in memory only; None if it may not be revealed. `salts` returns the salts of
+    `people` has the user id of each token, in memory only; None if it is not kept. `salts` returns the salts of
     the incident when the first token is made, or b"" if it has none, and tokens then depend on `key` alone.
     """
 

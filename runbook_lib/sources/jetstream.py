@@ -164,11 +164,6 @@ class JetStream:
         """Return the account's INFO: limits{max_memory, max_storage, max_streams, max_consumers, ...}."""
         return _require_fields(self._call_api("INFO"), "limits")
 
-    def names(self, stream: str | None = None) -> list[str]:
-        """Return STREAM.NAMES, or CONSUMER.NAMES of a stream: the first 1,024."""
-        call, kind = (f"CONSUMER.NAMES.{stream}", "consumers") if stream else ("STREAM.NAMES", "streams")
-        return list(self._call_api(call).get(kind) or [])
-
     def message(self, stream: str, seq: int, subject: str | None = None) -> Message | None:
         """Return the stored message at that sequence, or with `subject` the next one at or after it.
 

@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,16 @@ class Archive:
         else:
             with self._store_errors(name):
                 self._filesystem.pipe_file(self._path(name), content)
+
+    def write_new(self, name: str, content: bytes) -> str:
+        """Write a file that replaces none, and return its name: `name`, or with a number in it. Raises OSError."""
+        stem, _, ending = name.rpartition(".")
+        with self.locked():
+            taken = {*self.names()}
+            name = next(n for i in count(1) if (n := name if i == 1 else f"{stem}-{i}.{ending}") not in taken)
+            if not self._create_file(name, content):
+                self.write(name, content)
+        return name
 
     def read(self, name: str) -> bytes:
         """Return a file of the incident. Raises OSError; FileNotFoundError if it does not exist."""

@@ -29,8 +29,6 @@ VERDICT_MIME = "application/vnd.runbook.verdict+json"
 BANNER_MIME = "application/vnd.runbook.banner+json"
 #: Marks whatever the library shows with the moment its run was opened: a notebook may hold the outputs of several.
 RUN_MIME = "application/vnd.runbook.run+json"
-#: Marks what a responder unmasked on the screen; never part of anything that is saved.
-REVEALED_MIME = "application/vnd.runbook.revealed+json"
 
 T = TypeVar("T")
 #: The types that JSON has, and what they may be read as.

@@ -17,7 +17,7 @@ class StepResult:
     """A step's present finding; it is updated when the step runs again.
 
     A cell that ends with it shows its card, except the cell in which the step has shown it. User ids are masked in all
-    of it (see `Session.reveal`).
+    of it.
     """
 
     def __init__(self, card: Callable[[], render.Card], about: str) -> None:

@@ -230,27 +230,6 @@ def progress_bar(share: float | None, text: Text, run: str = "") -> Shown:
 
 
 @dataclass(frozen=True)
-class Revealed:
-    """User ids behind tokens, for the screen only: marked so that no saved file contains them."""
-
-    people: Mapping[str, str | None]
-    lang: str = field(default_factory=messages.language)
-
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        lines = [
-            say("lab.person", token=token, user=user) if user is not None else say("lab.nobody", token=token)
-            for token, user in self.people.items()
-        ]
-        return {
-            "text/plain": "\n".join(messages.text(line, self.lang) for line in lines),
-            record.REVEALED_MIME: {},
-        }
-
-    def __repr__(self) -> str:
-        return f"Revealed({', '.join(self.people)})"
-
-
-@dataclass(frozen=True)
 class ActionCard(NotebookOutput):
     """An action and what became of it."""
 

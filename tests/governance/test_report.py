@@ -35,22 +35,18 @@ from tests.kit.schemas import valid
 
 T0 = pd.Timestamp("2026-03-01T12:00:00Z")
 NOW = pd.Timestamp("2026-03-31T15:30:00Z")
-RECORD = """# What people wrote
-```yaml
+RECORD = """---
 origin: FM-OB-01
-```
-```yaml
 timeline:
   ttd_seconds: １２０
   ttr_seconds: {not_measurable: nobody looked}
-```
-```yaml
 measures:
   - {kind: control, measure: a probe, owner: Mori, due: 2026-05-01}
   - {kind: design, measure: two pods, owner: Sato, due: }
   - {kind: measure, measure: an alert, owner: Abe, due: 2026-04-01, done: 2026-03-20}
   - {kind: measure, measure: a proposal that nobody took up, owner: , due: }
-```
+---
+# What people wrote
 """
 
 

@@ -162,7 +162,7 @@ def test_a_file_that_no_line_names_is_named(victim: tuple[Archive, list[ChainHea
     archive, seen = victim
     for name in ("20260101T000000Z-3-OK.ipynb", "evidence/more.json", "zz\x1b[2K.html"):
         archive.write(name, b"x")
-    drafts = ("postmortem.md", "postmortem.md.bak-20260101T000000Z", "postmortem.html")
+    drafts = ("postmortem.md", "postmortem-2.md", "postmortem.html")
     for made in ("index.html", *drafts):
         archive.write(made, b"made anew, or by people")
     archive.reserve("20260105T000000Z-4.1")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import UUID
 
 import nbformat
@@ -12,13 +14,18 @@ import psycopg
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from nbclient import NotebookClient
 
 from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox import broker as applications
+from runbook_lib.gameday.sandbox.servers import Servers
+from runbook_lib.lab import copies
 from runbook_lib.lab import server as lab_server
 from runbook_lib.notebook import session
 from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement import wire
+from runbook_lib.store.archive import Archive
+from runbook_lib.store.lines import read_logs
 from runbook_lib.view.queries import psql, queries_of
 from tests.kit import ROOT
 from tests.kit.steps import UNPROCESSED, events
@@ -138,3 +145,21 @@ def test_queries_run_in_psql_as_they_are_shown(db: psycopg.Connection) -> None:
             db.execute(re.sub(r"^\\set .*\n", "", shown, flags=re.MULTILINE).encode())
             ran += 1
     assert ran > 60
+
+
+def test_a_run_in_the_lab_is_in_the_dossier_without_a_save(
+    servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
+) -> None:
+    book, archive = catalog.load(), Archive(str(tmp_path), "INC-1")
+    archive.prepare()
+    section = book.sections["3"]
+    assert section.notebook
+    folder = copies.prepare_copies(archive, "default", book, ["3"])
+    nb = nbformat.read(Path(folder) / section.notebook.name, as_version=4)
+    lab = {"RUNBOOK_LAB": str(os.getpid()), "RUNBOOK_OUTPUT": archive.output, "PYTHONPATH": str(ROOT)}
+    NotebookClient(nb, timeout=120).execute(env={**os.environ, **servers.env, **lab})
+    (run,) = read_logs(archive).runs
+    assert run.section == "3" and [v.status for v in read_logs(archive).verdicts] == [run.status]
+    page = archive.read("index.html").decode()
+    assert f"{run.name}.html" in page and f"rb-{run.status.name}" in page
+    assert archive.problems() == []

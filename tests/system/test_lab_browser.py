@@ -223,11 +223,6 @@ def runs(server: Server) -> list[str]:
     return [e["name"] for e in server.archive.manifest() if e.get("interactive")]
 
 
-def kept(server: Server) -> str:
-    """Everything that lies in the incident's folder, as text."""
-    return "\n".join(p.read_text(errors="replace") for p in server.archive.local.rglob("*") if p.is_file())  # type: ignore[union-attr]
-
-
 def test_the_verdict_stands_on_top_and_the_charts_below(page: Page) -> None:
     assert "OK" in banner(page).inner_text()
     assert banner(page).locator(".rb-strip li").count() == 6
@@ -245,7 +240,6 @@ def test_the_start_page_leads_on_by_keyboard_alone(opened: Page, server: Server)
     assert page.url.startswith(f"{server.url}/runbook/{INCIDENT}/") and "payments desk" in page.inner_text("body")
     rows = page.locator("tr", has=page.locator('a[href^="/lab/tree/"]'))
     assert rows.count() == len(catalog.load().runnable())
-    assert rows.filter(has_text="run this").all_inner_texts()[0].startswith("3 ")
     barriers.none_on(page)
     while page.evaluate("document.activeElement.innerText || ''").split(" ")[0] != "4.1":
         page.keyboard.press("Tab")
@@ -288,21 +282,8 @@ def test_a_note_is_a_line_of_the_incident(page: Page, server: Server) -> None:
     assert note["section"] == "4.1"
 
 
-def test_what_is_revealed_is_seen_and_never_saved(page: Page, server: Server) -> None:
-    shown = add(page, 'token = rb.context.masker.person("customer" + "-4711"); rb.reveal(token, "user-00000000")')
-    words = shown.locator(".jp-OutputArea-output").inner_text()
-    assert re.search(r"user-[0-9a-f]{8} is customer-4711", words)
-    assert "user-00000000 is not known" in words
-    save(page)
-    saved = (server.folder / "outputs" / INCIDENT / "lab" / NOTEBOOK).read_text()
-    assert "rb.reveal" in saved
-    assert "customer-4711" not in kept(server)
-    assert "customer-4711" in shown.locator(".jp-OutputArea-output").inner_text()
-
-
-def test_saving_archives_a_run_once_and_a_reload_shows_it(page: Page, server: Server) -> None:
+def test_a_run_is_archived_once_without_a_save_and_a_reload_shows_it(page: Page, server: Server) -> None:
     run(page, f'rb.step("{FIRST}")')
-    save(page)
     archived = runs(server)
     assert re.fullmatch(r"\d{8}T\d{6}Z-4\.1(\.\d+)?-OK", archived[-1])
     names = server.archive.names()

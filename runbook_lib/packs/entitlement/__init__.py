@@ -36,5 +36,5 @@ PACK = Pack(
         "runbook_lib.packs.logs",
         "runbook_lib.packs.postmortem",
     ),
-    asks={"event": "event_lookup:event", "nats": "broker:EntitlementNats"},
+    asks={"event": "event_lookup:event"},
 )
