@@ -45,7 +45,7 @@ def test_the_system_and_the_incident_are_the_first_options(command: list[str]) -
     assert [name for name in options if name not in ("--wait", "--window", "--as-of")][:2] == ["--target", "--incident"]
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("180", 180), ("180s", 180), ("3m", 180), ("1.5 h", 5400), (10.0, 10)])
+@pytest.mark.parametrize(("text", "seconds"), [("180", 180), ("180s", 180), ("3m", 180), ("1.5h", 5400), (10.0, 10)])
 def test_a_duration_is_seconds(text: str | float, seconds: float) -> None:
     assert Duration(max=6000).convert(text, None, None) == seconds
 
