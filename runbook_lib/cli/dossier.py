@@ -1,4 +1,4 @@
-"""`runbook note`, `dossier` and `verify`: an incident's folder."""
+"""`runbook note`, `forget`, `dossier`, `incidents` and `verify`: an incident's folder."""
 
 from __future__ import annotations
 
@@ -42,9 +42,33 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
     with suppress(UsageError, ValueError):
         if len(about := archive.targets()) == 1:
             urls = config.target(about.pop()).urls()
-    kept = keep_note(archive, Masker.of(urls, incident, archive.salts).scrub_once(text), whoami())
+    kept = keep_note(archive, Masker.of(urls, incident, archive.salt).scrub_once(text), whoami())
     with messages.using(config.lang):
         common.echo_text(kept)
+    click.echo(seal.seal_text(archive))
+    return 0
+
+
+@click.command()
+@click.argument("incident")
+@common.output_option("folder or URL of the incidents")
+@common.lang_option()
+def forget(incident: str, output: str) -> int:
+    """Delete an incident's salt: its tokens lead to no user any more.
+
+    No sealed file is changed; the timeline gets a line. A later run in the incident makes other tokens.
+    """
+    from runbook_lib.book import messages
+    from runbook_lib.book.parameters import whoami
+    from runbook_lib.dossier import seal
+    from runbook_lib.notebook.notes import keep_note
+    from runbook_lib.store.archive import Archive
+
+    archive = common.existing_archive(incident, output)
+    result = say("forget.done" if archive.forget() else "forget.already", incident=archive.incident)
+    # The line itself needs no salt.
+    keep_note(Archive(output, archive.incident, people=False), messages.text(result), whoami())
+    common.echo_text(result)
     click.echo(seal.seal_text(archive))
     return 0
 

@@ -11,6 +11,7 @@ _OVERRIDE = "no rule can be passed: run the command that the dry run shows by ha
 _ANNOTATIONS = (
     "remove it; the incident's page has the course of its verdicts, and `grafana_link` still leads to a dashboard"
 )
+_RETENTION = "delete old dossiers by `find` or a lifecycle rule of the bucket (docs/operations.md)"
 
 #: What to do instead, by the name of the setting, option or command.
 _INSTEAD = {
@@ -26,6 +27,10 @@ _INSTEAD = {
     "--format": "use --json; `runbook serve` has Prometheus metrics",
     "account": "`runbook event ID` traces one event; 5.3 counts the lost ones: `runbook run 5.3`",
     "diff": "`runbook watch` says what changed since the last sample; the page of an incident has its course",
+    "keep_days": f"remove it; {_RETENTION}",
+    "erase": "`runbook forget INCIDENT` deletes the salt of an incident: its tokens lead to nobody any more",
+    "hold": "hold a dossier by the bucket's own object lock, or move it out of the folder that `find` cleans",
+    "retain": _RETENTION,
     "--approval": "leave it out; the approval is found in the incident's action log",
 }
 

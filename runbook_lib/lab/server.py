@@ -110,7 +110,7 @@ def archive_notebook(path: Path) -> str | None:
         with messages.using(lang):
             overview.write_index(archive)
         return None
-    masker = Masker.of(config.target(header["target"]).urls(), header["incident"], archive.salts)
+    masker = Masker.of(config.target(header["target"]).urls(), header["incident"], archive.salt)
     archive.prepare()  # before the first token is made
     parameters = mask_free_texts(parameters, masker)
     artifact.scrub(nb, masker)

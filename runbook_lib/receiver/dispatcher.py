@@ -247,7 +247,7 @@ class Dispatcher(Loop):
             urls = self._config.target(job.target).urls()
         except UsageError:
             urls = []
-        return Masker.of(urls, job.incident, Archive(self._output, job.incident).salts)
+        return Masker.of(urls, job.incident, Archive(self._output, job.incident).salt)
 
 
 def _reached_every_step(document: dict[str, Any]) -> bool:

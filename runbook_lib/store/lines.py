@@ -157,8 +157,8 @@ class BegunLine(LogLine):
         return str(self.what.get("name") or "")
 
 
-class _JournalLine(LogLine):
-    """A line of an action log that is no incident's: the ledger of a target, the journal of the retention."""
+class _LedgerLine(LogLine):
+    """A line of a target's ledger of actions."""
 
     time: _Moment
 
@@ -225,9 +225,8 @@ def read_actions(archive: Archive, entries: list[dict[str, Any]] | None = None) 
 
 def is_line(log: str, entry: dict[str, Any]) -> bool:
     """Return whether an entry is a line of a log: it has the fields of its kind."""
-    # A ledger names the place of the dossier, and the journal what was done in a word.
-    of_journal = "place" in entry or isinstance(entry.get("what"), str)
-    kinds = {MANIFEST: _manifest_kind(entry), ACTION_LOG: _JournalLine if of_journal else ActionLine, NOTES: NoteLine}
+    action = _LedgerLine if "place" in entry else ActionLine  # a ledger names the place of the dossier
+    kinds = {MANIFEST: _manifest_kind(entry), ACTION_LOG: action, NOTES: NoteLine}
     try:
         kinds[log].model_validate(entry)
     except ValidationError:

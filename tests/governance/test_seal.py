@@ -204,7 +204,6 @@ def test_what_is_no_file_any_more_is_missing(
     "words",
     [
         ["verify", "INC-1"], ["dossier", "INC-1"], ["note", "INC-1", "x"], ["capsule", "INC-1"],
-        ["archive", "erase", "anna-1"], ["archive", "retain", "--execute"],
     ],
 )  # fmt: skip
 def test_a_fifo_in_a_dossier_is_one_line_of_every_command(
@@ -214,7 +213,7 @@ def test_a_fifo_in_a_dossier_is_one_line_of_every_command(
     assert archive.local
     (archive.local / MANIFEST).unlink()
     os.mkfifo(archive.local / MANIFEST)
-    assert main._run_command([*words, "--output", archive.output]) in (1, 64, 69)
+    assert main._run_command([*words, "--output", archive.output]) in (64, 69)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "it is not a regular file: remove it" in said
 
@@ -427,7 +426,7 @@ def _sealed_files(folder: Path) -> list[str]:
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".salts", "index.html")
+        if path.is_file() and path.name not in (".salt", "index.html")
     )
 
 

@@ -14,7 +14,6 @@ READ = {"runbook_lib.book.catalog", "runbook_lib.sources.settings"}
 EDGES = {
     "cli/*.py",
     "gameday/cli/*.py",
-    "governance/cli/*.py",
     "integrations/connect.py",
     "packs/*/cli/*.py",
     "dossier/backtest.py",  # its worker processes
