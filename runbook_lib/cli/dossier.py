@@ -119,16 +119,14 @@ def incidents(limit: int, output: str, as_json: bool) -> int:
 @common.output_option()
 @common.lang_option()
 def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
-    """Verify a dossier's hash chain, and judge it again.
+    """Verify a dossier's hash chain.
 
-    It covers the seals that were kept elsewhere (--checkpoint).
+    And the seals that were kept elsewhere (--checkpoint).
 
-    Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but some lines
-    or files are not covered by a checkpoint.
+    Exit code 0: unchanged; 2: changed; 3: no change found, but some lines or files are not covered by a checkpoint.
     """
-    from runbook_lib.book import catalog
     from runbook_lib.book.parameters import validate
-    from runbook_lib.dossier import rejudge, seal
+    from runbook_lib.dossier import seal
     from runbook_lib.store.archive import SEALED, Archive
 
     validate({"incident_id": incident})
@@ -136,19 +134,16 @@ def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
     # If the dossier is gone, a checkpoint still shows that it existed.
     archive = Archive(output, incident) if kept else common.existing_archive(incident, output)
     report = seal.check(archive, kept)
-    judged, apart = rejudge.judge_all(archive, catalog.load())
-    common.echo_text(*report.changed, *report.uncovered, *apart, err=True)
+    common.echo_text(*report.changed, *report.uncovered, err=True)
     if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.covered, strict=True) if n):
         common.echo_text(say("seal.anchored", upto=upto))
     states: tuple[tuple[object, str, int], ...] = (
         (report.changed, "seal.state.changed", 2),
         (report.uncovered, "seal.state.not_witnessed", 3),
-        (apart, "seal.state.apart", 1),
         (True, "seal.state.whole", 0),
     )
     state, code = next((state, code) for found, state, code in states if found)
-    what = {"place": archive.place, "sealed": sum(report.chain_head.lines), "judged": judged}
-    common.echo_text(say("seal.said", state=say(state), **what))
+    common.echo_text(say("seal.said", state=say(state), place=archive.place, sealed=sum(report.chain_head.lines)))
     if not report.changed:
         click.echo(report.chain_head)
     return code

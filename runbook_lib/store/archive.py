@@ -375,10 +375,8 @@ class Archive:
         with suppress(OSError):
             named = {name for e in self.manifest() for name in e.get("sha256", {})}
             for name in {*names} - named:
-                # Another machine may be about to name the same policy; a lock holds only on this one.
-                if self.local or "/policy-" not in name:
-                    with suppress(OSError):
-                        self._remove_file(name)
+                with suppress(OSError):
+                    self._remove_file(name)
 
     def of_job(self, job: str) -> dict[str, dict[str, Any]]:
         """Return the manifest lines of a job by section, "" for its verdict. Raises OSError."""

