@@ -51,10 +51,10 @@ def not_judged(name: str, e: Exception) -> Text:
     return say("seal.not_judged", name=name, detail=f"{type(e).__name__}: {e}")
 
 
-def look(run: Run, book: Catalog | None = None, name: str = "") -> RunSnapshot:
+def look(run: Run, book: Catalog | None = None) -> RunSnapshot:
     """Return a run as a sample: with its original verdict, or as the documents `book` judge its evidence."""
     findings, verdict = judge(run.findings, run.header, book) if book else (run.findings, run.verdict)
-    return snapshots.take_snapshot(name, findings, verdict, run.header.get("window_minutes"))
+    return snapshots.take_snapshot("", findings, verdict, run.header.get("window_minutes"))
 
 
 def judge(findings: Iterable[Finding], header: dict[str, Any], book: Catalog) -> tuple[tuple[Finding, ...], Verdict]:
