@@ -108,7 +108,6 @@ _MEANINGS = {
         "approval": "a second person approves each action",
         "ledger": "folder or URL where actions are recorded",
         "thresholds": "thresholds that replace those of docs/slo.md, by name",
-        "keep_days": "days for which a dossier is kept; default: for ever",
     },
     "[targets.NAME.workloads]": {
         "runner": "kubectl or supervisorctl",

@@ -36,15 +36,9 @@ _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
 DOCUMENTS = ("runbook", "slo", "numbers", "failure-modes", "observations", "operations")
 #: First columns of the tables that every system must have, with the document that has them.
 _NEEDED = {"Step": "runbook", "Threshold": "slo", "Hop": "failure-modes"}
-#: Names of columns in policies that 0.5.0 stored.
-_EARLIER_COLUMNS = {"Speaks for": "Supports", "Speaks against": "Contradicts"}
-#: The name of a document and the first column of a table that 0.5.0 had in another document.
-MOVED_TABLES = {"numbers": ("slo", "Number"), "observations": ("failure-modes", "Observation")}
 #: What the engine needs a section for. At most one section has a role; a command that needs one says so.
 Role = Literal["reach", "triage", "flow", "logs", "restart", "throttle", "recover", "postmortem"]
 ROLES: tuple[Role, ...] = get_args(Role)
-#: The sections with these roles in a system's document where none has one, such as those that 0.5.0 stored.
-_EARLIER_ROLES = dict(zip(("2", "3", "4.1", "4.5", "5.1", "5.2", "6", "7"), ROLES, strict=True))
 #: The log levels that are known here.
 LEVELS = ("INFO", "WARN", "ERROR")
 
@@ -370,15 +364,6 @@ class Catalog:
             raise ValueError(f"{name}: '{text}': what is {side} {critical:g} would be critical before it is a warning")
         return replace(limit, warning=warning, critical=critical, origin=f"{OWN} `{name}`")
 
-    def completed(self, later: Catalog) -> Catalog:
-        """Return a copy, completed with the numbers, thresholds and observations that only `later` has."""
-        return replace(
-            self,
-            numbers=later.numbers | self.numbers,
-            limits=Limits(later.limits | self.limits),
-            observations=later.observations | self.observations,
-        )
-
     def runnable(self) -> dict[str, Section]:
         """Return the sections that have a notebook."""
         return {n: s for n, s in self.sections.items() if s.notebook}
@@ -668,10 +653,8 @@ def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
     sections: dict[str, Section] = {}
     given: dict[str, str] = {}
     for document in documents:
-        headings = list(document.headings(2, r"\d(?:\.\d)?", "4.1"))
         when = {row["Go to"]: row.text("What you see") for row in document.rows("What you see")}
-        has_roles = document.pack.extends or any("Role" in facts for _, facts, _ in headings)
-        for (number, en, ja), facts, body in headings:
+        for (number, en, ja), facts, body in document.headings(2, r"\d(?:\.\d)?", "4.1"):
             if number in sections:
                 raise facts.error(f"section {number} is there already")
             steps = []
@@ -684,7 +667,7 @@ def _read_runbook(documents: Iterable[_Document]) -> dict[str, Section]:
                 if re.fullmatch(r"\d(\.\d)+", name):
                     raise facts.error(f"step '{name}' is not of section {number}")
             notebook = None if facts["Notebook"] == "-" else document.pack.notebook(facts["Notebook"])
-            facts.setdefault("Role", "-" if has_roles else _EARLIER_ROLES.get(number, "-"))
+            facts.setdefault("Role", "-")
             roles = facts.words("Role", ROLES, f"among {', '.join(ROLES)}")
             for role in roles:
                 if given.setdefault(role, number) != number:
@@ -807,8 +790,7 @@ class _Document:
         if not tables and _NEEDED.get(first) == self.path.stem and self.pack.must_have(self.path.stem):
             raise CatalogError(self.path, self.line, f"no table whose first column is '{first}'")
         for begin, end in tables:
-            names, _, *rows = map(_split_cells, self.lines[begin:end])
-            header = [_EARLIER_COLUMNS.get(name, name) for name in names]
+            header, _, *rows = map(_split_cells, self.lines[begin:end])
             for line, cells in enumerate(rows, start=begin + 3):
                 if len(cells) != len(header):
                     raise CatalogError(self.path, line, f"{len(cells)} cells under {len(header)} columns")

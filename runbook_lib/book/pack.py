@@ -175,12 +175,10 @@ _ENGINE = Pack(
         "archive": {
             "archive backtest": "cli.backtest:backtest",
             "archive baseline": "cli.baseline:baseline",
-            "archive erase": "governance.cli.keeping:erase",
-            "archive hold": "governance.cli.keeping:hold",
-            "archive retain": "governance.cli.keeping:retain",
             "archive verify": "cli.dossier:verify",
             "capsule": "cli.record:capsule",
             "dossier": "cli.dossier:dossier_",
+            "forget": "cli.dossier:forget",
             "incidents": "cli.dossier:incidents",
             "note": "cli.dossier:note",
             "open": "cli.record:open_",

@@ -314,7 +314,7 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
         return _open_replayed(section, parameters, config, book)
     target = config.target(parameters.target)
     archive = Archive(config.output, parameters.incident_id)
-    masker = Masker.of(target.urls(), parameters.incident_id, archive.salts, remembers=in_lab())
+    masker = Masker.of(target.urls(), parameters.incident_id, archive.salt, remembers=in_lab())
     read_cost = ReadCost(masker)
     name = f"runbook/{section.number}/{parameters.incident_id}"
     sources = Sources(Opening(target, name, config.budget, read_cost))

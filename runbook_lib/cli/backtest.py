@@ -1,4 +1,4 @@
-"""The command `runbook archive backtest`: judge stored runs by other documents."""
+"""The command `runbook archive backtest`: judge stored runs again."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from runbook_lib.cli import common
     "--policy",
     "given",
     type=click.Path(exists=True, path_type=Path),
-    required=True,
     metavar="FILE|DIR",
-    help="the other documents: slo.md, observations.md, runbook.toml for targets' own thresholds, or their folder",
+    help="other documents: slo.md, observations.md, runbook.toml for targets' own thresholds, or their folder",
 )
 @common.output_option()
 @click.option("--page", type=common.FILE, help="write the differences as an HTML page")
 @common.AS_JSON
 @common.lang_option()
-def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | None, as_json: bool) -> int:
-    """Judge stored runs by other documents.
+def backtest(incidents: tuple[str, ...], given: Path | None, output: str, page: Path | None, as_json: bool) -> int:
+    """Judge stored runs by today's documents.
 
-    All incidents if none is named.
+    Or by others (--policy). All incidents if none is named.
 
     Exit code 0: no result changes; 1: a result changes, or a run cannot be read.
     """
@@ -39,7 +38,7 @@ def backtest(incidents: tuple[str, ...], given: Path, output: str, page: Path | 
     asked = named or [i for i in every if Archive(output, i).may_be_dossier()]
     report, unread = past.run(output, asked, given)
     if page:
-        common.write_file(page, differences.backtest_page(report, str(given)))
+        common.write_file(page, differences.backtest_page(report, given))
     if as_json:
         common.say_json(report)
     else:

@@ -1,4 +1,4 @@
-"""`runbook note`, `dossier` and `verify`: an incident's folder."""
+"""`runbook note`, `forget`, `dossier`, `incidents` and `verify`: an incident's folder."""
 
 from __future__ import annotations
 
@@ -42,9 +42,33 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
     with suppress(UsageError, ValueError):
         if len(about := archive.targets()) == 1:
             urls = config.target(about.pop()).urls()
-    kept = keep_note(archive, Masker.of(urls, incident, archive.salts).scrub_once(text), whoami())
+    kept = keep_note(archive, Masker.of(urls, incident, archive.salt).scrub_once(text), whoami())
     with messages.using(config.lang):
         common.echo_text(kept)
+    click.echo(seal.seal_text(archive))
+    return 0
+
+
+@click.command()
+@click.argument("incident")
+@common.output_option("folder or URL of the incidents")
+@common.lang_option()
+def forget(incident: str, output: str) -> int:
+    """Delete an incident's salt: its tokens lead to no user any more.
+
+    No sealed file is changed; the timeline gets a line. A later run in the incident makes other tokens.
+    """
+    from runbook_lib.book import messages
+    from runbook_lib.book.parameters import whoami
+    from runbook_lib.dossier import seal
+    from runbook_lib.notebook.notes import keep_note
+    from runbook_lib.store.archive import Archive
+
+    archive = common.existing_archive(incident, output)
+    result = say("forget.done" if archive.forget() else "forget.already", incident=archive.incident)
+    # The line itself needs no salt.
+    keep_note(Archive(output, archive.incident, people=False), messages.text(result), whoami())
+    common.echo_text(result)
     click.echo(seal.seal_text(archive))
     return 0
 
@@ -95,16 +119,14 @@ def incidents(limit: int, output: str, as_json: bool) -> int:
 @common.output_option()
 @common.lang_option()
 def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
-    """Verify a dossier's hash chain, and judge it again.
+    """Verify a dossier's hash chain.
 
-    It covers the seals that were kept elsewhere (--checkpoint).
+    And the seals that were kept elsewhere (--checkpoint).
 
-    Exit code 0: unchanged; 1: unchanged, but judged differently today; 2: changed; 3: no change found, but some lines
-    or files are not covered by a checkpoint.
+    Exit code 0: unchanged; 2: changed; 3: no change found, but some lines or files are not covered by a checkpoint.
     """
-    from runbook_lib.book import catalog
     from runbook_lib.book.parameters import validate
-    from runbook_lib.dossier import rejudge, seal
+    from runbook_lib.dossier import seal
     from runbook_lib.store.archive import SEALED, Archive
 
     validate({"incident_id": incident})
@@ -112,19 +134,16 @@ def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
     # If the dossier is gone, a checkpoint still shows that it existed.
     archive = Archive(output, incident) if kept else common.existing_archive(incident, output)
     report = seal.check(archive, kept)
-    judged, apart = rejudge.judge_all(archive, catalog.load())
-    common.echo_text(*report.changed, *report.uncovered, *apart, err=True)
+    common.echo_text(*report.changed, *report.uncovered, err=True)
     if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.covered, strict=True) if n):
         common.echo_text(say("seal.anchored", upto=upto))
     states: tuple[tuple[object, str, int], ...] = (
         (report.changed, "seal.state.changed", 2),
         (report.uncovered, "seal.state.not_witnessed", 3),
-        (apart, "seal.state.apart", 1),
         (True, "seal.state.whole", 0),
     )
     state, code = next((state, code) for found, state, code in states if found)
-    what = {"place": archive.place, "sealed": sum(report.chain_head.lines), "judged": judged}
-    common.echo_text(say("seal.said", state=say(state), **what))
+    common.echo_text(say("seal.said", state=say(state), place=archive.place, sealed=sum(report.chain_head.lines)))
     if not report.changed:
         click.echo(report.chain_head)
     return code

@@ -19,6 +19,7 @@ _HMAC = "unset it; senders and readers need the token of RUNBOOK_RECEIVER_TOKEN 
 _ANNOTATIONS = (
     "remove it; the incident's page has the course of its verdicts, and `grafana_link` still leads to a dashboard"
 )
+_RETENTION = "delete old dossiers by `find` or a lifecycle rule of the bucket (docs/operations.md)"
 
 #: What to do instead, by the name of the setting, option or command.
 _INSTEAD = {
@@ -37,6 +38,10 @@ _INSTEAD = {
     "diff": "`runbook watch` says what changed since the last sample; the page of an incident has its course",
     **dict.fromkeys(("receiver_hmac", "receiver_hmac_file"), _HMAC),
     **dict.fromkeys(("user_header", "trusted_proxies"), _PROXY),
+    "keep_days": f"remove it; {_RETENTION}",
+    "erase": "`runbook forget INCIDENT` deletes the salt of an incident: its tokens lead to nobody any more",
+    "hold": "hold a dossier by the bucket's own object lock, or move it out of the folder that `find` cleans",
+    "retain": _RETENTION,
     "--approval": "leave it out; the approval is found in the incident's action log",
 }
 

@@ -199,7 +199,7 @@ def _triage_alert(file: BinaryIO, given: set[str], as_json: bool, *, why: bool, 
     orders = routes.orders(alerts, config, like, target=named["target"], named=named["incident"])
     for order, own in orders:
         archive = Archive(order.output, order.incident)
-        masker = Masker.of(config.target(order.target).urls(), order.incident, archive.salts)
+        masker = Masker.of(config.target(order.target).urls(), order.incident, archive.salt)
         archive.prepare()  # before the first token is made
         more = f" (+{len(own) - 1})" if len(own) > 1 else ""
         keep_note(archive, masker.scrub_once(own[0].line + more), "alert")

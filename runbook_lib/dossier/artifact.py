@@ -14,7 +14,6 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from runbook_lib.book import messages
-from runbook_lib.dossier import policy
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.store import record
 from runbook_lib.store.files import digest
@@ -149,7 +148,6 @@ def make(nb: Notebook, run: Run, parameters: dict[str, Any], stem: str, **more: 
         f"{name}.ipynb": nbformat.writes(nb).encode(),
         f"{name}.html": page.encode(),
         f"evidence/{name}.json": evidence,
-        **policy.current_policy(run.header.get("given", {}).get("thresholds", {})),
     }
     entry = {
         "name": name,

@@ -1,1 +1,1 @@
-"""Approvals, a target's ledger of actions, retention and erasure. Loaded by name (`pack`)."""
+"""Approvals, and a target's ledger of actions. Loaded by name (`pack`)."""

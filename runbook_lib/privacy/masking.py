@@ -43,64 +43,41 @@ def secrets_of(urls: Iterable[str]) -> tuple[str, ...]:
 TOKEN = re.compile(r"\buser-[0-9a-f]{8}\b")
 #: How many user ids a masker remembers, the latest.
 REMEMBERED = 10_000
-#: Number of salts of an incident, and hexadecimal digits of each, as many as a token has: each token then follows from
-#: some salt, so trying all salts reveals nothing, nor whose salt was replaced.
-SALTS, DIGITS = 4096, 8
-SALTS_BYTES = SALTS * DIGITS
 
 
-def new_salts() -> bytes:
-    """Return the salts of an incident that begins."""
-    return _random_salts(SALTS)
-
-
-def replace_salt(salts: bytes, user: str) -> bytes:
-    """Return the salts with a new one for this user, whose present token then follows from no salt.
-
-    The token of any other user with the same salt, one in 4096, changes too.
-    """
-    at = _salt_position(user)
-    return salts[: at.start] + _random_salts(1) + salts[at.stop :]
-
-
-def _salt_position(user: str) -> slice:
-    """Return the position of a user's salt; no secret decides it, so it stays when the target's passwords change."""
-    number = int.from_bytes(hashlib.blake2b(user.encode(), digest_size=8).digest()) % SALTS
-    return slice(number * DIGITS, (number + 1) * DIGITS)
-
-
-def _random_salts(count: int) -> bytes:
-    return os.urandom(count * DIGITS // 2).hex().encode()
+def new_salt() -> bytes:
+    """Return the salt of an incident that begins."""
+    return os.urandom(16).hex().encode()
 
 
 @dataclass(frozen=True)
 class Masker:
     """Scrubs the secrets of one target and gives people stable tokens within one incident.
 
-    `people` has the user id of each token, in memory only; None if it is not kept. `salts` returns the salts of
+    `people` has the user id of each token, in memory only; None if it is not kept. `salt` returns the salt of
     the incident when the first token is made, or b"" if it has none, and tokens then depend on `key` alone.
     """
 
     secrets: tuple[str, ...] = field(default=(), repr=False)
     key: bytes = field(default=b"", repr=False)
-    salts: Callable[[], bytes] = field(default=bytes, compare=False, repr=False)
+    salt: Callable[[], bytes] = field(default=bytes, compare=False, repr=False)
     people: dict[str, str] | None = field(default=None, compare=False, repr=False)
     _issued: set[str] = field(default_factory=set, init=False, compare=False, repr=False)
 
     @classmethod
     def of(
-        cls, urls: Iterable[str], incident_id: str, salts: Callable[[], bytes] = bytes, *, remembers: bool = False
+        cls, urls: Iterable[str], incident_id: str, salt: Callable[[], bytes] = bytes, *, remembers: bool = False
     ) -> Masker:
         """Make a masker whose tokens depend on the target's secrets, so that nobody else can guess a user id."""
         urls = list(urls)
         key = hashlib.sha256("\n".join([*sorted(urls), incident_id]).encode()).digest()
-        return cls(secrets_of(urls), key, cache(salts), {} if remembers else None)
+        return cls(secrets_of(urls), key, cache(salt), {} if remembers else None)
 
     def person(self, user: object) -> object:
         """Return the token of a user in this incident; empty values and known tokens stay as they are."""
         if user is None or user != user or user == "" or user in self._issued:
             return user
-        key = self.key + self.salts()[_salt_position(str(user))]
+        key = (self.key + self.salt())[: hashlib.blake2b.MAX_KEY_SIZE]
         token = "user-" + hashlib.blake2b(str(user).encode(), key=key, digest_size=4).hexdigest()
         self._issued.add(token)
         if self.people is not None:

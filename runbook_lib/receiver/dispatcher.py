@@ -234,7 +234,7 @@ class Dispatcher(Loop):
             urls = self._config.target(job.target).urls()
         except UsageError:
             urls = []
-        return Masker.of(urls, job.incident, Archive(self._output, job.incident).salts)
+        return Masker.of(urls, job.incident, Archive(self._output, job.incident).salt)
 
 
 def _seconds_to_rerun(job: Job, verdict: dict[str, Any]) -> float | None:

@@ -195,7 +195,7 @@ def _execute_section(r: Request, scratch: Path) -> Run:
     notebook = r.book.sections[r.section].notebook
     assert notebook is not None  # noqa: S101 - `request` has checked it
     archive = Archive(r.output, r.parameters["incident_id"])
-    masker = Masker.of(r.target.urls(), archive.incident, archive.salts)
+    masker = Masker.of(r.target.urls(), archive.incident, archive.salt)
     # Before the notebook holds them: it is on disk as far as it has come, and its parameters in its metadata.
     r = replace(r, parameters=parameters.mask_free_texts(r.parameters, masker))
     kept: list[artifact.Notebook] = []
@@ -243,7 +243,7 @@ def _execute_section(r: Request, scratch: Path) -> Run:
 def _store_partial(s: _StartedRun) -> Run:
     """Store the notebook of a runner that died, as far as it came."""
     archive = Archive(s.request.output, s.request.parameters["incident_id"])
-    masker = Masker.of(s.request.target.urls(), archive.incident, archive.salts)
+    masker = Masker.of(s.request.target.urls(), archive.incident, archive.salt)
     r = replace(s.request, parameters=parameters.mask_free_texts(s.request.parameters, masker))
     stem = (s.scratch / _STEM).read_text()
     nb = nbformat.read((archive.local or s.scratch) / f"{stem}{PARTIAL}", as_version=4)

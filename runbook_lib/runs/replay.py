@@ -24,7 +24,7 @@ from runbook_lib.book.catalog import Catalog
 from runbook_lib.book.parameters import whoami
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
-from runbook_lib.dossier import course, policy, rejudge, seal
+from runbook_lib.dossier import course, rejudge, seal
 from runbook_lib.model.finding import HOP_NUMBERS, Finding, Text, Verdict, say
 from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError
@@ -47,18 +47,13 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
     Its manifest has the verdict before names were hidden. Raises OSError and UsageError.
     """
     found = list(rejudge.runs(archive, book))
-    concluded = [kept for kept in found if not isinstance(kept, Text)]
-    last = {kept.run.section: kept for kept in concluded}
+    concluded = [run for run in found if not isinstance(run, Text)]
+    last = {run.section: run for run in concluded}
     about_responders = book.section_with("postmortem")
-    ordered = [last[n] for n in book.sections if n in last and n != about_responders]
-    if not ordered:
+    runs = [last[n] for n in book.sections if n in last and n != about_responders]
+    if not runs:
         raise UsageError(f"{archive.place} holds no concluded run that is as it was sealed")
-    newest = max(ordered, key=lambda kept: str(kept.line.ended))
-    file = policy.policy_file_of(newest.line.sha256)
-    runs = [k.run for k in ordered]
-    documents = archive.read(file) if file else b""
-    unmasked = Recording(archive.incident, {r.section: r for r in runs}, policy=documents)
-    verdict = evaluate(unmasked, newest.policy or book)
+    verdict = evaluate(Recording(archive.incident, {r.section: r for r in runs}), book)
     known = _known_names(archive, runs, config)
     keep = {*book.hops, *_find_words([_without_context(r.header.get("given", {})) for r in runs])}
     sealed = seal.check(archive)
@@ -74,7 +69,6 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
     shown, hidden = hide_names(
         {
             "runs": [[r.section, _strip_header(r.header), r.stored] for r in runs],
-            "policy": json.loads(documents or "{}"),
             "manifest": {"verdict": _drop_evidence(verdict), "left_out": [record_view.text(t) for t in left_out]},
         },
         known,
@@ -85,7 +79,6 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
         archive.incident,
         {run[0]: Run(*run) for run in shown["runs"]},
         {"versions": {"runbook-notebooks": version("runbook-notebooks")}} | dict(about or {}),
-        json.dumps(shown["policy"], ensure_ascii=False, indent=1, sort_keys=True).encode() if documents else b"",
         {"dossier": str(sealed.chain_head)} | shown["manifest"],
     )
 
@@ -218,20 +211,19 @@ def section_as_expected(section: str, findings: Iterable[Finding], verdict: Verd
 
 
 def reopen(recorded: Recording, book: Catalog) -> tuple[Replayed, list[Text]]:
-    """Judge a recording by its own policy, else by `book`; return also how that differs from what was recorded.
+    """Judge a recording by the documents `book`; return also how that differs from what was recorded.
 
     Raises UsageError where nothing of it can be concluded from.
     """
     try:
-        own = policy.read(recorded.policy) if recorded.policy else book
-        now = replay(recorded, own)
+        now = replay(recorded, book)
     except Exception as e:  # this version may not be able to judge what an earlier one recorded
         problem = rejudge.not_judged(recorded.name, e)
         try:
             return replay(recorded, book, again=False), [problem]
         except Exception:
             raise UsageError(messages.text(problem)) from None
-    expected = recorded.manifest.get("verdict") or _drop_evidence(as_expected(replay(recorded, own, again=False)))
+    expected = recorded.manifest.get("verdict") or _drop_evidence(as_expected(replay(recorded, book, again=False)))
     apart = differences(expected, _drop_evidence(as_expected(now)))
     return now, [say("capsule.apart", line=line) for line in apart]
 

@@ -48,8 +48,8 @@ from runbook_lib.sources import secret
 
 #: Settings that may hold several URLs, separated by commas or as a list.
 MULTI_URLS = ("nats_url", "nats_monitor_url", "action_nats_url")
-#: Rules of a target for actions (governance/approval.py, ledger.py) and for dossiers (governance/keeping.py).
-_RULES = ("approval", "ledger", "keep_days")
+#: Rules of a target for actions (governance/approval.py, ledger.py).
+_RULES = ("approval", "ledger")
 NATS_SCHEMES = ("nats", "tls", "ws", "wss")
 #: An argument of supervisorctl that holds a password, or an address with one.
 _PASSWORD_ARGUMENT = re.compile(r"-p|--pass|(-s|--serverurl=)?\w+://[^/@\s]*@")
@@ -298,8 +298,6 @@ class Target(_SourceAddresses, _Strict):
     ledger: str = Field("", validate_default=True)
     #: The target's own thresholds, which replace those of docs/slo.md (`Catalog.tuned`).
     thresholds: dict[str, str] = {}
-    #: Days that a dossier is retained after its last line; None is forever.
-    keep_days: int | None = Field(None, ge=1, le=36_500)
 
     @model_validator(mode="before")
     @classmethod

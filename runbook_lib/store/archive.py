@@ -6,7 +6,7 @@
     <output>/<incident>/actions.jsonl      the action log, hash-chained in the same way
     <output>/<incident>/notes.jsonl        the responders' notes, hash-chained in the same way
     <output>/<incident>/index.html         the index page
-    <output>/<incident>/.salts             the salts of the user ids' tokens; not sealed, because an erasure changes it
+    <output>/<incident>/.salt              the salt of the user ids' tokens; not sealed, because `forget` deletes it
 
 A file name with a status is final. A run that died leaves `<time>-<section>.partial.ipynb`.
 
@@ -26,7 +26,6 @@ import os
 import random
 import re
 import secrets
-import shutil
 import stat
 import tempfile
 import time
@@ -44,7 +43,7 @@ from fsspec.implementations.local import LocalFileSystem
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.incident import ADHOC, is_reserved
 from runbook_lib.model.usage import UsageError, install_command
-from runbook_lib.privacy.masking import SALTS_BYTES, new_salts, replace_salt
+from runbook_lib.privacy.masking import new_salt
 from runbook_lib.privacy.urls import show_url, show_urls
 from runbook_lib.store.files import create_whole, digest, file_mode, make_folder, open_locked, read_regular, write_whole
 
@@ -53,7 +52,9 @@ ACTION_LOG = "actions.jsonl"
 NOTES = "notes.jsonl"
 SEALED = (MANIFEST, ACTION_LOG, NOTES)
 PARTIAL = ".partial.ipynb"
-SALTS = ".salts"
+SALT = ".salt"
+#: Its name in version 0.6.
+_EARLIER_SALT = ".salts"
 #: Valid names of files in a log line, and their maximum length in bytes.
 _NAME = re.compile(r"(?:evidence/)?[^/.][^/]*")
 _MAX_NAME_BYTES = 200
@@ -114,7 +115,7 @@ class Archive:
     output: str
     incident: str
     people: bool = True
-    """Whether its files may hold tokens of users: then it gets salts before its first line."""
+    """Whether its files may hold tokens of users: then it gets a salt before its first line."""
 
     @property
     def local(self) -> Path | None:
@@ -128,15 +129,15 @@ class Archive:
         return str(folder) if folder else f"{show_url(self.output.rstrip('/'))}/{self.incident}"
 
     def prepare(self) -> None:
-        """Make the folder, test that it is writable, and create the salts of a new incident.
+        """Make the folder, test that it is writable, and create the salt of a new incident.
 
-        On a full disk the run goes on, and the salts are stored with its first line. Raises OutputError, one line, if
+        On a full disk the run goes on, and the salt is stored with its first line. Raises OutputError, one line, if
         anything else fails.
         """
         try:
             self.make()
             if self.people:
-                self._create_salts()
+                self._create_salt()
         except OSError as e:
             reason = e.strerror or type(e).__name__
             raise OutputError.of(
@@ -156,73 +157,55 @@ class Archive:
                     self._filesystem.makedirs(self._path("evidence"), exist_ok=True)
             self.write("evidence/.keep", b"")
 
-    def _create_salts(self) -> None:
-        """Store the salts of a new incident; on a full disk its first line does it. Raises OSError."""
+    def _create_salt(self) -> None:
+        """Store the salt of a new incident; on a full disk its first line does it. Raises OSError."""
         try:
             with self.locked():
-                self._ensure_salts()
+                self._ensure_salt()
         except OSError as e:
             if e.errno not in _FULL:
                 raise
 
-    def _ensure_salts(self) -> bytes:
-        """Return the salts; store those that are missing. The caller must hold the lock. Raises OSError.
-
-        In a file that was cut off, those that are there stay: without a salt a token could be derived from its user id.
-        """
-        stored = self.read_or_none(SALTS)
-        new = _unstored.setdefault((self.output, self.incident), new_salts())
-        salts = (stored or b"") + new[len(stored or b"") :]
-        try:
-            if salts != stored and (self.local or stored is not None or not self._create_file(SALTS, salts)):
-                self.write(SALTS, salts)
-        except OSError as e:
-            if not _is_conflict(e):
-                raise
-            salts = self.read(SALTS)  # another machine has created them
+    def _ensure_salt(self) -> bytes:
+        """Return the salt; store one if it is missing or empty. The caller must hold the lock. Raises OSError."""
+        salt = self.read_or_none(SALT)
+        if not salt:
+            missing = salt is None
+            salt = _unstored.setdefault((self.output, self.incident), new_salt())
+            try:
+                if self.local or not missing or not self._create_file(SALT, salt):
+                    self.write(SALT, salt)
+            except OSError as e:
+                if not _is_conflict(e):
+                    raise
+                salt = self.read(SALT)  # another machine has created it
         _unstored.pop((self.output, self.incident), None)
-        return salts
+        return salt
 
-    def salts(self) -> bytes:
-        """Return the salts for the tokens of user ids (`Masker`), stored for a new incident.
+    def salt(self) -> bytes:
+        """Return the salt for the tokens of user ids (`Masker`), stored for a new incident.
 
-        If they cannot be read or stored, returns random salts: a token must never be easier to trace than with real
-        ones. The caller must not hold the lock.
+        If it cannot be read or stored, returns a random salt: a token must never be easier to trace than with the real
+        one. The caller must not hold the lock.
         """
         try:
-            salts = self.read_or_none(SALTS) or b""
-            if len(salts) >= SALTS_BYTES:
-                return salts
+            if salt := self.read_or_none(SALT):
+                return salt
             with self.locked():
-                return self._ensure_salts()
+                return self._ensure_salt()
         except (OSError, UsageError):
-            return _unstored.setdefault((self.output, self.incident), new_salts())
+            return _unstored.setdefault((self.output, self.incident), new_salt())
 
-    def forget(self, user: str) -> None:
-        """Erase a user's salt, so that the token cannot be derived from the id. Raises OSError, also without salts."""
-        with self.locked():
-            salts, etag = self._read_with_etag(SALTS)
-            if not salts:
-                raise FileNotFoundError(errno.ENOENT, "the incident has no salts", f"{self.place}/{SALTS}")
-            self._replace_file(SALTS, replace_salt(salts, user), etag)
+    def forget(self) -> bool:
+        """Delete the salt, so that no token can be derived from a user id; return whether there was one.
 
-    def remove(self) -> None:
-        """Remove the incident, its manifest last, so that an interrupted removal can be repeated. Raises OSError.
-
-        The caller must hold the lock.
+        Raises OSError.
         """
-        if folder := self.local:
-            if folder.is_symlink():
-                raise OSError(errno.ELOOP, "it is a symbolic link: remove its target by hand", str(folder))
-            for there in folder.iterdir():
-                if there.is_dir() and not there.is_symlink():
-                    shutil.rmtree(there)
-                elif there.name != MANIFEST:
-                    there.unlink()
-            shutil.rmtree(folder)
-        else:
-            for name in sorted(self.files(), key=lambda name: name == MANIFEST):
+        with self.locked():
+            salts = [name for name in (SALT, _EARLIER_SALT) if self.read_or_none(name) is not None]
+            for name in salts:
                 self._remove_file(name)
+        return bool(salts)
 
     def reserve(self, stem: str) -> str:
         """Reserve an unused stem for an artifact by creating its partial file, and return the stem.
@@ -311,11 +294,6 @@ class Archive:
                     if name in written and file == MANIFEST:
                         written[name] = str(next((about[k] for k in _TIMES if about.get(k)), ""))
         return sorted(written, key=lambda n: (written[n], n))[-count:]
-
-    def files(self) -> list[str]:
-        """Return every file of the incident, including subfolders and hidden files. Raises OSError."""
-        with self._store_errors(""):
-            return [str(f).removeprefix(f"{self._path('')}/") for f in self._filesystem.find(self._path(""))]
 
     def may_be_dossier(self) -> bool:
         """Return whether the folder has a log, a run that died or a responder's copies, or may not be read."""
@@ -408,10 +386,8 @@ class Archive:
         with suppress(OSError):
             named = {name for e in self.manifest() for name in e.get("sha256", {})}
             for name in {*names} - named:
-                # Another machine may be about to name the same policy; a lock holds only on this one.
-                if self.local or "/policy-" not in name:
-                    with suppress(OSError):
-                        self._remove_file(name)
+                with suppress(OSError):
+                    self._remove_file(name)
 
     def of_job(self, job: str) -> dict[str, dict[str, Any]]:
         """Return the manifest lines of a job by section, "" for its verdict. Raises OSError."""
@@ -435,14 +411,14 @@ class Archive:
         """Add a line, or return what stops it: by default an existing line of the entry's job.
 
         In S3 a log is replaced only if it is unchanged since it was read, so that no other machine's line is lost. An
-        incident has its salts before its first line.
+        incident has its salt before its first line.
         """
         added = None
         for tries in range(1, 21):
             before, etag = self._read_with_etag(name)
             lines = split_lines(before)
             if self.people and not lines:
-                self._ensure_salts()
+                self._ensure_salt()
             if added in lines:
                 return None  # it was written and only the answer was lost: times make entries unique
             valid = self._parse(name, lines) if stops else [e for line in lines if (e := entry_of(line))]

@@ -157,8 +157,8 @@ class BegunLine(LogLine):
         return str(self.what.get("name") or "")
 
 
-class _JournalLine(LogLine):
-    """A line of an action log that is no incident's: the ledger of a target, the journal of the retention."""
+class _LedgerLine(LogLine):
+    """A line of an action log that is no incident's: a target's ledger, or the journal of removals of version 0.6."""
 
     time: _Moment
 
@@ -226,8 +226,8 @@ def read_actions(archive: Archive, entries: list[dict[str, Any]] | None = None) 
 def is_line(log: str, entry: dict[str, Any]) -> bool:
     """Return whether an entry is a line of a log: it has the fields of its kind."""
     # A ledger names the place of the dossier, and the journal what was done in a word.
-    of_journal = "place" in entry or isinstance(entry.get("what"), str)
-    kinds = {MANIFEST: _manifest_kind(entry), ACTION_LOG: _JournalLine if of_journal else ActionLine, NOTES: NoteLine}
+    of_ledger = "place" in entry or isinstance(entry.get("what"), str)
+    kinds = {MANIFEST: _manifest_kind(entry), ACTION_LOG: _LedgerLine if of_ledger else ActionLine, NOTES: NoteLine}
     try:
         kinds[log].model_validate(entry)
     except ValidationError:

@@ -1,9 +1,8 @@
 """A recording: the masked evidence of an investigation in one file, which can be replayed without a server.
 
 The file is a ZIP archive. `recording.json` holds the runs: of each section its header and its findings with their
-frames. `policy.json` holds the documents that the runs were judged by; where many recordings share one policy it is a
-file of its own beside them, named by its digest. `manifest.json` lists what is included and what was left out, the
-verdict, and the dossier's seal. The file ends with a seal of its own, over all bytes before the seal's digest.
+frames. `manifest.json` lists what is included and what was left out, the verdict, and the dossier's seal. The file ends
+with a seal of its own, over all bytes before the seal's digest.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from runbook_lib.store.run import Run, run_from_json
 
 FORMAT = 2
 SUFFIX = ".runbook"
-_RUNS, _POLICY, _MANIFEST = "recording.json", "policy.json", "manifest.json"
+_RUNS, _MANIFEST = "recording.json", "manifest.json"
 #: Limits of a file, which may be from anybody: bytes, members, bytes unpacked, ratio of these to the packed ones, and
 #: JSON values of a member. The largest recording of the tests has 99,000 bytes, 1.7 million unpacked, 85,000 values.
 MAX_BYTES, MAX_MEMBERS, MAX_UNPACKED, MAX_RATIO, MAX_VALUES = 16_000_000, 16, 64_000_000, 200, 2_000_000
@@ -91,7 +90,6 @@ class Recording:
     name: str
     runs: dict[str, Run]
     about: dict[str, Any] = field(default_factory=dict)
-    policy: bytes = b""
     manifest: dict[str, Any] = field(default_factory=dict)
     seal: str = ""
     """The seal of the file; "" before it is written."""
@@ -102,30 +100,15 @@ class Recording:
         return next(iter(self.runs.values()))
 
 
-def policy_file(policy: bytes) -> str:
-    """Return the name under which a policy stands beside the recordings that share it."""
-    return f"policy-{hashlib.sha256(policy).hexdigest()[:16]}{SUFFIX}"
-
-
-def write(path: Path, recorded: Recording, *, shared_policy: bool = False) -> str:
-    """Write a recording and return its seal; with `shared_policy` the policy goes into a file beside it.
-
-    Raises OSError, and UsageError if it is too large to be read.
-    """
+def write(path: Path, recorded: Recording) -> str:
+    """Write a recording and return its seal. Raises OSError, and UsageError if it is too large to be read."""
     runs = [{"section": r.section, "header": r.header, "findings": r.stored} for r in recorded.runs.values()]
     content = {
         "format": FORMAT,
         "about": recorded.about,
-        "policy": policy_file(recorded.policy) if recorded.policy else None,
         "runs": runs,
     }
     members = {_RUNS: json.dumps(content, ensure_ascii=False).encode()}
-    if recorded.policy and shared_policy:
-        beside = path.with_name(policy_file(recorded.policy))
-        if not beside.exists():
-            _write_archive(beside, {_POLICY: recorded.policy})
-    elif recorded.policy:
-        members[_POLICY] = recorded.policy
     included = {name: hashlib.sha256(member).hexdigest() for name, member in members.items()}
     manifest = recorded.manifest | {"included": included}
     members[_MANIFEST] = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
@@ -146,9 +129,6 @@ def read(path: Path) -> Recording:
             raise UsageError(f"{path} was written by a newer version of runbook: install that one to open it")
         if not seal:
             raise ChangedError(f"{path} has lost its seal: it was changed, ask for it again")
-        policy = members.get(_POLICY, b"")
-        if not policy and content["policy"] and (beside := path.with_name(content["policy"])).is_file():
-            policy = _read_shared_policy(beside)
         runs = {str(r["section"]): run_from_json(r) for r in content["runs"]}
         for run in runs.values():
             _Header.model_validate(run.header)
@@ -167,15 +147,7 @@ def read(path: Path) -> Recording:
     if not runs:
         raise UsageError(f"the recording {path} contains no run")
     name = path.name.removesuffix(SUFFIX)
-    return Recording(name, runs, content["about"], policy, manifest, seal[0].decode())
-
-
-def _read_shared_policy(beside: Path) -> bytes:
-    """Return the policy that stands beside a recording. Raises ChangedError, OSError, or what a damaged file raises."""
-    policy = _read_archive(beside, read_regular(beside, MAX_BYTES))[_POLICY]
-    if policy_file(policy) != beside.name:
-        raise ChangedError(f"{beside} was changed: ask for it again")
-    return policy
+    return Recording(name, runs, content["about"], manifest, seal[0].decode())
 
 
 def _write_archive(path: Path, members: Mapping[str, bytes], seal: str = "") -> str:

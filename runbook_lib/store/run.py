@@ -20,7 +20,7 @@ from runbook_lib.store.archive import Archive
 from runbook_lib.store.lines import RunLine
 
 _NOT_JUDGED = Verdict(Status.UNKNOWN, None, "none")
-#: The form of an evidence file; 0.5.0 wrote frames by step, without a number.
+#: The form of an evidence file.
 FORMAT = 2
 #: Fields that say where the artifact is, and are no part of the record.
 _PLACES = ("ipynb", "html")
@@ -108,26 +108,10 @@ def conclusion(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_run(archive: Archive, line: RunLine) -> Run:
-    """Return the run of a manifest line, from its evidence file as it was sealed; of 0.5.0, from its notebook.
+    """Return the run of a manifest line, from its evidence file as it was sealed.
 
     Raises OSError; NotSealedError for a file that was changed, and LookupError and TypeError for what no version wrote.
     """
     place = {kind: f"{archive.place}/{line.name}.{kind}" for kind in _PLACES}
     stored = json.loads(archive.read_sealed(line.sha256, f"evidence/{line.name}.json"))
-    if "format" in stored:
-        return run_from_json(stored, **place)
-    cells = json.loads(archive.read_sealed(line.sha256, f"{line.name}.ipynb"))["cells"]
-    found = {f["step"]: f for f in record.read_outputs(cells, record.FINDING_MIME)}
-    end = conclusion(cells)
-    return Run(
-        line.section,
-        end.get("header", {}),
-        [*found.values()],
-        record.from_json(Verdict, end["verdict"]) if end else line.verdict,
-        end.get("read_cost", {}),
-        bool(end),
-        line.started.isoformat(),
-        line.ended.isoformat() if line.ended else "",
-        line.problem,
-        **place,
-    )
+    return run_from_json(stored, **place)

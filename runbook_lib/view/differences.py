@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from runbook_lib.book import messages
@@ -70,7 +71,7 @@ def changed_judgement(c: Difference) -> dict[str, str]:
     return {"step": c.where, "was": was, "now": now}
 
 
-# The result of another policy -------------------------------------------------------------------------------
+# The result of a backtest -------------------------------------------------------------------------------
 
 
 def _summary_texts(report: Mapping[str, Any]) -> list[Text]:
@@ -79,13 +80,11 @@ def _summary_texts(report: Mapping[str, Any]) -> list[Text]:
     found.append(say("backtest.alarms", **report["alarms"]))
     if not report["flips"]:
         found.append(say("backtest.same"))
-    if report["without_policy"]:
-        found.append(say("backtest.without_policy", n=report["without_policy"]))
     return found
 
 
 def _detection_texts(report: Mapping[str, Any]) -> list[Text]:
-    """Return when the incidents are detected that the other policy detects at another time."""
+    """Return when the incidents are detected that are detected at another time now."""
 
     def after(s: float | None) -> Text:
         return say("backtest.never") if s is None else say("backtest.after", s=s)
@@ -104,8 +103,12 @@ def backtest_lines(report: Mapping[str, Any]) -> list[str]:
     return [messages.text(line) for line in lines]
 
 
-def backtest_page(report: Mapping[str, Any], given: str) -> str:
+def backtest_page(report: Mapping[str, Any], given: Path | None) -> str:
     """Return a backtest as a page."""
     return render.html(
-        "backtest", report=report, sums=_summary_texts(report), times=_detection_texts(report), given=given
+        "backtest",
+        report=report,
+        sums=_summary_texts(report),
+        times=_detection_texts(report),
+        given=given and str(given),
     )

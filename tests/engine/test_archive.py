@@ -21,7 +21,7 @@ from runbook_lib.cli import main
 from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.store import files
-from runbook_lib.store.archive import MANIFEST, NOTES, SALTS, Archive
+from runbook_lib.store.archive import MANIFEST, NOTES, Archive
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -93,14 +93,6 @@ def test_who_is_overtaken_waits_as_long_as_others_write(tmp_path: Path, monkeypa
         monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
         archive.add_line(NOTES, {"text": "x"})
     assert len(archive.lines(NOTES)) == 1
-
-
-@pytest.mark.parametrize("kept", [0, 5, 4096])
-def test_salts_that_were_cut_off_are_completed(archive: Archive, kept: int) -> None:
-    whole = archive.salts()
-    archive.write(SALTS, whole[:kept])
-    salts = archive.salts()
-    assert (len(salts), salts[:kept]) == (len(whole), whole[:kept]) and salts == archive.read(SALTS) != whole
 
 
 def test_two_runs_in_one_second_have_two_names(tmp_path: Path) -> None:
@@ -185,7 +177,7 @@ def test_a_log_is_durable_before_it_has_its_name_and_its_name_is_durable_after(
     assert named == ["replace a.ipynb", "replace a.json", f"create {MANIFEST}"]
     assert [what for what, _ in calls].count("sync") == 2 * len(named), "file and folder of each"
     left = {f.name for f in (tmp_path / "INC-1").iterdir()}
-    assert left == {".salts", "evidence", "a.ipynb", MANIFEST, NOTES}
+    assert left == {".salt", "evidence", "a.ipynb", MANIFEST, NOTES}
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "killed"])
@@ -199,7 +191,7 @@ def test_what_ends_before_the_first_write_leaves_no_file(
         full.setattr(os, "fsync", Mock(side_effect=error))
         with pytest.raises(type(error)):
             archive.add_line(NOTES, {"text": "one"})
-    assert {f.name for f in (tmp_path / "INC-1").iterdir()} == {".salts", "evidence"}
+    assert {f.name for f in (tmp_path / "INC-1").iterdir()} == {".salt", "evidence"}
     archive.add_line(NOTES, {"text": "one"})
     assert archive.problems() == []
 

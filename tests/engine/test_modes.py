@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runbook_lib.receiver.journal import Journal
-from runbook_lib.store.archive import NOTES, SALTS, Archive
+from runbook_lib.store.archive import NOTES, SALT, Archive
 from tests.kit import command
 
 UMASKS = pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
@@ -43,7 +43,7 @@ def test_a_run_s_dossier_is_its_owner_s(tmp_path: Path, umask: int) -> None:
     assert command.alone(*asked, env=env, cwd=tmp_path, umask=umask).returncode == 3
     with masked(umask):
         Archive(str(output), "I").add_line(NOTES, {"text": "seen"})
-    assert (output / "I" / SALTS).is_file()
+    assert (output / "I" / SALT).is_file()
     assert modes(tmp_path / "made") == {"folders": {"0o700"}, "files": {"0o600"}}
 
 

@@ -19,7 +19,7 @@ SAMPLE = ROOT / "outputs" / "sample"
 #: What an example has and a document may lack.
 OPTIONAL = {("run.v1", "seal"), ("receiver.v1", "problems"), *(("finding.v1", key) for key in ("unseen", "at"))}
 #: Whose keys are data, or anybody's.
-OPEN = {"evidence.v1", "policy.v1", "message.v1"}
+OPEN = {"evidence.v1", "message.v1"}
 
 
 @pytest.mark.parametrize("name", ["common.v1", *NAMES])

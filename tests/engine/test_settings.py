@@ -58,6 +58,7 @@ OF_A_TARGET = [
     ('freeze = ["Fri 18:00/Mon 08:00 Asia/Tokyo"]', "settings: targets.x.freeze has gone: remove it; "),
     ('grafana_token_env = "A"', "settings: targets.x.grafana_token_env has gone: remove it; "),
     ("actions_per_hour = 6", "settings: targets.x.actions_per_hour has gone: remove it; "),
+    ("keep_days = 30", "settings: targets.x.keep_days has gone: remove it; "),
     ("break_glass = true", "settings: targets.x.break_glass has gone: no rule can be passed: "),
     ('approval = "perhaps"', "approval: Input should be a valid boolean"),
     # Numbers and names

@@ -414,6 +414,8 @@ def test_the_command_writes_notes_and_shows_them(rb: Context, tmp_path: Path) ->
         ("--format", ["run", "2", "--format", "nagios"]),
         ("account", ["account", "--json"]),
         ("diff", ["archive", "diff", "A-1"]),
+        ("retain", ["archive", "retain", "--execute"]),
+        ("erase", ["erase", "anna"]),
     ],
 )
 def test_an_option_that_has_gone_says_what_to_do_instead(rb: Context, option: str, arguments: list[str]) -> None:

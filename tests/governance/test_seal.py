@@ -21,13 +21,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from runbook_lib.book import catalog
-from runbook_lib.book.catalog import Limits
-from runbook_lib.checks.check import Judge, checks
-from runbook_lib.checks.context import JudgeInput
 from runbook_lib.cli import main
 from runbook_lib.dossier import rejudge, seal
 from runbook_lib.dossier.seal import ChainHead, Report, chain_head, check
-from runbook_lib.model.finding import Finding, Frames, Status
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.journal import Journal
 from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, SEALED, Archive, entry_of
@@ -203,8 +199,7 @@ def test_what_is_no_file_any_more_is_missing(
 @pytest.mark.parametrize(
     "words",
     [
-        ["verify", "INC-1"], ["dossier", "INC-1"], ["note", "INC-1", "x"], ["capsule", "INC-1"],
-        ["archive", "erase", "anna-1"], ["archive", "retain", "--execute"],
+        ["dossier", "INC-1"], ["note", "INC-1", "x"], ["capsule", "INC-1"],
     ],
 )  # fmt: skip
 def test_a_fifo_in_a_dossier_is_one_line_of_every_command(
@@ -214,7 +209,7 @@ def test_a_fifo_in_a_dossier_is_one_line_of_every_command(
     assert archive.local
     (archive.local / MANIFEST).unlink()
     os.mkfifo(archive.local / MANIFEST)
-    assert main._run_command([*words, "--output", archive.output]) in (1, 64, 69)
+    assert main._run_command([*words, "--output", archive.output]) in (64, 69)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "it is not a regular file: remove it" in said
 
@@ -311,38 +306,6 @@ def test_the_command_tells_unchanged_changed_and_uncovered_apart(
     assert verify(archive)[0] == verify(archive, "--checkpoint", "nothing-here")[0] == 64
 
 
-def test_other_code_is_no_change_of_the_evidence(
-    monkeypatch: pytest.MonkeyPatch, verify: Verify, capsys: pytest.CaptureFixture[str]
-) -> None:
-    archive = Archive(str(ROOT / sample.OUTPUT), sample.INCIDENT)
-    checkpoint = ["--checkpoint", str(ROOT / sample.CHECKPOINT)]
-    known, before = checks(), verify(archive, *checkpoint)[0]
-
-    def judged_by(judge: Judge) -> None:
-        others = known | {"4.3.2": replace(known["4.3.2"], judge=judge)}
-        monkeypatch.setattr(rejudge, "checks", lambda: others)
-
-    def no_more(frames: Frames, given: JudgeInput) -> Finding:
-        raise KeyError("of another time")
-
-    judged_by(lambda frames, given: replace(known["4.3.2"].judge(frames, given), status=Status.OK))
-    code, out, err = verify(archive, *checkpoint)
-    assert code == 1 and "judged differently today" in out
-    assert "step 4.3.2: was CRITICAL; the same evidence is judged OK" in err
-    assert verify(archive)[0] == 3, "lines without a checkpoint are worse"
-    judged_by(no_more)
-    code, _, err = verify(archive, *checkpoint)
-    assert code == 1 and "cannot be judged by this version: KeyError" in err
-    where = (archive.incident, "--output", archive.output)
-    assert main._run_command(["archive", "backtest", *where, "--policy", str(ROOT / "docs")]) == 1
-    assert "cannot be judged by this version: KeyError" in capsys.readouterr().err
-    monkeypatch.setattr(rejudge, "checks", lambda: known)
-    # Each run is judged by the documents that were kept with it, whatever those of today say.
-    book = catalog.load()
-    monkeypatch.setattr(catalog, "load", lambda: replace(book, limits=Limits(), sections={}))
-    assert verify(archive, *checkpoint)[0] == before
-
-
 # Any change at all -----------------------------------------------------------------------------------------
 
 _json = st.recursive(
@@ -427,7 +390,7 @@ def _sealed_files(folder: Path) -> list[str]:
     return sorted(
         str(path.relative_to(folder))
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in (".salts", "index.html")
+        if path.is_file() and path.name not in (".salt", "index.html")
     )
 
 

@@ -19,7 +19,6 @@ NAMES = sorted({p.stem for p in FOLDER.iterdir()} - {"common.v1"})
 #: What lies in a dossier.
 FILES = {
     "*-verdict-*.json": "run.v1",
-    "evidence/policy-*.json": "policy.v1",
     "evidence/[0-9]*.json": "evidence.v2",
     "manifest.jsonl": "manifest.v1",
     "actions.jsonl": "action.v1",

@@ -101,7 +101,7 @@ def test_no_planted_value_is_in_a_file_of_the_dossier(target: dict[str, str], tm
     told += run("act", "restart", "notification", *where, "--approved-by", "Aoki", "--reason", said)
     told += run("dossier", "INC-9") + run("postmortem", "INC-9")
 
-    files = [f for f in (tmp_path / "outputs" / "INC-9").rglob("*") if f.is_file() and f.name != ".salts"]
+    files = [f for f in (tmp_path / "outputs" / "INC-9").rglob("*") if f.is_file() and f.name != ".salt"]
     assert {".ipynb", ".html", ".json", ".jsonl"} <= {f.suffix for f in files} and len(files) > 15
     text = {str(f): f.read_text(encoding="utf-8", errors="replace") for f in files} | {"screen": told}
     values = {value for line in LINES for value in line.planted}

@@ -17,8 +17,6 @@ import psutil
 import pytest
 import requests
 
-from runbook_lib.governance import keeping
-from runbook_lib.sources.settings import Settings
 from runbook_lib.store.archive import ACTION_LOG, NOTES, PARTIAL, Archive, OutputError
 from tests.kit import command
 from tests.kit.command import start
@@ -94,20 +92,16 @@ def test_everything_works_as_in_a_folder(place: str) -> None:
     assert Archive(place, "I").partials() == []
 
 
-def test_a_person_is_forgotten_and_an_incident_removed(place: str) -> None:
-    archive, beside = Archive(place, "I"), Archive(place, "I-2")
-    for each in (archive, beside):
-        each.prepare()
-        each.append({"name": "a"}, {"a.txt": b"a", "evidence/a.json": b"{}"})
-    salts = archive.salts()
+def test_an_incident_s_salt_is_kept_until_it_is_forgotten(place: str) -> None:
+    archive = Archive(place, "I")
     archive.prepare()
-    assert archive.salts() == salts
-    archive.forget("somebody")
-    assert len(archive.salts()) == len(salts) and archive.salts() != salts
-    assert keeping.find_trace(archive, "somebody", Settings()).salted
-    with archive.locked():
-        archive.remove()
-    assert archive.files() == [] and beside.read("a.txt") == b"a"
+    archive.append({"name": "a"}, {"a.txt": b"a", "evidence/a.json": b"{}"})
+    salt = archive.salt()
+    archive.prepare()
+    archive.write(".salts", b"of 0.6")
+    assert archive.salt() == salt
+    assert [archive.forget(), archive.forget()] == [True, False]
+    assert archive.read_or_none(".salts") is None and archive.salt() != salt
 
 
 def test_nothing_is_read_from_an_old_listing(place: str, store: Store) -> None:

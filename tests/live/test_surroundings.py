@@ -346,7 +346,7 @@ def test_a_note_names_people_as_the_runs_do(own: Servers, tmp_path: Path, monkey
     for name, value in env.items():
         monkeypatch.setenv(name, value)
     archive = Archive(str(tmp_path), "INC-1")
-    token = Masker.of(settings.load().target("default").urls(), "INC-1", archive.salts).person("anna")
+    token = Masker.of(settings.load().target("default").urls(), "INC-1", archive.salt).person("anna")
     (noted,) = archive.lines(NOTES)
     assert noted["text"] == f"user_id={token} waits; tried ***"
 

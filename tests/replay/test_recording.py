@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from runbook_lib.__main__ import main
 from runbook_lib.book import catalog, messages, queries
 from runbook_lib.cli.main import _run_command, cli
-from runbook_lib.dossier import policy, rejudge
+from runbook_lib.dossier import rejudge
 from runbook_lib.model.finding import Reason, Status, say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import quiet_session
@@ -63,16 +63,12 @@ def test_a_recording_comes_to_the_verdict_of_its_dossier(sample: Path) -> None:
     assert {number: {*section["steps"]} for number, section in found["sections"].items()} == steps
 
 
-def test_a_recording_is_the_same_bytes_each_time_and_keeps_its_policy(sample: Path, tmp_path: Path) -> None:
+def test_a_recording_is_the_same_bytes_each_time(sample: Path, tmp_path: Path) -> None:
     read = recording.read(sample)
-    assert "entitlement" in json.loads(read.policy)
     again = tmp_path / "again" / sample.name
     again.parent.mkdir()
     recording.write(again, read)
     assert again.read_bytes() == sample.read_bytes()
-    recording.write(again, read, shared_policy=True)
-    assert len(again.read_bytes()) < len(sample.read_bytes())
-    assert recording.read(again).policy == read.policy
 
 
 def test_the_command_makes_a_regression_test_of_a_dossier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +198,8 @@ LIMITS = ("MAX_BYTES", "MAX_MEMBERS", "MAX_UNPACKED", "MAX_RATIO", "MAX_VALUES")
 @pytest.mark.parametrize("limit", LIMITS)
 def test_each_limit_refuses_a_recording_in_one_line(sample: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     read = recording.read(sample)
-    monkeypatch.setattr(recording, limit, 2)
-    with pytest.raises(UsageError, match=r"^.*(too large for a recording|more than 2 bytes).*$"):
+    monkeypatch.setattr(recording, limit, 1)
+    with pytest.raises(UsageError, match=r"^.*(too large for a recording|more than 1 bytes).*$"):
         recording.read(sample)
     with pytest.raises(UsageError, match="too large for a recording"):
         recording.write(sample.with_name("again.runbook"), read)
@@ -219,7 +215,7 @@ def test_the_largest_recordings_are_far_from_the_limits(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("name", ["connections_exhausted", "slow_statements"])
 def test_hidden_names_change_no_verdict(name: str) -> None:
     recorded = recording.read(RECORDINGS / f"{name}.runbook")
-    book = policy.read(recorded.policy)
+    book = catalog.load()
     keep = set(replay._find_words([r.header["given"] for r in recorded.runs.values()]))
     runs, hidden = masking.hide_names([[r.section, r.header, r.stored] for r in recorded.runs.values()], {}, keep)
     assert "127.0.0.1" not in json.dumps(runs) and hidden["host"]
@@ -285,7 +281,7 @@ def test_no_person_address_host_pod_or_secret_leaves(planted: Archive, tmp_path:
     pods = re.findall(r"(?:notification|entitlement)-pod-\d+", members["recording.json"])
     assert len(set(pods)) == 2 and "notification." in inside
     manifest = json.loads(members["manifest.json"])
-    assert manifest["included"].keys() == {"recording.json", "policy.json"}
+    assert manifest["included"].keys() == {"recording.json"}
     left = " ".join(each["en"] for each in manifest["left_out"])
     assert "actions.jsonl, 1 line" in left and "notes.jsonl, 1 line" in left and "3 pods" in left
     assert replay.reopen(recording.read(file), catalog.load())[1] == []
@@ -470,14 +466,3 @@ def test_what_a_person_expects_is_not_overwritten_by_today_s_verdict(
         make_recordings.accept(index := {"mine": {"about": {}, "expected": expected}}, ["mine"])
         assert index["mine"]["expected"] == after
         assert "mine: stuck_at: expected relay, now delivery_worker" in capsys.readouterr().out
-
-
-def test_a_policy_beside_a_recording_has_to_be_unchanged(tmp_path: Path) -> None:
-    made = recording.read(RECORDINGS / "worker_hung.runbook")
-    recording.write(tmp_path / "mine.runbook", made, shared_policy=True)
-    (beside,) = tmp_path.glob("policy-*")
-    assert recording.read(tmp_path / "mine.runbook").policy == made.policy
-    other = recording.read(RECORDINGS / "broker_back.runbook")
-    recording._write_archive(beside, {"policy.json": other.policy + b" "})
-    with pytest.raises(recording.ChangedError, match=f"{beside.name} was changed"):
-        recording.read(tmp_path / "mine.runbook")

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-from runbook_lib.book import catalog, messages
+from runbook_lib.book import catalog, messages, pack
 from runbook_lib.book.catalog import Catalog
 from runbook_lib.diagnosis import verdict as diagnosis
-from runbook_lib.dossier import policy
 from runbook_lib.model.finding import Finding, Verdict
 from runbook_lib.runs import replay
 from runbook_lib.store import record, recording
@@ -100,10 +99,10 @@ def _assert_no_contradiction(findings: Sequence[Finding], verdict: Verdict, book
     ],
 )
 def test_a_changed_weight_or_threshold_is_a_difference(was: str, becomes: str, differs: str) -> None:
-    (documents,) = policy.current_policy({}).values()
-    assert was.encode() in documents
-    changed = policy.read(documents.replace(was.encode(), becomes.encode()))
-    assert differs in _differences(changed)
+    texts = catalog.read_texts(packs := pack.active_runbook().packs)
+    changed = {name: {d: text.replace(was, becomes) for d, text in own.items()} for name, own in texts.items()}
+    assert changed != texts
+    assert differs in _differences(catalog.read(packs, changed))
 
 
 def test_changed_evidence_is_a_difference() -> None:

@@ -49,8 +49,7 @@ def test_the_committed_dossier_verifies() -> None:
         env=os.environ,
         cwd=ROOT,
     )
-    assert done.returncode in (0, 1), done.stderr  # 1: today's code judges a step otherwise
-    assert "15 steps judged again" in done.stdout
+    assert done.returncode == 0, done.stderr
 
 
 def test_small_and_complete() -> None:

@@ -384,7 +384,7 @@ def record(moments: list[Moment], index: dict[str, dict[str, Any]], at_once: int
 
 def keep(made: recording.Recording, index: dict[str, dict[str, Any]]) -> None:
     """Write a recording and its entry of the index; a failure mode that was not expected is for a person to see."""
-    recording.write(RECORDINGS / f"{made.name}{recording.SUFFIX}", made, shared_policy=True)
+    recording.write(RECORDINGS / f"{made.name}{recording.SUFFIX}", made)
     index[made.name] = {"about": made.about, "expected": replay.evaluate(made, catalog.load())}
     replay.write_index(RECORDINGS, index)
 

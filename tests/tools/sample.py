@@ -19,7 +19,7 @@ import psycopg
 
 from runbook_lib.gameday.sandbox import history
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.store.archive import SALTS
+from runbook_lib.store.archive import SALT
 from tests.bench import supervise
 from tests.kit import ROOT
 from tests.kit.command import alone
@@ -60,7 +60,7 @@ def main() -> None:
         shutil.rmtree(ROOT / OUTPUT / INCIDENT, ignore_errors=True)
         shutil.move(work / OUTPUT / INCIDENT, ROOT / OUTPUT / INCIDENT)
     print(done.stdout, done.stderr, sep="\n")
-    (ROOT / OUTPUT / INCIDENT / SALTS).unlink()  # nobody is behind these tokens who could be erased
+    (ROOT / OUTPUT / INCIDENT / SALT).unlink()  # nobody is behind these tokens
     if done.returncode != 2:
         sys.exit(f"the sample is CRITICAL by its making, and the command said {done.returncode}")
     seal = re.findall(r"^seal:sample:.*$", done.stdout, re.MULTILINE)[-1]
