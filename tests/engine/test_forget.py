@@ -24,7 +24,7 @@ Command = Callable[..., CompletedProcess[str]]
 
 @pytest.fixture
 def command(tmp_path: Path) -> Command:
-    (tmp_path / "runbook.toml").write_text('[targets.prod]\ndatabase_url_env = "PROD"\n')
+    (tmp_path / "runbook.toml").write_text('[targets.prod]\ndatabase_url = "env:PROD"\n')
     home = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return lambda *arguments: runbook(*arguments, env=home | {"PROD": URL}, cwd=tmp_path)
 
