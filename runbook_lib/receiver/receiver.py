@@ -353,6 +353,9 @@ class _ResponseGuard:
             await app(scope, receive, answer)
         except h11.LocalProtocolError:
             _log.debug("what followed the request was no HTTP, and uvicorn has answered that")
+        except asyncio.CancelledError:  # by uvicorn, at the end of its time to stop
+            if not status:
+                await JSONResponse({"error": "the receiver stops: send it again"}, 503, _CLOSE)(scope, receive, answer)
         except Exception as e:
             where = traceback.extract_tb(e.__traceback__)[-1]
             _log.error("%s line %s: %s", Path(where.filename).name, where.lineno, _one_line(e))

@@ -76,17 +76,30 @@ def url(listening: socket.socket, tls: Tls | None) -> str:
 class _BoundedProtocol(H11Protocol):
     """HTTP/1.1 with a limit of time for the headers, which uvicorn does not have."""
 
+    waits_since = 0.0
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._await_headers()
+        self._make_room()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._await_headers()
 
     def _await_headers(self) -> None:
-        last = self.cycle
+        last, self.waits_since = self.cycle, self.loop.time()
         self.loop.call_later(HEADERS_S, lambda: self.transport.close() if self.cycle is last else None)
+
+    def _make_room(self) -> None:
+        """At the limit, close the connection that has waited longest for a request: silent ones keep nobody out."""
+        others = [
+            c for c in self.connections
+            if isinstance(c, _BoundedProtocol) and c is not self and not c.transport.is_closing()
+        ]  # fmt: skip
+        waiting = [c for c in others if c.cycle is None or c.cycle.response_complete]
+        if len(others) + 1 >= CONNECTIONS and waiting:
+            min(waiting, key=lambda c: c.waits_since).transport.abort()
 
 
 def server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:

@@ -571,6 +571,15 @@ def test_a_broker_that_was_not_seen_is_neither_broken_nor_restarted(reason: Reas
     words(found)
 
 
+@pytest.mark.parametrize(("client", "status"), [("-", Status.UNKNOWN), ("notification", Status.CRITICAL)])
+def test_logins_without_a_name_may_be_those_of_the_runbook_that_did_not_get_in(client: str, status: Status) -> None:
+    frames = without_consumer(Reason.TIMEOUT, "no_connection", 600)
+    logins = [(client, "127.0.0.1", "Authentication Timeout", 4, 4, 1.0)]
+    columns = ["client", "ip", "reason", "n", "last_minute", "last_s_ago"]
+    found = CHECKS["4.1.2"].finding(frames | {"closed": pd.DataFrame(logins, columns=columns)}, make_given())
+    assert found.status is status
+
+
 def test_what_waits_at_a_broker_that_was_not_seen_is_not_called_lost() -> None:
     """A closed port, while everything flows: 300 events wait for longer than a minute."""
     frames = without_consumer(Reason.UNREACHABLE, "no_connection", processed_ago=1)

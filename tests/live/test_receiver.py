@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import html
 import json
 import logging
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,18 @@ def test_a_connection_is_used_again(here: Running) -> None:
 
 # What is refused.
 
+_DEEP, _DIGITS = b"[" * 100_000, b"9" * 900_000
 _REFUSED: dict[str, tuple[str, Mapping[str, str], bytes, int, str]] = {
     "not json": ("alertmanager", JSON, b"{", 400, "body"),
     "old version": ("alertmanager", JSON, webhook(version="3"), 400, "version"),
+    "deep": ("alertmanager", JSON, _DEEP, 400, "body"),
+    "a deep alert": ("alertmanager", JSON, webhook().replace(b'"too old"', _DEEP), 400, "body"),
+    "digits": ("alertmanager", JSON, b'{"version": %s}' % _DIGITS, 400, "body"),
+    "digits of an event": ("events", JSON, event().replace(b'"too old"', _DIGITS), 400, ""),
+    "no UTF-8": ("alertmanager", JSON, webhook().replace(b"too old", b"\xff"), 400, "body"),
+    "no UTF-8 of an event": ("events", JSON, event().replace(b"too old", b"\xff"), 400, ""),
+    "half a character": ("alertmanager", JSON, webhook(group="\ud800"), 400, "body"),
+    "gzip": ("alertmanager", JSON | {"content-encoding": "gzip"}, gzip.compress(bytes(50_000_000)), 400, "body"),
     "a form": ("alertmanager", {"content-type": "application/x-www-form-urlencoded"}, webhook(), 415, "content type"),
     "text": ("alertmanager", {"content-type": "text/plain"}, webhook(), 415, "content type"),
     "no type": ("alertmanager", {}, webhook(), 415, "content type"),
@@ -218,14 +228,43 @@ def test_a_body_that_comes_slowly_is_cut_off_and_holds_up_nobody(
             assert answer.result().startswith(b"HTTP/1.1 503"), "after a 4xx Alertmanager sends it no more"
 
 
+def test_a_body_that_is_on_its_way_when_the_receiver_stops_is_to_be_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "STOP_S", 1)
+    with socket.socket() as s:
+        with running(tmp_path) as here:
+            s.connect(("127.0.0.1", here.port))
+            s.sendall(b"POST /alertmanager HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nhalf")
+            assert here.get("healthz").status_code == 200
+        assert s.recv(65536).startswith(b"HTTP/1.1 503")
+    assert [r.getMessage() for r in caplog.records if r.exc_info] == []
+
+
 def test_connections_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "CONNECTIONS", 4)
     with running(tmp_path) as here:
-        held = [socket.create_connection(("127.0.0.1", here.port)) for _ in range(5)]
-        until(lambda: here.get("healthz").status_code == 503, "no more are answered")
+        held = list[socket.socket]()
+
+        def no_more_are_answered() -> bool:
+            held.append(socket.create_connection(("127.0.0.1", here.port)))
+            held[-1].sendall(b"POST /alertmanager HTTP/1.1\r\nhost: localhost\r\ncontent-length: 9\r\n\r\nhalf")
+            return here.get("healthz").status_code == 503
+
+        until(no_more_are_answered)
         for s in held:
             s.close()
         until(lambda: here.get("healthz").status_code == 200, "there is room again")
+
+
+def test_connections_that_send_no_request_keep_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "CONNECTIONS", 4)
+    with running(tmp_path) as here, ExitStack() as held, requests.Session() as session:
+        for _ in range(3):
+            for _ in range(8):
+                held.enter_context(socket.create_connection(("127.0.0.1", here.port)))
+            assert session.get(f"{here.url}healthz", timeout=5).status_code == 200
+            assert here.post(webhook()).status_code == 202
 
 
 def test_an_alert_does_not_wait_for_pages(here: Running, monkeypatch: pytest.MonkeyPatch) -> None:

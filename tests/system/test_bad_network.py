@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,3 +68,24 @@ def test_a_lossy_or_slow_network_shows_no_fault(
     sandbox: Sandbox, tmp_path: Path, servers: tuple[str, ...], rule: str, value: float
 ) -> None:
     play(sandbox, tmp_path, rule, value, servers, "run", "3", "4.1")
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_name_server_that_does_not_know_a_host_or_never_answers(tmp_path: Path, hangs: bool) -> None:
+    bind = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+    own = ["unshare", "--mount", "sh", "-c", bind, str(tmp_path / "resolv")]
+    (tmp_path / "resolv").write_text("nameserver 127.0.0.9\n")
+    if subprocess.run([*own, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let us choose a name server")
+    urls = {"DATABASE": "postgresql://u@db.test/x", "NATS": "nats://nats.test", "NATS_MONITOR": "http://nats.test:8222"}
+    env = os.environ | {f"RUNBOOK_{name}_URL": url for name, url in urls.items()}
+    command = [sys.executable, "-m", "runbook_lib", "run", "2", "4.1", "--json", "--output", str(tmp_path / "out")]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        if hangs:  # otherwise the port is closed
+            silent.bind(("127.0.0.9", 53))
+        done = subprocess.run([*own, *command], env=env, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["verdict"]["stuck_at"]) == (3, None)
+    assert [r["problem"] for r in said["runs"]] == [None, None]
+    assert {"postgres", "jetstream"} <= {u["source"] for u in said["verdict"]["unseen"]}

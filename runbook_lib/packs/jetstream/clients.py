@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from runbook_lib.book import patterns
+from runbook_lib.checks.check import failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames
@@ -24,8 +25,9 @@ class Client(rows.Row):
 
 
 class Closed(rows.Row):
-    """The connections of one client that were closed for one reason."""
+    """The connections of one client ("-": it gave no name) that were closed for one reason."""
 
+    client: str = ""
     reason: str = ""
     last_minute: float = 0.0
     last_s_ago: float | None = None
@@ -55,9 +57,13 @@ def count_closed(connections: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_refused(frames: Frames, given: JudgeInput) -> tuple[float | None, str]:
-    """Return the number of logins refused within the last minute (None: unknown), and the most frequent reason."""
+    """Return the number of logins refused within the last minute (None: unknown), and the most frequent reason.
+
+    If the runbook did not reach the consumer, logins without a name may be its own: they do not count.
+    """
     if "closed" not in frames:
         return None, ""
+    unreached = "consumer" in failures(frames)
     quiet_s = given.number("refused.quiet")
     found = [
         closed
@@ -66,6 +72,7 @@ def count_refused(frames: Frames, given: JudgeInput) -> tuple[float | None, str]
         if _CLOSED_CONNECTION.says("refused", closed.reason)
         and closed.last_s_ago is not None
         and closed.last_s_ago < quiet_s
+        and not (unreached and closed.client == "-")
     ]
     most = max(found, key=lambda closed: closed.last_minute, default=Closed())
     return sum(closed.last_minute for closed in found), most.reason
