@@ -1,4 +1,4 @@
-"""5.2: what a side may claim, what arrives, and what other settings would do."""
+"""5.2: what a side may claim, what arrives, and what became of a change."""
 
 from __future__ import annotations
 
@@ -8,27 +8,21 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib.book import catalog, messages
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import throttle
 from runbook_lib.packs.entitlement.checks.delivery import Delivery
-from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, Flow, Pace, ThrottledWorker
-from tests.kit import steps
-from tests.kit.frames.throttle import frames, minutes
-from tests.kit.steps import NOW, UNPROCESSED, bound, events, expect, failures, make_given, run, traffic, words
+from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, ThrottledWorker
+from tests.kit.frames.throttle import frames
+from tests.kit.steps import UNPROCESSED, bound, events, expect, failures, make_given, run, traffic, words
 
-SLOS = catalog.load().slos
-#: A batch of 50 at 20 ms a row takes a second: 1,500 a minute.
-USUAL = Pace(50.0, 1.0, True, 0.02, 1)
 BOTH = pytest.mark.parametrize("side", [DELIVERY, RELAY], ids=lambda s: s.name)
 
 
 def judge(found: Frames, side: ThrottledWorker = DELIVERY, **given: Any) -> Finding:
     finding = throttle.judge(found, make_given(**given), side)
     words(finding)
-    steps.charts_of("5.2.1" if side is DELIVERY else "5.2.2", found, make_given(**given))
     return finding
 
 
@@ -40,39 +34,6 @@ def notes(finding: Finding) -> list[str]:
     return [n.key.removeprefix("throttle.") for n in finding.notes]
 
 
-# The arithmetic ---------------------------------------------------------------------------------------------
-
-
-def test_the_rate_allowed_is_the_batch_over_pause_and_work() -> None:
-    assert USUAL.cycle_s == pytest.approx(2.0)
-    assert USUAL.allowed == pytest.approx(1500)
-    assert Pace(5.0, 2.0, True, 0.0, 1).allowed == 150
-    assert Pace(50.0, 1.0, True, 0.0, 2).allowed == 6000  # each pod has a relay
-    assert Pace(50.0, 1.0, False, 0.0, 1).allowed == 0
-    assert Pace(None, 1.0, True, 0.0, 1).allowed is None
-
-
-def test_a_backlog_grows_shrinks_and_breaks_its_objectives() -> None:
-    flow, slow = Flow(came=300.0, gone=300.0, due=20.0, oldest_s=5.0, waiting=0.0), Pace(5.0, 2.0, True, 0.0, 1)
-    assert flow.net(slow) == 150
-    assert flow.late_in(slow, SLOS["NOTI-C"]) == pytest.approx(30 / 150)
-    assert flow.late_in(slow, SLOS["NOTI-B"]) == pytest.approx((75 - 20) / 150)  # 75 rows wait for 30 s at 150/min
-    assert flow.empty_in(slow) is None
-    assert flow.empty_in(USUAL) == pytest.approx(20 / 1200)
-    assert flow.late_in(USUAL, SLOS["NOTI-B"]) is None
-
-
-def test_a_pause_as_long_as_the_budget_breaks_it_alone() -> None:
-    flow = Flow(came=1.0, gone=1.0, due=0.0, oldest_s=0.0, waiting=0.0)
-    assert flow.late_in(Pace(50.0, 6.0, True, 0.0, 1), SLOS["ENT-C"]) == 0
-    assert flow.late_in(Pace(50.0, 6.0, True, 0.0, 1), SLOS["ENT-D"]) is None
-
-
-def test_what_is_held_is_late_when_its_oldest_is() -> None:
-    flow = Flow(came=60.0, gone=0.0, due=10.0, oldest_s=12.0, waiting=0.0)
-    assert flow.late_in(Pace(50.0, 1.0, False, 0.0, 1), SLOS["NOTI-B"]) == pytest.approx(18 / 60)
-
-
 # The judge --------------------------------------------------------------------------------------------------
 
 
@@ -80,34 +41,19 @@ def test_what_is_held_is_late_when_its_oldest_is() -> None:
 def test_room_at_the_defaults_is_ok_and_proposes_nothing(side: ThrottledWorker) -> None:
     finding = judge(frames(side), side)
     assert (finding.status, key(finding), finding.proposals) == (Status.OK, "room", ())
-    expect(finding, values={f"{side.name}.allowed": 1500, "throttle.headroom": 5})
-    assert notes(finding)[0] == "keeps_up"
-    plan = finding.frames["plan"].set_index("what")
-    assert plan.loc["rate allowed", "proposed"] == 600.0  # 25 rows in 2.5 s
+    expect(finding, values={f"{side.name}.allowed": 3000, "throttle.headroom": 10})
     assert finding.hops[0].rate_in == 300
 
 
 @BOTH
-def test_a_rate_is_of_the_minutes_that_were_read(side: ThrottledWorker) -> None:
-    found = frames(side, came=1000, gone=1000)
-    found |= {name: minutes(1000, n=3) for name in ("came", "gone")}
-    assert throttle._read_flow(found, make_given(window_minutes=2), side, NOW).came == 1000
-
-
-@BOTH
 def test_a_quiet_system_is_ok(side: ThrottledWorker) -> None:
-    found = frames(side, came=0, gone=0, due=0)
-    for name in ("came", "gone", "batches"):
-        found[name] = found[name].iloc[:0]
-    finding = judge(found, side)
+    finding = judge(frames(side, came=0, gone=0, due=0), side)
     assert (finding.status, finding.value("throttle.headroom")) == (Status.OK, None)
-    assert "timed_unknown" in notes(finding)
 
 
 def test_less_allowed_than_arrives_is_a_warning() -> None:
-    finding = judge(frames(came=2000, gone=1500, due=400))
+    finding = judge(frames(came=4000, gone=1500, due=400))
     assert (finding.status, key(finding)) == (Status.WARNING, "below")
-    assert "grows by 500/min" in words(finding)
 
 
 @BOTH
@@ -115,7 +61,7 @@ def test_a_change_in_force_is_to_be_remembered(side: ThrottledWorker) -> None:
     finding = judge(frames(side, now={"batch_size": 25.0}), side)
     assert (finding.status, key(finding)) == (Status.WARNING, "in_force")
     assert [p.name for p in finding.proposals] == ["undo_settings"]
-    assert finding.frames["plan"].set_index("what").loc["batch size", "proposed"] == 50  # the way back
+    assert "undo" in notes(finding)
 
 
 @BOTH
@@ -126,20 +72,10 @@ def test_a_side_that_is_switched_off(side: ThrottledWorker) -> None:
     assert [p.name for p in finding.proposals][-1] == "undo_settings"
 
 
-def test_values_that_were_asked_for_are_predicted() -> None:
-    asked = {"batch_size": 5, "poll_interval": 2.0}
-    finding = judge(frames(asked=asked, due=10, outcome={"result": "dry", "verified": None}))
+def test_values_that_were_asked_for_are_proposed() -> None:
+    finding = judge(frames(asked={"batch_size": 5}, due=10, outcome={"result": "dry", "verified": None}))
     assert (finding.status, key(finding)) == (Status.OK, "room")
-    grows = next(n for n in finding.notes if n.key == "throttle.grows")
-    assert messages.text(grows, "en").startswith(
-        "With delivery.batch_size 5, delivery.poll_interval 2 (143/min) the backlog grows by 157/min; NOTI-C"
-    )
     assert [p.name for p in finding.proposals] == ["change_settings"]
-    late = judge(frames(RELAY, asked={"poll_interval": 6.0}), RELAY)
-    assert "alone break ENT-C" in messages.text(late.notes[0], "en")
-    shrinks = judge(frames(asked={"batch_size": 100}, came=1000, gone=1000, due=600))
-    assert notes(shrinks)[0] == "shrinks"
-    assert judge(frames(asked=asked, due=200)).notes[0].params["minutes"] == 0
 
 
 def test_values_that_would_be_refused_are_not_proposed() -> None:
@@ -163,8 +99,6 @@ def test_what_became_of_the_change(outcome: Any, status: Status, headline: str, 
     assert "undo" in notes(finding)
     # What was done a moment ago, and is seen to work, is not what to take back next.
     assert ("undo_settings" in [p.name for p in finding.proposals]) == (headline != "done")
-    if outcome["result"] == "done":
-        assert "measured" in notes(finding)
 
 
 def test_back_at_the_defaults_after_an_undo_is_ok() -> None:
@@ -176,7 +110,7 @@ def test_two_replicas_of_notification_and_of_entitlement() -> None:
     two = judge(frames(replicas=2))
     assert (two.status, "two_replicas" in notes(two)) == (Status.WARNING, True)
     relays = judge(frames(RELAY, replicas=2), RELAY)
-    assert (relays.status, relays.value("relay.allowed")) == (Status.OK, 3000)
+    assert (relays.status, relays.value("relay.allowed")) == (Status.OK, 6000)
     assert "relays" in notes(relays)
 
 
@@ -219,23 +153,6 @@ def test_of_a_receiver_that_refuses_a_few_less_is_no_help(monkeypatch: pytest.Mo
         expect(judge(frames(due=40, waiting=60)), proposals=proposed)
 
 
-def test_the_time_of_a_row_is_estimated_where_commits_are_not_tracked() -> None:
-    found = frames()
-    found["batches"] = found["batches"].assign(exact_s=None, n=50, cycle_s=1.5)
-    finding = judge(found)
-    assert "timed_estimated" in notes(finding)
-    assert finding.value("delivery.allowed") == 2000  # 50 rows in 1.5 s
-
-
-@BOTH
-def test_counts_that_were_refused_leave_the_last_minute(side: ThrottledWorker) -> None:
-    found = frames(side)
-    del found["came"], found["gone"]
-    finding = judge(found, side)
-    assert finding.value(f"{side.name}.arriving") == 300
-    assert "last_minute_only" in notes(finding)
-
-
 # On real servers --------------------------------------------------------------------------------------------
 
 STEPS = ("5.2.1", "5.2.2")
@@ -256,7 +173,7 @@ def test_healthy_and_then_behind(servers: Servers, db: psycopg.Connection, broke
         assert seen.status is Status.UNKNOWN
         arriving = seen.value(f"{side}.arriving")
         assert isinstance(arriving, float)
-        assert 200 <= arriving <= 310  # five a second, of which the first minute may be cut
+        assert 280 <= arriving <= 310  # five a second
         assert not seen.proposals
     events(db, 90, 20, outbox="PENDING", **UNPROCESSED)
     events(db, 90, 20, status="PENDING")

@@ -37,7 +37,6 @@ UNSEEN = {
     "consistency/surplus",
     "database/long_transactions",
     "database/row_locks",
-    "duplicates/registered_twice",
     "scope/partitions",
 }
 
@@ -46,7 +45,7 @@ def parameters(now: pd.Timestamp) -> dict[str, Any]:
     """What some of the questions are asked with, beside what is bound for each."""
     hour = now - pd.Timedelta(hours=1)
     return {
-        "moment": hour, "created_since": hour, "arrived_since": hour, "begins": [hour], "ends": [now], "from": hour,
+        "moment": hour, "created_since": hour, "arrived_since": hour, "begins": [hour], "ends": [now],
         "low": hour, "high": now, "until": now, "late_s": 10.0, "waited": 0.02,
         "slow_s": 10.0, "few": 4.0, "limit_s": 30.0, "old_s": 10.0, "tries_s": 420.0, "bucket_s": 60, "share": 0.05,
         "tried_since": now - pd.Timedelta(seconds=20), "fields": list(given_up.FIELDS), "schema": "notification",

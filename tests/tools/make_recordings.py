@@ -279,6 +279,8 @@ NO_LONGER = {
     "2.4": {"notifications/holders"},
     **{step: {"processed/activity"} for step in ("3.2", "4.1.2")},
     "4.2.3": {"jetstream STREAM.INFO.entitlement-events", "jetstream STREAM.MSG.GET.entitlement-events"},
+    "5.2.1": {"notifications/batches"},
+    "5.2.2": {"outbox/batches"},
 }
 _ABOUT_QUERIES = """\
 # What each step asks, the most usual first: a query of sql/ by its name, or a source and the call. `rb.queries` shows

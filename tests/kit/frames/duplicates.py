@@ -7,9 +7,8 @@ from typing import Any
 import pandas as pd
 
 from runbook_lib.model.finding import Frames
-from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import duplicates
-from tests.kit.steps import NOW, ago, failures, read_log
+from tests.kit.steps import NOW, failures, read_log
 
 
 def index(**changes: Any) -> dict[str, Any]:
@@ -25,15 +24,6 @@ NO_CONSTRAINT: dict[str, Any] = {"constraint_name": None, "is_primary": None}
 PLAIN = index(index_name="processed_events_processed_at_idx", **NO_CONSTRAINT, is_unique=False, columns="processed_at")
 
 
-def queued(n: int, **columns: Any) -> pd.DataFrame:
-    """`n` notifications as the questions of 4.2.2 return them."""
-    names = ["event_id", "notification_id", "status", "created_at", *columns]
-    rows = [
-        {"event_id": f"e{i}", "notification_id": f"n{i}", "status": "SENT", "created_at": ago(60)} for i in range(n)
-    ]
-    return pd.DataFrame([r | columns for r in rows], columns=names)
-
-
 def look(**changes: Any) -> pd.DataFrame:
     usual = {
         "ts": NOW.isoformat(), "created": "c", "delivered": 100, "delivered_stream_seq": 98, "num_pending": 0,
@@ -42,26 +32,17 @@ def look(**changes: Any) -> pd.DataFrame:
     return pd.DataFrame([usual | changes])
 
 
-def accepted(events: int, doubled: int = 0) -> pd.DataFrame:
-    return row(now=NOW, accepted=events + doubled, events=events, doubled=doubled)
-
-
 HELD = pd.DataFrame(columns=["notification_id", "locked_by", "locked_at", "lease_until", "now", "attempt_count"])
 FRAMES: dict[str, Frames] = {
     "4.2.1": {"key": pd.DataFrame([index(), PLAIN])},
     "4.2.2": {
-        "duplicates": pd.DataFrame(columns=["event_id", "n", "first", "last"]),
-        "again": queued(0, earlier_id=None, earlier_at=None),
+        "duplicates": pd.DataFrame(columns=["event_id", "n", "first", "last", "sent", "waiting"]),
         "halves": pd.DataFrame(columns=["kind", "event_id", "notification_id", "at"]),
-        "apart": queued(0, later_s=0.0),
-        "twice": pd.DataFrame(columns=["event_id", "n", "first", "last"]),
         "arrivals": pd.DataFrame({"minute": [NOW.floor("min")], "n": [60]}),
     },
     "4.2.3": {
         "consumer": look(),
         "consumer_later": look(ts=(NOW + pd.Timedelta(seconds=3)).isoformat(), delivered=115, delivered_stream_seq=113),
-        "accepted": accepted(300),
-        "accepted_later": accepted(315),
         "held": HELD,
         "held_later": HELD,
         **duplicates.log_frames(read_log(), 60, 60),

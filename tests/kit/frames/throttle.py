@@ -12,11 +12,6 @@ from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, ThrottledWor
 from tests.kit.steps import NOW, ago, failures
 
 
-def minutes(per_minute: float, n: int = 30) -> pd.DataFrame:
-    starts = pd.date_range(end=NOW.floor("min"), periods=n, freq="min")
-    return pd.DataFrame({"minute": starts, "n": [int(per_minute)] * (n - 1) + [1]})
-
-
 def frames(
     side: ThrottledWorker = DELIVERY,
     *,
@@ -39,21 +34,14 @@ def frames(
         }
         for kind, value in default.items()
     ]  # fmt: skip
-    started = pd.to_datetime([ago(2 * i) for i in range(20)], utc=True)
     found: Frames = {
         "settings": pd.DataFrame(settings).astype(object),
         "workload": row(replicas=replicas),
         "failed": failures(),
-        "look": row(at=NOW),
         "backlog": row(
             now=NOW, due=due, expired=0, oldest_due_s=1.0, oldest_expired_s=None, waiting_retry=waiting, leased=0,
             tried=waiting, arrived_1m=came, published_1m=gone,
         ),
-        "batches": pd.DataFrame(
-            {"started": started, "n": 10, "exact_s": 0.2, "cycle_s": 2.0}
-        ),
-        "came": minutes(came),
-        "gone": minutes(gone),
     }  # fmt: skip
     if side is DELIVERY:
         found["activity"] = row(
@@ -67,5 +55,4 @@ def frames(
         found["outcome"] = row(**{"why_en": "W", "why_ja": "W", "effect_en": "E", "effect_ja": "E"} | outcome)
         holds = outcome.pop("holds", True) if "holds" in outcome else True
         found["preconditions"] = pd.DataFrame({"precondition": ["p"], "holds": [holds]})
-        found["did"] = row(since=ago(10).isoformat() if outcome["result"] == "done" else None)
     return found

@@ -192,7 +192,7 @@ class Watch:
             return spent_s >= still and (bool(came) or spent_s >= 2 * still), True, text
         if batch is None or pause is None:
             return True, False, say("change.not_understood")
-        allowed = self.pods * 60 * float(batch) / (float(pause) or 1 / 1000)
+        allowed = allowed_rate(float(batch), float(pause), self.pods)
         if claims.empty:
             if held or _read_failed_tries(latest) != _read_failed_tries(first):
                 return True, held <= batch * self.pods, say("change.tries_only", rows=held)
@@ -266,12 +266,17 @@ def other_spellings(setting: Setting, environment: Mapping[str, str]) -> list[st
     return [v for v in environment if v != setting.variable and v.replace("_", "").lower() == plain]
 
 
-def claims_since(frames: Frames, since: pd.Timestamp | None) -> pd.DataFrame:
+def allowed_rate(batch_size: float, poll_interval_s: float, pods: int) -> float:
+    """Return the upper limit of these settings in rows per minute: the time of the batches lowers it."""
+    return pods * 60 * batch_size / (poll_interval_s or 1 / 1000)
+
+
+def claims_since(frames: Frames, since: pd.Timestamp) -> pd.DataFrame:
     """Return the batches that began after a time, newest first."""
     batches = frames.get("batches")
     if batches is None or not {"started", "n"} <= set(batches.columns):
         return pd.DataFrame(columns=["started", "n"])
-    return batches if since is None else batches[batches["started"] > since]
+    return batches[batches["started"] > since]
 
 
 def rate_of(batches: pd.DataFrame) -> float | None:
