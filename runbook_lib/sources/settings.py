@@ -446,9 +446,8 @@ class ReceiverSettings(_Strict):
     )
     public_url: str = Field("", description="base URL of links in messages")
     keep_runs: int = Field(10_000, ge=100, description="runs, messages and seals that the journal retains, the newest")
-    notify_urls: SecretStr = Field(
-        default_factory=lambda: SecretStr(os.environ.get("RUNBOOK_NOTIFY_URLS", "")),
-        description="channels for messages, an apprise URL a line",
+    notify_urls: SecretStr | None = Field(
+        None, description="channels for messages, an apprise URL a line; default: `RUNBOOK_NOTIFY_URLS`"
     )
 
     @model_validator(mode="before")
@@ -461,7 +460,7 @@ class ReceiverSettings(_Strict):
     def channels(self) -> list[str]:
         """Return the apprise URLs of messages, one per line; each may contain a secret. Raises UsageError."""
         try:
-            text = secret.read(self.notify_urls.get_secret_value())
+            text = secret.read(_reveal_secret(self.notify_urls) or os.environ.get("RUNBOOK_NOTIFY_URLS", ""))
         except ValueError as e:
             raise UsageError(f"receiver.notify_urls: {e}") from None
         return [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("#")]
@@ -486,7 +485,7 @@ class Settings(_SourceAddresses, BaseSettings):
     budget: Budget = Budget()
     #: As written: a target is checked when it is used, so that an invalid one does not block another.
     targets: dict[str, dict[str, Any]] = {}
-    receiver: ReceiverSettings = Field(default_factory=ReceiverSettings)
+    receiver: ReceiverSettings = ReceiverSettings()
     #: A recording that replaces every source (`runbook lab --replay`).
     replay: str = ""
     routes: list[Route] = []
