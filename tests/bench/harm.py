@@ -198,7 +198,7 @@ def _command(arguments: list[str], env: dict[str, str], scratch: Path, cores: li
 def _environment(servers: Filled, scratch: Path) -> dict[str, str]:
     """Four systems at the same servers, so that the receiver works at as many at once as it will."""
     names = {key: f"HARM_{key.removeprefix('RUNBOOK_')}" for key in servers.env}
-    lines = [f"{key.removeprefix('RUNBOOK_').lower()}_env = {json.dumps(name)}" for key, name in names.items()]
+    lines = [f"{key.removeprefix('RUNBOOK_').lower()} = {json.dumps(f'env:{name}')}" for key, name in names.items()]
     file = scratch / "harm.toml"
     file.write_text("\n".join(f"[targets.system-{n}]\n" + "\n".join(lines) for n in range(SYSTEMS)))
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_", "PYTHONDONTWRITE"))} | servers.env

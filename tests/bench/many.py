@@ -56,7 +56,7 @@ def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Inciden
     """Carry them out; the second part begins with the death of a worker."""
     scratch.mkdir(parents=True, exist_ok=True)
     names = {key: f"MANY_{key.removeprefix('RUNBOOK_')}" for key in delivered.env}
-    lines = "\n".join(f"{k.removeprefix('RUNBOOK_').lower()}_env = {json.dumps(v)}" for k, v in names.items())
+    lines = "\n".join(f"{k.removeprefix('RUNBOOK_').lower()} = {json.dumps(f'env:{v}')}" for k, v in names.items())
     (scratch / "runbook.toml").write_text("\n".join(f"[targets.t{n}]\n{lines}" for n in range(systems)))
     env = {names[key]: value for key, value in delivered.env.items()}
     output = str(scratch / "dossiers")

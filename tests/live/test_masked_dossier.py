@@ -71,7 +71,7 @@ def target(servers: Servers, db: psycopg.Connection, broker: str, tmp_path: Path
     logs = ", ".join(f'{n} = "{tmp_path / n}.log"' for n in ("notification", "entitlement"))
     (tmp_path / "runbook.toml").write_text(
         "[targets.here]\n"
-        + "".join(f'{name}_env = "HERE_{name.upper()}"\n' for name in known[:2])
+        + "".join(f'{name} = "env:HERE_{name.upper()}"\n' for name in known[:2])
         + f'nats_monitor_url = "{urls[known[2]]}"\n\n'
         + f'[targets.here.workloads]\nrunner = "supervisorctl"\nsupervisorctl = ["true"]\nlog_files = {{ {logs} }}\n'
     )

@@ -185,7 +185,8 @@ def test_roots_servers_run_from_a_folder_that_others_may_not_enter(
 # bench ---------------------------------------------------------------------------------------------------------
 
 STUB = """
-import os, subprocess, sys, time
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # after nohup it is ignored
 from tests.bench import supervise
 supervise.fork({limit_s})
 subprocess.Popen(["sleep", "600"], start_new_session=True)
