@@ -22,7 +22,7 @@ from runbook_lib.checks.context import Context, Progress
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.model.outcome import Outcome, Precondition
 from runbook_lib.model.times import now
-from runbook_lib.model.usage import UsageError
+from runbook_lib.model.usage import UsageError, error_line
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG
@@ -134,7 +134,7 @@ def perform(
     try:
         refusal = _write_begin(rb, ledger, entry, Outcome(result="done", why=say("action.begun"), **common))
     except (OSError, UsageError) as e:
-        return Outcome(result="refused", why=say("action.refused.log", detail=str(e)), **common)
+        return Outcome(result="refused", why=say("action.refused.log", detail=error_line(e)), **common)
     if refusal:
         return _write_outcome(rb, Outcome(result="refused", why=refusal, **common))
     came, problem = _run_and_verify(action, rb, Authorization(id_, common["approved_by"], common["reason"]), progress)
@@ -263,7 +263,7 @@ def _write_outcome(rb: Context, outcome: Outcome) -> Outcome:
     try:
         _write_line(rb, outcome, outcome.result)
     except (OSError, UsageError) as e:
-        unwritten = say("action.unwritten", why=outcome.why, detail=str(e))
+        unwritten = say("action.unwritten", why=outcome.why, detail=error_line(e))
         return replace(outcome, why=unwritten)
     return outcome
 

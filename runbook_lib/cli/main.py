@@ -16,7 +16,7 @@ from runbook_lib.book import pack
 from runbook_lib.cli import gone, interrupts
 from runbook_lib.cli.common import CommandGroup
 from runbook_lib.cli.terminal import TerminalStream
-from runbook_lib.model.usage import UsageError, install_command
+from runbook_lib.model.usage import UsageError, error_line, install_command
 
 EX_USAGE = 64
 EX_UNAVAILABLE = 69
@@ -134,7 +134,7 @@ def _run_command(arguments: list[str] | None) -> int:
     except click.ClickException as e:
         code, problem = EX_UNAVAILABLE, e.format_message()
     except OSError as e:  # of the archive: `Archive` raises nothing else
-        code, problem = EX_UNAVAILABLE, f"{f'{e.filename}: ' if e.filename else ''}{e.strerror or e}"
+        code, problem = EX_UNAVAILABLE, error_line(e)
     except Exception as e:
         if os.environ.get("RUNBOOK_DEBUG"):
             raise

@@ -21,11 +21,11 @@ import pandas as pd
 
 from runbook_lib.book.parameters import UNKNOWN, whoami
 from runbook_lib.checks.context import Context
-from runbook_lib.governance.ledger import Ledger, describe
+from runbook_lib.governance.ledger import Ledger
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.outcome import Precondition
 from runbook_lib.model.times import moment, now
-from runbook_lib.model.usage import UsageError
+from runbook_lib.model.usage import UsageError, error_line
 from runbook_lib.store import record
 from runbook_lib.store.archive import ACTION_LOG, Archive
 from runbook_lib.store.files import digest
@@ -56,7 +56,7 @@ def check_approval(rb: Context, id_: str, asked: Mapping[str, Any]) -> tuple[Pre
             if rejections[-1] is None:
                 return Precondition(say("action.approval.given", by=by, until=when(until)), ok=True), by, job
     except (OSError, UsageError) as e:
-        return Precondition(say("action.approval.unseen", detail=describe(e)), ok=None), "", ""
+        return Precondition(say("action.approval.unseen", detail=error_line(e)), ok=None), "", ""
     except (LookupError, TypeError, ValueError) as e:
         wrong = f"{rb.archive.place}/{ACTION_LOG}: an approval in it is not valid ({e}): run `runbook verify`"
         return Precondition(say("action.approval.unseen", detail=wrong), ok=None), "", ""

@@ -16,7 +16,7 @@ import pandas as pd
 
 from runbook_lib.checks.context import Context
 from runbook_lib.model.finding import Text, say
-from runbook_lib.model.usage import UsageError
+from runbook_lib.model.usage import UsageError, error_line
 from runbook_lib.store.archive import ACTION_LOG, Archive
 from runbook_lib.store.lines import BegunLine, read_actions
 
@@ -44,7 +44,7 @@ class Ledger:
         try:
             lines = [*read_actions(self.archive), *read_actions(self._own)]
         except OSError as e:
-            raise UsageError(f"{describe(e)}; verify that log, move it away, then make a new dry run") from None
+            raise UsageError(f"{error_line(e)}; verify that log, move it away, then make a new dry run") from None
         newest = max((line.time for line in lines), default=self._since)
         if newest > pd.Timestamp.now("UTC") + CLOCK_TOLERANCE:
             places = f"{self.archive.place} or {self._own.place}"
@@ -72,7 +72,7 @@ class Ledger:
             self.archive.make()
             self.archive.add_line(ACTION_LOG, entry, stops)
         except (OSError, UsageError) as e:
-            return say("action.refused.ledger", detail=describe(e))
+            return say("action.refused.ledger", detail=error_line(e))
         return next(iter(refusal), None)
 
     def end(self, entry: dict[str, Any]) -> str:
@@ -80,7 +80,7 @@ class Ledger:
         try:
             self.archive.add_line(ACTION_LOG, {name: value for name, value in entry.items() if name != "job"})
         except (OSError, UsageError) as e:
-            return describe(e)
+            return error_line(e)
         return ""
 
 
@@ -88,10 +88,3 @@ def began(lines: list[BegunLine]) -> list[BegunLine]:
     """Return the lines of actions that were begun: no dry runs, approvals, and refusals, also after the first line."""
     refused = {line.id for line in lines if line.result == "refused"}
     return [line for line in lines if line.result in ("begun", "done", "failed") and line.id not in refused]
-
-
-def describe(e: OSError | UsageError) -> str:
-    """Return an error of a log in one line: which file, and what is wrong."""
-    if isinstance(e, OSError):
-        return f"{f'{e.filename}: ' if e.filename else ''}{e.strerror or e}"
-    return str(e)

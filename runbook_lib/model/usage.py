@@ -23,6 +23,13 @@ class UsageError(Exception):
         return [f"runbook: {self}"]
 
 
+def error_line(e: OSError | UsageError) -> str:
+    """Return an error of a file in one line: which file, and what is wrong."""
+    if isinstance(e, OSError):
+        return f"{f'{e.filename}: ' if e.filename else ''}{e.strerror or e}"
+    return str(e)
+
+
 #: Characters that may not be seen.
 _NOT_ASCII = re.compile(r"[^ -~]")
 #: Spaces that are seen, though Python calls them not printable.

@@ -529,13 +529,16 @@ class Archive:
         try:
             yield
         except Exception as e:
-            if isinstance(e, OSError) and e.strerror:
+            if isinstance(e, OSError) and e.strerror and e.filename:
                 raise
             kinds = (FileNotFoundError, FileExistsError, PermissionError)
             kind = next((k for k in kinds if isinstance(e, k)), OSError)
-            text = show_urls(" ".join(str(e).split())) or type(e).__name__
+            told = getattr(e, "strerror", None) or e
+            text = show_urls(" ".join(str(told).split())) or type(e).__name__
+            if kind is PermissionError:
+                text += " (check the credentials and what they permit)"
             number = e.errno if isinstance(e, OSError) and e.errno else errno.EIO
-            raise kind(number, text, f"{self.place}/{name}") from e
+            raise kind(number, text, f"{self.place}/{name}".rstrip("/")) from (e.__cause__ or e)  # the store's answer
 
     @cached_property
     def _store(self) -> tuple[Any, str]:

@@ -20,11 +20,32 @@ from tests.kit.waiting import until
 BUCKET = "incidents"
 
 #: One request after the other: with threads moto looks at `If-Match` first and writes later, which S3 does not.
+#: What a PUT to /fault says is done to the requests whose "METHOD path?query" matches: an error code, "slow" or "cut".
 SERVER = """
-import sys
+import re, sys, time
 from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug import Request, Response
 from werkzeug.serving import run_simple
-run_simple("127.0.0.1", int(sys.argv[1]), DomainDispatcherApplication(create_backend_app), threaded=False)
+moto, fault = DomainDispatcherApplication(create_backend_app), ["", ""]
+
+def serve(environ, start_response):
+    request = Request(environ)
+    if request.path == "/fault":
+        fault[:] = request.get_json()
+        return Response()(environ, start_response)
+    pattern, what = fault
+    if not pattern or not re.search(pattern, f"{request.method} {request.full_path}"):
+        return moto(environ, start_response)
+    request.get_data()
+    if what == "slow":
+        time.sleep(3)
+        return moto(environ, start_response)
+    if what == "cut":
+        return Response(iter([b"<cut"]), headers={"Content-Length": "4000"})(environ, start_response)
+    text = f"<Error><Code>{what}</Code><Message>{what} is the answer</Message></Error>"
+    return Response(text, 400 if what == "ExpiredToken" else 403)(environ, start_response)
+
+run_simple("127.0.0.1", int(sys.argv[1]), serve, threaded=False)
 """
 
 
@@ -58,6 +79,15 @@ class Store:
             self._server.kill()
             self._server.wait()
             self._server = None
+
+    @contextmanager
+    def failing(self, pattern: str, what: str) -> Iterator[None]:
+        """Do this to the requests that match."""
+        requests.put(f"{self.url}/fault", json=[pattern, what], timeout=5).raise_for_status()
+        try:
+            yield
+        finally:
+            requests.put(f"{self.url}/fault", json=["", ""], timeout=5).raise_for_status()
 
     @contextmanager
     def silent(self) -> Iterator[None]:

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import fsspec
 import psutil
@@ -229,6 +231,63 @@ def test_a_bucket_that_is_not_there_is_not_made(place: str, store: Store) -> Non
     done = runbook("run", "3", "--target", "shut", "--output", "s3://incidnets")
     assert "bucket does not exist" in _one_line(done) and done.returncode == 64
     assert requests.get(f"{store.url}/incidnets", timeout=5).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("which", "what", "words"),
+    [
+        ("GET .*/I/manifest", "AccessDenied", "credentials"),
+        ("GET .*/I/manifest", "cut", "not completed"),
+        ("PUT .*/I/", "AccessDenied", "credentials"),
+        ("list-type", "AccessDenied", "credentials"),
+        (".", "ExpiredToken", "credentials"),
+    ],
+)
+def test_what_a_store_refuses_is_one_line_and_nothing_is_lost(
+    place: str, store: Store, which: str, what: str, words: str
+) -> None:
+    for incident in ("I", "J"):
+        assert runbook("note", incident, "kept", "--new", "--output", place).returncode == 0
+        Archive(place, incident).append({"name": "a"}, {"a.txt": b"a"})
+    with store.failing(which, what):
+        note = _one_line(runbook("note", "I", "x", "--output", place))
+        listed = runbook("incidents", "--output", place)
+        verified = runbook("verify", "I", "--output", place)
+    assert words in note and "[Errno" not in note
+    reads = not which.startswith("PUT")
+    assert verified.returncode == 69 or not reads
+    if "manifest" in which:
+        assert listed.returncode == 3 and "I could not be read" in listed.stderr and words in listed.stderr
+    elif reads:
+        assert words in _one_line(listed) and "//:" not in listed.stderr
+    assert Archive(place, "I").problems() == []
+    assert [e["text"] for e in Archive(place, "I").lines(NOTES)][:1] == ["kept"]
+
+
+def test_an_incident_of_more_objects_than_a_listing_has(place: str, store: Store) -> None:
+    archive = Archive(f"{place} 障害 +%25", "I")
+    archive.prepare()
+    archive.append({"name": "a"}, {"z.txt": b"z"})
+    path = quote(f"{archive.output}/I/".removeprefix("s3:/"))
+    with requests.Session() as session:
+        for n in range(1001):
+            session.put(f"{store.url}{path}{n:04}.txt", data=b"x", timeout=5).raise_for_status()
+    assert len(archive.names()) == 1004 and archive.problems() == []
+    assert Archive(archive.output, "").newest(5) == ["I"]
+
+
+def test_two_commands_at_once_lose_nothing_and_are_no_false_alarm(place: str, tmp_path: Path) -> None:
+    with ExitStack() as running:
+        both = []
+        for n in range(2):
+            (tmp_path / f"{n}").mkdir()  # two machines: each has its own locks
+            env = os.environ | {"TMPDIR": str(tmp_path / f"{n}")}
+            run = ("run", "3", "--target", "shut", "--incident", "I", "--output", place)
+            both.append(running.enter_context(start(*run, env=env)))
+        assert [p.communicate(timeout=120)[1] for p in both] == ["", ""]
+    archive = Archive(place, "I")
+    assert len({e["name"] for e in archive.manifest()}) == 4 and archive.problems() == []
+    assert runbook("verify", "I", "--output", place).returncode == 3
 
 
 def test_a_missing_package_or_a_scheme_that_is_none_is_one_line(place: str, tmp_path: Path) -> None:
