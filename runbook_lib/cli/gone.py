@@ -26,6 +26,7 @@ _INSTEAD = {
     "--format": "use --json; `runbook serve` has Prometheus metrics",
     "account": "`runbook event ID` traces one event; 5.3 counts the lost ones: `runbook run 5.3`",
     "diff": "`runbook watch` says what changed since the last sample; the page of an incident has its course",
+    "--picture": "leave it out; `runbook event ID` prints the times of the stages, and `--json` has them for programs",
     "--approval": "leave it out; the approval is found in the incident's action log",
 }
 

@@ -9,7 +9,6 @@ self-contained.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from markupsafe import Markup
 from runbook_lib.book import catalog, messages
 from runbook_lib.dossier.mandatory import MARKDOWN, IncidentRecord, ObjectiveImpact
 from runbook_lib.model.finding import Finding, Text, hop_text, say
-from runbook_lib.store import record
 from runbook_lib.store.archive import PARTIAL, Archive
 from runbook_lib.store.files import digest
 from runbook_lib.store.lines import read_logs
@@ -43,7 +41,6 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 _HEAD = re.compile(r"<!-- runbook postmortem, generated=(\w+) -->")
-_CHART = "<!-- chart -->"
 
 
 # A person's text --------------------------------------------------------------------------------------------
@@ -130,11 +127,11 @@ class WrittenDraft:
 
 
 def write(
-    archive: Archive, findings: Iterable[Finding], *, target: str, artifact: str | None, chart: str | None, made: str
+    archive: Archive, findings: Iterable[Finding], *, target: str, artifact: str | None, made: str
 ) -> WrittenDraft:
     """Write the draft from a run of its section and preserve a person's texts. Raises OSError.
 
-    `artifact` is that run's name, `chart` its picture (PNG in base64).
+    `artifact` is that run's name.
     """
     before = archive.read_or_none(MARKDOWN)
     old = (before or b"").decode(errors="replace")
@@ -147,16 +144,13 @@ def write(
         backup = next(n for i in range(1, 10_000) if (n := stem if i == 1 else f"{stem}.{i}") not in taken)
         archive.write(backup, before)
     archive.write(MARKDOWN, text.encode())
-    archive.write(PAGE, page(text, archive.incident, chart).encode())
+    archive.write(PAGE, page(text, archive.incident).encode())
     return WrittenDraft(f"{archive.place}/{MARKDOWN}", f"{archive.place}/{PAGE}", tuple(sorted(kept)), backup)
 
 
 def refresh_page(archive: Archive, draft: str) -> None:
-    """Write the page of a draft that a person has edited, with the newest chart of its section. Raises OSError."""
-    section = catalog.section_with("postmortem")
-    made = next((run.name for run in reversed(read_logs(archive).runs) if run.section == section), None)
-    chart = _find_chart(archive.read(f"{made}.ipynb")) if made else None
-    archive.write(PAGE, page(draft, archive.incident, chart).encode())
+    """Write the page of a draft that a person has edited. Raises OSError."""
+    archive.write(PAGE, page(draft, archive.incident).encode())
 
 
 def read_draft(archive: Archive) -> str | None:
@@ -173,16 +167,10 @@ def target_of(archive: Archive) -> str:
 
 def write_from_run(archive: Archive, run: Run, target: str) -> WrittenDraft:
     """Write the draft from a headless run of its section. Raises OSError."""
-    artifact = chart = None
+    artifact = None
     if run.ipynb and run.ipynb.startswith(archive.place) and not run.ipynb.endswith(PARTIAL):
         artifact = run.ipynb.rpartition("/")[2].removesuffix(".ipynb")
-        chart = _find_chart(archive.read(f"{artifact}.ipynb"))
-    return write(archive, run.findings, target=target, artifact=artifact, chart=chart, made=run.ended)
-
-
-def _find_chart(notebook: bytes) -> str | None:
-    pictures = record.read_outputs(json.loads(notebook)["cells"], "image/png")
-    return next((str(picture).replace("\n", "") for picture in pictures), None)
+    return write(archive, run.findings, target=target, artifact=artifact, made=run.ended)
 
 
 def draft(findings: Iterable[Finding], *, incident: str, target: str, artifact: str | None, made: str) -> str:
@@ -221,7 +209,6 @@ def draft(findings: Iterable[Finding], *, incident: str, target: str, artifact: 
         "target": target,
         "artifact": artifact,
         "made": made,
-        "chart": Md(_CHART),
     }
     return _template_environment().get_template("postmortem.md.j2").render(**values)
 
@@ -316,18 +303,18 @@ _MARKDOWN = links.markdown_parser()
 _MARKDOWN.add_render_rule("image", lambda self, tokens, i, options, env: escapeHtml(tokens[i].content))
 
 
-def page(text: str, incident: str, chart: str | None) -> str:
+def page(text: str, incident: str) -> str:
     """Return the draft as one self-contained HTML page; blocks that a person must still fill in are marked."""
 
     def html(part: str) -> Any:
         return Markup(_MARKDOWN.render(part))  # noqa: S704 - what the text holds is escaped
 
-    parts: list[tuple[str, list[Any]]] = []
+    parts: list[tuple[str, Any]] = []
     end = 0
     text = _HEAD.sub("", text, count=1)
     for m in _BLOCK.finditer(text):
-        parts.append(("", [html(part) for part in text[end : m.start()].split(_CHART)]))
-        parts.append(("todo" if _short_digest(m["text"].strip("\n")) == m["default"] else "done", [html(m["text"])]))
+        parts.append(("", html(text[end : m.start()])))
+        parts.append(("todo" if _short_digest(m["text"].strip("\n")) == m["default"] else "done", html(m["text"])))
         end = m.end()
-    parts.append(("", [html(part) for part in text[end:].split(_CHART)]))
-    return render.html("postmortem", incident=incident, parts=parts, chart=chart)
+    parts.append(("", html(text[end:])))
+    return render.html("postmortem", incident=incident, parts=parts)
