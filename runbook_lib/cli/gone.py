@@ -42,6 +42,7 @@ _INSTEAD = {
     "erase": "`runbook forget INCIDENT` deletes the salt of an incident: its tokens lead to nobody any more",
     "hold": "hold a dossier by the bucket's own object lock, or move it out of the folder that `find` cleans",
     "retain": _RETENTION,
+    "--picture": "leave it out; `runbook event ID` prints the times of the stages, and `--json` has them for programs",
     "--approval": "leave it out; the approval is found in the incident's action log",
 }
 

@@ -7,7 +7,6 @@ beside the draft has the same text and is self-contained.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from markupsafe import Markup
 from runbook_lib.book import catalog, messages
 from runbook_lib.dossier.mandatory import MARKDOWN, IncidentRecord, ObjectiveImpact, split_draft
 from runbook_lib.model.finding import Finding, Text, hop_text, say
-from runbook_lib.store import record
 from runbook_lib.store.archive import PARTIAL, Archive
 from runbook_lib.store.lines import read_logs
 from runbook_lib.view import links, render
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from runbook_lib.store.run import Run
 
 PAGE = "postmortem.html"
-
-_CHART = "<!-- chart -->"
 
 
 # The draft --------------------------------------------------------------------------------------------------
@@ -63,25 +59,22 @@ class WrittenDraft:
 
 
 def write(
-    archive: Archive, findings: Iterable[Finding], *, target: str, artifact: str | None, chart: str | None, made: str
+    archive: Archive, findings: Iterable[Finding], *, target: str, artifact: str | None, made: str
 ) -> WrittenDraft:
     """Write the draft from a run of its section, beside earlier ones. Raises OSError.
 
-    `artifact` is that run's name, `chart` its picture (PNG in base64).
+    `artifact` is that run's name.
     """
     text = draft(findings, incident=archive.incident, target=target, artifact=artifact, made=made)
     markdown = archive.write_new(MARKDOWN, text.encode())
     shown = f"{markdown.removesuffix('.md')}.html"
-    archive.write(shown, page(text, archive.incident, chart).encode())
+    archive.write(shown, page(text, archive.incident).encode())
     return WrittenDraft(f"{archive.place}/{markdown}", f"{archive.place}/{shown}")
 
 
 def refresh_page(archive: Archive, draft: str) -> None:
-    """Write the page of a draft that a person has edited, with the newest chart of its section. Raises OSError."""
-    section = catalog.section_with("postmortem")
-    made = next((run.name for run in reversed(read_logs(archive).runs) if run.section == section), None)
-    chart = _find_chart(archive.read(f"{made}.ipynb")) if made else None
-    archive.write(PAGE, page(draft, archive.incident, chart).encode())
+    """Write the page of a draft that a person has edited. Raises OSError."""
+    archive.write(PAGE, page(draft, archive.incident).encode())
 
 
 def read_draft(archive: Archive) -> str | None:
@@ -98,16 +91,10 @@ def target_of(archive: Archive) -> str:
 
 def write_from_run(archive: Archive, run: Run, target: str) -> WrittenDraft:
     """Write the draft from a headless run of its section. Raises OSError."""
-    artifact = chart = None
+    artifact = None
     if run.ipynb and run.ipynb.startswith(archive.place) and not run.ipynb.endswith(PARTIAL):
         artifact = run.ipynb.rpartition("/")[2].removesuffix(".ipynb")
-        chart = _find_chart(archive.read(f"{artifact}.ipynb"))
-    return write(archive, run.findings, target=target, artifact=artifact, chart=chart, made=run.ended)
-
-
-def _find_chart(notebook: bytes) -> str | None:
-    pictures = record.read_outputs(json.loads(notebook)["cells"], "image/png")
-    return next((str(picture).replace("\n", "") for picture in pictures), None)
+    return write(archive, run.findings, target=target, artifact=artifact, made=run.ended)
 
 
 def draft(findings: Iterable[Finding], *, incident: str, target: str, artifact: str | None, made: str) -> str:
@@ -141,7 +128,6 @@ def draft(findings: Iterable[Finding], *, incident: str, target: str, artifact: 
         "target": target,
         "artifact": artifact,
         "made": made,
-        "chart": Md(_CHART),
     }
     return _template_environment().get_template("postmortem.md.j2").render(**values)
 
@@ -236,8 +222,8 @@ _MARKDOWN = links.markdown_parser()
 _MARKDOWN.add_render_rule("image", lambda self, tokens, i, options, env: escapeHtml(tokens[i].content))
 
 
-def page(text: str, incident: str, chart: str | None) -> str:
+def page(text: str, incident: str) -> str:
     """Return the draft as one self-contained HTML page, with its record at the end."""
     front, body = split_draft(text)
-    parts = [Markup(_MARKDOWN.render(part)) for part in body.split(_CHART)]  # noqa: S704 - what it holds is escaped
-    return render.html("postmortem", incident=incident, parts=parts, chart=chart, record=front.strip())
+    shown = Markup(_MARKDOWN.render(body))  # noqa: S704 - what it holds is escaped
+    return render.html("postmortem", incident=incident, page=shown, record=front.strip())

@@ -9,13 +9,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 
 from runbook_lib.book import messages
 from runbook_lib.model.finding import Text, Threshold, say
@@ -26,38 +25,36 @@ if TYPE_CHECKING:
 
 
 class Role(Enum):
-    """What a series or a line stands for, with its colour (of Okabe and Ito), dash pattern, width, hatch and marker."""
+    """What a series or a line stands for, with its colour (of Okabe and Ito), dash pattern, width and hatch."""
 
-    LEVEL = ("#0072B2", "-", 1.8, "", "s")
-    WARNING = ("#E69F00", "--", 1.4, "//", ">")
-    OUT = ("#009E73", "--", 1.4, "\\\\", "o")
-    IN = ("#999999", "-", 3.0, "..", "d")
-    CRITICAL = ("#D55E00", ":", 1.4, "xx", "X")
-    THROUGH = ("#0072B2", "-.", 1.4, "++", "s")
-    MOMENT = ("black", "-", 1.2, "", "s")
+    LEVEL = ("#0072B2", "-", 1.8, "")
+    WARNING = ("#E69F00", "--", 1.4, "//")
+    OUT = ("#009E73", "--", 1.4, "\\\\")
+    IN = ("#999999", "-", 3.0, "..")
+    CRITICAL = ("#D55E00", ":", 1.4, "xx")
+    THROUGH = ("#0072B2", "-.", 1.4, "++")
+    MOMENT = ("black", "-", 1.2, "")
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
     """Values with their name in the legend, at times or numbers x.
 
-    line: y at each x. steps, area: y between each two of the edges x; an area is filled from `base` on. bars: from
-    `base` to y, from each x on. rows: from `base` to x, in row y. points: at x, in row y. band: all between two x.
+    line: y at each x. steps: y between each two of the edges x. bars: from 0 to y, from each x on.
     """
 
     label: str
     role: Role
     x: Any
-    y: Any = ()
-    kind: Literal["line", "points", "steps", "area", "bars", "rows", "band"] = "line"
-    base: Any = 0.0
+    y: Any
+    kind: Literal["line", "steps", "bars"] = "line"
     width: Any = 0.8
     numbered: bool = False  # each bar has its number on it
 
 
 @dataclass(frozen=True)
 class Line:
-    """A straight line: a limit, or a moment; at nan, a limit above the scale, which only the legend names."""
+    """A straight line: a limit, or a moment."""
 
     at: Any
     label: str = ""
@@ -66,26 +63,20 @@ class Line:
 
 
 @dataclass(frozen=True, eq=False)
-class Panel:
-    """One pair of axes: a title, the unit of y, series, and the limits of y that they are compared with."""
+class Chart:
+    """A title, the unit of y, series, the limits of y, and words: `alt` for who cannot see it, `caption` below it.
+
+    `limits_of_x` and `moments` are vertical. `names` stand at 0, 1, 2, … of the x axis. `shown` is the range of x, if
+    not that of all.
+    """
 
     title: str
     unit: str
     series: Sequence[Series] = ()
     limits: Sequence[Line] = ()
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Chart(Panel):
-    """A chart with its words: `alt` for who cannot see it, `caption` with its blind spots.
-
-    `panels`, if any, have the series and limits, each with its own scale. `limits_of_x` and `moments` are vertical.
-    `names` stand at 0, 1, 2, … of the x axis, or of the y axis for rows. `shown` is the range of x, if not that of all.
-    """
-
+    _: KW_ONLY
     alt: Text
     caption: tuple[Text, ...] = ()
-    panels: Sequence[Panel] = ()
     limits_of_x: Sequence[Line] = ()
     moments: Sequence[Line] = ()
     xlabel: str = "UTC"
@@ -110,11 +101,9 @@ class Chart(Panel):
 
     def described(self) -> str:
         """Return the alt text with the axis of the values, which names the unit, and the limits that are drawn."""
-        axis = next(filter(None, (self.unit, *(panel.unit for panel in self.panels), self.xlabel)), "")
-        drawn = [*self.limits, *self.limits_of_x, *(limit for panel in self.panels for limit in panel.limits)]
-        limits = ", ".join(dict.fromkeys(limit.label for limit in drawn))
+        limits = ", ".join(dict.fromkeys(limit.label for limit in (*self.limits, *self.limits_of_x)))
         alt = messages.text(self.alt).rstrip(".。")  # a sentence follows
-        return messages.text(say("chart.described", alt=alt, axis=axis, limits=limits))
+        return messages.text(say("chart.described", alt=alt, axis=self.unit, limits=limits))
 
 
 def thresholds(limit: Threshold, place: Callable[[float], float] = lambda value: value) -> list[Line]:
@@ -129,15 +118,6 @@ def flows(edges: Any, values: Mapping[str, Any]) -> list[Series]:
     return [Series(name, role, edges, y, "steps") for (name, y), role in zip(values.items(), roles, strict=False)]
 
 
-def stack(at: Any, values: pd.DataFrame, kind: Literal["bars", "rows"] = "bars", width: Any = 0.8) -> list[Series]:
-    """Return bars or rows at these places, a series for each column, which begins where the one before ends."""
-    found, ends = list[Series](), values.cumsum(axis=1)
-    for name, role in zip(values.columns, Role, strict=False):
-        x, y = (ends[name], at) if kind == "rows" else (at, ends[name])
-        found.append(Series(str(name), role, x, y, kind, ends[name] - values[name], width))
-    return found
-
-
 def draw(chart: Chart) -> Figure:
     """Return the chart as a figure: y from 0 on, times in UTC as fine as their span asks for, the legend below."""
     import matplotlib
@@ -146,73 +126,44 @@ def draw(chart: Chart) -> Figure:
     matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9})
     matplotlib.rcParams.update({"axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
     figure = Figure(dpi=100, layout="constrained")
-    panels = chart.panels or [chart]
-    axes: list[Axes] = [*figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]]
-    for ax, panel in zip(axes, panels, strict=True):
-        _draw_panel(ax, panel, chart)
-    if chart.panels:
-        figure.suptitle(chart.title, x=0.01, ha="left", fontweight="bold", fontsize="large")
-        figure.supylabel(chart.unit, fontsize="medium")
-    ax, last, rows = axes[-1], panels[-1], max(3, len(chart.names))
-    ax.set_xlabel(chart.xlabel)
-    height = 0.5 + 1.25 * len(panels) if chart.panels else 2.5
-    if any(series.kind in ("rows", "points") for series in last.series):
-        ax.set_yticks(range(len(chart.names)), chart.names)
-        ax.set_ylim(-0.6, rows - 0.4)
-        height = 0.9 + 0.35 * rows
-    elif chart.names:
+    ax = figure.subplots()
+    ax.set_title(chart.title, loc="left", fontweight="bold", fontsize="large")
+    ax.set(xlabel=chart.xlabel, ylabel=chart.unit, xmargin=0.03)
+    ax.spines[["top", "right"]].set_visible(False)
+    for series in filter(lambda series: len(series.x), chart.series):
+        _draw_series(ax, series)
+    for limit in chart.limits:
+        ax.axhline(limit.at, **_stroke(limit.role, limit.label, limit.dash))
+    for line in (*chart.limits_of_x, *chart.moments):
+        ax.axvline(line.at, **_stroke(line.role, line.label, line.dash))
+    ax.set_ylim(0, max(1.0, 1.15 * ax.dataLim.y1))
+    if chart.names:
         ax.set_xticks(range(len(chart.names)), chart.names, fontsize=8)
     if chart.shown:
         ax.set_xlim(*chart.shown)
-    if any(isinstance(x, datetime) for series in last.series for x in [*series.x][:1]):
+    if any(isinstance(x, datetime) for series in chart.series for x in [*series.x][:1]):
         _write_times(ax)
-    named = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    named = {name: handle for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     sizes = [len(name) + 8 for name in named] or [0]  # in characters: a row has 115
     columns = next(n for n in range(len(sizes), 0, -1) if n == 1 or sum(map(max, np.array_split(sizes, n))) <= 115)
     figure.legend(named.values(), named, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
-    figure.set_size_inches(8.0, height + 0.2 * -(-len(named) // columns))
+    figure.set_size_inches(8.0, 2.5 + 0.2 * -(-len(named) // columns))
     return figure
 
 
-def _draw_panel(ax: Axes, panel: Panel, chart: Chart) -> None:
-    many = panel is not chart  # then its limits have their labels on them: all panels share the legend
-    ax.set_title(panel.title, loc="left", fontweight="bold", fontsize="medium" if many else "large")
-    ax.set(ylabel=panel.unit, xmargin=0.03)
-    ax.spines[["top", "right"]].set_visible(False)
-    for series in filter(lambda series: len(series.x), panel.series):
-        _draw_series(ax, series)
-    for limit in panel.limits:
-        ax.axhline(limit.at, **_stroke(limit.role, "" if many else limit.label, limit.dash))
-        if many:
-            at_right: Any = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 7}
-            ax.text(0.995, limit.at, limit.label, bbox={"fc": "white", "ec": "none", "pad": 0.5}, **at_right)
-    for line in (*chart.limits_of_x, *chart.moments):
-        ax.axvline(line.at, **_stroke(line.role, line.label, line.dash))
-    ax.set_ylim(0, max(1.0, 1.15 * ax.dataLim.y1, *(1.6 * limit.at for limit in panel.limits if many)))
-
-
 def _draw_series(ax: Axes, series: Series) -> None:
-    colour, _, _, hatch, marker = series.role.value
-    x, y, label, line = [*series.x], series.y, series.label, _stroke(series.role, series.label)
-    bar: Any = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3, "label": label}
+    colour, _, _, hatch = series.role.value
+    x, y, line = [*series.x], series.y, _stroke(series.role, series.label)
     match series.kind:
         case "line":
             ax.plot(x, y, marker="" if len(x) > 2 else ".", **line)  # a point alone has no line
-        case "points":
-            ax.plot(x, y, marker, color=colour, markersize=9, label=label, clip_on=False)
         case "steps":
             ax.stairs(y, x, baseline=None, **line)
-        case "area":
-            ax.stairs(y, x, baseline=series.base, color=colour, alpha=0.6, fill=True)
-            ax.stairs(y, x, baseline=None, color=colour, label=label)
         case "bars":
-            drawn = ax.bar(x, np.subtract(y, series.base), series.width, series.base, align="edge", **bar)
+            look: Any = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
+            drawn = ax.bar(x, y, series.width, align="edge", label=series.label, **look)
             if series.numbered:
                 ax.bar_label(drawn, [f"{n:,.0f}" if n else "" for n in y], fontsize=8)
-        case "rows":
-            ax.barh(y, [*(pd.Index(x) - pd.Index(series.base))], 0.4, [*series.base], **bar)
-        case "band":
-            ax.axvspan(*x, facecolor=colour, edgecolor=colour, hatch=hatch, alpha=0.2, linewidth=0, label=label)
 
 
 def _stroke(role: Role, label: str, dash: str = "") -> dict[str, Any]:

@@ -384,7 +384,7 @@ def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str)
     pages = [
         archive.read(overview.INDEX).decode(),
         artifact.html(new_notebook(cells=cells), ""),
-        postmortem.page(f"[a](<{address}>)", "INC-1", None),
+        postmortem.page(f"[a](<{address}>)", "INC-1"),
         render.banner(header, found)._repr_mimebundle_()["text/html"],
     ]
     links = re.findall(r"""(?:href|action)=(?:"([^"]*)|'([^']*)|([^\s>"']+))""", "".join(pages))
@@ -396,7 +396,7 @@ def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str)
 def test_every_page_has_a_policy_that_lets_its_own_script_run(tmp_path: Path) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
     with messages.using("ja"):
-        pages = [overview.page(Archive(str(tmp_path), "sample")), postmortem.page("# x", "INC-1", None)]
+        pages = [overview.page(Archive(str(tmp_path), "sample")), postmortem.page("# x", "INC-1")]
     page, *_ = pages = [*pages, artifact.html(new_notebook(), "")]
     for shown in pages:
         (policy,) = re.findall(

@@ -20,26 +20,15 @@ ALT = say("chart.no_data")
 
 def test_the_alt_text_names_axis_and_limits() -> None:
     limits = charts.thresholds(Threshold("backlog.due", "rows", 50, 500, False, "docs/slo.md"))
-    limits.append(charts.Line(float("nan"), "allowed 9,000"))
     chart = charts.Chart("Backlog", "rows", [Series("waiting", Role.LEVEL, [0, 1], [1, 2])], limits, alt=ALT)
     (image,) = chart.display()
-    assert image["text/plain"].endswith("Axis: rows. Limits: warning 50 rows, critical 500 rows, allowed 9,000")
+    assert image["text/plain"].endswith("Axis: rows. Limits: warning 50 rows, critical 500 rows")
     assert charts.draw(chart).axes[0].get_ylim()[1] < 600
     assert chart.metadata()["image/png"]["alt"] == image["text/plain"]
     with messages.using("ja"):
         assert "しきい値: warning 50 rows" in chart.described()
     sentence = charts.Chart("Backlog", "rows", alt=say("verbatim", en="It ends.", ja="終わり。"))
     assert sentence.described().startswith("It ends. Axis: rows")
-
-
-def test_panels_have_their_limits_on_them_and_share_the_legend() -> None:
-    shown = [Series("", Role.IN, [0, 1, 2], [1, 2], "area"), Series("beyond", Role.CRITICAL, [0, 1], kind="band")]
-    panels = [charts.Panel(name, "%", shown, [charts.Line(5.0, f"limit of {name}")]) for name in "ab"]
-    chart = charts.Chart("", "", panels=panels, moments=[charts.Line(1, "began")], alt=ALT)
-    figure = charts.draw(chart)
-    assert [words.get_text() for ax in figure.axes for words in ax.texts] == ["limit of a", "limit of b"]
-    assert [words.get_text() for words in figure.legends[0].get_texts()] == ["beyond", "began"]
-    assert chart.described().endswith("Axis: %. Limits: limit of a, limit of b")
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, replace
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import wire
-from runbook_lib.packs.entitlement.checks import dead_letters, errors, given_up
+from runbook_lib.packs.entitlement.checks import errors, given_up
 from runbook_lib.packs.entitlement.wire import EntitlementEvent
 from runbook_lib.packs.logs.logs import fingerprint
 from runbook_lib.sources.source import SourceError
@@ -483,14 +483,6 @@ def test_an_advisory_and_its_row_are_one_message() -> None:
         ),
         values={"dlq.new": 1, "advisories.unrecorded": 0},
     )
-
-
-def test_the_charts_say_what_they_show() -> None:
-    trend = dead_letters.chart_trend(
-        FRAMES["4.4.3"] | {"per_bucket": buckets(("delivery", 21, 60), ("delivery", 20, 80))},
-        make_given(window_minutes=60),
-    )
-    assert trend is not None and (trend.alt.params["n"], trend.alt.params["peak"]) == (140, 80)
 
 
 # On real servers ---------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -120,7 +119,7 @@ def test_each_place_and_what_comes_next(rb: Session, db: psycopg.Connection) -> 
             with messages.using(lang):
                 assert len(FoundTraces(found.traces, found.notes).lines()) > 3
     shown = found._repr_mimebundle_()
-    assert 'alt="' in shown["text/html"] and shown["text/plain"]
+    assert shown["text/html"] and shown["text/plain"]
 
 
 def test_published_and_not_processed_is_told_by_the_broker_alone(
@@ -217,14 +216,11 @@ def test_a_dead_letter_alone_is_sent_again_by_no_command(rb: Session, db: psycop
     assert (trace.place, trace.next.key) == ("failed", "journey.next.purged")
 
 
-def test_the_command_says_it_in_one_document(
-    rb: Session, db: psycopg.Connection, servers: Servers, tmp_path: Path
-) -> None:
+def test_the_command_says_it_in_one_document(rb: Session, db: psycopg.Connection, servers: Servers) -> None:
     events(db, 1, 60, status="FAILED", tries=10, dead=5)
-    env, picture = {**os.environ, **servers.env}, tmp_path / "way.png"
-    done = runbook("event", *ids(db), "--picture", str(picture), "--lang", "ja", env=env)
+    env = {**os.environ, **servers.env}
+    done = runbook("event", *ids(db), "--lang", "ja", env=env)
     assert done.returncode == 2 and "runbook act redrive delivery --event" in done.stdout
-    assert picture.read_bytes().startswith(b"\x89PNG")
     valid(json.loads(runbook("event", *ids(db), "--json", env=env).stdout), "event")
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import nbformat
 import numpy as np
 import pandas as pd
 import psycopg
@@ -236,14 +235,6 @@ def test_what_an_objective_allows() -> None:
     assert impact.allowed_share(slos["NOTI-A"]) == pytest.approx(0.001)
     assert impact.allowed_share(slos["NOTI-B"]) == 0.05
     assert impact.allowed_share(slos["NOTI-C"]) is None and impact.allowed_share(slos["NOTI-D"]) is None
-
-
-def test_the_chart_shades_what_was_in_breach() -> None:
-    chart = impact.chart_impact(outage(), make_given())
-    assert chart is not None and "NOTI-B 4 min" in chart.alt.params["breached"]
-    assert [shown.label for shown in chart.panels[0].series] == ["", "beyond its limit"]
-    assert "Limits: limit of NOTI-B 5 % of events, " in chart.described()
-    assert impact.chart_impact({}, make_given()) is None
 
 
 # Times -------------------------------------------------------------------------------------------------------
@@ -505,7 +496,7 @@ def findings(mode: str | None = "FM-NOTI-06", ttr: float | None = 400.0) -> list
 
 
 def make(archive: Archive, lang: str = "en", found: list[Finding] | None = None) -> postmortem.WrittenDraft:
-    made = {"target": "here", "artifact": "20250131T031000Z-7-WARNING", "chart": "aGk=", "made": "2025-01-31T03:10:00Z"}
+    made = {"target": "here", "artifact": "20250131T031000Z-7-WARNING", "made": "2025-01-31T03:10:00Z"}
     with messages.using(lang):
         return postmortem.write(archive, found or findings(), **made)
 
@@ -551,24 +542,12 @@ def test_the_page_opens_offline_and_runs_nothing(archive: Archive) -> None:
     found[2] = replace(found[2], frames=found[2].frames | {"timeline": entries})
     make(archive, found=found)
     _, front, body = text_of(archive).split("---\n", 2)
-    assert not re.search(r"(?<!\\)<(?!!-- chart -->)", body)
-    page = postmortem.page(f"---\n{front}# {HOSTILE}\n---\n{body}{HOSTILE}", "INC", "aGk=")
+    assert not re.search(r"(?<!\\)<", body)
+    page = postmortem.page(f"---\n{front}# {HOSTILE}\n---\n{body}{HOSTILE}", "INC")
     for loader in ("<script", "<link", "<iframe", "@import", 'src="http', "url(http", 'href="javascript:'):
         assert loader not in page
-    assert page.count("<img") == 1 and 'src="data:image/png;base64,aGk="' in page
+    assert "<img" not in page
     assert page.count("alert(1)") > 2 and "origin: FM-NOTI-06" in page  # shown as text
-
-
-def test_the_page_of_an_edited_draft_has_the_chart_of_the_newest_run(archive: Archive) -> None:
-    make(archive)
-    for chart in ("b2xk", "bmV3"):
-        drawn = nbformat.v4.new_output("display_data", data={"image/png": chart})
-        nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(outputs=[drawn])])
-        line = {"name": chart, "section": "7", "status": "OK", "started": "2026-01-31T03:00:00Z"}
-        archive.append(line, {f"{chart}.ipynb": nbformat.writes(nb).encode()})
-    postmortem.refresh_page(archive, f"{text_of(archive)}We slept.")
-    page = archive.read(postmortem.PAGE).decode()
-    assert "We slept." in page and re.findall(r"base64,(\w+)", page) == ["bmV3"]
 
 
 # Is it complete? ---------------------------------------------------------------------------------------------
@@ -838,7 +817,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     judged, _ = rejudge.judge(ran.findings, ran.header, catalog.load())
     assert ran.concluded and [f.status for f in judged] == [f.status for f in ran.findings]
     text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
-    assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text and "data:image/png" in page
+    assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", text)
     pages = {f"{e['name']}.html" for e in archive.manifest()}  # the seeded runs have a notebook only
     assert links and all(link in pages or archive.read(link) for link in links)

@@ -171,7 +171,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "---\norigin: " + "long" * 60 + "\n---\n# sample\n\n## 1\n\n| a | b |\n|---|---|\n| 1 | " + "long " * 40 + "|\n"
     )
     with messages.using("ja"):
-        (folder / "postmortem.html").write_text(postmortem.page(draft, "sample", None), encoding="utf-8")
+        (folder / "postmortem.html").write_text(postmortem.page(draft, "sample"), encoding="utf-8")
     shutil.copy(next((folder / "sample").glob("*-4.1-*.html")), folder / "artifact.html")
     return folder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement import event_trace, missing, stream
 from runbook_lib.packs.entitlement.actions.stores import EVENT_FIELDS
 from runbook_lib.packs.entitlement.event_trace import EventTrace
-from runbook_lib.packs.entitlement.event_trace_chart import chart_trace
 from runbook_lib.packs.entitlement.rows import parse_uuid
 from runbook_lib.packs.jetstream.consumer import ConsumerPosition
 from runbook_lib.packs.jetstream.search import Span
@@ -37,7 +35,7 @@ MAX_EVENTS = 20
 
 @dataclass(frozen=True)
 class FoundTraces(render.NotebookOutput):
-    """The traces that were found, shown as text, and as a picture if there is only one."""
+    """The traces that were found, shown as text."""
 
     traces: Sequence[EventTrace]
     #: Why there is no trace, or not every trace.
@@ -88,17 +86,10 @@ class FoundTraces(render.NotebookOutput):
             "notes": [messages.text(n) for n in self.notes],
         }
 
-    def picture(self) -> bytes | None:
-        """Return the first trace as a PNG; None if no time is known."""
-        chart = chart_trace(self.traces[0]) if self.traces else None
-        return chart.png() if chart else None
-
     def _make_bundle(self) -> dict[str, Any]:
-        chart = chart_trace(self.traces[0]) if len(self.traces) == 1 else None
         shown = [(t, [self._format_cells(s) for s in t.stages], self._build_link(t)) for t in self.traces]
-        image = chart and (base64.b64encode(chart.png()).decode(), messages.text(chart.alt))
         return {
-            "text/html": render.html("journey", shown=shown, notes=self.notes, image=image),
+            "text/html": render.html("journey", shown=shown, notes=self.notes),
             "text/plain": "\n".join(self.lines()),
         }
 

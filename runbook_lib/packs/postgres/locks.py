@@ -33,7 +33,6 @@ from runbook_lib.model.finding import (
 )
 from runbook_lib.model.frames import row, table
 from runbook_lib.sources.source import SourceError
-from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -440,29 +439,3 @@ def _propose_end(given: JudgeInput, blocker: Blocker, in_front: Blocked | None) 
     if in_front is None or in_front.pid is None:
         return (end,)
     return (proposals.cancel_waiting(given, in_front.pid, str(in_front.application)), end)
-
-
-def chart_sessions(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Return the chart of connections by application and state, with the number that an ordinary role can use."""
-    sessions = table(frames, "sessions", "application", "state", "n")
-    connections = rows.first(frames.get("connections"), Connections)
-    if sessions.empty or connections is None:
-        return None
-    usable = connections.usable
-    matrix = (
-        sessions.assign(state=sessions["state"].fillna("not visible"))
-        .pivot_table(index="application", columns="state", values="n", aggfunc="sum", fill_value=0)
-        .pipe(lambda t: t.loc[t.sum(axis=1).sort_values().index])
-        .tail(8)
-    )
-    most, n = str(matrix.index[-1]), float(matrix.iloc[-1].sum())
-    return charts.Chart(
-        "Connections by application",
-        "",
-        charts.stack(range(len(matrix)), matrix, "rows"),
-        limits_of_x=[charts.Line(usable, f"usable {usable:.0f}", charts.Role.CRITICAL)],
-        alt=say("database.alt_sessions", used=connections.used, usable=usable, most=most, n=n),
-        caption=() if connections.sees_others else (say("database.denied"),),
-        xlabel=f"connections, of {usable:.0f} usable",
-        names=[*matrix.index],
-    )

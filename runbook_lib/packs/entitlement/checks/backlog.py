@@ -373,15 +373,29 @@ def _blind_spots(given: JudgeInput) -> tuple[Text, ...]:
 
 def chart_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
     """Return the chart of the window's backlog, with the rates of creation and completion."""
-    return past.chart(
-        past.levels(frames, "notifications", past.window(given)),
-        past.window(given),
+    span = past.window(given)
+    level, limit = past.levels(frames, "notifications", span), given.limits["backlog.due"]
+    if level is None or level.empty:
+        return None
+    ends = [min(span.at(i + 1), span.until) for i in level.index]
+    rates = level.iloc[: span.full] * 60 / span.bucket_s
+    near = limit.warning is not None and level["waiting"].max() > 0.3 * limit.warning
+    peak = int(level["most"].to_numpy().argmax())
+    return charts.Chart(
         "Unfinished notifications, by the rows' own timestamps",
-        ("unfinished at the minute's end", "created per min", "sent or given up per min"),
-        "backlog.alt_history",
-        _blind_spots(given),
-        given.limits["backlog.due"],
-    )
+        "rows",
+        [
+            charts.Series("unfinished at the minute's end", charts.Role.LEVEL, ends, level["waiting"]),
+            charts.Series("created per min", charts.Role.IN, ends[: len(rates)], rates["came"]),
+            charts.Series("sent or given up per min", charts.Role.OUT, ends[: len(rates)], rates["gone"]),
+        ],
+        charts.thresholds(limit) if near else (),
+        alt=say(
+            "backlog.alt_history", at=f"{span.at(peak):%H:%M}", minutes=len(level) * span.bucket_s // 60,
+            now=float(level["waiting"].iloc[-1]), peak=float(level["most"].max()),
+        ),
+        caption=_blind_spots(given),
+    )  # fmt: skip
 
 
 #: The bars of `chart_ages`: the query's buckets, with their lower edges.

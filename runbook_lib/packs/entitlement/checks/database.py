@@ -96,4 +96,4 @@ def _is_service(application: str) -> bool:
     return _APPLICATION_NAME.says("service", application)
 
 
-CHECKS: tuple[Check, ...] = (Check("4.1.4", collect, judge, (locks.chart_sessions,), locks.on_error),)
+CHECKS: tuple[Check, ...] = (Check("4.1.4", collect, judge, on_error=locks.on_error),)

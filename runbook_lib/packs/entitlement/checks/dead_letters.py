@@ -39,7 +39,6 @@ from runbook_lib.packs.entitlement.checks import consistency, delivery, errors, 
 from runbook_lib.packs.entitlement.checks.delivery import RELIEVED_BY_THROTTLE
 from runbook_lib.packs.entitlement.rows import Outbox, Tries
 from runbook_lib.packs.logs.logs import fingerprint
-from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -760,47 +759,13 @@ def _find_unrecorded(frames: Frames, given: JudgeInput) -> pd.DataFrame:
     return pd.DataFrame(found, columns=columns).drop_duplicates("stream_seq").reset_index(drop=True)
 
 
-def chart_trend(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Return the chart of the new dead letters of each store over the window, and of when the rate changed."""
-    if "per_bucket" not in frames:
-        return None
-    seen = NewRows.of(frames, given)
-    new, edges, per_min = seen.total, seen.edges, seen.bucket_s / 60
-    if not new.any():
-        return None
-    trend, peak = stats.trend_kind(new), int(new.argmax())
-    onset = None if trend.onset is None else edges[trend.onset]
-    stores = (
-        ("outbox", "outbox FAILED", charts.Role.WARNING),
-        ("delivery", "notification_dlq", charts.Role.CRITICAL),
-        ("broker", "notification_nats_dlq", charts.Role.LEVEL),
-        ("advisories", "advisories of the broker", charts.Role.IN),
-    )
-    return charts.Chart(
-        "New dead letters",
-        "1 / min",
-        # One scale per store, so that a single event stays visible beside a burst of another store.
-        panels=[
-            charts.Panel(title, "", [charts.Series("", role, edges, seen.stores[store] / per_min, "area")])
-            for store, title, role in stores
-        ],
-        moments=[charts.Line(onset, "onset", dash="-.")] if onset is not None else (),
-        alt=say(
-            "letters.alt_trend", minutes=given.window_minutes, n=float(new.sum()), peak=float(new[peak]) / per_min,
-            at=f"{edges[peak]:%H:%M}", onset=None if onset is None else f"{onset:%H:%M}",
-        ),
-        caption=(say("letters.caption_trend"),),
-        xlabel="time (UTC)",
-    )  # fmt: skip
-
-
 #: What says more of the letters, or of older ones.
 _BESIDE = ("older", "sent_per_minute")
 CHECKS: tuple[Check, ...] = (
     Check("4.4.1", collect_permanent, judge_permanent, optional=("exhausted", *_BESIDE)),
     Check("4.4.2", collect_transient, judge_transient, optional=("terminated", "sent_steps", *_BESIDE)),
     Check(
-        "4.4.3", collect_trend, judge_trend, (chart_trend,),
+        "4.4.3", collect_trend, judge_trend,
         needs=("per_bucket", "recorded"), optional=("processed", *_BESIDE),
     ),
 )  # fmt: skip

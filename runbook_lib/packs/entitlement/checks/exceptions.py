@@ -39,7 +39,6 @@ from runbook_lib.packs.entitlement.facts import facts_of, parameters_of
 from runbook_lib.packs.logs.logs import fingerprint, read_attempts
 from runbook_lib.sources.logs import Log, LogEntry
 from runbook_lib.sources.source import SourceError
-from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -85,7 +84,6 @@ _PHRASES = [
     "meaning",
 ]
 _TEXTS = ["level", "phrase", "detail", "n", "now", "per_min", "first", "last", "since"]
-_MINUTES = ["minute", "what", "n"]
 
 
 def collect_exceptions(rb: Context) -> Frames:
@@ -130,9 +128,8 @@ def log_frames(
 ) -> Frames:
     """Count the entries of the last `minutes` before the log was read: known phrases, and other errors by text.
 
-    Frames: log (lines, entries: number; first, last: time; late_s: s), phrases (`_PHRASES`), texts (`_TEXTS`),
-    per_minute (minute: time; what: text; n: entries), logins (see `logins.of_log`). Columns `n`, `now` and `tries_now`
-    are entries, `per_min` 1/min.
+    Frames: log (lines, entries: number; first, last: time; late_s: s), phrases (`_PHRASES`), texts (`_TEXTS`), logins
+    (see `logs.read_attempts`). Columns `n`, `now` and `tries_now` are entries, `per_min` 1/min.
     """
     at = log.at
     begin = at - timedelta(minutes=minutes)
@@ -171,7 +168,6 @@ def log_frames(
         {"phrase": phrase, "detail": detail} | count(group)
         for (phrase, detail), group in told[told["detail"] != ""].groupby(["of", "detail"], sort=False)
     ]
-    minutely = told[told["what"] != ""].assign(minute=told["at"].dt.floor("min")).value_counts(["minute", "what"])
     return {
         "log": row(
             lines=log.lines,
@@ -186,7 +182,6 @@ def log_frames(
         "texts": pd.DataFrame(texts, columns=_TEXTS).sort_values(
             "n", ascending=False, kind="stable", ignore_index=True
         ),
-        "per_minute": minutely.sort_index().rename("n").reset_index()[_MINUTES],
         "logins": read_attempts(records, logins.SIGNS),
     }
 
@@ -587,36 +582,8 @@ def _is_cured_by_restart(given: JudgeInput, mode: str, workload: str) -> bool:
     return f"restart_{workload}" in restarts and restarts[0] in {f"restart_{service}" for service in PART}
 
 
-def chart_errors(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Return the chart of the warnings and errors per minute, by phrase or text."""
-    found, about = table(frames, "per_minute", *_MINUTES), rows.one(frames.get("about"), LogSource)
-    read = rows.first(frames.get("log"), LogRead)
-    if read is None or not read.entries or found.empty:
-        return None
-    minutes = pd.to_datetime(found["minute"], utc=True)
-    totals = found.groupby("what")["n"].sum().sort_values(ascending=False)
-    top = totals.index.difference([OTHER], sort=False)[:4]
-    begin = given.as_of - pd.Timedelta(minutes=min(about.minutes or 1, given.number("log.longest")))
-    span = pd.date_range(
-        min(begin.floor("min"), minutes.min()), max(given.as_of.floor("min"), minutes.max()), freq="min"
-    )
-    name = {what: what if len(what) <= 60 else what[:57] + "..." for what in (*top, OTHER)}
-    counts = found.groupby([minutes, found["what"].map(name).fillna(OTHER)])["n"].sum().unstack(fill_value=0)
-    counts = counts.reindex(span, fill_value=0)[[what for what in dict.fromkeys(name.values()) if what in counts]]
-    return charts.Chart(
-        "Warnings and errors in the log",
-        "entries / min",
-        charts.stack(span, counts, width=pd.Timedelta(minutes=1)),
-        alt=say(
-            "exceptions.alt", n=float(totals.sum()), minutes=about.minutes, what=str(totals.index[0]),
-            top=float(totals.iloc[0]), most=float(counts.sum(axis=1).max()),
-        ),
-        caption=(say("exceptions.blind"),),
-    )  # fmt: skip
-
-
 CHECKS = tuple(
-    Check(step, collect, judge_exceptions, charts=(chart_errors,), optional=("results", *logins.PARTS))
+    Check(step, collect, judge_exceptions, optional=("results", *logins.PARTS))
     for step, collect in (
         ("4.5.1", collect_entitlement),
         ("4.5.2", collect_notification),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,6 @@ from runbook_lib.book.catalog import Slo
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
-from runbook_lib.diagnosis import history
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, replace, say, unknown
 from runbook_lib.model.frames import row
@@ -26,7 +24,6 @@ from runbook_lib.packs.entitlement.checks.past import Span, span_of
 from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Count
 from runbook_lib.packs.postmortem.incident import collect_runs, confirmation, detection, read_runs, runs_of, timed
-from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -460,89 +457,6 @@ def _deleted_before(frames: Frames, given: JudgeInput, queue: str, since: pd.Tim
     return Coverage.of("NOTI" if queue == "notifications" else "ENT", frames, given).deleted_before(since)
 
 
-def chart_panels(frames: Frames, given: JudgeInput, span: Span, begin: pd.Timestamp) -> Iterator[charts.Panel]:
-    """Return the panels of three objectives, of the notifications, and of each queue that left its ordinary range.
-
-    The area of a queue is between the fewest and the most rows that waited in a step; the chart starts at `begin`.
-    """
-    found = objective_levels(frames, given)
-    late, slow = (100 * (allowed_share(given.slos[slo]) or 0.0) for slo in ("NOTI-B", "ENT-C"))
-    for slo, title, unit, limit, role in (
-        ("NOTI-B", "late deliveries", "% of events", late, charts.Role.LEVEL),
-        ("ENT-C", "late publishing", "% of events", slow, charts.Role.LEVEL),
-        ("NOTI-D", "new dead letters", "rows", 1.0, charts.Role.CRITICAL),
-    ):
-        if (of := found.get(slo)) is not None and (slo != "NOTI-D" or of["level"].any()):
-            values = charts.Series("", role, _edges(span), of["level"], "area" if unit == "rows" else "steps")
-            yield chart_panel(f"{slo}: {title}", (f"limit of {slo}", limit, unit), span, of["breach"], values)
-    steps = past.span_of(frames, "steps")
-    out = {episode.queue for episode in past.episodes(frames, given)} if steps else set()
-    named = ("unpublished events", "published, not processed events", "NOTI-C: unfinished notifications")
-    for queue, title in zip(past.QUEUES, named, strict=True):
-        level = past.levels(frames, queue, steps) if steps else None
-        if steps is None or level is None or (queue not in out and queue != "notifications"):
-            continue
-        limit = past.limit(level, given, steps)
-        shown = [charts.Series("", charts.Role.IN, _edges(steps), level["most"], "area", level["least"])]
-        if (gone := _deleted_before(frames, given, queue, begin)) is not None:
-            shown.append(charts.Series("removed by retention", charts.Role.IN, [begin, gone], kind="band"))
-        yield chart_panel(title, ("usual limit", limit, "rows"), steps, level["least"] > limit, *shown)
-
-
-def _edges(span: Span) -> list[pd.Timestamp]:
-    return [span.at(i) for i in range(span.buckets + 1)]
-
-
-def chart_panel(
-    title: str, limit: tuple[str, float, str], span: Span, breach: pd.Series[bool], *shown: charts.Series
-) -> charts.Panel:
-    """Return a panel with its limit (name, value, unit); the buckets in breach are shaded."""
-    name, value, unit = limit
-    shaded = [
-        charts.Series("beyond its limit", charts.Role.CRITICAL, [span.at(first), span.at(last)], kind="band")
-        for first, last in history.episodes(breach.to_numpy(dtype=float), 0.5, 0)
-    ]
-    line = charts.Line(value, f"{name} {value:,.4g} {unit}", charts.Role.WARNING, ":")
-    return charts.Panel(title, unit, [*shown, *shaded], [line])
-
-
-def chart_impact(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Return the chart of SLIs and queues over time with limits; times in breach or out of range are shaded."""
-    span = span_of(frames)
-    if span is None:
-        return None
-    detected = detection(frames, given)
-    went = course(frames, given, detected)
-    moments = [
-        charts.Line(went.began.at, "began", dash="-."),
-        charts.Line(detected.at, "noticed", dash="--"),
-        charts.Line(went.recovered.at, "recovered"),
-        charts.Line(confirmation(frames, given, detected.at).at, "section 6 OK", dash=":"),
-    ]
-    times = [m.at for m in moments if m.at is not None]
-    began, over = went.began.at or span.since, went.recovered.at or span.until
-    # Show as much time around the incident as it lasted, at least ten minutes.
-    around = max(over - began, pd.Timedelta(minutes=10))
-    begin, end = max(began - around, span.since), min(max([over + around, *times]), span.until)
-    panels = [*chart_panels(frames, given, span, begin)]
-    if not panels:
-        return None
-    found = objective_levels(frames, given)
-    slos = [slo for slo in ("NOTI-B", "ENT-C", "NOTI-C", "NOTI-D") if slo in found]
-    breached = ", ".join(f"{slo} {float(found[slo]['breach'].sum()) * span.bucket_s / 60:g} min" for slo in slos)
-    since, until = f"{span.since:%Y-%m-%d %H:%M}", f"{span.until:%Y-%m-%d %H:%M}"
-    return charts.Chart(
-        "",
-        "",
-        panels=panels,
-        moments=[m for m in moments if m.at is not None and span.since <= m.at <= span.until],
-        alt=say("postmortem.alt_impact", breached=breached, since=since, until=until),
-        caption=(say("postmortem.impact_caption"),),
-        xlabel=f"UTC, {begin:%Y-%m-%d}",
-        shown=(begin, end + (end - begin) / 40),
-    )
-
-
 CHECKS: tuple[Check, ...] = (
-    Check("7.1", collect_impact, judge_impact, (chart_impact,), needs=("span",), optional=(*_SIZES, "deletions")),
+    Check("7.1", collect_impact, judge_impact, needs=("span",), optional=(*_SIZES, "deletions")),
 )

@@ -12,9 +12,8 @@ import pandas as pd
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.diagnosis import history
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Frames, HopHistory, Text, Threshold, say
+from runbook_lib.model.finding import Frames, HopHistory, Text, say
 from runbook_lib.model.frames import table
-from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -288,33 +287,4 @@ def blind_spots(given: JudgeInput, retention: pd.Timedelta, statuses: bool = Tru
         say("blind_spot.redrive"),
         say("blind_spot.lookback"),
         *((say("blind_spot.one_status"),) if statuses else ()),
-    )
-
-
-def chart(
-    series: pd.DataFrame | None, span: Span, title: str, lines: tuple[str, str, str], alt: str, spots: tuple[Text, ...],
-    limit: Threshold | None = None,
-) -> charts.Chart | None:  # fmt: skip
-    """Return the chart of a queue with the rows that came and left, and the limit if the backlog came near it.
-
-    `alt` is the message key of the alternative text, `spots` are the captions.
-    """
-    if series is None or series.empty:
-        return None
-    ends = [min(span.at(i + 1), span.until) for i in series.index]
-    rates = series.iloc[: span.full] * 60 / span.bucket_s
-    near = limit and limit.warning is not None and series["waiting"].max() > 0.3 * limit.warning
-    peak = int(series["most"].to_numpy().argmax())
-    shown = {"now": float(series["waiting"].iloc[-1]), "peak": float(series["most"].max())}
-    return charts.Chart(
-        title,
-        "rows",
-        [
-            charts.Series(lines[0], charts.Role.LEVEL, ends, series["waiting"]),
-            charts.Series(lines[1], charts.Role.IN, ends[: len(rates)], rates["came"]),
-            charts.Series(lines[2], charts.Role.OUT, ends[: len(rates)], rates["gone"]),
-        ],
-        charts.thresholds(limit) if limit and near else (),
-        alt=say(alt, at=f"{span.at(peak):%H:%M}", minutes=len(series) * span.bucket_s // 60, **shown),
-        caption=spots,
     )

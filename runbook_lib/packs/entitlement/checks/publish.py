@@ -33,7 +33,7 @@ from runbook_lib.model.finding import (
     say,
     worst,
 )
-from runbook_lib.model.frames import row, table
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import PACK
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import outage, past, program
@@ -44,7 +44,6 @@ from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
 from runbook_lib.packs.jetstream import quorum
 from runbook_lib.packs.jetstream.consumer import ask_stream
-from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -153,20 +152,19 @@ def collect(rb: Context) -> Frames:
     Only the table of the outbox is needed, so that a lock on another table does not matter.
 
     Frames: delay, delay_now (of the last minute), backlog, errors; arrived where publishes fail; batches of a relay
-    that publishes late; delays and that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects:
+    that publishes late; that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects:
     text, created: time), replicas (fields of `quorum.Member`) in a cluster; those of `outage.ask` and `program.ask`;
     backlog_later where the latter have not shown the loop running, or it seems to have stopped.
     """
     parts = FrameCollector()
     frames = parts.answers
     with rb.snapshot() as db:
-        minutes = ask_since(rb, db, parts, Delay.QUERY, delay="window", delay_now="minute")
+        ask_since(rb, db, parts, Delay.QUERY, delay="window", delay_now="minute")
         if not rb.past:
             frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
             if len(frames["errors"]):
                 parts.ask(db, {"arrived": Arrived.QUERY})
         if not rb.brief or rb.past:
-            frames["delays"] = minutes
             frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
         outage.ask(rb, db, parts, "published")
     if not rb.past:
@@ -534,48 +532,12 @@ CASES = Cases[Relay](
 )
 
 
-def chart_history(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Return the chart of the outbox's backlog over the window."""
-    retention = pd.Timedelta(hours=given.number("retention.outbox"))
-    return past.chart(
-        past.levels(frames, "outbox", past.window(given)),
-        past.window(given),
-        "Unpublished outbox events, by the rows' own timestamps",
-        ("unpublished at the minute's end", "created per min", "published per min"),
-        "publish.alt_history",
-        past.blind_spots(given, retention, statuses=False),
-    )
-
-
-def chart_delay(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Return the chart of the percentiles of the publish delay by minute."""
-    delays = table(frames, "delays", "minute", "n", "p50", "p95").dropna(subset=["n", "p50", "p95"])
-    if delays.empty:
-        return None
-    delays = delays.sort_values("minute")
-    worst = delays.sort_values("p95").iloc[-1]
-    return charts.Chart(
-        "Publish delay of events, by the minute they were published in",
-        "s",
-        [
-            charts.Series("p95", charts.Role.LEVEL, delays["minute"], delays["p95"]),
-            charts.Series("p50", charts.Role.OUT, delays["minute"], delays["p50"]),
-        ],
-        charts.thresholds(given.limits["outbox.publish_delay_p95"]),
-        alt=say(
-            "publish.alt_delay", p95=float(worst["p95"]), at=f"{worst['minute']:%H:%M}", n=float(delays["n"].sum())
-        ),
-        caption=(say("publish.delay_caption"),),
-    )
-
-
 CHECKS: tuple[Check, ...] = (
     Check(
         "4.1.3",
         collect,
         judge,
-        (chart_history, chart_delay),
         # The broker is asked for the cause of what the outbox shows.
-        optional=("broker", "delays", "batches", "published_steps", "program", "arrived"),
+        optional=("broker", "batches", "published_steps", "program", "arrived"),
     ),
 )

@@ -50,7 +50,6 @@ from runbook_lib.packs.entitlement.checks.series import ask_given_up, ask_per_mi
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Delay, Delivered, Letters, Notifications, Outbox, OutboxAges
-from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -561,28 +560,6 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     )
 
 
-def chart_flows(frames: Frames, given: JudgeInput) -> charts.Chart | None:
-    """Return the chart of the three flows minute by minute, and of the onset."""
-    seen = ImpactSample(frames, given)
-    series = {name: seen.counts(name) for name in ("published", "processed", "sent")}
-    if not any(s.any() for s in series.values()):
-        return None
-    last = {name: float(counts.iloc[-1]) for name, counts in series.items()}
-    starts = series["sent"].index
-    if (given_up := seen.counts("dead")).any():
-        series["dead letters"] = given_up
-    begin = seen.onset[0] if seen.missed else None
-    in_window = begin is not None and begin >= given.as_of - pd.Timedelta(minutes=given.window_minutes)
-    return charts.Chart(
-        "Published, processed, sent",
-        "events / min",
-        charts.flows(pd.date_range(starts[0], periods=len(starts) + 1, freq="min"), series),
-        moments=[charts.Line(begin, "began", dash="-.")] if in_window else (),
-        alt=say("response.alt_flows", minutes=given.window_minutes, began=begin and format_utc(begin), **last),
-        caption=(say("response.flows_caption"),),
-    )
-
-
 # 3.2 Where it is stuck --------------------------------------------------------------------------------------
 
 #: The four checks of 4.1, in the order of that section.
@@ -674,7 +651,7 @@ def _criteria_targets(given: JudgeInput) -> dict[str, Text]:
 
 
 CHECKS: tuple[Check, ...] = (
-    Check("3.1", collect_impact, judge_impact, (chart_flows,), optional=_COURSE),
+    Check("3.1", collect_impact, judge_impact, optional=_COURSE),
     triage.compound_check(
         "3.2", HOP_CHECKS | INVARIANTS, triage.judge_place, names=PART_NAMES, further=_further_sections
     ),

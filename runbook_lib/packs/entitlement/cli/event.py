@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from getpass import getpass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +15,6 @@ from runbook_lib.cli.common import (
     resolve_incident,
     say_json,
     words,
-    write_file,
 )
 
 _OPTIONS = (
@@ -38,9 +36,8 @@ def _add_options(f: Any) -> Any:
 @click.option("--user", type=words, help="user id, token of the incident, or - to be asked for it")
 @click.option("--window", type=click.IntRange(1, 7 * 24 * 60), default=24 * 60, show_default=True, metavar="MINUTES",
               help="window for a user's events, and for notifications found by trace id")  # fmt: skip
-@click.option("--picture", type=click.Path(dir_okay=False, path_type=Path), help="write the timeline to a PNG file")
 @_add_options
-def event(id: str | None, user: str | None, window: int, picture: Path | None, as_json: bool, **options: Any) -> int:
+def event(id: str | None, user: str | None, window: int, as_json: bool, **options: Any) -> int:
     """Trace one event, or a user's newest events.
 
     The id is of an event, its notification, trace or audit row.
@@ -51,8 +48,6 @@ def event(id: str | None, user: str | None, window: int, picture: Path | None, a
     if user == "-":
         user = getpass("user id: ")
     found = event_lookup.event(rb, id, user=user)
-    if picture and (image := found.picture()):
-        write_file(picture, image)
     if as_json:
         say_json(found.record())
     else:

@@ -124,7 +124,6 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         "database": replace(
             step("database", database.judge, "holders"),
             collect=partial(database.collect, queue),
-            charts=(locks.chart_sessions,),
             needs=("connections", "blocked", "blockers", "table_locks", "holders"),
             on_error=locks.on_error,
             queries=(*locks.list_queries(), queue.query("holders")),
