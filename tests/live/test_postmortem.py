@@ -816,7 +816,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     ran = read_run(archive, read_logs(archive).runs[-1])
     judged, _ = rejudge.judge(ran.findings, ran.header, catalog.load())
     assert ran.concluded and [f.status for f in judged] == [f.status for f in ran.findings]
-    text, page = text_of(archive), archive.read(postmortem.PAGE).decode()
+    text = text_of(archive)
     assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", text)
     pages = {f"{e['name']}.html" for e in archive.manifest()}  # the seeded runs have a notebook only
