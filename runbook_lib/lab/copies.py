@@ -117,7 +117,9 @@ def open_lab(
     own = (*_OPTIONS, f"--ServerApp.root_dir={folder}")
     command = [sys.executable, "-m", "jupyterlab", start, *arguments, *own]
     replayed = {"RUNBOOK_REPLAY": str(replay.resolve())} if replay else {}
-    os.execve(sys.executable, command, os.environ | _kernel_environment(archive) | replayed)  # noqa: S606 - no shell
+    # Any code can be run here: the receiver's token and channels are no business of a kernel.
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_RECEIVER_", "RUNBOOK_NOTIFY_"))}
+    os.execve(sys.executable, command, env | _kernel_environment(archive) | replayed)  # noqa: S606 - no shell
 
 
 def _kernel_environment(archive: Archive) -> dict[str, str]:

@@ -36,8 +36,6 @@ from runbook_lib.sources.source import ClockOffset, Opening, ReadCost, SourceErr
 
 _error = partial(SourceError, "postgres")
 _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
-#: Seconds that the output of a command is reused, and that the command may take.
-_COMMAND_KEPT_S = 60.0
 #: Seconds after which an idle connection is closed.
 _IDLE_S = 5.0
 #: Seconds of lag above which a replica is not used for the window: its last minutes would be incomplete.
@@ -114,8 +112,6 @@ class Postgres:
         self.budget, self.read_cost, self.replica, self._console = budget, read_cost, replica, console
         self._url = url if secret.is_command(url) else libpq_url(url, "database_url")
         self._password = password
-        #: What the command of a setting printed, and when.
-        self._printed: dict[str, tuple[str, float]] = {}
         self._down: tuple[float, SourceError] | None = None
         self._idle: list[psycopg.Connection[Any]] = []
         self._closing: threading.Timer | None = None
@@ -251,7 +247,8 @@ class Postgres:
                 **other,  # type: ignore[arg-type]
             )
         except psycopg.Error as e:
-            self._printed.clear()  # a password that is refused is not tried again
+            for written in (self._url, self._password):  # what is refused is not tried again
+                secret.renew(written)
             if isinstance(e, psycopg.errors.ConnectionTimeout) and _accepts(url):
                 detail = "the server accepts the connection and does not answer"
                 raise _error(Reason.TIMEOUT, detail, "unanswered") from None
@@ -279,17 +276,11 @@ class Postgres:
         return url, self._read("database_password", self._password)
 
     def _read(self, name: str, written: str) -> str:
-        """Return the value of a setting; what its command prints is kept for a while."""
-        if not secret.is_command(written):
-            return written
-        printed, at = self._printed.get(name, ("", 0.0))
-        if not printed or time.monotonic() - at > _COMMAND_KEPT_S:
-            try:
-                printed = secret.read(written)
-            except ValueError as e:
-                raise _no_password(f"{name}: {e}") from None
-            self._printed[name] = printed, time.monotonic()
-        return printed
+        """Return the value of a setting, from its command if it has one. Raises SourceError."""
+        try:
+            return secret.read(written) if secret.is_command(written) else written
+        except ValueError as e:
+            raise _no_password(f"{name}: {e}") from None
 
 
 class Snapshot:

@@ -5,15 +5,20 @@ Any other text is the value itself, which runbook.toml must not hold.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shlex
 import subprocess
+import time
 
 from runbook_lib.model.usage import config_folder
 
 _NAMED = re.compile(r"(env|file|cmd):(.*)", re.DOTALL)
 _TIMEOUT_S = 10.0
+#: What a command printed is kept so long, or until it is refused (`renew`).
+_KEPT_S = 60.0
+_printed: dict[str, tuple[str, float]] = {}
 
 
 def is_named(written: str) -> bool:
@@ -31,7 +36,7 @@ def read(written: str) -> str:
     found = _NAMED.fullmatch(written)
     if found is None:
         return written
-    value = {"env": _read_variable, "file": _read_file, "cmd": _run}[found[1]](found[2].strip())
+    value = {"env": _read_variable, "file": _read_file, "cmd": _print}[found[1]](found[2].strip())
     if not value:
         raise ValueError(f"{'the command' if found[1] == 'cmd' else found[2].strip()} gives no value")
     return value
@@ -49,6 +54,20 @@ def _read_file(name: str) -> str:
     except (OSError, ValueError) as e:
         why = e.strerror if isinstance(e, OSError) else "not text"
         raise ValueError(f"cannot read {name} ({why})") from None
+
+
+def renew(written: str) -> None:
+    """Let a command be run again: what it printed has been refused."""
+    _printed.pop(written.removeprefix("cmd:").strip(), None)
+
+
+def _print(command: str) -> str:
+    """Return what a command prints, or printed a moment ago: each reader of the settings asks."""
+    printed, at = _printed.get(command, ("", -math.inf))
+    if not printed or time.monotonic() - at > _KEPT_S:
+        printed = _run(command)
+        _printed[command] = printed, time.monotonic()
+    return printed
 
 
 def _run(command: str) -> str:

@@ -130,7 +130,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> t
 
 
 def test_kernels_find_settings_sandbox_and_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RUNBOOK_RECEIVER_TOKEN", "RUNBOOK_NOTIFY_URLS"):
+        monkeypatch.setenv(name, "s3cret-x")
     command, env = start(tmp_path, monkeypatch)
+    assert "s3cret-x" not in env.values()
     assert f"--ServerApp.root_dir={tmp_path}/outputs/INC-1/lab" in command
     assert env["RUNBOOK_CONFIG"] == str(tmp_path / "runbook.toml")
     assert env["RUNBOOK_SANDBOX_DIR"] == str(tmp_path / ".sandbox")
@@ -160,3 +163,13 @@ def test_a_secret_file_is_looked_for_beside_the_settings(tmp_path: Path, monkeyp
     (tmp_path / "database-url").write_text("postgresql://reader@db/app\n")
     monkeypatch.setenv("RUNBOOK_CONFIG", str(tmp_path / "runbook.toml"))
     assert settings.load().target("production").url("database_url") == "postgresql://reader@db/app"
+
+
+def test_a_command_is_not_run_for_each_reader_of_the_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runbook.toml").write_text(
+        "[targets.production]\nnats_url = \"cmd:sh -c 'echo >> runs; echo nats://127.0.0.1:4222'\"\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        assert settings.load().target("production").url("nats_url") == "nats://127.0.0.1:4222"
+    assert (tmp_path / "runs").read_text() == "\n"
