@@ -144,19 +144,25 @@ _ROLES = {
     "owner": "which worker has it",
     "attempts": "how often it was tried",
     "error": "its last error",
+    "group": "the name of its queue, if the table has many",
 }
 
 
 def _role_options(command: Any) -> Any:
+    told = "the table does not say so, but a row that is done is deleted"
+    command = click.option("--deleted-when-done", is_flag=True, help=told)(command)
     for role, what in reversed(_ROLES.items()):
         command = click.option(f"--{role}", metavar="NAME", help=what)(command)
     return command
 
 
-@new.command(epilog="A column that the table lacks is '-'.")
+@new.command(
+    epilog="A column that the table lacks is '-'. An expression takes the place of a column, and a condition that of "
+    "states; both call the table q: --lease 'q.started_on + q.expire_in', --waiting 'q.locked_at IS NULL'."
+)
 @click.argument("name")
 @_role_options
-def system(name: str, **given: str | None) -> int:
+def system(name: str, *, deleted_when_done: bool, **given: str | None) -> int:
     """Write a pack for a queue of rows in PostgreSQL.
 
     It is in the database of RUNBOOK_DATABASE_URL, of which only the catalog is read.
@@ -172,11 +178,15 @@ def system(name: str, **given: str | None) -> int:
     room = pack.load_room(_ROOM)
     tables = room.get(room.hooks["queue_tables"])(url)
     found = _ask_for_missing(room.get(room.hooks["queue_of"]), tables, {k: v for k, v in given.items() if v})
+    if deleted_when_done:
+        found.roles.pop("done", None)
+        found.roles["deleted_when_done"] = True
+        found.left.pop("done", None)
     for path in write_system(folder, found.roles):
         click.echo(path)
     click.echo("\nTaken:")
     for role, value in found.roles.items():
-        click.echo(f"  {role:<10}{value if isinstance(value, str) else ', '.join(value)}")
+        click.echo(f"  {role:<10}{', '.join(value) if isinstance(value, tuple) else value}")
     click.echo("Left out: " + ", ".join(f"{left} ({why})" for left, why in found.left.items()))
     click.echo(f"\nRun it: cd {folder}; runbook triage --target {folder.name}")
     return 0
@@ -193,10 +203,10 @@ def _ask_for_missing(propose: Any, tables: Any, given: dict[str, str]) -> Any:
             given[option] = click.prompt(str(e))
 
 
-def write_system(folder: Path, roles: dict[str, str | tuple[str, ...]]) -> list[Path]:
+def write_system(folder: Path, roles: dict[str, Any]) -> list[Path]:
     """Write a pack for a queue into a new folder; return its files."""
     render = partial(_render_skeleton, folder=pack.load_room(_ROOM).folder / "skeleton")
-    ordered = {role: _literal(roles[role]) for role in _ROLES if role in roles}
+    ordered = {role: _literal(roles.get(role)) for role in (*_ROLES, "deleted_when_done") if role in (*roles, "state")}
     words = {"name": folder.name, "table": roles["table"], "roles": ordered}
     named = {"pack.py": "__init__.py", "checks.py": "checks.py", "runbook.md": "docs/runbook.md"}
     named |= {"runbook.toml": "runbook.toml", "README.md": "README.md"}
@@ -206,9 +216,9 @@ def write_system(folder: Path, roles: dict[str, str | tuple[str, ...]]) -> list[
         return sorted([*written, *write_notebooks(folder)])
 
 
-def _literal(value: str | tuple[str, ...]) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+def _literal(value: Any) -> str:
+    if not isinstance(value, tuple):
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
     return f"({', '.join(map(_literal, value))},)"
 
 

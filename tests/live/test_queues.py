@@ -355,9 +355,16 @@ def test_names_are_quoted_and_read_as_names(database: Database) -> None:
     odd = Queue('public.a"b; --', id="id", state="the state", waiting=("it's",), error="o%k")
     text = odd.query("errors").sql
     assert '"a""b; --"' in text and "\"the state\" IN ('it''s')" in text and '"o%k"' in text
-    for wrong in ({"waiting": ()}, {"waiting": ("a",), "done": ("a",)}, {"waiting": (":a",)}):
+    wrong: list[dict[str, Any]] = [
+        {"waiting": ()}, {"waiting": ("a",), "done": ("a",)}, {"waiting": (":a",)}, {"waiting": "a"},
+        {"waiting": "q.a::text = 'a'"}, {"waiting": ("a",), "state": None},
+        {"waiting": ("a",), "done": ("b",), "deleted_when_done": True},
+    ]  # fmt: skip
+    for each in wrong:
         with pytest.raises(ValueError, match=r"public\.t: "):
-            Queue("public.t", id="id", state="s", **wrong)
+            Queue(**{"table": "public.t", "id": "id", "state": "s"} | each)
+    said = Queue("t", id="id", state=None, waiting='q."b a" IS NULL', lease="q.c + interval '1 h'")
+    assert said.names == ["b a", "c", "id"]
 
 
 def test_a_step_shows_what_it_asks(parcels: Path) -> None:
@@ -422,6 +429,20 @@ def test_what_cannot_be_decided_is_one_line(
     made = new_system(env, tmp_path / "some", **options)
     assert made.returncode != 0 and said in made.stderr and len(made.stderr.splitlines()) == 1
     assert not (tmp_path / "some").exists()
+
+
+def test_a_state_that_nobody_mapped_is_an_error(database: Database, env: dict[str, str], tmp_path: Path) -> None:
+    """It would be invisible."""
+    database.run("ALTER TYPE mail_state ADD VALUE 'Quarantined'")
+    made = new_system(env, tmp_path / "mails", table="public.Mails")
+    assert made.returncode == 64 and "status means by Quarantined is not known" in made.stderr
+    assert len(made.stderr.splitlines()) == 1 and not (tmp_path / "mails").exists()
+    assert new_system(env, tmp_path / "mails", table="public.Mails", aside="Paused,Quarantined").returncode == 0
+
+
+def test_an_expression_of_a_column_that_is_not_there(database: Database, env: dict[str, str], tmp_path: Path) -> None:
+    made = new_system(env, tmp_path / "mails", table="public.Mails", lease="q.locked_til + interval '1 h'")
+    assert made.returncode == 64 and "--lease: the table has no column locked_til" in made.stderr
 
 
 def test_on_a_terminal_it_asks(

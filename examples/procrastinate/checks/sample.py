@@ -194,7 +194,7 @@ class Sample:
         counted = {name: self.count(name) for name in ("due", "later", "tried")}
         rest = Open(oldest_s=self.oldest_due_s, working=self.count("doing"), held=self.left, **counted)
         flow = [FlowStep(t.tens_ago, t.deferred, t.succeeded, t.failed) for t in self.flow]
-        return QueueSample(told, rest, flow, None, [], self.given)
+        return QueueSample(told, rest, flow, None, [], [], self.given)
 
     @property
     def works(self) -> bool:

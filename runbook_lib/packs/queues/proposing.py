@@ -18,7 +18,7 @@ from runbook_lib.sources.postgres import Postgres
 from runbook_lib.sources.settings import Budget
 from runbook_lib.sources.source import ReadCost, SourceError
 
-from .queue import STATES, TIMES, room_query
+from .queue import COLUMNS, STATES, TIMES, own_columns, room_query
 
 #: The usual names of columns and states.
 _USUAL = tomllib.loads(Path(__file__).with_name("names.toml").read_text(encoding="utf-8"))
@@ -99,16 +99,15 @@ def propose(tables: Mapping[str, Table], given: Mapping[str, str]) -> Proposed:
     table, found = tables[name], Proposed({"table": name})
     keys = [c.column for c in table.values() if c.is_key]
     found.roles["id"] = _named(table, given["id"], "id") if "id" in given else _only(keys, "id", table)
-    states = [_named(table, given["state"], "state")] if "state" in given else _state_columns(table)
-    found.roles["state"] = state = _only(states, "state", table)
-    _sort_states(table[state], given, found)
-    for role in (*TIMES, "owner", "attempts", "error"):
+    _sort_states(table, given, found)
+    for role in COLUMNS:
         column = _named(table, given[role], role) if role in given else _find(table, role)
         if column:
             found.roles[role] = column
         else:
             found.left[role] = "no column"
-    taken = {str(v) for v in found.roles.values()}
+    said = [*found.roles.values()]
+    taken = {name for value in said if isinstance(value, str) for name in own_columns(value) or [value]}
     found.left |= {column: "no role" for column in table if column not in taken}
     return found
 
@@ -147,9 +146,19 @@ def _fits(column: CatalogColumn, role: str) -> bool:
     return role != "attempts" or column.type in _NUMBERS
 
 
-def _sort_states(column: CatalogColumn, given: Mapping[str, str], found: Proposed) -> None:
+def _sort_states(table: Table, given: Mapping[str, str], found: Proposed) -> None:
+    """Find the column with the state, and what its values mean; or take the conditions that somebody gave."""
+    conditions = {g: given[g] for g in STATES if own_columns(given.get(g, ""))}
+    for group, condition in conditions.items():
+        found.roles[group] = _named(table, condition, group)
+    if conditions and "state" not in given:
+        found.left |= {group: "no state" for group in STATES if group not in conditions and group != "aside"}
+        return
+    states = [_named(table, given["state"], "state")] if "state" in given else _state_columns(table)
+    found.roles["state"] = _only(states, "state", table)
+    column = table.get(states[0], CatalogColumn())
     named = {v.strip() for g in STATES for v in given.get(g, "").split(",")}
-    for group in STATES:
+    for group in [g for g in STATES if g not in conditions]:
         if group in given:
             values = tuple(v.strip() for v in given[group].split(",") if v.strip() not in ("", "-"))
         else:
@@ -160,8 +169,12 @@ def _sort_states(column: CatalogColumn, given: Mapping[str, str], found: Propose
             raise Missing(group, column.values, f"which values of {column.column} mean '{group}' is not known")
         elif group != "aside":
             found.left[group] = "no state"
-    meant = {v for group in STATES for v in found.roles.get(group, ())}
-    found.left |= {f"{column.column} '{v}'": "no meaning" for v in column.values if v not in meant}
+    meant = {v for group in STATES if group not in conditions for v in found.roles.get(group, ())}
+    if unknown := [v for v in column.values if v not in meant and not conditions]:
+        raise UsageError(
+            f"what {column.column} means by {', '.join(unknown)} is not known, and nobody would count such rows: name "
+            f"each with {', '.join(f'--{group}' for group in STATES)}"
+        )
 
 
 def _means(value: str, group: str) -> bool:
@@ -174,6 +187,10 @@ def _named(table: Table, name: str, role: str) -> str:
     """Return a column that somebody named, "" for "-". Raises UsageError for one that the table lacks."""
     if name == "-":
         return ""
+    if missing := [n for n in own_columns(name) if n not in table]:
+        raise UsageError(f"--{role}: the table has no column {missing[0]} ({', '.join(table)})")
+    if own_columns(name):
+        return name
     if name not in table:
         raise UsageError(f"--{role}: the table has no column {name} ({', '.join(table)})")
     if not _fits(table[name], role):

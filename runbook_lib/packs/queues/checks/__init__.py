@@ -92,7 +92,8 @@ def _sampled(judge: Callable[[QueueSample], T]) -> Callable[[Queue, Frames, Judg
 
 
 def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
-    costly = tuple(f"{TOO_COSTLY}{part}" for part in ("flow", "owners", "errors", "history"))
+    takers = "flow owners groups" if queue.group else "flow owners"
+    costly = tuple(f"{TOO_COSTLY}{part}" for part in ("flow", "owners", "groups", "errors", "history"))
 
     def step(name: str, judge: QueueJudge, needs: str, uses: str = "", chart: QueueChart | None = None) -> Check:
         asked = (*needs.split(), *uses.split())
@@ -119,7 +120,7 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
             queries=changes.list_queries(),
         ),
         "backlog": step("backlog", _sampled(work.judge_backlog), "backlog", "flow", chart=_sampled(work.chart_flow)),
-        "takers": step("takers", _sampled(work.judge_takers), "backlog", "flow owners"),
+        "takers": step("takers", _sampled(work.judge_takers), "backlog", takers),
         "errors": step("errors", _sampled(work.judge_errors), "backlog errors", "flow"),
         "database": replace(
             step("database", database.judge, "holders"),
@@ -130,7 +131,7 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         ),
         "over": step("over", _sampled(work.judge_recovery), "backlog", "flow", chart=_sampled(work.chart_flow)),
         "errors_now": step("errors_now", _sampled(work.judge_errors), "backlog errors", "flow"),
-        "takers_now": step("takers_now", _sampled(work.judge_takers), "backlog", "flow owners"),
+        "takers_now": step("takers_now", _sampled(work.judge_takers), "backlog", takers),
         "history": step("history", lookback.judge_history, "history", chart=lookback.chart_history),
         "origin": Check(ids["origin"], collect_origin, judge_origin),
         "timeline": Check(ids["timeline"], partial(collect_timeline, impact=ids["history"]), judge_timeline),

@@ -7,7 +7,7 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say, unknown
 
 from .. import remedies
-from ..queue import STATES, TIMES, Queue
+from ..queue import COLUMNS, STATES, TIMES, Queue
 
 _TIMESTAMP = "timestamp without time zone"
 _TIME_TYPES = (_TIMESTAMP, "timestamp with time zone")
@@ -33,8 +33,8 @@ def judge_table(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
     times = {c: columns[c] for name, c in queue.columns.items() if name in TIMES and c in columns}
     missing = [name for name, c in columns.items() if not c.is_there] if first.has_table else [queue.table]
     odd = [f"{name} ({c.type})" for name, c in times.items() if c.type not in _TIME_TYPES]
-    state = columns.get(queue.state, first)
-    labels, named = state.labels.split("\n"), [str(s) for g in STATES for s in getattr(queue, g)]
+    state, named = columns.get(queue.state or "", ColumnThere()), queue.states
+    labels = state.labels.split("\n")
     odd += [f"{queue.state} '{s}'" for s in named if labels[0] and s not in labels]
     unnamed = sorted({*labels, *state.common.split("\n")} - {"", *named})
     problems = {"missing": missing, "denied": [n for n, c in columns.items() if not c.is_readable], "odd": odd}
@@ -55,10 +55,12 @@ def judge_table(queue: Queue, frames: Frames, given: JudgeInput) -> Finding:
 
 
 def _notes(queue: Queue, local: list[str], *, may_write: bool) -> tuple[Text, ...]:
-    absent = [n for n in (*TIMES, "owner", "attempts", "error") if n not in queue.columns]
+    absent = [n for n in COLUMNS if n not in queue.columns and n != "group"]
     absent += [group for group in STATES if not getattr(queue, group) and group != "aside"]
+    absent = [n for n in absent if not (queue.deleted_when_done and n == "done")]
     return (
         *([say("reach.may_write")] if may_write else []),
         *([say("reach.local_times", names=", ".join(local))] if local else []),
+        *([say("reach.deleted")] if queue.deleted_when_done else []),
         *([say("reach.absent", names=", ".join(absent))] if absent else []),
     )

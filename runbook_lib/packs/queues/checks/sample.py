@@ -58,6 +58,16 @@ class Owner(rows.Row, query="queues/owners"):
     expired: int = 0
 
 
+class Group(rows.Row, query="queues/groups"):
+    """A queue of a table that has many; `quiet_s` is since when none of its rows was taken or ended, None for long."""
+
+    name: str = ""
+    due: int = 0
+    oldest_s: float | None = None
+    working: int = 0
+    quiet_s: float | None = None
+
+
 class Failing(rows.Row, query="queues/errors"):
     """The rows with one error text: failed lately, failed at an unknown time, and those that wait for another try."""
 
@@ -81,8 +91,8 @@ class Collector:
         parts = FrameCollector()
         values: dict[str, Any] = {
             "table": self.queue.regclass,
-            "columns": sorted({*self.queue.columns.values()}),
-            "state": self.queue.state,
+            "columns": self.queue.names,
+            "state": self.queue.state or "",
         }
         if isinstance(rb.facts, Facts):
             overdue_s = rb.catalog.limits["queue.overdue"].warning
@@ -102,6 +112,7 @@ class QueueSample:
     open: Open
     flow: list[FlowStep] | None
     owners: list[Owner] | None
+    groups: list[Group]
     failing: list[Failing]
     given: JudgeInput
 
@@ -141,6 +152,14 @@ class QueueSample:
         return min([*ends, *([] if self.open.claimed_s is None else [self.open.claimed_s])], default=math.inf)
 
     @cached_property
+    def passed_over(self) -> Group | None:
+        """The queue of the table whose rows are late while only those of others are taken; None if there is none."""
+        limit, quiet_s = self.given.limits["queue.oldest"], self.given.number("quiet")
+        left = [g for g in self.groups if limit.reached(g.oldest_s) and not g.working]
+        left = [g for g in left if g.quiet_s is None or g.quiet_s >= quiet_s]
+        return left[0] if left and len(left) < len(self.groups) else None
+
+    @cached_property
     def overdue_s(self) -> float | None:
         """For how long the row is held that is held for longest, beyond its time; None if it is not known."""
         limit, found = self.given.limits["queue.overdue"], max(self.open.overdue_s or 0.0, 0.0)
@@ -171,6 +190,7 @@ def read_sample(frames: Frames, given: JudgeInput, queue: Queue) -> QueueSample:
         rows.one(frames.get("backlog"), Open),
         rows.each(frames["flow"], FlowStep) if "flow" in frames else None,
         rows.each(frames["owners"], Owner) if "owners" in frames else None,
+        rows.each(frames.get("groups"), Group),
         rows.each(frames.get("errors"), Failing),
         given,
     )

@@ -115,6 +115,7 @@ class Takers:
     stopped: bool
     silent: bool
     likely_held: bool
+    passed_over: bool
     undated: bool
     drains: bool
     fails: bool
@@ -127,6 +128,10 @@ def _restart(given: JudgeInput, takers: Takers) -> tuple[Proposal, ...]:
 
 def _look_and_restart(given: JudgeInput, takers: Takers) -> tuple[Proposal, ...]:
     return (proposals.logs(given, "worker"), proposals.restart(given, "worker"))
+
+
+def _look(given: JudgeInput, takers: Takers) -> tuple[Proposal, ...]:
+    return (proposals.logs(given, "worker"),)
 
 
 def _see_held(given: JudgeInput, takers: Takers) -> tuple[Proposal, ...]:
@@ -149,6 +154,13 @@ TAKERS = Cases[Takers](
     ),
     Case(
         "takers.hang", lambda seen: seen.late and seen.held and seen.stopped, _level, "takers.hang", _look_and_restart
+    ),
+    Case(
+        "takers.passed_over",
+        lambda seen: seen.passed_over,
+        lambda takers: _level(takers) if takers.seen.queue.finished or takers.seen.queue.started else Status.WARNING,
+        "takers.passed_over",
+        _look,
     ),
     Case("takers.left", lambda seen: seen.held, Status.WARNING, "takers.left", _see_held),
     Case(
@@ -181,6 +193,7 @@ def judge_takers(seen: QueueSample) -> Finding:
         stopped=quiet is not None and quiet >= given.number("quiet"),
         silent=quiet is None,
         likely_held=overdue is None and limit.reached(seen.likely_overdue_s),
+        passed_over=seen.passed_over is not None,
         undated=overdue is None,
         drains=_flow_test(seen.arrived, seen.ended, seen.open.due).verdict == "draining",
         fails=seen.lately("succeeded") == 0 and bool(seen.lately("failed")),
@@ -192,6 +205,9 @@ def judge_takers(seen: QueueSample) -> Finding:
             overdue=seen.likely_overdue_s if overdue is None else overdue,
             longest=facts(given).longest_s,
             quiet=None if quiet == math.inf else quiet,
+            group=seen.passed_over and seen.passed_over.name,
+            group_due=seen.passed_over and seen.passed_over.due,
+            group_oldest=seen.passed_over and seen.passed_over.oldest_s,
             owners=", ".join(o.worker for o in owners[:3] if o.worker) or None,
             **seen.shown,
         ),
@@ -261,7 +277,7 @@ def judge_errors(seen: QueueSample) -> Finding:
             tells=bool(queue.failed or queue.attempts),
             named=bool(queue.failed),
             some=bool(failures + undated),
-            dated=bool(failures or queue.finished or queue.started),
+            dated=bool(failures or not undated),
             over=quiet and not tried and not seen.late,
             every=many and limits["errors.share"].reached(share, Status.CRITICAL),
             often=many and (share is None or limits["errors.share"].reached(share)),

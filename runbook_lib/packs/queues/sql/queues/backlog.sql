@@ -17,9 +17,10 @@ SELECT
     extract(epoch FROM now() - max(started_at) FILTER (WHERE NOT is_waiting)) AS claimed_s
 FROM (
     SELECT
-        {state} IN ({waiting}) AS is_waiting,
-        {state} IN ({waiting}) AND coalesce({due} <= now(), true) AS is_due,
-        greatest({created}, {due}) AS since,
+        coalesce({waiting}, false) AS is_waiting,
+        {waiting} AND coalesce({due} <= now(), true) AS is_due,
+        -- A time ahead of now, by another clock, is no age.
+        CASE WHEN greatest({created}, {due}) > now() THEN now() ELSE greatest({created}, {due}) END AS since,
         {started} AS started_at,
         {attempts} AS tries,
         -- For how long a row is held beyond its lease, or beyond the longest time of a row that is well.
@@ -27,6 +28,6 @@ FROM (
             extract(epoch FROM now() - {lease}),
             extract(epoch FROM now() - {started}) - CAST(:longest_s AS numeric)
         ) AS overdue_s
-    FROM {table}
-    WHERE {state} IN ({waiting}, {working})
+    FROM {table} q
+    WHERE {waiting} OR {working}
 ) open_rows;

@@ -13,13 +13,13 @@ SELECT
 FROM (
     SELECT
         left(CAST({error} AS text), 300) AS text,
-        coalesce({state} IN ({failed}), false) AS has_failed,
+        coalesce({failed}, false) AS has_failed,
         {attempts} AS tries,
         coalesce({finished}, {started}) AS at
-    FROM {table}
-    WHERE ({state} IN ({failed})
+    FROM {table} q
+    WHERE ({failed}
             AND coalesce(coalesce({finished}, {started}) >= now() - :within_s * interval '1 s', true))
-        OR ({state} IN ({waiting}) AND {attempts} > 0)
+        OR ({waiting} AND {attempts} > 0)
 ) failing
 GROUP BY text
 ORDER BY count(*) DESC, text

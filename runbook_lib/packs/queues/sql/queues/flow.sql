@@ -8,20 +8,8 @@ SELECT
     count(*) FILTER (WHERE what = 'arrived') AS arrived,
     count(*) FILTER (WHERE what = 'succeeded') AS succeeded,
     count(*) FILTER (WHERE what = 'failed') AS failed
-FROM (
-    SELECT {created} AS at, 'arrived' AS what
-    FROM {table}
-    WHERE {created} BETWEEN now() - :within_s * interval '1 s' AND now()
-    UNION ALL
-    SELECT {finished}, 'succeeded'
-    FROM {table}
-    WHERE {state} IN ({done}) AND {finished} BETWEEN now() - :within_s * interval '1 s' AND now()
-    UNION ALL
-    SELECT coalesce({finished}, {started}), 'failed'
-    FROM {table}
-    WHERE {state} IN ({failed})
-        AND coalesce({finished}, {started}) BETWEEN now() - :within_s * interval '1 s' AND now()
-) events
+FROM ({happened}) happened
+WHERE at BETWEEN now() - :within_s * interval '1 s' AND now()
 GROUP BY tens_ago
 ORDER BY tens_ago
 LIMIT 500;

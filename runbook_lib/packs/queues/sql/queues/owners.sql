@@ -9,8 +9,8 @@ SELECT
     extract(epoch FROM now() - min({started})) AS longest_s,
     extract(epoch FROM now() - max({started})) AS claimed_s,
     count(*) FILTER (WHERE {lease} < now()) AS expired
-FROM {table}
-WHERE {state} IN ({working})
+FROM {table} q
+WHERE {working}
 GROUP BY CAST({owner} AS text)
 ORDER BY expired DESC, longest_s DESC NULLS LAST, working DESC
 LIMIT 50;

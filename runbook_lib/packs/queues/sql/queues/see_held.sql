@@ -3,7 +3,7 @@
 -- cost: scan
 -- answers: present
 SELECT {id} AS id, {state} AS state, {owner} AS owner, {started} AS started, {lease} AS lease, {attempts} AS attempts
-FROM {table}
-WHERE {state} IN ({working})
+FROM {table} q
+WHERE {working}
 ORDER BY coalesce({lease}, {started}, {created}, {due})
 LIMIT 50;
