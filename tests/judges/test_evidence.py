@@ -405,7 +405,7 @@ def test_sessions_that_could_not_be_read_are_a_failure_of_the_step() -> None:
     rb.snapshot.side_effect = rb.source.side_effect = rb.workloads.pods.side_effect = late
     rb.service.side_effect = late
     logins.collect_without_log(rb, parts, "notification")
-    assert parts.failures.keys() == {*logins.PARTS} - {"services"}
+    assert parts.failures.keys() == {*logins.PARTS}
 
 
 @pytest.mark.parametrize(("code", "less"), [("cost_gate", True), ("statement_timeout", False)])
