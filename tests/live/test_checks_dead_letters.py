@@ -629,15 +629,6 @@ def test_without_the_broker_the_tables_still_answer(servers: Servers, db: psycop
     assert run(servers, "4.4.1", without=("nats_url",))["4.4.1"].status is Status.OK
 
 
-def test_what_only_the_present_can_tell_is_not_asked_of_the_past(
-    servers: Servers, db: psycopg.Connection, broker: str
-) -> None:
-    dead(db, "receiver answered 503", 3900, "alice")
-    then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
-    found = run(servers, *STEPS, as_of=then)
-    expect(found["4.4.2"], Status.UNKNOWN, reason=Reason.NO_DATA, proposals=[], values={"dlq.delivery": 1})
-
-
 def test_more_than_fit_are_sampled_over_the_whole_window(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     for i in range(1200):
         dead(db, "receiver answered 503", 3000 - 2 * i, f"user-{i}")
