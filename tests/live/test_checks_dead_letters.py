@@ -316,11 +316,6 @@ def test_an_outage_after_which_nothing_was_tried_is_not_called_over() -> None:
         )
         expect(found, Status.WARNING, key, proposals=proposals)
         words(found)
-    # Of a past moment only the sends of each minute are known.
-    past = {name: frame for name, frame in FRAMES["4.4.2"].items() if name not in ("backlog", "activity")}
-    for last, key in ((1.0, "letters.failure.dependency_over"), (2000.0, "letters.failure.dependency_untried")):
-        then = past | {"letters": given_up, "sent_per_minute": sends(3000, last)}
-        assert CHECKS["4.4.2"].judge(then, make_given(window_minutes=60)).headline.key == key
 
 
 def test_letters_of_an_outage_that_is_over_are_not_growing_and_may_be_sent_again() -> None:
