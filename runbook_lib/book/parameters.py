@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from runbook_lib.book import pack
 from runbook_lib.model.incident import ADHOC
@@ -25,8 +25,11 @@ from runbook_lib.privacy.masking import Masker
 #: How far another machine's clock may be ahead of this one's: what it tells is not yet the future.
 SKEW = pd.Timedelta(minutes=5)
 
+#: The longest window.
+LONGEST = pd.Timedelta(days=7)
+
 #: Texts that name or date something.
-_CHECKED = ("incident_id", "target", "as_of", "detected_at")
+_CHECKED = ("incident_id", "target", "detected_at", "from_time", "to_time")
 _INCIDENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -41,13 +44,16 @@ class Parameters(BaseModel):
 
     incident_id: str = Field(ADHOC, description="the dossier that this run belongs to")
     target: str = Field("default", description="a target of runbook.toml")
-    window_minutes: int = Field(60, ge=1, le=7 * 24 * 60, description="how far rates, delays and charts look back")
-    as_of: str | None = Field(None, description='None: now; or a moment, such as "2025-01-31T03:00:00Z"')
+    window_minutes: int = Field(
+        60, ge=1, le=LONGEST // pd.Timedelta(minutes=1), description="how far rates, delays and charts look back"
+    )
     lang: Literal["ja", "en"] = Field("en", description='"en" or "ja"')
     detected_by: Literal["user_report", "alert", "slo"] | None = Field(
         None, description='"user_report", "alert" or "slo"'
     )
     detected_at: str | None = Field(None, description='when it was noticed, such as "2025-01-31T03:00:00Z"')
+    from_time: str | None = Field(None, description="start of the window; None: as the dossier tells")
+    to_time: str | None = Field(None, description="end of the window; None: as the dossier tells")
 
     # What an action is asked to do, and on whose word; without `execute` it is only looked at.
     execute: bool = Field(False, description="True: run the action; False: a dry run")
@@ -62,13 +68,21 @@ class Parameters(BaseModel):
             raise ValueError("use letters, digits, '.', '_' and '-' only, at most 64, no '..'")
         return value
 
-    @field_validator("as_of", "detected_at")
+    @field_validator("detected_at", "from_time", "to_time")
     @classmethod
     def _is_a_time(cls, value: str | None) -> str | None:
         if value is not None:
             now = pd.Timestamp.now("UTC")
             if moment(value, zoned=True) > now + SKEW:
                 raise ValueError(f"that is in the future: it is {now.isoformat(timespec='seconds')}")
+        return value
+
+    @field_validator("to_time")
+    @classmethod
+    def _ends_after_it_begins(cls, value: str | None, info: ValidationInfo) -> str | None:
+        begin = info.data.get("from_time")
+        if value is not None and begin is not None and not moment(begin) < moment(value) <= moment(begin) + LONGEST:
+            raise ValueError(f"it must be after from_time={begin}, by {LONGEST.days} d at most")
         return value
 
 
@@ -122,6 +136,7 @@ def validate(values: dict[str, Any], names: list[str] | None = None) -> Paramete
     known = names if names is not None else list(model.model_fields)
     for name in values:
         if name not in known:
+            pack.hook("gone")(name)
             raise UsageError(f"unknown parameter '{name}': {did_you_mean(name, known)}")
     try:
         return model(**{k: v for k, v in values.items() if v is not None})

@@ -79,7 +79,7 @@ class Check:
                 return self.judge_again(recorded, given)
             return unknown(self.step, Reason.NO_DATA, say("unknown.not_recorded", step=self.step))
         first = len(rb.read_cost.queries)
-        at = rb.as_of if rb.past else rb.now()
+        at = rb.now()
         frames: Frames = {}
         try:
             frames = rb.masker.frames(self.collected(rb))

@@ -20,7 +20,7 @@ from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import Catalog, Limits, Section, Slo
 from runbook_lib.book.parameters import Parameters
 from runbook_lib.checks import samples
-from runbook_lib.model.finding import PRESENT_S, Finding, Frames, Reason, Signal, Text, Window, say
+from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Text, Window, say
 from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
@@ -193,11 +193,6 @@ class Context:
         return self.window.since
 
     @property
-    def past(self) -> bool:
-        """Whether the moment is in the past, so that only stored timestamps can be read."""
-        return self.window.past
-
-    @property
     def facts(self) -> TargetFacts:
         """The facts of the system in the target's settings."""
         return self.target.facts
@@ -254,7 +249,7 @@ class Context:
 
     def now(self) -> pd.Timestamp:
         """Return the database's present time, from the clock offset measured at the start."""
-        return self.clocks.get("postgres", ClockOffset(0.0, 0.0)).now()
+        return _present(self.clocks)
 
     def in_one_cluster(self) -> Context:
         """Return a copy whose settings name the cluster that the workloads' tool would choose by itself.
@@ -271,7 +266,7 @@ class Context:
 
     def present(self) -> Context:
         """Return a copy whose window ends now, to measure an action's effect."""
-        return replace(self, window=Window.before(self.now(), self.parameters.window_minutes, past=self.past))
+        return replace(self, window=Window.before(self.now(), self.parameters.window_minutes))
 
     def given(self, step: str | None = None) -> JudgeInput:
         """Return the input of a step's judge beside its frames, with the findings of the steps before it.
@@ -306,7 +301,7 @@ class Context:
 
 
 def open_context(section: Section, parameters: Parameters, config: Settings, book: Catalog) -> Context:
-    """Open a context: measure the clocks; its moment is the database's clock, or the past moment `as_of`.
+    """Open a context: measure the clocks; its moment is the present by the database's clock.
 
     Raises UsageError for a target that does not exist; nothing for a source that is silent: the steps say so.
     """
@@ -319,9 +314,6 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     name = f"runbook/{section.number}/{parameters.incident_id}"
     sources = Sources(Opening(target, name, config.budget, read_cost))
     clocks = sources.clocks()
-    now = clocks.get("postgres", ClockOffset(0.0, 0.0)).now()
-    as_of = min(moment(parameters.as_of), now) if parameters.as_of else now
-    past = (now - as_of).total_seconds() > PRESENT_S
     return Context(
         section=section,
         parameters=parameters,
@@ -332,7 +324,7 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
         masker=masker,
         read_cost=read_cost,
         sources=sources,
-        window=Window.before(as_of, parameters.window_minutes, past=past),
+        window=Window.before(_present(clocks), parameters.window_minutes),
         clocks=clocks,
     )
 
@@ -372,13 +364,17 @@ def _open_replayed(section: Section, parameters: Parameters, config: Settings, b
         masker=masker,
         read_cost=read_cost,
         sources=Sources(None),
-        window=Window.before(given.as_of, minutes, past=True),
+        window=Window.before(given.as_of, minutes),
         clocks={
             name: ClockOffset(offset_s, error_s, header.get("behind_s", 0.0) if name == "postgres" else 0.0)
             for name, (offset_s, error_s) in header.get("clocks", {}).items()
         },
         recorded={step: f for r in (*recorded.runs.values(), run) for step, f in r.by_step.items()},
     )
+
+
+def _present(clocks: Mapping[str, ClockOffset]) -> pd.Timestamp:
+    return clocks.get("postgres", ClockOffset(0.0, 0.0)).now()
 
 
 def in_lab() -> bool:

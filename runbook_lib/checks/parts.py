@@ -66,12 +66,6 @@ def collector(**queries: str) -> Collect:
     return collect
 
 
-def require_present(rb: Context, source: str) -> None:
-    """Raise SourceError if the run is about a past moment: this query can only answer for the present."""
-    if rb.past:
-        raise SourceError(source, Reason.NO_DATA, "only the present can answer this", "past")
-
-
 def seconds_between(earlier: Any, later: Any) -> float | None:
     """Return the seconds from one moment to another, not below 0; None where one of them is missing."""
     if earlier is None or later is None or earlier is pd.NaT or later is pd.NaT:

@@ -21,6 +21,8 @@ _ANNOTATIONS = (
 )
 _RETENTION = "delete old dossiers by `find` or a lifecycle rule of the bucket (docs/operations.md)"
 
+_OF_PAST = "leave it out; a run is of the present, and section 7 takes a window: -p from_time=TIME -p to_time=TIME"
+
 #: What to do instead, by the name of the setting, option or command.
 _INSTEAD = {
     "freeze": _BY_HAND,
@@ -43,6 +45,8 @@ _INSTEAD = {
     "hold": "hold a dossier by the bucket's own object lock, or move it out of the folder that `find` cleans",
     "retain": _RETENTION,
     "--picture": "leave it out; `runbook event ID` prints the times of the stages, and `--json` has them for programs",
+    "--as-of": _OF_PAST,
+    "as_of": _OF_PAST,
     "--approval": "leave it out; the approval is found in the incident's action log",
 }
 

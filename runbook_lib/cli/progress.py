@@ -89,7 +89,7 @@ def carry_out_shown(order: Order, *, in_pipe: bool) -> dict[str, Any]:
         order = replace(order, samples=samples)
         # A forked process forks again, and so must have one thread.
         sampled = pack.active_runbook().sampled & {*order.sections}
-        if sampled and "as_of" not in order.parameters and not forks.is_fork():
+        if sampled and not forks.is_fork():
             display.waits(messages.text(say("ui.waits_for_numbers")))
             threading.Thread(target=show_first_numbers, args=(order, display), daemon=True).start()
         try:

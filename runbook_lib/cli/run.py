@@ -33,7 +33,6 @@ def _run_options(f: Any) -> Any:
         common.TARGET,
         common.incident_option("names the folder of the artifacts"),
         common.PAIRS,
-        click.option("--as-of", metavar="TIME", help="run for a past moment, as far as stored timestamps allow"),
         common.output_option("folder or URL for the artifacts"),
         common.DEADLINE,
         common.lang_option("language of the artifacts"),
@@ -63,8 +62,8 @@ def run(sections: tuple[str, ...], wait_s: float | None, as_json: bool, why: boo
         from runbook_lib.book import catalog
 
         recovery = catalog.load().required_section("recover")
-        if sections != (recovery,) or options["as_of"]:
-            raise UsageError(f"--wait needs section {recovery} alone and no --as-of: runbook run {recovery} --wait 3m")
+        if sections != (recovery,):
+            raise UsageError(f"--wait needs section {recovery} alone: runbook run {recovery} --wait 3m")
     _start_fork_server()
     order = _build_order(list(dict.fromkeys(sections)), **options)
     return _carry_out_orders([order], as_json, wait_s or 0.0, why=why)
@@ -213,7 +212,7 @@ def _start_fork_server() -> None:
     forks.context()
 
 
-def _build_order(numbers: list[str], *, pairs: tuple[str, ...], as_of: str | None, **fields: Any) -> Order:
+def _build_order(numbers: list[str], *, pairs: tuple[str, ...], **fields: Any) -> Order:
     """Return an order for the sections, or for the triage; `fields` are the options that are fields of `Order`."""
     from runbook_lib.book import catalog
     from runbook_lib.model.order import Order
@@ -223,7 +222,7 @@ def _build_order(numbers: list[str], *, pairs: tuple[str, ...], as_of: str | Non
         tuple(numbers or [catalog.load().required_section("triage")]),
         follow=not numbers,
         lang=messages.language(),
-        parameters=common.parse_parameters(pairs) | ({"as_of": as_of} if as_of else {}),
+        parameters=common.parse_parameters(pairs),
         **fields,
     )
 

@@ -119,8 +119,7 @@ def incident(found: Sequence[Lane], logs: Logs) -> Interval | None:
     Without an onset it begins before the first event. None if the lanes show little else, or no verdict has a finding.
     """
     whole = span(found)
-    present = [v for v in logs.verdicts if not logs.looks_back(v)] or logs.verdicts
-    bad = [v for v in present if v.status is not Status.OK]
+    bad = [v for v in logs.verdicts if v.status is not Status.OK]
     if whole is None or not bad:
         return None
     events = sorted(m.at for lane in found if lane.known is None for m in lane.marks)
@@ -131,9 +130,9 @@ def incident(found: Sequence[Lane], logs: Logs) -> Interval | None:
         for at in reversed(events):
             first = at if first - MAX_GAP <= at < first else first
         first -= MIN_SPAN
-    recovered = [_recovery(own) for own in _by_target(logs, present).values() if any(v in bad for v in own)]
+    recovered = [_recovery(own) for own in _by_target(logs, logs.verdicts).values() if any(v in bad for v in own)]
     if None in recovered:
-        last = max(v.looked_at for v in present)
+        last = max(v.looked_at for v in logs.verdicts)
         for at in sorted([*events, *(end for lane in found for s in lane.series for _, end, _ in s.values)]):
             last = at if last < at <= last + max(MAX_GAP, last - first) else last
     else:

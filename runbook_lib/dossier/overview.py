@@ -155,7 +155,6 @@ def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
         "dossier",
         incident=archive.incident,
         nows=nows,
-        past={v.name for v in nows if logs.looks_back(v)},
         targets={v.name: logs.target_of(v) for v in nows} if len(nows) > 1 else {},
         copies=copies or {},
         last={run.section: run for run in logs.runs},
@@ -180,12 +179,12 @@ def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
 def _list_present(logs: Logs) -> list[VerdictLine]:
     """Return each target's newest verdict, the worst first.
 
-    One about a past moment counts only if there is no other, then one without a finding of a part of the flow only.
+    One that found nothing in a part of the flow counts only if there is no other.
     """
-    newest: dict[str, tuple[tuple[bool, bool, pd.Timestamp], VerdictLine]] = {}
+    newest: dict[str, tuple[tuple[bool, pd.Timestamp], VerdictLine]] = {}
     for v in logs.verdicts:
         target = logs.target_of(v)
-        age = not logs.looks_back(v), course.tells_of_all(v), v.started
+        age = course.tells_of_all(v), v.started
         if target not in newest or newest[target][0] <= age:
             newest[target] = age, v
     return sorted((v for _, v in newest.values()), key=lambda v: -v.status.rank)

@@ -143,7 +143,6 @@ def summarise(incident: str, logs: Logs, draft: str = "") -> IncidentSummary:
     # A run of the postmortem looks back: it says nothing about the state at its time.
     looks = [e for e in logs.manifest if e.sections != (catalog.section_with("postmortem"),)]
     runs = [e for e in looks if isinstance(e, RunLine)]
-    present = [e for e in looks if not logs.looks_back(e)] or looks
     # Only a command's verdict has failure modes; a run from a browser has no such verdict.
     worst_of = located([*(e for e in looks if isinstance(e, VerdictLine)), *runs])
     verdict = worst_of.verdict if worst_of else Verdict(Status.OK, None, "none")
@@ -164,7 +163,7 @@ def summarise(incident: str, logs: Logs, draft: str = "") -> IncidentSummary:
         begun_by="alert" if alerted else "person",
         alert=rule[1] if rule else "",
         worst=worst(e.status for e in looks).name if looks else "",
-        last=present[-1].status.name if present else "",
+        last=looks[-1].status.name if looks else "",
         place=_list_hops(verdict),
         modes=_list_modes(verdict, held.get("origin")),
         ttd_s=ttd,
@@ -212,10 +211,10 @@ def _recorded_seconds(timeline: Any, name: str) -> float | None:
 def _observed_recovery_s(runs: Iterable[RunLine], detected_at: str | None) -> float | None:
     """Return seconds from the detection to the first OK recovery check after the last bad run; None if unknown."""
     good: pd.Timestamp | None = None
-    for run in sorted(runs, key=lambda run: run.looked_at):
+    for run in sorted(runs, key=lambda run: run.started):
         recovery = run.section == catalog.section_with("recover")
         if recovery and run.status is Status.OK:
-            good = good or run.looked_at
+            good = good or run.started
         elif recovery or run.status is Status.CRITICAL:
             good = None
     seconds = round((good - moment(detected_at)).total_seconds(), 1) if good and detected_at else -1.0

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 Frames: TypeAlias = "dict[str, pd.DataFrame]"
 """What a check collected, by name. One-row frames hold single values."""
 
-#: A moment nearer to the database's clock than this, in seconds, is the present.
-PRESENT_S = 30.0
 #: The name, or its end, of a value in seconds after which another sample is worth while.
 LOOK_AGAIN = "look_again"
 
@@ -56,16 +54,15 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Window:
-    """The moment of a run, and the start of the window before it; `past` if the moment is not the present."""
+    """The moment of a run, and the start of the window before it."""
 
     as_of: pd.Timestamp
     since: pd.Timestamp
-    past: bool = False
 
     @classmethod
-    def before(cls, as_of: pd.Timestamp, minutes: float, *, past: bool = False) -> Window:
+    def before(cls, as_of: pd.Timestamp, minutes: float) -> Window:
         """Return the window of so many minutes before a moment."""
-        return cls(as_of, as_of - timedelta(minutes=minutes), past)
+        return cls(as_of, as_of - timedelta(minutes=minutes))
 
 
 @dataclass(frozen=True)

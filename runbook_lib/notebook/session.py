@@ -49,7 +49,7 @@ R = TypeVar("R")
 OLD_S = 120.0
 #: Parameters that a cell passes on by itself (`rb.act`, `rb.event`), and never to the whole section.
 _OF_CELLS = frozenset({"execute", "approved_by", "reason", "event"})
-#: What every query is given by the run (`Snapshot.ask`), and no cell by a variable: the notebook has an `as_of`, too.
+#: What every query is given by the run (`Snapshot.ask`), and no cell by a variable.
 _OF_RUN = frozenset({"as_of", "since", "max_rows"})
 
 
@@ -365,7 +365,7 @@ class Session:
     def _warn_of_age(self) -> None:
         """Warn if the run is older than `OLD_S`: a step that is run now reads a later state than the others."""
         age_s = (self.context.now() - self.context.as_of).total_seconds()
-        if self.shows and not self.context.past and age_s > OLD_S:
+        if self.shows and self.context.recorded is None and age_s > OLD_S:
             text = say("lab.old", as_of=render.when(self.context.as_of), minutes=age_s / 60)
             display(render.sentence(text, run=self.opened))
 

@@ -27,7 +27,7 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.view.queries import own_parameters, queries_of
 
 #: The parameters that every notebook has.
-_COMMON = ("incident_id", "target", "window_minutes", "as_of", "lang")
+_COMMON = ("incident_id", "target", "window_minutes", "lang")
 #: The ids of generated cells.
 _GENERATED = re.compile(
     r"intro|parameters|open|response|first-response|verdict|conclude|example(-text)?|(text|step|chart)(-\d)+"

@@ -96,15 +96,15 @@ def _look(
 ) -> tuple[list[Run], Verdict]:
     """Run an order, and once more if it decides nothing: an incident of a few seconds, or one that ends, shows later.
 
-    Both looks are archived; the second one counts if it sees anything. Not of a past moment, nor late in the deadline.
+    Both looks are archived; the second one counts if it sees anything. Not late in the deadline.
     """
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="runbook-") as first, tempfile.TemporaryDirectory(prefix="runbook-") as own:
         order = replace(order, samples=order.samples or first)
         results, verdict = _run_order(archive, order, config, book, progress)
         left = order.deadline_s - (time.monotonic() - began)
-        present = pack.active_runbook().sampled & {*order.sections} if "as_of" not in order.parameters else ()
-        if not (order.follow and present and may_tell_later(verdict) and left > order.deadline_s / 2):
+        sampled = pack.active_runbook().sampled & {*order.sections}
+        if not (order.follow and sampled and may_tell_later(verdict) and left > order.deadline_s / 2):
             return results, verdict
         tell(RunProgress(line=messages.text(say("ui.looks_again")), status=verdict.status.name))
         again = replace(order, samples=own, deadline_s=left, job=order.job and f"{order.job}{SECOND_TRIAGE}")
@@ -164,7 +164,7 @@ def _run_order(
     results = [result(n) for n in order.sections]
     verdict = batch.combine_verdict(results, book)
     if order.follow:
-        verdict = _follow_verdict(results, verdict, run_opened, book, early=early, past="as_of" in order.parameters)
+        verdict = _follow_verdict(results, verdict, run_opened, book, early=early)
     return results, verdict
 
 
@@ -175,12 +175,11 @@ def _follow_verdict(
     book: Catalog,
     *,
     early: dict[str, list[str]] | None = None,
-    past: bool,
 ) -> Verdict:
     """Run the sections to which the first verdict points; then, while it is undecided, the next one that may decide.
 
     Extend `results`. `early` are sections that were begun before the first verdict, with their parameters. The time and
-    the number of questions are limited (numbers.md). Of a past moment no more is asked.
+    the number of questions are limited (numbers.md).
     """
 
     def look() -> list[Finding]:
@@ -201,7 +200,7 @@ def _follow_verdict(
     answers = read_answers(verdict, before, open_sections(opened), book)
     return ask_until_decided(
         look,
-        lambda verdict: () if past else follow(diagnosis.sections_of(verdict.settled_by)),
+        lambda verdict: follow(diagnosis.sections_of(verdict.settled_by)),
         lambda section: open_sections(follow([section])),
         book,
         time.monotonic,

@@ -27,7 +27,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from runbook_lib.book.queries import Query, query
-from runbook_lib.model.finding import PRESENT_S, Reason, Window
+from runbook_lib.model.finding import Reason, Window
 from runbook_lib.model.usage import UsageError
 from runbook_lib.sources import secret
 from runbook_lib.sources.answers import Answers
@@ -40,6 +40,8 @@ _READERS_LOCK = 0x52554E42  # "RUNB": the advisory lock class of runbook readers
 _IDLE_S = 5.0
 #: Seconds of lag above which a replica is not used for the window: its last minutes would be incomplete.
 _REPLICA_S = 1.0
+#: A replica that is further behind than this, in seconds, says nothing of the present.
+PRESENT_S = 30.0
 
 # The server's pid, its lag, and whether a reader's slot is free. Where all that was received is applied, a replica is
 # not behind, though its last transaction may be old. One that has applied none knows its last checkpoint.
@@ -347,7 +349,7 @@ class Snapshot:
 
         `:as_of`, `:since` and `:max_rows` are bound for every query. `frame.attrs["capped"]` is true if there were more
         rows. On a replica the present is the moment that it shows. Raises SourceError: timeout, denied, error, or
-        no_data for a query about the present if the run, or the replica, shows a past moment.
+        no_data for a query about the present if the replica shows a past moment.
         """
         q, params = _bind_query(name, params)
         return self._ask_once(q, params, lambda: self._pick_server(q)._query_with_retry(q, params))
@@ -446,8 +448,6 @@ class Snapshot:
 
     def _ask_for_holders(self, q: Query, *, apart: bool) -> pd.DataFrame | None:
         """Return the sessions that keep a query out of its tables; None if no pack in use has the query for them."""
-        if self._window and self._window.past:
-            return None
         with suppress(SourceError, KeyError):
             holders = query(_HOLDERS)
             if apart:
@@ -474,8 +474,6 @@ class Snapshot:
         sent = self._read_cost.masker.statement(text) if own else text
         shown = {k: "..." if own or k.startswith(TYPED) else v for k, v in used.items()}
         with self._read_cost.query("postgres", q.name, sent, shown) as asked:
-            if q.answers == "present" and self._window and self._window.past:
-                raise _error(Reason.NO_DATA, f"'{q.question}' can only be run for the present")
             if q.answers == "present" and q.cost != "catalog":
                 self._require_present_data()
             if q.cost == "scan":

@@ -11,7 +11,7 @@ import pandas as pd
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, InstanceOf, ValidationError
 
 from runbook_lib.book.messages import LANGUAGES
-from runbook_lib.model.finding import PRESENT_S, Confidence, Status, Text, Verdict
+from runbook_lib.model.finding import Confidence, Status, Text, Verdict
 from runbook_lib.model.times import moment
 from runbook_lib.model.usage import first_problem
 from runbook_lib.store import record
@@ -38,9 +38,8 @@ def _read_text(stored: Any) -> Text:
 
 
 def _check_times(parameters: dict[str, Any]) -> dict[str, Any]:
-    for name in ("as_of", "detected_at"):
-        if parameters.get(name):
-            moment(parameters[name])
+    if parameters.get("detected_at"):
+        moment(parameters["detected_at"])
     return parameters
 
 
@@ -88,12 +87,6 @@ class RunLine(_Artifact):
     def verdict(self) -> Verdict:
         """The verdict as far as the line tells it."""
         return Verdict(self.status, self.stuck_at, self.confidence)
-
-    @property
-    def looked_at(self) -> pd.Timestamp:
-        """The moment of which it speaks."""
-        given = self.parameters.get("as_of")
-        return moment(given) if given else self.started
 
 
 class VerdictLine(_Artifact):
@@ -203,11 +196,6 @@ class Logs:
         """Return the target of a run or a command's verdict; the manifest's first one if it is not known."""
         known = (p.get("target") for p in (self.parameters_of(line), *(r.parameters for r in self.runs)))
         return str(next(filter(None, known), "default"))
-
-    def looks_back(self, line: RunLine | VerdictLine) -> bool:
-        """Return whether a run, or a command's verdict, is of a moment before it was started."""
-        as_of = self.parameters_of(line).get("as_of")
-        return bool(as_of and (line.started - moment(as_of)).total_seconds() > PRESENT_S)
 
 
 def read_logs(archive: Archive) -> Logs:

@@ -34,10 +34,14 @@ from tests.kit.command import runbook
         ({"incident_id": ".."}, "use letters, digits"),
         ({"incident_id": "a..b"}, "no '..'"),
         ({"incident_id": ""}, "use letters, digits"),
-        ({"as_of": "yesterday-ish"}, "not a time like"),
-        ({"as_of": "0001-01-01T00:00:00Z"}, "not a time like"),
-        ({"as_of": "9999-12-31T23:59:59Z"}, "not a time like"),
-        ({"as_of": "2200-01-31T03:00:00Z"}, "that is in the future: it is 20"),
+        ({"from_time": "yesterday-ish"}, "not a time like"),
+        ({"from_time": "0001-01-01T00:00:00Z"}, "not a time like"),
+        ({"to_time": "9999-12-31T23:59:59Z"}, "not a time like"),
+        ({"to_time": "2200-01-31T03:00:00Z"}, "that is in the future: it is 20"),
+        ({"from_time": "2026-01-31T03:00:00Z", "to_time": "2026-01-31T03:00:00Z"}, "it must be after from_time="),
+        ({"from_time": "2026-01-31T03:00:00Z", "to_time": "2026-01-31T04:00:00+09:00"}, "it must be after from_time="),
+        ({"from_time": "2026-01-24T03:00:00Z", "to_time": "2026-01-31T03:00:01Z"}, "by 7 d at most"),
+        ({"as_of": "2026-01-31T03:00:00Z"}, "as_of has gone: leave it out"),
         ({"detected_at": "2200-01-31T03:00:00+09:00"}, "that is in the future: it is 20"),
         ({"wait_s": "nan"}, "parameter wait_s='nan'"),
         ({"wait_s": float("inf")}, "parameter wait_s=inf"),
@@ -87,7 +91,7 @@ def test_times_are_utc() -> None:
     assert moment("2026-01-31T12:00:00+09:00") == moment("2026-01-31T03:00:00") == moment("2026-01-31T03:00Z")
 
 
-@pytest.mark.parametrize("name", ["as_of", "detected_at"])
+@pytest.mark.parametrize("name", ["from_time", "detected_at"])
 def test_a_time_without_an_offset_is_shown_in_both_zones(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()
@@ -103,7 +107,7 @@ def test_a_time_without_an_offset_is_shown_in_both_zones(monkeypatch: pytest.Mon
 
 def test_a_clock_that_is_a_little_ahead_is_no_future() -> None:
     ahead = (pd.Timestamp.now("UTC") + pd.Timedelta(seconds=90)).isoformat()
-    assert validate({"as_of": ahead, "detected_at": ahead}).as_of == ahead
+    assert validate({"to_time": ahead, "detected_at": ahead}).to_time == ahead
 
 
 def test_declared_reads_what_inspection_by_regex_drops(tmp_path: Path) -> None:

@@ -72,7 +72,6 @@ def follow(
     *,
     takes_s: float = 1.0,
     early: dict[str, list[str]] | None = None,
-    past: bool = False,
 ) -> tuple[list[str], Any]:
     """The sections that are opened after section 3, in their order, and the verdict."""
     clock, opened = [0.0], list[str]()
@@ -85,7 +84,7 @@ def follow(
 
     results = [result("3", CHANGED, SLOW)]
     verdict = batch.combine_verdict(results, catalog.load())
-    return opened, investigation._follow_verdict(results, verdict, run, catalog.load(), early=early, past=past)
+    return opened, investigation._follow_verdict(results, verdict, run, catalog.load(), early=early)
 
 
 def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,8 +96,7 @@ def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypa
     assert [a.step for a in verdict.asked] == ["4.5.1"], "what only repeats is no answer"
     limit = BOOK.numbers["settle.time"]
     assert follow({}, monkeypatch, takes_s=limit)[0] == ["4.5", "4.1"], "the first answers are not in the budget"
-    assert follow({}, monkeypatch, past=True)[0] == ["4.5"]
-    assert follow({}, monkeypatch, early={"4.3": []}, past=True)[0] == ["4.3", "4.5"], "it was begun, so it counts"
+    assert follow({}, monkeypatch, early={"4.3": []})[0] == ["4.3", "4.5", "4.1"], "it was begun, so it counts"
     few = replace(BOOK, numbers=BOOK.numbers | {"settle.questions": 0})
     monkeypatch.setattr(catalog, "load", lambda: few)
     assert follow({}, monkeypatch)[0] == ["4.5"]
@@ -146,7 +144,6 @@ ORDER = Order(("3",), "kept", follow=True, job="j", deadline_s=100.0)
         (ORDER, 60, (LATE, CANCELLED), LATE, ["j"]),
         (replace(ORDER, follow=False), 5, (LATE, CANCELLED), LATE, ["j"]),
         (replace(ORDER, sections=("2",)), 5, (LATE, CANCELLED), LATE, ["j"]),
-        (replace(ORDER, parameters={"as_of": "2026-01-31T03:00:00Z"}), 5, (LATE, CANCELLED), LATE, ["j"]),
     ],
     ids=[
         "decided",
@@ -159,7 +156,6 @@ ORDER = Order(("3",), "kept", follow=True, job="j", deadline_s=100.0)
         "late_in_the_deadline",
         "alone",
         "of_no_flow",
-        "of_the_past",
     ],
 )
 def test_what_is_not_decided_is_looked_at_once_more(

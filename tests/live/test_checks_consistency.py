@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import psycopg
 import pytest
 
@@ -116,16 +115,6 @@ def test_a_day_of_the_audit_is_compared(servers: Servers, db: psycopg.Connection
     events(db, 3, 26 * 3600, **NO_EVENT)  # removed by retention
     events(db, 2, 3 * 3600, **NO_EVENT)  # before the window, within the day
     expect(run(servers, "5.3.5")["5.3.5"], Status.CRITICAL, values={"integrity.lost": 2})
-
-
-def test_what_retention_removed_since_is_neither_deleted_nor_there(servers: Servers, db: psycopg.Connection) -> None:
-    """The outbox keeps 24 hours before now, whatever moment is looked at."""
-    events(db, 3, 26 * 3600, outbox=None)
-    hours = {name: (pd.Timestamp.now("UTC") - pd.Timedelta(hours=n)).isoformat() for name, n in (("2", 2), ("25", 25))}
-    back = run(servers, "5.3.2", "5.3.5", as_of=hours["2"])
-    expect(back["5.3.5"], Status.OK, says="last 22 h", values={"outbox.deleted": 0})
-    for found in run(servers, "5.3.2", "5.3.5", as_of=hours["25"]).values():
-        expect(found, Status.UNKNOWN, reason=Reason.NO_DATA)
 
 
 @pytest.mark.parametrize("day", [True, False])

@@ -316,11 +316,6 @@ def test_an_outage_after_which_nothing_was_tried_is_not_called_over() -> None:
         )
         expect(found, Status.WARNING, key, proposals=proposals)
         words(found)
-    # Of a past moment only the sends of each minute are known.
-    past = {name: frame for name, frame in FRAMES["4.4.2"].items() if name not in ("backlog", "activity")}
-    for last, key in ((1.0, "letters.failure.dependency_over"), (2000.0, "letters.failure.dependency_untried")):
-        then = past | {"letters": given_up, "sent_per_minute": sends(3000, last)}
-        assert CHECKS["4.4.2"].judge(then, make_given(window_minutes=60)).headline.key == key
 
 
 def test_letters_of_an_outage_that_is_over_are_not_growing_and_may_be_sent_again() -> None:
@@ -627,15 +622,6 @@ def test_without_the_broker_the_tables_still_answer(servers: Servers, db: psycop
     db.execute("TRUNCATE entitlement.outbox_events")
     expect(run(servers, "4.4.1", nats_url="nats://127.0.0.1:1")["4.4.1"], Status.UNKNOWN, reason=Reason.UNREACHABLE)
     assert run(servers, "4.4.1", without=("nats_url",))["4.4.1"].status is Status.OK
-
-
-def test_what_only_the_present_can_tell_is_not_asked_of_the_past(
-    servers: Servers, db: psycopg.Connection, broker: str
-) -> None:
-    dead(db, "receiver answered 503", 3900, "alice")
-    then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
-    found = run(servers, *STEPS, as_of=then)
-    expect(found["4.4.2"], Status.UNKNOWN, reason=Reason.NO_DATA, proposals=[], values={"dlq.delivery": 1})
 
 
 def test_more_than_fit_are_sampled_over_the_whole_window(servers: Servers, db: psycopg.Connection, broker: str) -> None:

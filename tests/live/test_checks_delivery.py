@@ -38,6 +38,7 @@ from runbook_lib.packs.entitlement.checks.delivery import read_delivery
 from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.evidence.sessions import Sessions, read_time_use
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
+from runbook_lib.packs.postmortem.incident import Span
 from runbook_lib.sources.source import SourceError
 from tests.kit import steps
 from tests.kit.effort import examples
@@ -378,16 +379,6 @@ def test_a_worker_that_holds_rows_and_was_not_seen_to_move_is_not_surely_alive()
     assert leases.judge_workers(moved, make_given()).value("delivery.look_again") is None
     idle = later(silent(look(), 2.4)) | {"holders": pd.DataFrame()}
     assert leases.judge_workers(idle, make_given()).value("delivery.look_again") is None
-
-
-def test_the_past_is_exact_and_never_green() -> None:
-    def waiting(n: int) -> Frames:
-        flows = {"piece": 0, "bucket": [-1, 9], "came": [n, 5], "gone": [0, 5], "least": [0, n], "most": [n, n + 5]}
-        return {"waiting.notifications": pd.DataFrame(flows)}
-
-    expect(backlog.judge(waiting(20), make_given()), Status.UNKNOWN, reason=Reason.NO_DATA, values={"backlog.open": 20})
-    assert backlog.chart_history(waiting(20), make_given()) is not None
-    assert backlog.judge(waiting(900), make_given()).status is Status.CRITICAL
 
 
 def test_nobody_bound_is_critical_without_any_lag() -> None:
@@ -1118,16 +1109,6 @@ def test_while_sends_fail_the_receiver_itself_is_asked(
     assert verdict_of(found).stuck_at == place
 
 
-def test_the_past_is_answered_from_timestamps(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    notify(db, 40, "SENT", 1200, sent_after=900)  # came 20 min ago, left 5 min ago
-    notify(db, 3, "PENDING", 60, again=-60)
-    then = (pd.Timestamp.now("UTC") - pd.Timedelta(minutes=10)).isoformat()
-    found = run(servers, "4.1.1", "4.1.2", "4.1.3", "4.1.4", as_of=then)
-    assert found["4.1.1"].value("backlog.open") == 40
-    assert {f.status for f in found.values()} == {Status.UNKNOWN}
-    assert {f.reason for f in found.values()} == {Reason.NO_DATA}
-
-
 def test_the_bound_client_is_named(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     with steps.bound(broker):
         found = run(servers, "4.1.2")["4.1.2"]
@@ -1466,7 +1447,7 @@ def test_of_a_busy_system_the_history_is_asked_in_smaller_pieces(
 
     def asked() -> tuple[pd.DataFrame, int]:
         rb = session.quiet_session("4.1").context
-        span = past.Span(rb.as_of.floor("min") - pd.Timedelta(minutes=60), rb.as_of.floor("min"), 60)
+        span = Span(rb.as_of.floor("min") - pd.Timedelta(minutes=60), rb.as_of.floor("min"), 60)
         with rb.snapshot() as snapshot:
             found = past.ask(rb, snapshot, span, ["notifications"])
         plans.extend(q.plan_cost or 0.0 for q in rb.read_cost.queries if q.name == "past/notifications")

@@ -345,14 +345,6 @@ def test_the_order_as_it_is(servers: Servers, db: psycopg.Connection, change: st
     assert (found.headline.key, found.status) == (f"duplicates.{key}", status), words(found)
 
 
-def test_a_past_moment(servers: Servers, db: psycopg.Connection) -> None:
-    events(db, 4, 100)
-    past = (pd.Timestamp.now("UTC") - pd.Timedelta(seconds=60)).isoformat()
-    found = run(servers, *STEPS, as_of=past)
-    assert found["4.2.2"].status is Status.OK
-    assert {found[s].reason for s in ("4.2.1", "4.2.3")} == {Reason.NO_DATA}
-
-
 @pytest.fixture
 def in_the_pause(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
     """Let something happen between the two samples, instead of the pause."""

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from runbook_lib.checks.check import checks
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.notebook.session import quiet_session
 from runbook_lib.packs.entitlement.checks import exceptions
@@ -24,7 +23,6 @@ from runbook_lib.packs.entitlement.facts import EntitlementWorkloads
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import logs
 from runbook_lib.sources import settings as target_settings
-from tests.kit import steps
 from tests.kit.frames import recovery
 from tests.kit.frames.exceptions import AT, HEALTHY, PHRASES, RETRY, SENT, about, failed, line, log, tables
 from tests.kit.steps import ago, expect, make_given, read_log, weight, words
@@ -416,11 +414,6 @@ def test_a_log_that_begins_late_is_said_to() -> None:
 
 
 # On real servers ------------------------------------------------------------------------------------------------
-
-
-def test_the_past_has_no_log(servers: Servers) -> None:
-    then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
-    expect(steps.run(servers, "5.1.1", as_of=then)["5.1.1"], Status.UNKNOWN, reason=Reason.NO_DATA)
 
 
 # A whole sandbox ------------------------------------------------------------------------------------------------

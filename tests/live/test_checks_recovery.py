@@ -379,12 +379,6 @@ def test_of_many_events_that_were_given_up_the_newest_count(servers: Servers, db
     assert (pd.Timestamp.now(tz="UTC") - newest).total_seconds() < 600
 
 
-def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.Connection) -> None:
-    then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
-    found = run(servers, "6.1", "6.2", as_of=then)
-    assert {f.reason for f in found.values()} == {Reason.NO_DATA}
-
-
 # Waiting for it ----------------------------------------------------------------------------------------------
 
 
@@ -437,8 +431,7 @@ def test_a_wait_that_is_interrupted_ends(servers: Servers, db: psycopg.Connectio
 
 
 @pytest.mark.parametrize(
-    "arguments", [["4.1", "--wait", "3m"], ["6", "3", "--wait", "3m"], ["6", "--wait", "soon"], ["6", "--wait", "-3"],
-                  ["6", "--wait", "3m", "--as-of", "2025-01-31T03:00:00Z"]],
+    "arguments", [["4.1", "--wait", "3m"], ["6", "3", "--wait", "3m"], ["6", "--wait", "soon"], ["6", "--wait", "-3"]],
 )  # fmt: skip
 def test_only_the_recovery_is_waited_for(arguments: list[str], servers: Servers, tmp_path: Path) -> None:
     asked = ("run", *arguments, "--incident", "W", "--output", str(tmp_path))

@@ -241,9 +241,3 @@ def test_a_last_partition_that_has_ended_is_said_to_have(ahead_d: float, said: s
 
 def test_redis_that_is_declared_and_silent(servers: Servers, db: psycopg.Connection) -> None:
     expect(run(servers, "2.6", redis_url="redis://127.0.0.1:9/0")["2.6"], Status.UNKNOWN, reason=Reason.UNREACHABLE)
-
-
-def test_the_present_cannot_be_asked_of_the_past(servers: Servers, db: psycopg.Connection) -> None:
-    then = (pd.Timestamp.now("UTC") - pd.Timedelta(hours=1)).isoformat()
-    found = run(servers, "2.1", "2.3", "2.4", as_of=then)
-    assert {f.reason for f in found.values()} == {Reason.NO_DATA}

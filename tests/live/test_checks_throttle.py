@@ -180,8 +180,3 @@ def test_healthy_and_then_behind(servers: Servers, db: psycopg.Connection, broke
     found = run(servers, *STEPS)
     assert found["5.2.1"].value("delivery.backlog") == 90
     assert found["5.2.2"].value("relay.backlog") == 90
-
-
-def test_the_past_is_not_answered(servers: Servers, db: psycopg.Connection, broker: str) -> None:
-    found = run(servers, *STEPS, as_of="2025-01-01T00:00:00Z")
-    assert {f.status for f in found.values()} == {Status.UNKNOWN}

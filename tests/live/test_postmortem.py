@@ -295,6 +295,7 @@ TWO = (("notifications", 20, 30, 200), ("outbox", 40, 43, 90))
     [
         (TWO, None, "notifications", 20, 31, "other_incident"),  # nobody looked at it: the larger one
         (TWO, 42, "outbox", 40, 44, "other_incident"),  # what was noticed is the one that is meant
+        (TWO, -9, "notifications", 20, 31, "other_incident"),  # what was noticed before the window is none of them
         ((("outbox", 20, 30, 200), ("broker", 31, 33, 90)), None, "outbox", 20, 34, "steps"),  # side by side: one
         # What stands at an end of the span has bounds only; what fills it is not seen.
         ((("notifications", 50, 60, 200),), None, "notifications", 50, None, "steps"),
@@ -355,13 +356,14 @@ def test_without_a_verdict_the_tables_tell_a_place_at_best(
         (None, None, [("3", "CRITICAL", 850)], "times_open", (None,) * 3, ["no_onset", "not_recovered"]),
         (None, None, [("3", "CRITICAL", 850), ("6", "OK", 600)], "times_in_part", (None, 250, None), ["no_onset"]),
         (None, None, [], "no_runs", (None,) * 3, []),
+        (900, 700, [("3", "CRITICAL", 1900)], "times_unseen", (None, None, 200), []),  # it was of before the window
     ],
 )
 def test_the_times_that_are_known(
     onset: float | None, recovered: float | None, runs: list[tuple[str, str, float]], key: str,
     values: tuple[float | None, ...], notes: list[str],
 ) -> None:  # fmt: skip
-    at = {"onset": onset, "recovered": recovered}
+    at = {"onset": onset, "recovered": recovered, "since": 1800}
     began = row(**{name: None if t is None else ago(t).isoformat() for name, t in at.items()})
     seen = runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))
     for died in ([], ["20250131T030000Z-4.3.partial.ipynb"]):
@@ -406,13 +408,6 @@ def test_recovery(runs: list[tuple[str, str, float]], at: float | None) -> None:
         {"runs": runs_of(*(run_row(s, status, ago(t)) for s, status, t in runs))}, make_given(), None
     )
     assert found.at == (None if at is None else ago(at))
-
-
-def test_a_look_back_does_not_undo_the_recovery() -> None:
-    """A run of today about a moment of the incident began after the recovery was confirmed."""
-    back = run_row("3", "CRITICAL", ago(10)) | {"looked_at": ago(80)}
-    runs = runs_of(run_row("3", "CRITICAL", ago(90)), run_row("6", "OK", ago(50)), back)
-    assert incident.confirmation({"runs": runs}, make_given(), None).at == ago(50)
 
 
 def test_lengths_of_time() -> None:
@@ -735,6 +730,34 @@ def test_an_incident_on_real_tables(servers: Servers, db: psycopg.Connection, ar
     assert {"dry", "note", "died", "run", "verdict"} <= set(kinds)
     assert found["7.3"].frames["timeline"]["time"].is_monotonic_increasing
     assert found["7.4"].status is Status.WARNING and len(found["7.4"].frames["suggested"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "bounds", "least", "most"),
+    [
+        ({}, (68, 2), 235, 249),  # of the dossier: an hour before the detection, to the confirmed recovery
+        ({"from_time": 8.5}, (8.5, 2), 50, 200),
+        ({"to_time": 9}, (69, 9), 100, 140),
+        ({"from_time": 7, "to_time": 1}, (7, 1), 0, 0),
+        ({"from_time": 1}, (1, 0), 0, 0),  # after the recovery: to the present
+    ],
+)
+def test_the_window_of_the_postmortem(
+    servers: Servers, db: psycopg.Connection, archive: Archive, asked: dict[str, float], bounds: tuple[float, float],
+    least: float, most: float,
+) -> None:  # fmt: skip
+    now = seed(db)
+    an_incident(archive, now)
+    times = {name: (now - minutes * MINUTE).isoformat() for name, minutes in asked.items()}
+    found = run(servers, "7.1", incident_id="INC", **times)["7.1"]
+    span = incident.span_of(found.frames)
+    assert span is not None
+    assert span.since == (now - bounds[0] * MINUTE).floor("min")
+    assert abs((span.until - (now - bounds[1] * MINUTE)).total_seconds()) < 15
+    assert least <= by_slo(found)["NOTI-B"]["bad"] <= most
+    users = found.frames["users"].set_index("bucket")["users"]
+    assert found.value("users") == users[users.index.isna()].iloc[0] and bool(most) == bool(found.value("users"))
+    assert (impact.chart_users(found.frames, make_given()) is not None) == bool(most)
 
 
 def test_without_a_database_it_says_what_is_missing(servers: Servers, now: pd.Timestamp, archive: Archive) -> None:

@@ -327,6 +327,8 @@ def test_each_query_of_the_room_has_the_columns_of_its_rows(database: Database, 
         "table": MAIL.regclass,
         "columns": ["id"],
         "state": "status",
+        "until": rb.as_of,
+        "bucket_s": 60,
     }
     with rb.snapshot() as db:
         for file in (ROOM.folder / "sql" / "queues").glob("*.sql"):

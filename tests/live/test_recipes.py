@@ -62,7 +62,7 @@ def shell(rb: Session) -> Iterator[InteractiveShell]:
 
 @pytest.mark.slow
 def test_every_recipe_runs_and_names_nobody(shell: InteractiveShell) -> None:
-    assert len(RECIPES) == 5
+    assert len(RECIPES) == 4
     for title, recipe in RECIPES:
         with capture_output() as shown:
             done = shell.run_cell(recipe, store_history=True)

@@ -23,7 +23,7 @@ from nats.js.errors import ServerError
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.broker import CONSUMER, STREAM, SUBJECT
 from runbook_lib.gameday.sandbox.servers import Servers
-from runbook_lib.model.finding import Reason, Window
+from runbook_lib.model.finding import Reason
 from runbook_lib.sources import postgres
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.nats_monitor import NatsMonitor
@@ -175,12 +175,6 @@ def test_a_value_that_the_driver_cannot_read_is_an_error(
             snapshot.ask(ask_for(f"SELECT {value} AS at"))
         assert "too " in ledger.queries[-1].error
         assert snapshot.ask(ask_for("SELECT 1 AS n"))["n"].tolist() == [1]
-
-
-def test_a_question_about_the_present_asked_of_the_past(servers: Servers) -> None:
-    hour_ago = Window.before(pd.Timestamp.now("UTC") - pd.Timedelta(hours=1), 60, past=True)
-    with reader(servers.database_url).snapshot(hour_ago) as snapshot, refused("postgres", Reason.NO_DATA, ""):
-        snapshot.ask("outbox/backlog")
 
 
 @pytest.mark.slow

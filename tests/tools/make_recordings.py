@@ -83,8 +83,6 @@ class Moment:
     noise: str = ""
     settings: dict[str, str] = field(default_factory=dict)
     then: Step | None = None
-    past: bool = False
-    """Look, afterwards, at the moment at which `then` began."""
 
     @property
     def about(self) -> dict[str, Any]:
@@ -182,8 +180,6 @@ MOMENTS = (
     Moment("worker_and_broker", ("worker_stopped", "broker_down")),
     Moment("lock_and_relay", ("table_lock", "relay_stopped")),
     Moment("receiver_and_subscriber", ("receiver_outage", "subscriber_deaf"), look_after_s=45),
-    Moment("past_worker_stopped", ("worker_stopped",), then=heal("worker_stopped", after_s=45), past=True),
-    Moment("past_relay_stopped", ("relay_stopped",), then=heal("relay_stopped", after_s=45), past=True),
 )
 
 
@@ -197,12 +193,9 @@ def make(moment: Moment, clock: play.DrillClock) -> recording.Recording:
         with play.incident(scenario, Path(scratch, "sandbox"), clock, moment.settings, output, turn) as it:
             detected = datetime.now(UTC)
             clock.wait(moment.look_after_s)
-            as_of = datetime.now(UTC)
             if moment.then:
                 moment.then(it.sandbox, clock)
-            where: tuple[str, ...] = ("--target", "sandbox", "--incident", moment.name, "--output", f"{scratch}/out")
-            if moment.past:
-                where += ("--as-of", f"{as_of:%Y-%m-%dT%H:%M:%SZ}")
+            where = ("--target", "sandbox", "--incident", moment.name, "--output", f"{scratch}/out")
             alert = ("-p", "detected_by=alert", "-p", f"detected_at={detected:%Y-%m-%dT%H:%M:%SZ}")
             told = alert if moment.about["faults"] else ()
             # Section 3 first, as triage does it; only it takes how the incident was detected.

@@ -24,7 +24,7 @@ import pandas as pd
 from runbook_lib.book import queries
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
+from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.diagnosis.snapshots import CONFIGURATION, DRIFT_COLUMNS, SETTING_COLUMNS, drift
 from runbook_lib.dossier import baseline
 from runbook_lib.model import rows
@@ -91,7 +91,6 @@ def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
     the name alone), configuration (source, item, setting, value: text), healthy (the same of the last healthy baseline,
     and at: time, when it was read), asked (source: text), starts (fields of `starts.Start`).
     """
-    require_present(rb, "postgres")
     around, parts, changes, settings = of(rb.facts), FrameCollector(), list[Change](), list[Row]()
     asked, seen = list[str](), defaultdict[str, list[Start]](list)
 

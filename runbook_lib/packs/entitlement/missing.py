@@ -181,7 +181,7 @@ def locate(rb: Context, parts: FrameCollector, before: ConsumerPosition | None) 
         answers["broker"] = pd.DataFrame(located.items(), columns=["event_id", "place"])
     _drop_registered(rb, parts)
     _drop_unsettled(rb, parts.answers)
-    if rb.past or not _find_unexplained(parts.answers):
+    if not _find_unexplained(parts.answers):
         return
     with parts.part("deletions") as answers, rb.snapshot() as db:
         answers["deletions"] = db.ask(Oldest.QUERY)
@@ -194,7 +194,7 @@ def locate(rb: Context, parts: FrameCollector, before: ConsumerPosition | None) 
 def _drop_registered(rb: Context, parts: FrameCollector) -> None:
     """Drop events that look lost and are registered: a replica lacks the registrations of the last moments."""
     lost = [e.event_id for e in rows.each(parts.answers.get("broker"), Located) if e.place in LOST]
-    if not lost or rb.past or rb.postgres.replica is None:
+    if not lost or rb.postgres.replica is None:
         return
     with parts.part("notified") as answers, rb.postgres.snapshot() as db:
         registered = {str(event) for event in db.ask("journey/registered", ids=lost)["event_id"]}

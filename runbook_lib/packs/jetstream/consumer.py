@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pandas as pd
 
 from runbook_lib.checks.context import SHARED_S
-from runbook_lib.checks.parts import require_present
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.frames import row
@@ -152,7 +151,6 @@ def read_consumer(rb: Context, stream: str, durable: str) -> tuple[Frames, Consu
     first_message: time if it has deleted earlier ones); replicas (fields of `quorum.Member`) in a cluster; oldest (seq:
     number, stored: time, age_s: s) if messages wait.
     """
-    require_present(rb, "jetstream")
     info, consumer = ask_stream(rb, stream), ask_consumer(rb, stream, durable)
     config, state = consumer.config, info["state"]
     seen = {

@@ -13,7 +13,7 @@ import pandas as pd
 from runbook_lib.actions import proposals
 from runbook_lib.checks.check import Check, failures, unknown_from_error
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, require_present, seconds_between
+from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Proposal, Reason, Status, Value, judged, say, unknown
 from runbook_lib.model.frames import row
@@ -137,7 +137,6 @@ def collect(of: Callable[[TargetFacts], BrokerSpec], rb: Context) -> Frames:
     streams (fields of `StreamConfig`; messages; first_seq, last_seq: id; created: text), consumers (fields of
     `ConsumerConfig`; pending, unacknowledged: messages); in a cluster replicas (fields of `quorum.Member`), nodes.
     """
-    require_present(rb, "jetstream")
     jetstream, parts, members = rb.source("jetstream"), FrameCollector(), list[quorum.Member]()
     info, varz = jetstream.server(), list[dict[str, Any]]()
     with parts.part("monitor") as answers:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from runbook_lib.book.parameters import LONGEST
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason
@@ -93,10 +95,10 @@ def timed(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     return frame
 
 
-def runs_of(frames: Frames, by: str = "started") -> list[IncidentRun]:
-    """Return the runs in the order of their starts, or of the moments that they looked at."""
+def runs_of(frames: Frames) -> list[IncidentRun]:
+    """Return the runs in the order of their starts."""
     begun = table(frames, "runs", *RUN).dropna(subset=["started"])
-    return rows.each(begun.sort_values(by, kind="stable"), IncidentRun)
+    return rows.each(begun.sort_values("started", kind="stable"), IncidentRun)
 
 
 def detection(frames: Frames, given: JudgeInput) -> Moment:
@@ -116,18 +118,81 @@ def detection(frames: Frames, given: JudgeInput) -> Moment:
 def confirmation(frames: Frames, given: JudgeInput, since: pd.Timestamp | None) -> Moment:
     """Return the first OK run of the recovery's section after the last bad run.
 
-    Bad is a run of that section that is not OK, and a CRITICAL one of the first response or of the flow. The runs count
-    in the order of the moments that they looked at: a look back at the incident does not undo its end.
+    Bad is a run of that section that is not OK, and a CRITICAL one of the first response or of the flow.
     """
     recover, *bad = (given.catalog.section_with(role) for role in ("recover", "triage", "flow"))
     chapters, last = {section.partition(".")[0] for section in bad}, None
-    for run in runs_of(frames, "looked_at"):
+    for run in runs_of(frames):
         if run.section == recover and run.status == "OK":
             late_enough = since is None or (run.looked_at is not None and run.looked_at >= since)
             last = last or (run if late_enough else None)
         elif run.section == recover or (run.section.partition(".")[0] in chapters and run.status == "CRITICAL"):
             last = None
     return Moment(last.looked_at, "green", last.name) if last else Moment()
+
+
+@dataclass(frozen=True)
+class Span:
+    """An interval of time in buckets of `bucket_s` seconds; bucket -1 is the time before it."""
+
+    since: pd.Timestamp
+    until: pd.Timestamp
+    bucket_s: int
+
+    @property
+    def buckets(self) -> int:
+        """The number of buckets."""
+        return max(math.ceil((self.until - self.since).total_seconds() / self.bucket_s), 1)
+
+    @property
+    def full(self) -> int:
+        """The number of complete buckets; the last bucket may be incomplete."""
+        return int((self.until - self.since).total_seconds() // self.bucket_s)
+
+    def at(self, bucket: int) -> pd.Timestamp:
+        """Return the start of a bucket."""
+        return self.since + pd.Timedelta(seconds=bucket * self.bucket_s)
+
+    def of(self, time: pd.Timestamp) -> int:
+        """Return the bucket of a time."""
+        return int((time - self.since).total_seconds() // self.bucket_s)
+
+    def counts(self, frames: Frames, name: str, *columns: str) -> pd.DataFrame | None:
+        """Return the columns' counts for every bucket from -1 on; None if the query has no result."""
+        if name not in frames:
+            return None
+        found = table(frames, name, "bucket", *columns).set_index("bucket")[list(columns)]
+        numbers = found.apply(pd.to_numeric, errors="coerce").fillna(0.0).groupby(level=0).sum()
+        return pd.DataFrame(numbers.reindex(range(-1, self.buckets), fill_value=0.0).astype(float))
+
+
+def span_of(frames: Frames, name: str = "span") -> Span | None:
+    """Return the span of the frames; None if they have none."""
+    since, until = (rows.value(frames.get(name), column, pd.Timestamp) for column in ("since", "until"))
+    bucket_s = rows.value(frames.get(name), "bucket_s", float)
+    return Span(since, until, max(int(bucket_s), 1)) if since and until and bucket_s else None
+
+
+def window_of(rb: Context, frames: Frames) -> Span:
+    """Return the window of the postmortem, in buckets of whole minutes, by the frame of `collect_runs`.
+
+    It is that of the parameters. Without them it is the incident's own: from `window_minutes` before its detection, or
+    its first run, to its recovery, and `LONGEST` at most.
+    """
+    given, asked = rb.given(), rb.parameters
+    detected = detection(frames, given).at
+    since = moment(asked.from_time) if asked.from_time else None
+    until = moment(asked.to_time) if asked.to_time else confirmation(frames, given, detected).at
+    if until is None or (since is not None and until <= since):
+        until = rb.as_of
+    until = min(until, rb.as_of)  # another machine's clock may be ahead
+    if since is None:
+        begun = [t for t in (detected, *(r.started for r in runs_of(frames)[:1])) if t is not None]
+        since = max(min([*begun, until]) - pd.Timedelta(minutes=given.window_minutes), until - LONGEST)
+    since = min(since, until - pd.Timedelta(minutes=1)).floor("min")
+    until = min(until, since + LONGEST)
+    minutes = math.ceil((until - since).total_seconds() / 60 / rb.number("postmortem.buckets"))
+    return Span(since, until, 60 * minutes)
 
 
 def onset_kept(frames: Frames) -> Moment:

@@ -23,6 +23,7 @@ from runbook_lib.packs.postmortem.incident import (
     detection,
     logs_of,
     onset_kept,
+    span_of,
     timed,
 )
 from runbook_lib.packs.postmortem.origin import VerdictRow, collect_verdicts
@@ -57,12 +58,16 @@ class Note(rows.Row):
 
 
 class KnownOnset(rows.Row):
-    """The onset, its kind of evidence, the artifact it is from, and when all queues were back to normal."""
+    """The onset, its kind of evidence, the artifact it is from, and when all queues were back to normal.
+
+    `since` is the start of the window.
+    """
 
     onset: pd.Timestamp | None = None
     onset_how: str = ""
     onset_from: str = ""
     recovered: pd.Timestamp | None = None
+    since: pd.Timestamp | None = None
 
 
 class TimelineRow(rows.Row):
@@ -90,7 +95,9 @@ def collect_timeline(rb: Context, impact: str) -> Frames:
     frames, logs, found = collect_runs(rb), logs_of(rb.archive), find_earlier(rb.given(), impact)
     # User ids in a note are masked already; this target's secrets are not.
     notes = [Note(n.time, n.who, rb.masker.without_secrets(n.text)) for n in logs.notes]
-    began = {f.name: found.value(f.name) if found else None for f in fields(KnownOnset)}
+    began: dict[str, Any] = {f.name: found.value(f.name) if found else None for f in fields(KnownOnset)}
+    span = span_of(found.frames) if found else None
+    began["since"] = span.since if span else None
     stored = onset_kept(frames)
     if not began["onset"] and stored.at is not None:
         began |= {"onset": stored.at.isoformat(), "onset_how": stored.how, "onset_from": stored.name}
@@ -126,7 +133,11 @@ def judge_timeline(frames: Frames, given: JudgeInput) -> Finding:
         return unknown("", Reason.NO_DATA, say("postmortem.no_runs"))
     confirmed = confirmation(frames, given, detected.at)
     recovered = Moment(began.recovered, "returned") if began.recovered else confirmed
-    undetected = detected.at is None or (recovered.at is not None and detected.at > recovered.at)
+    undetected = (
+        detected.at is None
+        or (recovered.at is not None and detected.at > recovered.at)
+        or (began.since is not None and detected.at < began.since)
+    )
     ttd, ttr = (None, None) if undetected else (duration_s(start, detected), duration_s(detected, recovered))
     lasted, complete = duration_s(start, recovered), ttd is not None and ttr is not None
     moments = {"onset": start, "detection": detected, "recovery": recovered}

@@ -22,18 +22,15 @@ from runbook_lib.model.finding import (
     Hop,
     HopHistory,
     Proposal,
-    Reason,
     Signal,
     Status,
     Text,
     Value,
     judged,
     say,
-    unknown,
     worst,
 )
 from runbook_lib.model.frames import table
-from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.actions.restart import find_competing_workers
 from runbook_lib.packs.entitlement.checks import delivery, past, program
@@ -98,8 +95,6 @@ def collect(rb: Context) -> Frames:
     parts = FrameCollector()
     frames = parts.answers
     with rb.snapshot() as db:
-        if rb.past:
-            return past.ask(rb, db, past.window(rb.given()), ["notifications"])
         frames |= delivery.collect(rb, db)
         ask_given_up(rb, db, parts, "letters", since=rb.since)
         if not rb.brief:
@@ -137,10 +132,6 @@ def _format_counts_by_status(active: pd.DataFrame, counted: pd.DataFrame | None)
 
 def judge(frames: Frames, given: JudgeInput) -> Finding:
     """4.1.1: judge the age of due rows, and whether the worker or the receiver causes it."""
-    if rows.first(frames.get("backlog"), Notifications) is None:
-        return _judge_past(frames, given)
-    if "activity" not in frames:
-        raise UnreadError("activity")
     seen = _read_backlog(frames, given)
     worker, queue, limits = seen.worker, seen.worker.queue, given.limits
     values = [
@@ -348,25 +339,6 @@ CASES = Cases[BacklogReading](
 )
 
 
-# A past moment: only the rows' timestamps are left.
-
-
-def _judge_past(frames: Frames, given: JudgeInput) -> Finding:
-    level = past.levels(frames, "notifications", past.window(given))
-    if level is None:
-        return unknown("", Reason.NO_DATA, say("backlog.nothing_rebuilt"))
-    waiting = float(level["waiting"].iloc[-1])
-    status = given.limits["backlog.due"].status(waiting)
-    return judged(
-        say("backlog.rebuilt", n=waiting, peak=float(level["most"].max()), minutes=given.window_minutes),
-        [Value("backlog.open", waiting, "rows")],
-        # The states of that moment are not stored: a small total does not prove that delivery was OK.
-        at_least=Status.UNKNOWN if status is Status.OK else status,
-        notes=_blind_spots(given),
-        hops=(Hop("delivery_worker", past=_read_history(frames, given)),),
-    )
-
-
 def _blind_spots(given: JudgeInput) -> tuple[Text, ...]:
     return past.blind_spots(given, pd.Timedelta(days=given.number("retention.notifications")))
 
@@ -436,6 +408,11 @@ def chart_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
 
 CHECKS: tuple[Check, ...] = (
     Check(
-        "4.1.1", collect, judge, (chart_history, chart_ages), optional=("letters", *COUNTS, "program", "activity_after")
+        "4.1.1",
+        collect,
+        judge,
+        (chart_history, chart_ages),
+        needs=("backlog", "activity"),
+        optional=("letters", *COUNTS, "program", "activity_after"),
     ),
 )

@@ -8,9 +8,9 @@ import pandas as pd
 
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, collector, require_present
+from runbook_lib.checks.parts import FrameCollector, collector
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, say
+from runbook_lib.model.finding import Finding, Frames, Status, Text, Value, judged, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import missing
 from runbook_lib.packs.entitlement.checks.series import ask_since
@@ -71,14 +71,6 @@ def collect_sent(rb: Context) -> Frames:
     return parts.frames()
 
 
-def _hours_kept(rb: Context) -> float:
-    """Return how many of the last 24 hours before the run's time the outbox still has; raise SourceError if none."""
-    hours = rb.number("retention.outbox") - max((rb.now() - rb.as_of).total_seconds(), 0.0) / 3600
-    if hours <= 0:
-        raise SourceError("postgres", Reason.NO_DATA, "published events of that time were removed", "past")
-    return hours
-
-
 def judge_sent(frames: Frames, given: JudgeInput) -> Finding:
     """5.3.1: judge SENT rows that still have a lock or a retry time."""
     dirty, whole = frames["dirty"], rows.one(frames.get("everything"), Count).n
@@ -102,10 +94,9 @@ def collect_lost(rb: Context, day: bool = True) -> Frames:
     Frames: unprocessed, given_up; consumer (pending, unacknowledged: messages), scope (hours: h, refused: flag), broker
     (event_id: id; place: text).
     """
-    parts, before, hours = FrameCollector(), None, _hours_kept(rb)
+    parts, before, hours = FrameCollector(), None, rb.number("retention.outbox")
     # The consumer first: an event that it does not hold now, and that is not processed afterwards, is lost.
     with parts.part("consumer") as answers:
-        require_present(rb, "jetstream")
         names = facts_of(rb).streams
         consumer = rb.source("jetstream").consumer(names.events, names.consumer)
         answers["consumer"] = row(pending=consumer.num_pending, unacknowledged=consumer.num_ack_pending)
@@ -254,7 +245,7 @@ def collect_audit(rb: Context) -> Frames:
 
     Frames: changes; scope (hours: h, None for the window); surplus, the notifications beyond the changes.
     """
-    parts, hours = FrameCollector(), _hours_kept(rb)
+    parts, hours = FrameCollector(), rb.number("retention.outbox")
     with rb.snapshot() as db:
         day = _ask_if_cheap(db, "consistency/audit_without_event_day")
         parts.answers["changes"] = db.ask(Change.QUERY) if day is None else day

@@ -14,9 +14,8 @@ from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.checks import past
-from runbook_lib.packs.entitlement.checks.past import span_of
 from runbook_lib.packs.entitlement.retention import Oldest
-from runbook_lib.packs.postmortem.incident import Moment, onset_kept
+from runbook_lib.packs.postmortem.incident import Moment, Span, onset_kept, span_of
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,12 @@ class IncidentTimes:
 def course(frames: Frames, given: JudgeInput, detected: Moment) -> IncidentTimes:
     """Choose the incident of the span: the last one that began before `detected`, else the one with the largest queue.
 
-    Its start is the moment when a queue left its usual range, or the first event that was lost or given up; if there is
-    neither, the onset that section 3 found.
+    What was detected outside of the span is another incident. The start is the moment when a queue left its usual
+    range, or the first event that was lost or given up; if there is neither, the onset that section 3 found.
     """
-    gap = pd.Timedelta(seconds=given.number("past.gap"))
+    span, gap = span_of(frames), pd.Timedelta(seconds=given.number("past.gap"))
+    if span is not None and detected.at is not None and not span.since <= detected.at <= span.until:
+        detected = Moment()
     found, harmed = past.incidents(past.episodes(frames, given), gap), _find_first_harm(frames, given, detected)
     known = [i for i in found if detected.at is None or i.since <= detected.at + gap]
     chosen = max(known, key=lambda i: i.since if detected.at is not None else i.waited, default=None)
@@ -72,7 +73,7 @@ def _find_first_harm(frames: Frames, given: JudgeInput, detected: Moment) -> Mom
     return Moment(*min(found)) if found else Moment()
 
 
-def count_never_notified(frames: Frames, given: JudgeInput, span: past.Span) -> pd.DataFrame | None:
+def count_never_notified(frames: Frames, given: JudgeInput, span: Span) -> pd.DataFrame | None:
     """Return the events of each bucket from -1 on that never became a notification; None if they were not read.
 
     Columns: surely, doubtful (published ones that may have been processed: their rows may be deleted).

@@ -16,7 +16,7 @@ from runbook_lib.book import patterns
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, collect_each, judge_each, seconds_between
-from runbook_lib.diagnosis import history, stats
+from runbook_lib.diagnosis import stats
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
@@ -69,9 +69,7 @@ def collect_permanent(rb: Context) -> Frames:
     given_up.collect_advisories(rb, parts)
     given_up.fetch_messages(rb, parts, "terminated")
     with rb.snapshot() as db:
-        outbox = {"outbox_failed": given_up.FailedEvent.QUERY} | (
-            {} if rb.past else {"errors": publish.OutboxError.QUERY}
-        )
+        outbox = {"outbox_failed": given_up.FailedEvent.QUERY, "errors": publish.OutboxError.QUERY}
         parts.ask(db, outbox, fields=list(given_up.FIELDS))
         given_up.query_follow_up(db, parts)
         given_up.query_letters_and_sends(rb, db, parts)
@@ -252,19 +250,16 @@ def collect_transient(rb: Context) -> Frames:
     given_up.fetch_messages(rb, parts, "exhausted")
     tried = rb.as_of - pd.Timedelta(seconds=rb.number("recovery.recent"))
     with rb.snapshot() as db:
-        outbox = {"outbox_failed": given_up.FailedEvent.QUERY}
-        if not rb.past:
-            outbox |= {
-                "errors": publish.OutboxError.QUERY,
-                "outbox": Outbox.QUERY,
-                "publish_tries": "outbox/failed_tries",
-            }
+        outbox = {
+            "outbox_failed": given_up.FailedEvent.QUERY,
+            "errors": publish.OutboxError.QUERY,
+            "outbox": Outbox.QUERY,
+            "publish_tries": "outbox/failed_tries",
+        }
         parts.ask(db, outbox, fields=list(given_up.FIELDS), tried_since=tried)
         given_up.query_follow_up(db, parts)
         given_up.query_letters_and_sends(rb, db, parts)
         parts.ask(db, {"older": "dead_letters/older"})
-        if rb.past:
-            return parts.frames()
         outage.ask(rb, db, parts, "sent")
         with parts.part("notifications"):  # last: a failed query makes the snapshot unusable
             answers["retrying"] = db.ask(Retrying.QUERY)
@@ -315,7 +310,6 @@ class Transient:
     unpublished_now: bool
     unread: bool
     stores: dict[str, StoreFailures]
-    past: bool
     ended: OutageEnd | None
 
     @classmethod
@@ -335,8 +329,7 @@ class Transient:
             and (published is None or published >= given.number("success.lately"))
         )
         ended = None if refused or worker.tried or worker.failed else outage.find_end(frames, given, "sent")
-        sends = history.counts(frames.get("sent_per_minute"))  # of a past moment it is all that is known
-        last_sent = worker.activity.last_sent or max(sends[sends > 0].index, default=None)
+        last_sent = worker.activity.last_sent
         unread, refused = given_up.unread_tables(frames), refused if refused in REFUSES else ""
 
         def failures(n: float, last: Any, succeeded: Any, *, fails: bool = False, over: bool = False) -> StoreFailures:
@@ -367,7 +360,6 @@ class Transient:
                 "broker": replace(broker, succeeded=True),  # `lost` has none that was processed since
                 "outbox": failures(len(unpublished) * weight, gave_up, published_at, fails=unpublished_now),
             },
-            past="backlog" not in frames and not unread,
             ended=ended,
         )
 
@@ -406,7 +398,7 @@ class Transient:
     @property
     def recovered(self) -> list[str]:
         """Return the stores that have recovered; none if a table was not read."""
-        return [] if self.unread or self.past else [name for name, s in self.stores.items() if s.recovered]
+        return [] if self.unread else [name for name, s in self.stores.items() if s.recovered]
 
 
 def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
@@ -427,14 +419,12 @@ def judge_transient(frames: Frames, given: JudgeInput) -> Finding:
             Value("dlq.transient", seen.total, "rows"),
             *(Value(f"dlq.{store}", n, "rows") for store, n in counts.items()),
             *((quiet,) if seen.total else ()),
-            *(() if seen.past else now),
+            *now,
         ],
-        at_least=worst(
-            [Status.WARNING if seen.total or seen.live else Status.OK, Status.UNKNOWN if seen.past else Status.OK]
-        ),
+        at_least=Status.WARNING if seen.total or seen.live else Status.OK,
         notes=(*_transient_notes(seen, frames, given), *given_up.reading_notes(frames, given)),
         signals=tuple(_transient_signals(seen, frames, given)),
-        hops=() if seen.past else _transient_hops(seen),
+        hops=_transient_hops(seen),
         proposals=(
             *((remedies.throttle(given, "delivery"),) if relieves else ()),
             *((proposals.logs(given, "entitlement"),) if seen.unpublished_now else ()),
@@ -515,8 +505,6 @@ class Retrying(rows.Row, query="dead_letters/retrying"):
 
 
 def _transient_notes(seen: Transient, frames: Frames, given: JudgeInput) -> Iterable[Text]:
-    if seen.past:
-        yield say("letters.present_only")
     if seen.refused:
         yield say("letters.backoff")
     retrying = rows.first(frames.get("retrying"), Retrying)
@@ -525,13 +513,12 @@ def _transient_notes(seen: Transient, frames: Frames, given: JudgeInput) -> Iter
         yield say("letters.retrying", n=retrying.n, users=retrying.users, share=share)
     if any(c.kind == "unclear" for c in seen.clusters):
         yield say("letters.unclear")
-    if not seen.past:
-        quiet_s = given_up.quiet_s(given)
-        waits = any(store.n and name not in seen.recovered for name, store in seen.stores.items())
-        if waits or (seen.last_s or quiet_s) < quiet_s:
-            yield say("letters.redrive_waits", quiet=quiet_s)
-        if seen.recovered:
-            yield say("letters.redrive_rules")
+    quiet_s = given_up.quiet_s(given)
+    waits = any(store.n and name not in seen.recovered for name, store in seen.stores.items())
+    if waits or (seen.last_s or quiet_s) < quiet_s:
+        yield say("letters.redrive_waits", quiet=quiet_s)
+    if seen.recovered:
+        yield say("letters.redrive_rules")
 
 
 def _transient_signals(seen: Transient, frames: Frames, given: JudgeInput) -> Iterable[Signal]:

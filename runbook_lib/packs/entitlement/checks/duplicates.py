@@ -12,7 +12,7 @@ from runbook_lib.actions import proposals
 from runbook_lib.book import patterns
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, collector, require_present, seconds_between
+from runbook_lib.checks.parts import FrameCollector, collector, seconds_between
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Hop, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
@@ -236,7 +236,6 @@ def collect_absorbed(rb: Context) -> Frames:
     num_ack_pending, num_pending, num_redelivered: messages; delivered_stream_seq: id; bound: flag). Once: those of
     `log_frames`.
     """
-    require_present(rb, "postgres")
     parts = FrameCollector()
 
     def sample(name: str) -> None:

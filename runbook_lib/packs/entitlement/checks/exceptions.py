@@ -15,7 +15,7 @@ from runbook_lib.book import patterns
 from runbook_lib.book.catalog import Phrase
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.checks.parts import FrameCollector, require_present
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.diagnosis import stats
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
@@ -97,7 +97,6 @@ def collect_exceptions(rb: Context) -> Frames:
     minutes = min(rb.parameters.window_minutes, int(rb.number("log.longest")))
     parts = FrameCollector()
     with parts.part("log") as found:
-        require_present(rb, "workloads")
         read = rb.log(name, minutes)
         known = {p.text: p for p in rb.catalog.phrases.values() if which in p.workloads}
         found |= log_frames(read, known, minutes, rb.number)

@@ -20,10 +20,10 @@ from runbook_lib.model.frames import row
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement.checks import past
 from runbook_lib.packs.entitlement.checks.course import IncidentTimes, count_never_notified, course
-from runbook_lib.packs.entitlement.checks.past import Span, span_of
 from runbook_lib.packs.entitlement.retention import Oldest
 from runbook_lib.packs.entitlement.rows import Count
-from runbook_lib.packs.postmortem.incident import collect_runs, confirmation, detection, read_runs, runs_of, timed
+from runbook_lib.packs.postmortem.incident import Span, collect_runs, detection, read_runs, span_of, timed, window_of
+from runbook_lib.view import charts
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -89,26 +89,27 @@ class EarlierImpact(Impact):
 _SIZES = ("size", "month", "day")
 
 
+class UsersHit(rows.Row, query="postmortem/users"):
+    """The users whose notifications of a bucket, or of the whole window, were late or given up."""
+
+    bucket: float | None = None
+    users: int = 0
+
+
 def collect_impact(rb: Context) -> Frames:
     """7.1: read the runs of the incident, and the tables bucket by bucket.
 
     Frames: those of `collect_runs`; earlier (fields of `Impact`), missed (slo: id; looked_at: time; name: text), span
     and steps (since, until: time; bucket_s: s); those of `past.ask`; and of the topic's queries reach, size, month,
-    day, outbox_failed, letters, unprocessed, outbox, notifications; deletions (`Oldest`) if a published one is missing.
+    day, users, outbox_failed, letters, unprocessed, outbox, notifications; deletions (`Oldest`) if a published one is
+    missing.
     """
-    parts, given = FrameCollector(), rb.given()
+    parts = FrameCollector()
     with parts.part("archive") as answers:
         answers |= collect_runs(rb) | _read_earlier_impact(rb)
         answers |= _read_missed(rb, answers["runs"])
-    detected = detection(parts.answers, given)
-    until = confirmation(parts.answers, given, detected.at).at or rb.as_of
-    begins = [detected.at, *(r.started for r in runs_of(parts.answers)[:1])]
-    first = min([*(t for t in begins if t is not None), until])
-    longest = pd.Timedelta(days=rb.number("window.longest"))
-    since = max(first - pd.Timedelta(minutes=given.window_minutes), until - longest).floor("min")
-    minutes = math.ceil((until - since).total_seconds() / 60 / rb.number("postmortem.buckets"))
-    span = Span(since, until, 60 * max(minutes, 1))
-    steps = past.fine_span(span, given)
+    span = window_of(rb, parts.answers)
+    steps = past.fine_span(span, rb.given())
     parts.answers |= {name: row(**vars(of)) for name, of in (("span", span), ("steps", steps))}
     with parts.part("tables") as answers, rb.snapshot() as db:
         _query_tables(rb, db, parts, span)
@@ -130,6 +131,9 @@ def _query_tables(rb: Context, db: Snapshot, parts: FrameCollector, span: Span) 
     parts.answers |= {name: _sum_buckets(p) for name, p in (("outbox", outbox), ("notifications", sent)) if p}
     parts.ask(db, {name: f"postmortem/{name}" for name in ("reach", *_SIZES)})
     parts.ask(db, {"outbox_failed": "postmortem/outbox_failed"}, since=since, until=until, tries_s=tries_s)
+    parts.ask(
+        db, {"users": UsersHit.QUERY}, low=since - margin, high=until + margin, limit_s=e2e, **stretch,
+    )  # fmt: skip
     parts.ask(
         db, {"letters": "postmortem/dead_letters", "unprocessed": "postmortem/unprocessed"}, **stretch, limit_s=e2e
     )
@@ -224,7 +228,7 @@ def objective_levels(frames: Frames, given: JudgeInput) -> dict[str, pd.DataFram
 
 def _max_unfinished(frames: Frames, span: Span) -> pd.Series[float] | None:
     """Return the largest number of unfinished notifications within each bucket; None if not known."""
-    steps = past.span_of(frames, "steps")
+    steps = span_of(frames, "steps")
     level = None if steps is None else past.levels(frames, "notifications", steps)
     if steps is None or level is None:
         return None
@@ -390,7 +394,9 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     elif never is not None and (doubtful := never["doubtful"].sum()):
         notes.append(say("postmortem.lost_or_deleted", n=doubtful))
     notes += _queue_notes(frames, given, went)
+    users = next((u.users for u in rows.each(frames.get("users"), UsersHit) if u.bucket is None), None)
     values = [
+        Value("users", users, "users"),
         Value("onset", None if began.at is None else began.at.isoformat()),
         Value("onset_how", began.how or None),
         Value("onset_from", began.name or None),
@@ -416,6 +422,7 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
             since=_format_time(began.at or span.since),
             until=_format_time(went.recovered.at or span.until),
             list="; ".join(r.summary for r in hit),
+            users=users,
             unseen=", ".join(r.slo for r in unseen),
         ),
         values,
@@ -432,7 +439,7 @@ def _format_time(at: pd.Timestamp) -> str:
 
 def _queue_notes(frames: Frames, given: JudgeInput, went: IncidentTimes) -> list[Text]:
     """Return the notes on how onset and end were measured, and on what they do not show."""
-    steps, notes = past.span_of(frames, "steps"), []
+    steps, notes = span_of(frames, "steps"), []
     if steps is not None and went.incident:
         notes.append(say("postmortem.steps", s=steps.bucket_s))
     always = past.always_waits(frames, given)
@@ -457,6 +464,24 @@ def _deleted_before(frames: Frames, given: JudgeInput, queue: str, since: pd.Tim
     return Coverage.of("NOTI" if queue == "notifications" else "ENT", frames, given).deleted_before(since)
 
 
+def chart_users(frames: Frames, given: JudgeInput) -> charts.Chart | None:
+    """Return the chart of the users hit in each bucket of the window."""
+    span, hit = span_of(frames), rows.each(frames.get("users"), UsersHit)
+    by_bucket = {int(u.bucket): u.users for u in hit if u.bucket is not None}
+    if span is None or not by_bucket:
+        return None
+    counts, edges = [by_bucket.get(n, 0) for n in range(span.buckets)], [span.at(n) for n in range(span.buckets + 1)]
+    return charts.Chart(
+        "Users whose notifications were late or given up, by the time of the event",
+        f"users / {span.bucket_s // 60} min",
+        [charts.Series("users hit", charts.Role.CRITICAL, edges, counts, "steps")],
+        alt=say("postmortem.alt_users", since=_format_time(span.at(min(by_bucket))),
+                until=_format_time(span.at(max(by_bucket) + 1)), most=max(counts)),
+    )  # fmt: skip
+
+
 CHECKS: tuple[Check, ...] = (
-    Check("7.1", collect_impact, judge_impact, needs=("span",), optional=(*_SIZES, "deletions")),
+    Check(
+        "7.1", collect_impact, judge_impact, (chart_users,), needs=("span",), optional=(*_SIZES, "users", "deletions")
+    ),
 )

@@ -14,6 +14,7 @@ from runbook_lib.diagnosis import history
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, HopHistory, Text, say
 from runbook_lib.model.frames import table
+from runbook_lib.packs.postmortem.incident import Span, span_of
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -23,51 +24,9 @@ if TYPE_CHECKING:
 QUEUES = ("outbox", "broker", "notifications")
 
 
-@dataclass(frozen=True)
-class Span:
-    """An interval of time in buckets of `bucket_s` seconds; bucket -1 is the time before it."""
-
-    since: pd.Timestamp
-    until: pd.Timestamp
-    bucket_s: int
-
-    @property
-    def buckets(self) -> int:
-        """The number of buckets."""
-        return max(math.ceil((self.until - self.since).total_seconds() / self.bucket_s), 1)
-
-    @property
-    def full(self) -> int:
-        """The number of complete buckets; the last bucket may be incomplete."""
-        return int((self.until - self.since).total_seconds() // self.bucket_s)
-
-    def at(self, bucket: int) -> pd.Timestamp:
-        """Return the start of a bucket."""
-        return self.since + pd.Timedelta(seconds=bucket * self.bucket_s)
-
-    def of(self, time: pd.Timestamp) -> int:
-        """Return the bucket of a time."""
-        return int((time - self.since).total_seconds() // self.bucket_s)
-
-    def counts(self, frames: Frames, name: str, *columns: str) -> pd.DataFrame | None:
-        """Return the columns' counts for every bucket from -1 on; None if the query has no result."""
-        if name not in frames:
-            return None
-        found = table(frames, name, "bucket", *columns).set_index("bucket")[list(columns)]
-        numbers = found.apply(pd.to_numeric, errors="coerce").fillna(0.0).groupby(level=0).sum()
-        return pd.DataFrame(numbers.reindex(range(-1, self.buckets), fill_value=0.0).astype(float))
-
-
 def queue_name(queue: str) -> Text:
     """Return the name of one of `QUEUES` as a text."""
     return say(f"postmortem.queue.{queue}")
-
-
-def span_of(frames: Frames, name: str = "span") -> Span | None:
-    """Return the span of the frames; None if they have none."""
-    since, until = (rows.value(frames.get(name), column, pd.Timestamp) for column in ("since", "until"))
-    bucket_s = rows.value(frames.get(name), "bucket_s", float)
-    return Span(since, until, max(int(bucket_s), 1)) if since and until and bucket_s else None
 
 
 def fine_span(span: Span, given: JudgeInput) -> Span:

@@ -160,41 +160,39 @@ def collect(rb: Context) -> Frames:
     frames = parts.answers
     with rb.snapshot() as db:
         ask_since(rb, db, parts, Delay.QUERY, delay="window", delay_now="minute")
-        if not rb.past:
-            frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
-            if len(frames["errors"]):
-                parts.ask(db, {"arrived": Arrived.QUERY})
-        if not rb.brief or rb.past:
+        frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
+        if len(frames["errors"]):
+            parts.ask(db, {"arrived": Arrived.QUERY})
+        if not rb.brief:
             frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
         outage.ask(rb, db, parts, "published")
-    if not rb.past:
-        queue = rows.one(frames["backlog"], Outbox)
-        late = rb.catalog.limits["outbox.oldest_due"].reached(queue.oldest_s)
-        publishes = read_loop(queue).finishes(rb.given())
-        if late and publishes:
-            with rb.snapshot() as db:
-                parts.ask(db, {"batches": RelayBatch.QUERY})
-        program.ask(rb, "4.1.3", parts, "relay", late, at_work=publishes)
-        pause_s = None
-        if late:
-            # The times of a batch are its start, so a relay at work may look as if it had stopped.
-            if _read_relay(parts.frames(), rb.given(), queue, None).stopped:
-                pause_s = rb.number("looks.apart") - (rb.now() - (queue.now or rb.now())).total_seconds()
-        elif publishes or queue.ready or queue.leased:
-            pause_s = None if program.seen_running(parts.answers, rb.given(), "relay") else program.cycle_s(rb)
-        if pause_s is not None:
-            time.sleep(max(pause_s, 0.0))
-            with rb.of("").snapshot() as db:
-                frames["backlog_later"] = db.ask("outbox/backlog")
-        with parts.part("broker") as answers:
-            stream = ask_stream(rb, facts_of(rb).streams.events)
-            answers["broker"] = row(
-                answers=True,
-                last_seq=stream.get("state", {}).get("last_seq"),
-                subjects=", ".join(stream.get("config", {}).get("subjects") or ()),
-                created=stream.get("created"),
-            )
-            answers["replicas"] = rows.frame(quorum.members(facts_of(rb).streams.events, stream), quorum.Member)
+    queue = rows.one(frames["backlog"], Outbox)
+    late = rb.catalog.limits["outbox.oldest_due"].reached(queue.oldest_s)
+    publishes = read_loop(queue).finishes(rb.given())
+    if late and publishes:
+        with rb.snapshot() as db:
+            parts.ask(db, {"batches": RelayBatch.QUERY})
+    program.ask(rb, "4.1.3", parts, "relay", late, at_work=publishes)
+    pause_s = None
+    if late:
+        # The times of a batch are its start, so a relay at work may look as if it had stopped.
+        if _read_relay(parts.frames(), rb.given(), queue, None).stopped:
+            pause_s = rb.number("looks.apart") - (rb.now() - (queue.now or rb.now())).total_seconds()
+    elif publishes or queue.ready or queue.leased:
+        pause_s = None if program.seen_running(parts.answers, rb.given(), "relay") else program.cycle_s(rb)
+    if pause_s is not None:
+        time.sleep(max(pause_s, 0.0))
+        with rb.of("").snapshot() as db:
+            frames["backlog_later"] = db.ask("outbox/backlog")
+    with parts.part("broker") as answers:
+        stream = ask_stream(rb, facts_of(rb).streams.events)
+        answers["broker"] = row(
+            answers=True,
+            last_seq=stream.get("state", {}).get("last_seq"),
+            subjects=", ".join(stream.get("config", {}).get("subjects") or ()),
+            created=stream.get("created"),
+        )
+        answers["replicas"] = rows.frame(quorum.members(facts_of(rb).streams.events, stream), quorum.Member)
     return parts.frames()
 
 
@@ -226,15 +224,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("publish.nothing_published", minutes=given.window_minutes))
     if window.negative:
         notes.append(say("publish.negative", n=window.negative))
-    queue = rows.first(frames.get("backlog"), Outbox)
-    if queue is None:
-        return judged(
-            say("publish.past", p95=window.p95, n=window.n),
-            values,
-            at_least=Status.UNKNOWN,
-            notes=(*notes, say("publish.present_only")),
-            hops=(Hop("relay", past=past.hop_history(frames, given, "outbox")),),
-        )
+    queue = rows.one(frames["backlog"], Outbox)
     seen = _read_relay(frames, given, queue, lately.n)
     if not (seen.ran or seen.wrong):
         again_value, note = seen.may_hang(given)
@@ -537,6 +527,7 @@ CHECKS: tuple[Check, ...] = (
         "4.1.3",
         collect,
         judge,
+        needs=("backlog",),
         # The broker is asked for the cause of what the outbox shows.
         optional=("broker", "batches", "published_steps", "program", "arrived"),
     ),

@@ -161,19 +161,18 @@ def collect(rb: Context) -> Frames:
     with parts.part("consumer") as frames:
         found, before = _read_consumer(rb)
         frames |= found
-    if not rb.past:
-        with parts.part("clients") as frames:
-            frames |= _read_clients(rb, rows.one(frames.get("consumer"), ConsumerRow).deliver_subject)
-        consumer = rows.first(frames.get("consumer"), ConsumerRow)
-        if consumer is not None and not consumer.bound:
-            with parts.part("own_settings") as frames:
-                environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
-                off = any(k.endswith("NATS_ENABLED") and v.lower() == "false" for k, v in environment.items())
-                frames["own_settings"] = row(listens=not off)
-            program.ask(rb, "4.1.2", parts, "delivery", late=True)
-        if consumer is not None:
-            with parts.part("others") as frames:
-                frames["others"] = balance.read(rb, stream.ledgers(rb))
+    with parts.part("clients") as frames:
+        frames |= _read_clients(rb, rows.one(frames.get("consumer"), ConsumerRow).deliver_subject)
+    consumer = rows.first(frames.get("consumer"), ConsumerRow)
+    if consumer is not None and not consumer.bound:
+        with parts.part("own_settings") as frames:
+            environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
+            off = any(k.endswith("NATS_ENABLED") and v.lower() == "false" for k, v in environment.items())
+            frames["own_settings"] = row(listens=not off)
+        program.ask(rb, "4.1.2", parts, "delivery", late=True)
+    if consumer is not None:
+        with parts.part("others") as frames:
+            frames["others"] = balance.read(rb, stream.ledgers(rb))
     with parts.part("events") as frames, rb.snapshot() as db:
         ask_since(rb, db, parts, Letters.QUERY, nats_dlq="window")
         parts.ask(db, {"activity": "notifications/registered"})

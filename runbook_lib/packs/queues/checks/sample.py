@@ -12,6 +12,8 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, say, unknown
+from runbook_lib.model.frames import row
+from runbook_lib.packs.postmortem.incident import collect_runs, window_of
 from runbook_lib.sources.source import SourceError
 
 from .. import remedies
@@ -97,6 +99,10 @@ class Collector:
         if isinstance(rb.facts, Facts):
             overdue_s = rb.catalog.limits["queue.overdue"].warning
             values |= {"within_s": rb.number("lately"), "longest_s": rb.facts.longest_s, "overdue_s": overdue_s}
+        if "history" in self.names:
+            span = vars(window_of(rb, collect_runs(rb)))
+            values |= span
+            parts.answers["span"] = row(**span)
         with rb.snapshot() as db:
             parts.ask(db, {name: self.queue.query(name) for name in self.names}, **values)
         gated = {name for name, e in parts.failures.items() if e.code == "cost_gate" and name != "backlog"}

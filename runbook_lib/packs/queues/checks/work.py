@@ -78,23 +78,22 @@ def chart_flow(seen: QueueSample) -> charts.Chart | None:
     by_age, lately_s = {ten.tens_ago: ten for ten in seen.flow or []}, seen.given.number("lately")
     tens = [by_age.get(n, FlowStep()) for n in reversed(range(int(lately_s // 10)))]
     counted = {what: [getattr(ten, what) for ten in tens] for what in COUNTED if seen.queue.tells(what)}
-    return describe_flow(counted, "10 s", lately_s / 60)
+    return describe_flow(counted, 10, "s", "the moment of the run")
 
 
-def describe_flow(counted: Mapping[str, list[int]], bucket: str, minutes: float) -> charts.Chart | None:
-    """Return the chart of counts in buckets of "10 s" or "1 min", the last one ending now; None without any."""
+def describe_flow(counted: Mapping[str, list[int]], wide: int, unit: str, end: str) -> charts.Chart | None:
+    """Return the chart of counts in buckets that are `wide` seconds or minutes, up to `end`; None without any."""
     if not any(map(any, counted.values())):
         return None
-    wide, unit = bucket.split()
-    edges = range(-int(wide) * max(map(len, counted.values())), 1, int(wide))
+    edges = range(-wide * max(map(len, counted.values())), 1, wide)
     totals: dict[str, int | None] = dict.fromkeys(COUNTED) | {what: sum(n) for what, n in counted.items()}
     return charts.Chart(
         f"Rows: {', '.join(counted)}",
-        f"rows / {bucket}",
+        f"rows / {wide} {unit}",
         charts.flows(edges, counted),
-        alt=say("flow.alt", minutes=minutes, **totals),
+        alt=say("flow.alt", minutes=-edges[0] / (60 if unit == "s" else 1), **totals),
         caption=(say("flow.caption"),),
-        xlabel=f"{unit} before the moment of the run",
+        xlabel=f"{unit} before {end}",
     )
 
 
