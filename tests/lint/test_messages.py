@@ -103,8 +103,6 @@ FAMILIES: dict[str, Iterable[str]] = {
     "response.onset_": "oldest change slow",
     "response.target_": "1 2 3 4",
     "scope.clock_": "here postgres nats",
-    "scope.notification_": "late retries well",
-    "scope.relay_": "late retries well",
     "subscriber.": {*subscriber.MISSING_AT_BROKER} - {"no_leader"},
     "throttle.who_": program.SIGNS,
     "ui.": (*PROPOSAL_PARTS[1:], "waiting", "came", "gone"),

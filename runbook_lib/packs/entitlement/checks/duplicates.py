@@ -72,33 +72,24 @@ def judge_key(frames: Frames, given: JudgeInput) -> Finding:
         )
     unique = [i for i in found if i.keeps_unique]
     refusing = [i for i in found if i.refuses]
-    at_once = [i for i in refusing if i.immediate]
-    kinds = {
-        "duplicates.key_valid": [i for i in at_once if i.constraint_name == KEY],
-        "duplicates.key_renamed": at_once,
-        "duplicates.key_deferred": refusing,
-        "duplicates.key_invalid": [i for i in unique if not (i.valid and i.ready)],
-        "duplicates.key_partial": [i for i in unique if i.partial],
-    }
-    key = next((kind for kind, indexes in kinds.items() if indexes), "duplicates.key_missing")
-    chosen = kinds.get(key, [])
-    invalid = [i.index_name for i in found if i.is_unique and not i.valid and i not in chosen and i.index_name]
-    broken, usual = not refusing, key == "duplicates.key_valid"
-    observation = "duplicates.key_broken" if broken else key if usual else "duplicates.key_differs"
+    usual = [i for i in refusing if i.immediate and i.constraint_name == KEY]
+    if usual:
+        key, status = "duplicates.key_valid", Status.OK
+    elif refusing:
+        key, status = "duplicates.key_differs", Status.WARNING
+    else:
+        key, status = "duplicates.key_broken", Status.CRITICAL
     return judged(
-        say(key, names=", ".join(str(i.index_name) for i in chosen)),
+        say(key, names=", ".join(str(i.index_name) for i in usual or refusing or unique) or None),
         [
             Value(KEY, key.removeprefix("duplicates.key_")),
             Value("processed_events.unique_indexes", len(unique), "indexes"),
             Value("processed_events.refusing_indexes", len(refusing), "indexes"),
         ],
-        at_least=Status.CRITICAL if broken else Status.OK if usual else Status.WARNING,
-        notes=(
-            *((say("duplicates.key_repair"),) if broken else ()),
-            *((say("duplicates.key_left", names=", ".join(invalid)),) if invalid and not broken else ()),
-        ),
-        signals=given.evidence(observation),
-        next_sections=("5.3",) if broken else (),
+        at_least=status,
+        notes=() if refusing else (say("duplicates.key_repair"),),
+        signals=given.evidence(key),
+        next_sections=() if refusing else ("5.3",),
         show=("key",),
     )
 

@@ -26,12 +26,10 @@ from runbook_lib.model.finding import (
     replace,
     say,
     unknown,
-    worst,
 )
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import retention
 from runbook_lib.packs.entitlement.checks import publish
-from runbook_lib.packs.entitlement.checks.loop import TableLoop
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Holder, Notifications, Outbox, OutboxAges, Registered
 from runbook_lib.packs.jetstream import reach as broker_reach
@@ -110,46 +108,33 @@ def judge_entitlement(frames: Frames, given: JudgeInput) -> Finding:
 
 
 def collect_relay(rb: Context) -> Frames:
-    """2.2: query the outbox's backlog, its last publish and its lease holders. Frames: sessions, outbox, holders."""
+    """2.2: query the outbox's backlog, its last publish and its lease holders. Frames: outbox, holders."""
     with rb.snapshot() as db:
-        return {
-            "sessions": db.ask("database/sessions"),
-            "outbox": db.ask("outbox/backlog"),
-            "holders": db.ask("outbox/holders"),
-        }
+        return {"outbox": db.ask("outbox/backlog"), "holders": db.ask("outbox/holders")}
 
 
 def judge_relay(frames: Frames, given: JudgeInput) -> Finding:
-    """2.2: judge whether the relay claims and publishes, and name its workers."""
-    loop = publish.read_loop(rows.one(frames["outbox"], Outbox))
-    queue, waits = loop.queue, given.limits.value("outbox.oldest_due", loop.queue.oldest_s)
-    state = _flow_state(waits, loop, given)
+    """2.2: show when the relay published, what waits for it, and under which name it works; 4.1.3 says why."""
+    outbox = rows.one(frames["outbox"], Outbox)
+    waits, published_s = given.limits.value("outbox.oldest_due", outbox.oldest_s), publish.read_loop(outbox).finished_s
     names = ", ".join(h.locked_by for h in rows.each(frames.get("holders"), Holder) if h.locked_by)
     return judged(
         say(
-            f"scope.relay_{state}",
-            published=_format_age(loop.finished_s),
-            due=queue.ready,
-            oldest=queue.oldest_s,
-            waiting=queue.waiting_retry,
+            "scope.relay",
+            published=_format_age(published_s),
+            due=outbox.ready,
+            oldest=outbox.oldest_s if outbox.ready else None,
         ),
-        [Value("outbox.due", queue.ready, "rows"), waits, Value("relay.last_publish", loop.finished_s, "s")],
-        at_least=Status.WARNING if state == "retries" else Status.OK,
+        [Value("outbox.due", outbox.ready, "rows"), waits, Value("relay.last_publish", published_s, "s")],
         notes=(say("scope.held_by", names=names) if names else say("scope.held_by_nobody"),),
-        signals=given.evidence("scope.relay_late") if state == "late" else (),
-        hops=(Hop("relay", waiting=queue.ready, oldest_s=queue.oldest_s, alive=names or None, late=state == "late"),),
-        next_sections=("4.1",) if state != "well" else (),
-        show=("holders", "sessions"),
+        hops=(Hop("relay", waiting=outbox.ready, oldest_s=outbox.oldest_s, alive=names or None),),
+        next_sections=_read_on(waits),
+        show=("holders",),
     )
 
 
-def _flow_state(waits: Value, loop: TableLoop | None, given: JudgeInput) -> str:
-    """Return "late" if rows wait for too long, "retries" if they wait for a next try and none succeeds, else "well"."""
-    if waits.status in (Status.WARNING, Status.CRITICAL):
-        return "late"
-    pattern = given.number("tries.pattern")
-    retries = loop is not None and loop.queue.waiting_retry >= pattern and not loop.finishes(given)
-    return "retries" if retries else "well"
+def _read_on(waits: Value) -> tuple[str, ...]:
+    return ("4.1",) if waits.status in (Status.WARNING, Status.CRITICAL) else ()
 
 
 def collect_notification(rb: Context) -> Frames:
@@ -167,27 +152,24 @@ def collect_notification(rb: Context) -> Frames:
 
 
 def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
-    """2.4: judge whether events are registered, queued and delivered."""
+    """2.4: judge whether the schema is as expected; show when events were registered and delivered (4.1 says why)."""
     schema = reach.judge_schema(frames, given, NOTIFICATION)
     if not frames.keys() & {"processed", "sent", "backlog"}:
         return schema
     processed, sent = rows.one(frames.get("processed"), Registered), rows.first(frames.get("sent"), Activity)
     queue = rows.first(frames.get("backlog"), Notifications)
-    due, oldest_s, waiting = (queue.ready, queue.oldest_s, queue.waiting_retry) if queue else (None, None, None)
+    due, oldest_s = (queue.ready, queue.oldest_s) if queue else (None, None)
     arrived, left, workers = (sent.arrived_1m, sent.sent_1m, sent.workers) if sent else (None, None, None)
     since_sent = seconds_between(sent.last_sent, sent.now) if sent else None
     since_processed = seconds_between(processed.last_processed, processed.now)
     waits = given.limits.value("backlog.oldest_due", oldest_s)
-    loop = TableLoop("delivery", queue, None, since_sent, None) if queue and sent else None
-    state = _flow_state(waits, loop, given)
     clean_up = retention.judge_clean_up(frames, given)
     activity = say(
-        f"scope.notification_{state}",
+        "scope.notification",
         processed=_format_age(since_processed) if "processed" in frames else say("scope.not_read"),
         sent=_format_age(since_sent) if sent else say("scope.not_read"),
         due=due,
-        oldest=oldest_s,
-        waiting=waiting,
+        oldest=oldest_s if due else None,
     )
     return judged(
         say("scope.service", schema=schema.headline, activity=activity),
@@ -199,13 +181,9 @@ def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
             waits,
             *clean_up.values,
         ],
-        at_least=worst([schema.status, Status.WARNING if state == "retries" else Status.OK]),
+        at_least=schema.status,
         notes=(*schema.notes, *clean_up.notes),
-        signals=(
-            *schema.signals,
-            *(given.evidence("scope.delivery_late") if state == "late" else ()),
-            *clean_up.signals,
-        ),
+        signals=(*schema.signals, *clean_up.signals),
         hops=(
             Hop("subscriber", rate_out=processed.processed_1m),
             Hop(
@@ -215,10 +193,9 @@ def judge_notification(frames: Frames, given: JudgeInput) -> Finding:
                 waiting=due,
                 oldest_s=oldest_s,
                 alive=workers,
-                late=state == "late",
             ),
         ),
-        next_sections=("4.1",) if state == "late" else (),
+        next_sections=_read_on(waits),
         show=("migrations",),
     )
 
@@ -258,8 +235,9 @@ def _published_just_now(given: JudgeInput) -> float | None:
 
 def _late_since(given: JudgeInput) -> float | None:
     """Return how long the oldest event of the outbox has waited if 2.2 found it late, else None."""
-    found = next((f.value("outbox.oldest_due") for f in given.earlier if f.step == "2.2" and f.signals), None)
-    return found if isinstance(found, float) else None
+    found = next((f.value("outbox.oldest_due") for f in given.earlier if f.step == "2.2"), None)
+    late = isinstance(found, float) and given.limits["outbox.oldest_due"].reached(found)
+    return found if isinstance(found, float) and late else None
 
 
 # Optional sources ------------------------------------------------------------------------------------------
@@ -302,16 +280,10 @@ def judge_optional(frames: Frames, given: JudgeInput) -> Finding:
     declared = [n for n in ("redis", "prometheus") if n in frames]
     if not declared:
         return unknown("", Reason.NOT_CONFIGURED, say("scope.optional_none"))
-    redis, targets = rows.first(frames.get("redis"), RedisServer), frames.get("prometheus")
-    answers = [Value("redis.version", redis.version)] if redis else []
-    scraped = down = None
-    if targets is not None:
-        scraped, down = len(targets), int((targets["value"] == 0).sum()) if len(targets) else len(targets)
-        answers += [Value("prometheus.targets", scraped), Value("prometheus.targets_down", down)]
+    redis = rows.first(frames.get("redis"), RedisServer)
     return judged(
-        say("scope.optional_down", n=down, of=scraped) if down else say("scope.optional", names=", ".join(declared)),
-        answers,
-        at_least=Status.WARNING if down else Status.OK,
+        say("scope.optional", names=", ".join(declared)),
+        [Value("redis.version", redis.version)] if redis else [],
         notes=tuple(say("unknown.not_configured", source=n) for n in undeclared),
         show=("redis", "prometheus"),
     )
