@@ -19,6 +19,7 @@ from runbook_lib.book.catalog import DOCUMENTS, Catalog
 from runbook_lib.book.parameters import validate
 from runbook_lib.model.incident import REPLAY
 from runbook_lib.model.usage import UsageError, config_file, install_command, sandbox_folder
+from runbook_lib.sources import settings
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import read_regular, write_whole
@@ -117,8 +118,8 @@ def open_lab(
     own = (*_OPTIONS, f"--ServerApp.root_dir={folder}")
     command = [sys.executable, "-m", "jupyterlab", start, *arguments, *own]
     replayed = {"RUNBOOK_REPLAY": str(replay.resolve())} if replay else {}
-    # Any code can be run here: the receiver's token and channels are no business of a kernel.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_RECEIVER_", "RUNBOOK_NOTIFY_"))}
+    # Any code can be run here: a kernel has the secrets of the opened target only.
+    env = settings.load().environment_of("" if replay else target)
     os.execve(sys.executable, command, env | _kernel_environment(archive) | replayed)  # noqa: S606 - no shell
 
 

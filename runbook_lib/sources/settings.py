@@ -65,6 +65,10 @@ _ADDRESS_FORMS = {
     "trace_link": ("https://HOST/trace/{trace_id}", ("http", "https")),
     "service_url": ("http://HOST:8080", ("http", "https")),
 }
+#: A variable that a setting names; what needs the keys of a store, in the text of a target; and their names.
+_VARIABLE = re.compile(r"\benv:\s*([\w.-]+)")
+_NEEDS_KEYS = re.compile(r'"cmd:|ledger": "\w+://', re.IGNORECASE)
+_STORE_KEYS = "FSSPEC_|AWS_.*(?:KEY|TOKEN)|AZURE_STORAGE_|GOOGLE_APPLICATION_CREDENTIALS"
 #: The upper limit of every duration setting, in seconds.
 DAY_S = 86_400
 
@@ -529,6 +533,25 @@ class Settings(_SourceAddresses, BaseSettings):
             raise UsageError("no sandbox is up: start one with `runbook sandbox up`")
         known = [*dict.fromkeys(("default", "sandbox", *self.targets))]
         raise UsageError(f"unknown target '{name}': {did_you_mean(name, known)}")
+
+    def environment_of(self, name: str) -> dict[str, str]:
+        """Return this environment for a program that works on one target, or on none ("").
+
+        It lacks the receiver's secrets, what only other targets use, and the keys of an object store unless the
+        target's ledger or one of its commands may need them.
+        """
+        keys = (*_address_names(), *_NATS_KEYS, *_LINK_KEYS, "database_password", "ledger")
+        of_default = {v: os.environ[v] for key in keys if (v := f"RUNBOOK_{key.upper()}") in os.environ}
+        tables = {"default": {}} | self.targets
+        used = {n: json.dumps([t, of_default if n == "default" else ""], default=str) for n, t in tables.items()}
+        own = used.pop(name, "")
+        others = json.dumps([*used.values(), _reveal_secret(self.receiver.notify_urls)])
+        foreign = {*_VARIABLE.findall(others), *of_default}.difference(re.findall(r"\w+", own))
+        secret_names = "RUNBOOK_(?:RECEIVER|NOTIFY|TARGETS)" + ("" if _NEEDS_KEYS.search(own) else f"|{_STORE_KEYS}")
+        kept = {k: v for k, v in os.environ.items() if k not in foreign and not re.match(secret_names, k)}
+        if name in self.targets and any(k.startswith("RUNBOOK_TARGETS") for k in os.environ):
+            kept["RUNBOOK_TARGETS"] = json.dumps({name: self.targets[name]}, default=str)
+        return kept
 
     def _lacking(self, table: dict[str, Any]) -> dict[str, Any]:
         """Return the addresses and the ledger that the environment names for `default` and its table does not.
