@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Container, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
@@ -30,8 +31,12 @@ _OPTIONS = (
     "--ServerApp.ip=127.0.0.1",
     "--ServerApp.jpserver_extensions={'runbook_lib.lab.server': True}",
 )
-
-
+#: Options of JupyterLab that would open it to others, replace one of these, or end the options before them.
+_REFUSED = {
+    r"--(\w+\.)?ip\b": "JupyterLab listens only on this machine: use `ssh -L` to reach it from another one",
+    r"--(\w+\.)?jpserver_extensions\b": "JupyterLab's extensions are set in its configuration: leave out {}",
+    r"--$": "options of JupyterLab follow one `--`: leave out the second one",
+}
 #: A link to a document from a committed notebook, or the definition of one.
 _TO_DOCUMENTS = re.compile(r"(\]\(|^\[[^\]]+\]: )\.\./docs/", re.MULTILINE)
 #: A link from one document to another that the catalog reads, up to its name.
@@ -108,8 +113,9 @@ def open_lab(
     """
     if importlib.util.find_spec("jupyterlab") is None:
         raise UsageError(f"JupyterLab is not installed: {install_command('lab')}")
-    if any(re.match(r"--(ServerApp\.|LabApp\.|NotebookApp\.)?ip\b", a) for a in arguments):
-        raise UsageError("JupyterLab listens only on this machine: use `ssh -L` to reach it from another one")
+    for argument, (pattern, why) in product(arguments, _REFUSED.items()):
+        if re.match(pattern, argument):
+            raise UsageError(why.format(argument))
     validate({"incident_id": incident})
     archive = Archive(output, incident)
     archive.prepare()

@@ -195,9 +195,9 @@ def test_further_arguments_go_to_jupyterlab_and_cannot_open_it_to_others(
     command, _ = start(tmp_path, monkeypatch, "--no-browser", "--port=8899")
     assert command.index("--port=8899") < command.index("--ServerApp.ip=127.0.0.1")
     assert "--allow-root" not in command
-    for argument in ("--ip=0.0.0.0", "--ip", "--ServerApp.ip=::"):
-        with pytest.raises(UsageError, match="only on this machine"):
-            lab.open_lab("outputs", "INC-1", "default", BOOK, [argument])
+    for argument in ("--ip=0.0.0.0", "--ip", "--ServerApp.ip=::", "--", "--ServerApp.jpserver_extensions={}"):
+        with pytest.raises(UsageError):
+            lab.open_lab("outputs", "INC-1", "default", BOOK, ["--no-browser", argument, "02_scope.ipynb"])
 
 
 def test_without_jupyterlab_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
