@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,14 +30,19 @@ MAX_GAP = pd.Timedelta(hours=1)
 MOST = 0.75
 
 
-def read_findings(archive: Archive, runs: Iterable[RunLine]) -> list[tuple[RunLine, Finding]]:
-    """Return the findings of runs with the run's line; without runs that are not as they were sealed."""
-    found = list[tuple[RunLine, Finding]]()
+def read_findings(archive: Archive, runs: Iterable[RunLine]) -> tuple[list[tuple[RunLine, Finding]], dict[str, str]]:
+    """Return the findings of runs with the run's line, and why the evidence of a run was not read, by its name.
+
+    What is not as it was sealed is not read.
+    """
+    found, unread = list[tuple[RunLine, Finding]](), dict[str, str]()
     for line in runs:
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
+        try:
             findings = read_run(archive, line).findings
             found += [(line, f) for f in findings if f.reason is not Reason.NOT_RUN]
-    return found
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:  # whatever a broken file raises
+            unread[line.name] = getattr(e, "strerror", None) or str(e)
+    return found, unread
 
 
 def lanes(logs: Logs, findings: Iterable[Finding]) -> list[Lane]:
