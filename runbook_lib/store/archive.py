@@ -59,8 +59,6 @@ _EARLIER_SALT = ".salts"
 _NAME = re.compile(r"(?:evidence/)?[^/.][^/]*")
 _MAX_NAME_BYTES = 200
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Errors of a store that may take the same write later; EIO is also what a store's own kind of errors becomes.
-_MAY_PASS = (*_FULL, errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE)
 #: Errors of a path that is no regular file, or leads to none.
 _NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
@@ -84,18 +82,7 @@ _unstored: dict[tuple[str, str], bytes] = {}
 
 
 class OutputError(UsageError):
-    """The output cannot be written: it is wrong, or not available now (`StoreError`)."""
-
-    @staticmethod
-    def of(text: str, e: OSError) -> OutputError:
-        """Return the error of a write that failed."""
-        wrong = isinstance(e, FileNotFoundError | FileExistsError | PermissionError)
-        passes = isinstance(e, TimeoutError | ConnectionError) or e.errno in _MAY_PASS
-        return StoreError(text) if passes and not wrong else OutputError(text)
-
-
-class StoreError(OutputError):
-    """The store fails now, and may take the same write later."""
+    """The output cannot be written: its store failed or refused, as an OSError of a read says."""
 
     exit_code = 69
 
@@ -140,8 +127,8 @@ class Archive:
                 self._create_salt()
         except OSError as e:
             reason = e.strerror or type(e).__name__
-            raise OutputError.of(
-                f"output folder {self.place} cannot be written: {reason}; choose another with --output", e
+            raise OutputError(
+                f"output folder {self.place} cannot be written: {reason}; choose another with --output"
             ) from None
 
     def make(self) -> None:
