@@ -35,14 +35,16 @@ def read_findings(archive: Archive, runs: Iterable[RunLine]) -> tuple[list[tuple
 
     What is not as it was sealed is not read.
     """
-    found, unread = list[tuple[RunLine, Finding]](), dict[str, str]()
-    for line in runs:
+
+    def read(line: RunLine) -> tuple[RunLine, tuple[Finding, ...], str]:
         try:
-            findings = read_run(archive, line).findings
-            found += [(line, f) for f in findings if f.reason is not Reason.NOT_RUN]
+            return line, read_run(archive, line).findings, ""
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:  # whatever a broken file raises
-            unread[line.name] = getattr(e, "strerror", None) or str(e)
-    return found, unread
+            return line, (), getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"
+
+    each = [*archive.read_each(read, runs)]
+    found = [(line, f) for line, findings, _ in each for f in findings if f.reason is not Reason.NOT_RUN]
+    return found, {line.name: why for line, _, why in each if why}
 
 
 def lanes(logs: Logs, findings: Iterable[Finding]) -> list[Lane]:
