@@ -463,6 +463,7 @@ class ReceiverSettings(_Strict):
 
     def channels(self) -> list[str]:
         """Return the apprise URLs of messages, one per line; each may contain a secret. Raises UsageError."""
+        _refuse_secrets("receiver")
         try:
             text = secret.read(_reveal_secret(self.notify_urls) or os.environ.get("RUNBOOK_NOTIFY_URLS", ""))
         except ValueError as e:
@@ -585,6 +586,7 @@ def load() -> Settings:
     """
     try:
         _check_top_level()
+        _refuse_secrets()
         return Settings()
     except ValidationError as e:
         raise UsageError(_format_problem("settings", e)) from None
@@ -596,19 +598,29 @@ def load() -> Settings:
         raise UsageError(f"{config_file()}: not valid TOML: {wrong}") from None
 
 
+def _refuse_secrets(*path: str) -> None:
+    """Refuse a secret in a table of runbook.toml, or at its top. Raises UsageError."""
+    file, table = config_file(), dict[str, Any]()
+    with suppress(OSError, ValueError):  # it was changed since it was read
+        table = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
+    for part in path:
+        table = table.get(part, {})
+    for key, value in table.items():
+        for text in map(str, value if isinstance(value, list) else [value]):
+            wrong = ""
+            with suppress(ValueError):  # what cannot be read is refused where it is used
+                if secret.shows_secret(text):
+                    wrong = "has a secret among the words of its command"
+                elif key in _address_names() and secrets_in(text):
+                    wrong = "has a password"
+                elif key in (*_SECRETS, "notify_urls") and text and not secret.is_named(text):
+                    wrong = "stands"
+            if wrong:
+                raise UsageError(f"{'.'.join((*path, key))} {wrong} in {file}: {_INSTEAD}")
+
+
 def _target_from_table(name: str, written: dict[str, Any]) -> Target:
-    file = config_file()
-    text = file.read_text(encoding="utf-8") if file else ""
-    for url in _address_names():
-        with suppress(ValueError):  # what cannot be read is refused below
-            value = written.get(url)
-            if any(
-                u and secrets_in(str(u)) and str(u) in text for u in (value if isinstance(value, list) else [value])
-            ):
-                raise UsageError(f"targets.{name}.{url} has a password in {file}: {_INSTEAD}")
-    for key in _SECRETS:
-        if (value := written.get(key)) and not secret.is_named(str(value)) and str(value) in text:
-            raise UsageError(f"targets.{name}.{key} stands in {file}: {_INSTEAD}")
+    _refuse_secrets("targets", name)
     return _build_target(f"settings: targets.{name}", written)
 
 
