@@ -561,7 +561,10 @@ class Archive:
             ) from None
         except Exception as e:
             reason = show_urls(" ".join(str(e).split()))
-            raise OutputError(f"output {show_url(self.output)} cannot be opened: {reason}") from None
+            wrong = OutputError(f"output {show_url(self.output)} cannot be opened: {reason}")
+            if isinstance(e, ValueError):  # there is no such kind of store
+                wrong.exit_code = UsageError.exit_code
+            raise wrong from None
         if path.encode(errors="replace").decode() != path:
             raise UsageError(f"output {path!a} has a name that is not UTF-8: choose another with --output")
         if s3:
