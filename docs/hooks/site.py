@@ -97,7 +97,6 @@ _MEANINGS = {
         "nats_url": "the broker; one or several nodes",
         "nats_monitor_url": "its monitoring ports; one or several",
         "destination_url": "a health address of the notifications' destination",
-        "receiver_url": "its name until version 0.5",
         "redis_url": "optional source",
         "prometheus_url": "optional source",
         "action_database_url": "credentials for actions",

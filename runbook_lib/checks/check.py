@@ -204,8 +204,8 @@ def failure_frame(failed: Mapping[str, SourceError]) -> pd.DataFrame:
 
 def failures(frames: Frames) -> dict[str, SourceError]:
     """Return the failures that `parts.Parts` stored, by part."""
-    kept = frames.get(NOT_READ, frames.get("failed"))  # the name in 0.5.0, where a check could have one of its own
-    if kept is None or kept.empty or not {*NOT_READ_COLUMNS} <= {*kept.columns}:
+    kept = frames.get(NOT_READ)
+    if kept is None or kept.empty:
         return {}
     return {
         str(r["part"]): SourceError(r["source"], Reason(r["why"]), str(r["detail"]), str(r["code"]))

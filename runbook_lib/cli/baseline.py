@@ -34,8 +34,8 @@ def baseline(target: str, output: str) -> int:
         try:
             baseline.keep(output, target, run.configuration, rb.context.as_of)
         except OSError as e:
-            raise OutputError.of(
-                f"the configuration could not be stored in {show_url(output)}: {e.strerror or e}", e
+            raise OutputError(
+                f"the configuration could not be stored in {show_url(output)}: {e.strerror or e}"
             ) from None
     key = "compare.kept" if run.status is Status.OK else "compare.not_kept"
     common.echo_text(say(key, section=section, target=target, status=run.status.name))

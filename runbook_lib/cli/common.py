@@ -192,7 +192,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     try:
         replace_file(path, content if isinstance(content, bytes) else content.encode())
     except OSError as e:
-        raise OutputError.of(f"{path} could not be written: {e.strerror or e}", e) from None
+        raise OutputError(f"{path} could not be written: {e.strerror or e}") from None
 
 
 def say_json(said: object) -> None:

@@ -34,7 +34,7 @@ def note(incident: str, text: str, new: bool, output: str) -> int:
         if not new and not archive.names():
             raise UsageError(f"{common.unknown_incident_text(archive)} (--new creates one)")
     except OSError as e:
-        raise OutputError.of(f"the note could not be written to {archive.place}: {e.strerror or e}", e) from None
+        raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     if text.strip():
         archive.prepare()  # before the first token is made
     # People under the tokens of the incident's runs, which are of one target as a rule.

@@ -35,6 +35,7 @@ _INSTEAD = {
     "--signed": _UNSIGNED,
     **dict.fromkeys(("grafana_url", "grafana_token", "grafana_token_env", "grafana_token_file"), _ANNOTATIONS),
     "--format": "use --json; `runbook serve` has Prometheus metrics",
+    "receiver_url": "write its address as destination_url",
     "account": "`runbook event ID` traces one event; 5.3 counts the lost ones: `runbook run 5.3`",
     "drill": "`runbook sandbox fault --unknown SEED` breaks something, and `runbook sandbox reveal` says what it was",
     "diff": "`runbook watch` says what changed since the last sample; the page of an incident has its course",

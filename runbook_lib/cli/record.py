@@ -51,7 +51,7 @@ def capsule(incident: str, out: Path | None, output: str) -> int:
     try:
         sealed = recording.write(file, made)
     except OSError as e:
-        raise OutputError.of(f"{file} could not be written: {e.strerror or e}", e) from None
+        raise OutputError(f"{file} could not be written: {e.strerror or e}") from None
     _, differ = replay.reopen(made, book)
     for line in (str(file), *_translate_lines([*replay.contents(made), *differ])):
         click.echo(line)
@@ -147,7 +147,7 @@ def record(incident: str, output: str, folder: Path, pairs: tuple[str, ...]) -> 
         index = replay.read_index(folder) | {incident: {"about": made.about, "expected": expected}}
         replay.write_index(folder, index)
     except OSError as e:
-        raise OutputError.of(f"the recording could not be written to {folder}: {e.strerror or e}", e) from None
+        raise OutputError(f"the recording could not be written to {folder}: {e.strerror or e}") from None
     click.echo(f"{file}: {', '.join(made.runs)}")
     for line in replay.differences(expected, now):
         click.echo(f"  {line}")

@@ -4,8 +4,6 @@ A target's baseline is a folder beside the incidents':
 
     <output>/baseline-<target>/usual.jsonl                      the moment of the healthy run, and a digest
     <output>/baseline-<target>/configuration-<digest>.json      the rows of a configuration, named by their content
-
-Version 0.5.0 wrote a line per healthy run, with numbers or with a digest.
 """
 
 from __future__ import annotations
@@ -38,9 +36,9 @@ def configuration(output: str, target: str) -> pd.DataFrame | None:
     Raises OSError and ValueError where it can not be read.
     """
     kept = _open(output, target)
-    newest = next((line for line in reversed(kept.lines(HEALTHY_RUNS)) if line.get(CONFIGURATION)), None)
-    if newest is None:
+    if not (lines := kept.lines(HEALTHY_RUNS)):
         return None
+    newest = lines[-1]
     rows = json.loads(kept.read(f"{CONFIGURATION}-{newest[CONFIGURATION]}.json"))
     return pd.DataFrame(rows["data"], columns=rows["columns"]).assign(at=pd.Timestamp(newest["at"]))
 

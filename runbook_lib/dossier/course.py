@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -31,14 +30,21 @@ MAX_GAP = pd.Timedelta(hours=1)
 MOST = 0.75
 
 
-def read_findings(archive: Archive, runs: Iterable[RunLine]) -> list[tuple[RunLine, Finding]]:
-    """Return the findings of runs with the run's line; without runs that are not as they were sealed."""
-    found = list[tuple[RunLine, Finding]]()
-    for line in runs:
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
-            findings = read_run(archive, line).findings
-            found += [(line, f) for f in findings if f.reason is not Reason.NOT_RUN]
-    return found
+def read_findings(archive: Archive, runs: Iterable[RunLine]) -> tuple[list[tuple[RunLine, Finding]], dict[str, str]]:
+    """Return the findings of runs with the run's line, and why the evidence of a run was not read, by its name.
+
+    What is not as it was sealed is not read.
+    """
+
+    def read(line: RunLine) -> tuple[RunLine, tuple[Finding, ...], str]:
+        try:
+            return line, read_run(archive, line).findings, ""
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:  # whatever a broken file raises
+            return line, (), getattr(e, "strerror", None) or f"{type(e).__name__}: {e}"
+
+    each = [*archive.read_each(read, runs)]
+    found = [(line, f) for line, findings, _ in each for f in findings if f.reason is not Reason.NOT_RUN]
+    return found, {line.name: why for line, _, why in each if why}
 
 
 def lanes(logs: Logs, findings: Iterable[Finding]) -> list[Lane]:

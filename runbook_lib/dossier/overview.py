@@ -146,7 +146,7 @@ def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
     runs = {v.name: _runs_of(archive, v, logs.runs) for v in nows}
     judged = {run.name for own in runs.values() for run in own}
     recent = {run.name for run in logs.runs[-course.MAX_READ :]}
-    read = course.read_findings(archive, (run for run in logs.runs if run.name in judged | recent))
+    read, unread = course.read_findings(archive, (run for run in logs.runs if run.name in judged | recent))
     shown = [(run, f) for run, f in read if run.name in judged]
     linked = {run.name for run in runs[now.name]} if now else set[str]()
     lanes = course.lanes(logs, (f for _, f in read))
@@ -168,6 +168,7 @@ def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
         proposals={v.name: render.proposal_texts(v.verdict.proposals) for v in nows},
         verdicts=logs.verdicts,
         artifacts=logs.runs,
+        unread=unread,
         actions=[a for a in logs.actions if _is_shown(a, logs.actions)],
         notes=logs.notes,
         partials=archive.partials(),

@@ -29,21 +29,22 @@ def runs(archive: Archive, book: Catalog) -> Iterator[Run | Text]:
 
 def judge_runs(archive: Archive, book: Catalog, judge: Callable[[RunLine, Run], R]) -> Iterator[R | Text]:
     """Iterate over what `judge` returns for each of `runs`; a text stands for a run that this version cannot judge."""
-    for entry in filter(None, map(entry_of, archive.raw(MANIFEST))):
-        if not entry.get("section"):
-            continue
+
+    def judge_run(entry: dict[str, Any]) -> R | Text | None:
         try:
             line = run_line(archive, entry)
             if line.section not in book.sections:
-                yield say("seal.no_section", name=line.name, section=line.section)
-            elif (run := read_run(archive, line)).concluded:
-                yield judge(line, run)
+                return say("seal.no_section", name=line.name, section=line.section)
+            return judge(line, run) if (run := read_run(archive, line)).concluded else None
         except NotSealedError:
-            continue
+            return None
         except Exception as e:  # this version may not be able to read what an earlier one wrote
             if isinstance(e, OSError) and not isinstance(e, LogError):
                 raise
-            yield not_judged(str(entry.get("name")), e)
+            return not_judged(str(entry.get("name")), e)
+
+    entries = (entry for entry in map(entry_of, archive.raw(MANIFEST)) if entry and entry.get("section"))
+    yield from (found for found in archive.read_each(judge_run, entries) if found is not None)
 
 
 def not_judged(name: str, e: Exception) -> Text:

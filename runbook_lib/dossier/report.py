@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from statistics import median
@@ -34,8 +33,6 @@ By = Literal["", "postmortem", "detected_at"]
 
 #: How many of the newest dossiers are searched for similar ones, and the minimum share of common hops and modes.
 MAX_SEARCHED, MIN_SIMILARITY = 200, 0.5
-#: Dossiers that are read at once from an object store, which takes tens of milliseconds for each file.
-_AT_ONCE = 10
 #: How many similar incidents are shown.
 MAX_SHOWN = 3
 #: Results of actions that were not executed.
@@ -113,8 +110,7 @@ def read(
     Raises OSError if the output itself cannot be read.
     """
     names = Archive(output, "").names() if only is None else only
-    with ThreadPoolExecutor(1 if Archive(output, "").local else _AT_ONCE) as lanes:
-        came = [*lanes.map(lambda name: _read_dossier(Archive(output, name)), names)]
+    came = [*Archive(output, "").read_each(lambda name: _read_dossier(Archive(output, name)), names)]
     unread = [each for each in came if isinstance(each, Text)]
     found = [each for each in came if isinstance(each, IncidentSummary)]
     found = [i for i in found if (since is None or since <= i.begun) and (until is None or i.begun < until)]

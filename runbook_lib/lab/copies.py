@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Container, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +20,7 @@ from runbook_lib.book.catalog import DOCUMENTS, Catalog
 from runbook_lib.book.parameters import validate
 from runbook_lib.model.incident import REPLAY
 from runbook_lib.model.usage import UsageError, config_file, install_command, sandbox_folder
+from runbook_lib.sources import settings
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import read_regular, write_whole
@@ -29,8 +31,12 @@ _OPTIONS = (
     "--ServerApp.ip=127.0.0.1",
     "--ServerApp.jpserver_extensions={'runbook_lib.lab.server': True}",
 )
-
-
+#: Options of JupyterLab that would open it to others, replace one of these, or end the options before them.
+_REFUSED = {
+    r"--(\w+\.)?ip\b": "JupyterLab listens only on this machine: use `ssh -L` to reach it from another one",
+    r"--(\w+\.)?jpserver_extensions\b": "JupyterLab's extensions are set in its configuration: leave out {}",
+    r"--$": "options of JupyterLab follow one `--`: leave out the second one",
+}
 #: A link to a document from a committed notebook, or the definition of one.
 _TO_DOCUMENTS = re.compile(r"(\]\(|^\[[^\]]+\]: )\.\./docs/", re.MULTILINE)
 #: A link from one document to another that the catalog reads, up to its name.
@@ -107,8 +113,9 @@ def open_lab(
     """
     if importlib.util.find_spec("jupyterlab") is None:
         raise UsageError(f"JupyterLab is not installed: {install_command('lab')}")
-    if any(re.match(r"--(ServerApp\.|LabApp\.|NotebookApp\.)?ip\b", a) for a in arguments):
-        raise UsageError("JupyterLab listens only on this machine: use `ssh -L` to reach it from another one")
+    for argument, (pattern, why) in product(arguments, _REFUSED.items()):
+        if re.match(pattern, argument):
+            raise UsageError(why.format(argument))
     validate({"incident_id": incident})
     archive = Archive(output, incident)
     archive.prepare()
@@ -117,8 +124,8 @@ def open_lab(
     own = (*_OPTIONS, f"--ServerApp.root_dir={folder}")
     command = [sys.executable, "-m", "jupyterlab", start, *arguments, *own]
     replayed = {"RUNBOOK_REPLAY": str(replay.resolve())} if replay else {}
-    # Any code can be run here: the receiver's token and channels are no business of a kernel.
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("RUNBOOK_RECEIVER_", "RUNBOOK_NOTIFY_"))}
+    # Any code can be run here: a kernel has the secrets of the opened target only.
+    env = settings.load().environment_of("" if replay else target)
     os.execve(sys.executable, command, env | _kernel_environment(archive) | replayed)  # noqa: S606 - no shell
 
 

@@ -1,7 +1,7 @@
 """Rows of frames as typed objects, so that a judge reads `queue.due` instead of a column by name.
 
 A kind of row is a subclass of `Row` with a default for each field; `query` names the query that has these columns (a
-test compares the two). The default is the meaning of NULL, and of a column that 0.5.0 did not store: 0 where nothing
+test compares the two). The default is the meaning of NULL: 0 where nothing
 was counted, None for what may be unknown. A frame that is not there was not read, and is no default: numbers and flags
 are `Unread` then, on which every operation fails, unless their type allows None.
 """

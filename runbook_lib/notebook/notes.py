@@ -22,5 +22,5 @@ def keep_note(archive: Archive, text: str, who: str, section: str = "", job: str
     try:
         entry = archive.add_line(NOTES, entry) or entry
     except OSError as e:
-        raise OutputError.of(f"the note could not be written to {archive.place}: {e.strerror or e}", e) from None
+        raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     return say("ui.noted", time=when(entry["time"]), who=who, text=entry["text"])

@@ -349,6 +349,8 @@ class _ResponseGuard:
         app = self._app
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
             app = JSONResponse({"error": f"the headers are longer than {MAX_HEADERS} bytes"}, 431, _CLOSE)
+        elif (scope["method"], scope["path"]) != ("POST", "/alertmanager"):
+            app = await _refuse_body(scope, receive) or app
         try:
             await app(scope, receive, answer)
         except h11.LocalProtocolError:
@@ -392,6 +394,17 @@ class _HealthProbe:
             _log.warning("not ready: %s: %s", self.name, _one_line(e))
             return "cannot be written"
         return ""
+
+
+async def _refuse_body(scope: Scope, receive: Receive) -> ASGIApp | None:
+    """Read a body that nobody needs, within the limits; return the answer if it does not keep them."""
+    try:
+        await _read_body(Request(scope, receive))
+    except HTTPException as e:
+        return JSONResponse({"error": e.detail}, e.status_code, dict(e.headers or {}))
+    except ClientDisconnect:
+        return Response(status_code=400)
+    return None
 
 
 async def _read_body(request: Request) -> bytes:

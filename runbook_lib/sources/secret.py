@@ -13,8 +13,13 @@ import subprocess
 import time
 
 from runbook_lib.model.usage import config_folder
+from runbook_lib.privacy import redaction
 
 _NAMED = re.compile(r"(env|file|cmd):(.*)", re.DOTALL)
+#: What names or fetches a secret among the words of a command: a variable, another command, the name in a vault.
+_PLACE_OF_SECRET = re.compile(
+    r"(?<=--secret[ =])\S+|(?<=--secret-id[ =])\S+|(?:\b(?:Bearer|Basic) )?\$(?:\w+|\{[^}]*\}|\([^)]*\))"
+)
 _TIMEOUT_S = 10.0
 #: What a command printed is kept so long, or until it is refused (`renew`).
 _KEPT_S = 60.0
@@ -29,6 +34,14 @@ def is_named(written: str) -> bool:
 def is_command(written: str) -> bool:
     """Return whether a setting names a command that prints its secret."""
     return written.startswith("cmd:")
+
+
+def shows_secret(written: str) -> bool:
+    """Return whether a secret is among the words of a command. Raises ValueError if these cannot be told apart."""
+    if not is_command(written):
+        return False
+    words = _PLACE_OF_SECRET.sub(redaction.SECRET, " ".join(shlex.split(written)))
+    return redaction.redact_secrets(words) != words
 
 
 def read(written: str) -> str:

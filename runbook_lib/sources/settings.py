@@ -65,6 +65,10 @@ _ADDRESS_FORMS = {
     "trace_link": ("https://HOST/trace/{trace_id}", ("http", "https")),
     "service_url": ("http://HOST:8080", ("http", "https")),
 }
+#: A variable that a setting names; what needs the keys of a store, in the text of a target; and their names.
+_VARIABLE = re.compile(r"\benv:\s*([\w.-]+)")
+_NEEDS_KEYS = re.compile(r'"cmd:|ledger": "\w+://', re.IGNORECASE)
+_STORE_KEYS = "FSSPEC_|AWS_.*(?:KEY|TOKEN)|AZURE_STORAGE_|GOOGLE_APPLICATION_CREDENTIALS"
 #: The upper limit of every duration setting, in seconds.
 DAY_S = 86_400
 
@@ -459,6 +463,7 @@ class ReceiverSettings(_Strict):
 
     def channels(self) -> list[str]:
         """Return the apprise URLs of messages, one per line; each may contain a secret. Raises UsageError."""
+        _refuse_secrets("receiver")
         try:
             text = secret.read(_reveal_secret(self.notify_urls) or os.environ.get("RUNBOOK_NOTIFY_URLS", ""))
         except ValueError as e:
@@ -530,6 +535,25 @@ class Settings(_SourceAddresses, BaseSettings):
         known = [*dict.fromkeys(("default", "sandbox", *self.targets))]
         raise UsageError(f"unknown target '{name}': {did_you_mean(name, known)}")
 
+    def environment_of(self, name: str) -> dict[str, str]:
+        """Return this environment for a program that works on one target, or on none ("").
+
+        It lacks the receiver's secrets, what only other targets use, and the keys of an object store unless the
+        target's ledger or one of its commands may need them.
+        """
+        keys = (*_address_names(), *_NATS_KEYS, *_LINK_KEYS, "database_password", "ledger")
+        of_default = {v: os.environ[v] for key in keys if (v := f"RUNBOOK_{key.upper()}") in os.environ}
+        tables = {"default": {}} | self.targets
+        used = {n: json.dumps([t, of_default if n == "default" else ""], default=str) for n, t in tables.items()}
+        own = used.pop(name, "")
+        others = json.dumps([*used.values(), _reveal_secret(self.receiver.notify_urls)])
+        foreign = {*_VARIABLE.findall(others), *of_default}.difference(re.findall(r"\w+", own))
+        secret_names = "RUNBOOK_(?:RECEIVER|NOTIFY|TARGETS)" + ("" if _NEEDS_KEYS.search(own) else f"|{_STORE_KEYS}")
+        kept = {k: v for k, v in os.environ.items() if k not in foreign and not re.match(secret_names, k)}
+        if name in self.targets and any(k.startswith("RUNBOOK_TARGETS") for k in os.environ):
+            kept["RUNBOOK_TARGETS"] = json.dumps({name: self.targets[name]}, default=str)
+        return kept
+
     def _lacking(self, table: dict[str, Any]) -> dict[str, Any]:
         """Return the addresses and the ledger that the environment names for `default` and its table does not.
 
@@ -562,6 +586,7 @@ def load() -> Settings:
     """
     try:
         _check_top_level()
+        _refuse_secrets()
         return Settings()
     except ValidationError as e:
         raise UsageError(_format_problem("settings", e)) from None
@@ -573,19 +598,29 @@ def load() -> Settings:
         raise UsageError(f"{config_file()}: not valid TOML: {wrong}") from None
 
 
+def _refuse_secrets(*path: str) -> None:
+    """Refuse a secret in a table of runbook.toml, or at its top. Raises UsageError."""
+    file, table = config_file(), dict[str, Any]()
+    with suppress(OSError, ValueError):  # it was changed since it was read
+        table = tomllib.loads(file.read_text(encoding="utf-8")) if file else {}
+    for part in path:
+        table = table.get(part, {})
+    for key, value in table.items():
+        for text in map(str, value if isinstance(value, list) else [value]):
+            wrong = ""
+            with suppress(ValueError):  # what cannot be read is refused where it is used
+                if secret.shows_secret(text):
+                    wrong = "has a secret among the words of its command"
+                elif key in _address_names() and secrets_in(text):
+                    wrong = "has a password"
+                elif key in (*_SECRETS, "notify_urls") and text and not secret.is_named(text):
+                    wrong = "stands"
+            if wrong:
+                raise UsageError(f"{'.'.join((*path, key))} {wrong} in {file}: {_INSTEAD}")
+
+
 def _target_from_table(name: str, written: dict[str, Any]) -> Target:
-    file = config_file()
-    text = file.read_text(encoding="utf-8") if file else ""
-    for url in _address_names():
-        with suppress(ValueError):  # what cannot be read is refused below
-            value = written.get(url)
-            if any(
-                u and secrets_in(str(u)) and str(u) in text for u in (value if isinstance(value, list) else [value])
-            ):
-                raise UsageError(f"targets.{name}.{url} has a password in {file}: {_INSTEAD}")
-    for key in _SECRETS:
-        if (value := written.get(key)) and not secret.is_named(str(value)) and str(value) in text:
-            raise UsageError(f"targets.{name}.{key} stands in {file}: {_INSTEAD}")
+    _refuse_secrets("targets", name)
     return _build_target(f"settings: targets.{name}", written)
 
 

@@ -30,12 +30,13 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -59,11 +60,10 @@ _EARLIER_SALT = ".salts"
 _NAME = re.compile(r"(?:evidence/)?[^/.][^/]*")
 _MAX_NAME_BYTES = 200
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-#: Errors of a store that may take the same write later; EIO is also what a store's own kind of errors becomes.
-_MAY_PASS = (*_FULL, errno.EIO, errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.ESTALE)
 #: Errors of a path that is no regular file, or leads to none.
 _NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
+T, R = TypeVar("T"), TypeVar("R")
 #: The entries of a log, oldest first.
 Entries = list[dict[str, Any]]
 
@@ -77,6 +77,8 @@ _S3 = {
     "read_timeout": 8,
     "retries": {"mode": "standard", "total_max_attempts": 3},
 }
+#: What is read at once from a store, which takes tens of milliseconds for each file.
+_AT_ONCE = 10
 #: Opened stores are never closed: a forked process that closed its copy would break its parent's connections.
 _opened: list[Any] = []
 #: Salts that this process uses although they could not be stored yet, by output and incident.
@@ -84,18 +86,7 @@ _unstored: dict[tuple[str, str], bytes] = {}
 
 
 class OutputError(UsageError):
-    """The output cannot be written: it is wrong, or not available now (`StoreError`)."""
-
-    @staticmethod
-    def of(text: str, e: OSError) -> OutputError:
-        """Return the error of a write that failed."""
-        wrong = isinstance(e, FileNotFoundError | FileExistsError | PermissionError)
-        passes = isinstance(e, TimeoutError | ConnectionError) or e.errno in _MAY_PASS
-        return StoreError(text) if passes and not wrong else OutputError(text)
-
-
-class StoreError(OutputError):
-    """The store fails now, and may take the same write later."""
+    """The output cannot be written: its store failed or refused, as an OSError of a read says."""
 
     exit_code = 69
 
@@ -140,8 +131,8 @@ class Archive:
                 self._create_salt()
         except OSError as e:
             reason = e.strerror or type(e).__name__
-            raise OutputError.of(
-                f"output folder {self.place} cannot be written: {reason}; choose another with --output", e
+            raise OutputError(
+                f"output folder {self.place} cannot be written: {reason}; choose another with --output"
             ) from None
 
     def make(self) -> None:
@@ -357,6 +348,16 @@ class Archive:
                 return None
             raise
 
+    def read_each(self, read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Iterate over what `read` returns for each item, in their order; of a store several are read at once."""
+        if self.local:
+            yield from map(read, items)
+            return
+        rest = iter(items)
+        with ThreadPoolExecutor(_AT_ONCE) as lanes:
+            while batch := [*islice(rest, _AT_ONCE)]:
+                yield from lanes.map(read, batch)
+
     def append(self, entry: dict[str, Any], files: dict[str, bytes], *, new: bool = False) -> dict[str, Any] | None:
         """Write an artifact's files, then its hash-chained line in the manifest; return None.
 
@@ -477,12 +478,16 @@ class Archive:
         """Verify the hash chain; return changed or missing files and changed or removed lines. Raises OSError."""
         logs = {log: content for log in SEALED if (content := self.read_file(log))}
         found = [] if logs else [say("seal.none", place=self.place, name=MANIFEST)]
+        lines = [
+            (log, n, line, digest(own[n - 2]) if n > 1 else None)
+            for log, own in zip(logs, map(split_lines, logs.values()), strict=True)
+            for n, line in enumerate(own, 1)
+        ]
+        for problems in self.read_each(lambda line: [*self._find_line_problems(*line)], lines):
+            found += problems
         for log, content in logs.items():
-            lines = split_lines(content)
-            for n, line in enumerate(lines, 1):
-                found += self._find_line_problems(log, n, line, digest(lines[n - 2]) if n > 1 else None)
             if not content.endswith(b"\n"):
-                found.append(say("seal.cut_off", log=log, n=len(lines)))
+                found.append(say("seal.cut_off", log=log, n=len(split_lines(content))))
         return found
 
     def _find_line_problems(self, log: str, n: int, line: bytes, previous: str | None) -> Iterator[Text]:
@@ -556,7 +561,10 @@ class Archive:
             ) from None
         except Exception as e:
             reason = show_urls(" ".join(str(e).split()))
-            raise OutputError(f"output {show_url(self.output)} cannot be opened: {reason}") from None
+            wrong = OutputError(f"output {show_url(self.output)} cannot be opened: {reason}")
+            if isinstance(e, ValueError):  # there is no such kind of store
+                wrong.exit_code = UsageError.exit_code
+            raise wrong from None
         if path.encode(errors="replace").decode() != path:
             raise UsageError(f"output {path!a} has a name that is not UTF-8: choose another with --output")
         if s3:

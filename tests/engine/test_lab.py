@@ -113,31 +113,80 @@ class Started(Exception):
     """What would have taken the place of this process."""
 
 
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[list[str], dict[str, str]]:
+def start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str, config: str = "", target: str = "default"
+) -> tuple[list[str], dict[str, str]]:
     for name in ("RUNBOOK_CONFIG", "RUNBOOK_SANDBOX_DIR", "RUNBOOK_OUTPUT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runbook.toml").write_text("")
+    (tmp_path / "runbook.toml").write_text(config)
 
     def execve(_: str, command: list[str], env: dict[str, str]) -> None:
         raise Started(command, env)
 
     monkeypatch.setattr(os, "execve", execve)
     with pytest.raises(Started) as started:
-        lab.open_lab("outputs", "INC-1", "default", BOOK, arguments)
+        lab.open_lab("outputs", "INC-1", target, BOOK, arguments)
     command, env = started.value.args
     return command, env
 
 
 def test_kernels_find_settings_sandbox_and_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RUNBOOK_RECEIVER_TOKEN", "RUNBOOK_NOTIFY_URLS"):
-        monkeypatch.setenv(name, "s3cret-x")
     command, env = start(tmp_path, monkeypatch)
-    assert "s3cret-x" not in env.values()
     assert f"--ServerApp.root_dir={tmp_path}/outputs/INC-1/lab" in command
     assert env["RUNBOOK_CONFIG"] == str(tmp_path / "runbook.toml")
     assert env["RUNBOOK_SANDBOX_DIR"] == str(tmp_path / ".sandbox")
     assert env["RUNBOOK_OUTPUT"] == str(tmp_path / "outputs")
+
+
+TARGETS = """
+[receiver]
+notify_urls = "env:CHANNELS"
+[targets.one]
+database_url = "env:ONE_URL"
+action_nats_url = "env:SHARED"
+[targets.two]
+nats_url = "env:TWO_URL"
+database_password = "env:SHARED"
+[targets.three]
+nats_url = "cmd:printenv SHARED"
+ledger = "s3://bucket/ledger"
+"""
+RECEIVERS = {"RUNBOOK_RECEIVER_TOKEN", "RUNBOOK_RECEIVER", "RUNBOOK_NOTIFY_URLS", "CHANNELS"}
+OF_DEFAULT = {"RUNBOOK_DATABASE_URL", "RUNBOOK_NATS_PASSWORD", "RUNBOOK_ACTION_DATABASE_URL", "RUNBOOK_LEDGER"}
+STORES = {"AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "FSSPEC_S3"}
+
+
+@pytest.mark.parametrize(
+    ("target", "kept"),
+    [
+        ("one", {"ONE_URL", "SHARED"}),
+        ("two", {"TWO_URL", "SHARED"}),
+        ("three", {"SHARED", *STORES}),
+        ("default", {*OF_DEFAULT, *STORES}),
+        ("sandbox", set()),
+    ],
+)
+def test_kernels_get_the_secrets_of_the_opened_target_only(
+    target: str, kept: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secrets = {*RECEIVERS, *OF_DEFAULT, *STORES, "ONE_URL", "TWO_URL", "SHARED"}
+    for name in secrets:
+        monkeypatch.setenv(name, '{"workers": 2}' if name == "RUNBOOK_RECEIVER" else "s3://s3cret")
+    monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://127.0.0.1/app")
+    monkeypatch.setenv("RUNBOOK_ACTION_DATABASE_URL", "postgresql://127.0.0.1/app")
+    monkeypatch.setenv("RUNBOOK_TARGETS__FOUR__NATS_URL", "nats://:s3cret@127.0.0.1")
+    _, env = start(tmp_path, monkeypatch, config=TARGETS, target=target)
+    assert secrets & {*env} == kept
+    assert "nats://:s3cret@127.0.0.1" not in str(env) and env["PATH"]
+
+
+def test_of_targets_in_the_environment_a_kernel_gets_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNBOOK_TARGETS", '{"a": {"nats_url": "nats://a:1"}, "b": {"nats_url": "nats://b:1"}}')
+    _, env = start(tmp_path, monkeypatch, target="a")
+    assert "nats://b:1" not in str(env)
+    monkeypatch.setenv("RUNBOOK_TARGETS", env["RUNBOOK_TARGETS"])
+    assert settings.load().target("a").url("nats_url") == "nats://a:1"
 
 
 def test_further_arguments_go_to_jupyterlab_and_cannot_open_it_to_others(
@@ -146,9 +195,9 @@ def test_further_arguments_go_to_jupyterlab_and_cannot_open_it_to_others(
     command, _ = start(tmp_path, monkeypatch, "--no-browser", "--port=8899")
     assert command.index("--port=8899") < command.index("--ServerApp.ip=127.0.0.1")
     assert "--allow-root" not in command
-    for argument in ("--ip=0.0.0.0", "--ip", "--ServerApp.ip=::"):
-        with pytest.raises(UsageError, match="only on this machine"):
-            lab.open_lab("outputs", "INC-1", "default", BOOK, [argument])
+    for argument in ("--ip=0.0.0.0", "--ip", "--ServerApp.ip=::", "--", "--ServerApp.jpserver_extensions={}"):
+        with pytest.raises(UsageError):
+            lab.open_lab("outputs", "INC-1", "default", BOOK, ["--no-browser", argument, "02_scope.ipynb"])
 
 
 def test_without_jupyterlab_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

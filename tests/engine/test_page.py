@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import html
 import json
@@ -27,6 +28,7 @@ from runbook_lib.runs import batch
 from runbook_lib.sources.settings import Target
 from runbook_lib.store import record
 from runbook_lib.store.archive import MANIFEST, NOTES, PARTIAL, Archive
+from runbook_lib.store.files import read_regular
 from runbook_lib.store.lines import RunLine
 from runbook_lib.store.run import Run, run_to_json
 from runbook_lib.view import render, timeline
@@ -201,12 +203,24 @@ def run_line(parameters: dict[str, Any]) -> RunLine:
     return line
 
 
-def test_a_run_that_was_changed_after_its_seal_is_no_source(tmp_path: Path) -> None:
+@pytest.mark.parametrize("why", ["missing or changed", "Permission denied"])
+def test_a_run_whose_evidence_is_not_read_is_no_source_and_named(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(SAMPLE, tmp_path / "sample")
-    (changed,) = (tmp_path / "sample").glob("evidence/*-4.1-*.json")
-    changed.write_text(changed.read_text(encoding="utf-8").replace("595", "5"), encoding="utf-8")
+    (evidence,) = (tmp_path / "sample").glob("evidence/*-4.1-*.json")
+    evidence.write_text(evidence.read_text(encoding="utf-8").replace("595", "5"), encoding="utf-8")
+
+    def denied(path: Path) -> bytes:  # a mode of 000 does not stop root
+        if path == evidence and why == "Permission denied":
+            raise PermissionError(errno.EACCES, why, str(path))
+        return read_regular(path)
+
+    monkeypatch.setattr("runbook_lib.store.archive.read_regular", denied)
     page = overview.page(Archive(str(tmp_path), "sample"))
     assert 'id="step-3.1"' in page and 'id="step-4.1.1"' not in page
+    (line,) = re.findall("<p><b>Evidence that could not be read.*", page)
+    assert evidence.stem in line and why in line
 
 
 # Which verdict is the present one -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from runbook_lib.model.usage import UsageError
 from runbook_lib.sources import settings
+from runbook_lib.sources.secret import shows_secret
 
 SECRET = "s3cret-x"
 #: What stands in the table of a target.
@@ -41,6 +42,8 @@ OF_A_TARGET = [
     ('nats_password = "s3cret-x"\nnats_user = "me"', "nats_password stands in"),
     ('database_password = "s3cret-x"', '"env:VARIABLE", "file:PATH" or "cmd:PROGRAM ARGUMENT ..."'),
     ('nats_token = "s3cret-x"', "nats_token stands in"),
+    ('nats_token = "cmd:vault read password=s3cret-x"', "nats_token has a secret among the words of its command in"),
+    ("""database_url = 'cmd:curl -H "Authorization: Bearer s3cret-x" https://h'""", "database_url has a secret among"),
     ('nats_creds_file = "a"\nnats_nkey_file = "b"', "nats_creds_file and nats_nkey_file are set"),
     ('nats_user = "me"', "nats_user and nats_password go together"),
     ('nats_cert_file = "a"', "nats_cert_file and nats_key_file go together"),
@@ -70,6 +73,7 @@ OF_A_TARGET = [
 #: What stands beside the targets.
 OF_ALL = [
     ("targets = 3", "settings: targets"),
+    ('database_url = "postgresql://u:s3cret-x@h/d"', "database_url has a password in"),
     ("[budgets]\nstatement_timeout_ms = 1000", "'budgets' is no setting"),
     ("targets", "not valid TOML"),
     ("lang = '\udcff'", "runbook.toml: not valid TOML: it is not UTF-8"),
@@ -97,6 +101,29 @@ def test_what_is_written_wrong_is_one_line(
     with pytest.raises(UsageError) as refused:
         settings.load().target("x")
     assert said in str(refused.value) and "\n" not in str(refused.value) and SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("written", ["slack://s3cret-x/b/c", "cmd:curl -u me:s3cret-x https://h"])
+def test_a_channel_is_no_secret_of_the_file(written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runbook.toml").write_text(f"[receiver]\nnotify_urls = '{written}'\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"receiver\.notify_urls .* in .*runbook.toml: write where it is") as refused:
+        settings.load().receiver.channels()
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "aws secretsmanager get-secret-value --secret-id prod/db --query SecretString", "pass show db/password",
+        "gcloud secrets versions access latest --secret=db", "vault kv get -field=password kv/db",
+        """sh -c 'curl -H "Authorization: Bearer $TOKEN" https://h'""",
+        "kubectl get secret db -o jsonpath={.data.password}", "printenv NATS_PASSWORD",
+        "sh -c 'echo nats://me:$(cat word)@h'",
+    ],
+)  # fmt: skip
+def test_a_command_may_name_where_a_secret_is(command: str) -> None:
+    assert not shows_secret(f"cmd:{command}")
 
 
 @pytest.mark.parametrize("name", ["RUNBOOK_BUDGET", "RUNBOOK_TARGETS", "RUNBOOK_ROUTES"])

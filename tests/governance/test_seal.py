@@ -7,14 +7,17 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
+import fsspec
 import pytest
 from hypothesis import HealthCheck, assume, given
 from hypothesis import settings as hypothesis_settings
@@ -22,7 +25,7 @@ from hypothesis import strategies as st
 
 from runbook_lib.book import catalog
 from runbook_lib.cli import main
-from runbook_lib.dossier import rejudge, seal
+from runbook_lib.dossier import overview, rejudge, seal
 from runbook_lib.dossier.seal import ChainHead, Report, chain_head, check
 from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver.journal import Journal
@@ -468,6 +471,31 @@ def test_a_line_that_was_changed_is_one_line_of_every_command(
 NOT_NAMES = [
     "../secret", "/etc/passwd", "evidence/../../secret", "evidence", "", "a\0b", "a\x1b[2K", "\ud800", "a" * 300,
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("read", [check, overview.page, lambda archive: [*rejudge.runs(archive, catalog.load())]])
+def test_the_files_of_a_store_are_read_several_at_once(
+    read: Callable[[Archive], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, changed = fsspec.get_filesystem_class("memory"), threading.Condition()
+    read_file, readers, most = memory.cat_file, 0, 0
+
+    def cat_file(*given: Any, **more: Any) -> bytes:
+        """Read a file; wait until there is a second reader, for a second at most."""
+        nonlocal readers, most
+        with changed:
+            readers, most = readers + 1, max(most, readers + 1)
+            changed.notify_all()
+            changed.wait_for(lambda: most > 1, 1)
+        try:
+            return bytes(read_file(*given, **more))
+        finally:
+            readers -= 1
+
+    memory().put(str(ROOT / "outputs" / "sample"), "/at-once/", recursive=True)
+    monkeypatch.setattr(memory, "cat_file", cat_file)
+    read(Archive("memory://at-once", "sample"))
+    assert most > 1
 
 
 def test_names_of_files_lead_nowhere_else(victim: tuple[Archive, list[ChainHead]]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from runbook_lib.actions.action import Action
 from runbook_lib.book import catalog, messages
-from runbook_lib.checks.check import NOT_READ_COLUMNS
+from runbook_lib.checks.check import NOT_READ, NOT_READ_COLUMNS
 from runbook_lib.checks.context import Context
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox.servers import Servers
@@ -221,10 +221,10 @@ def exceptions_of(
     about = {"about": row(workload="notification", name="notification", minutes=15)}
     if database:
         failed = ("tries", "postgres", database.value, "no answer", "")
-        about["failed"] = pd.DataFrame([failed], columns=NOT_READ_COLUMNS)
+        about[NOT_READ] = pd.DataFrame([failed], columns=NOT_READ_COLUMNS)
     if broker:
         failed = ("at_work", "jetstream", broker.value, "no answer", "")
-        about["failed"] = pd.DataFrame([failed], columns=NOT_READ_COLUMNS)
+        about[NOT_READ] = pd.DataFrame([failed], columns=NOT_READ_COLUMNS)
     frames |= {"done": row(at=ago(done))} if done is not None else {}
     return exceptions.judge_exceptions(about | frames | (more or {}), make_given())
 

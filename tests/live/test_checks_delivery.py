@@ -1103,7 +1103,7 @@ def test_while_sends_fail_the_receiver_itself_is_asked(
     for attempts in (1, 2, 3):
         notify(db, 10, "PENDING", 20, tries=attempts, again=2.0**attempts)
     with web(lambda request: reply(request, status or 204)) as url, steps.bound(broker):
-        found = run(servers, "4.1.1", receiver_url=url if status else "http://127.0.0.1:1/health")["4.1.1"]
+        found = run(servers, "4.1.1", destination_url=url if status else "http://127.0.0.1:1/health")["4.1.1"]
     assert said in words(found)
     assert [(q.source, q.name) for q in found.queries if q.source == "receiver"] == [("receiver", "probe")]
     assert verdict_of(found).stuck_at == place

@@ -229,7 +229,7 @@ def test_a_store_that_is_down_is_one_line(place: str, arguments: tuple[str, ...]
 
 def test_a_bucket_that_is_not_there_is_not_made(place: str, store: Store) -> None:
     done = runbook("run", "3", "--target", "shut", "--output", "s3://incidnets")
-    assert "bucket does not exist" in _one_line(done) and done.returncode == 64
+    assert "bucket does not exist" in _one_line(done) and done.returncode == 69
     assert requests.get(f"{store.url}/incidnets", timeout=5).status_code == 404
 
 
@@ -250,11 +250,11 @@ def test_what_a_store_refuses_is_one_line_and_nothing_is_lost(
         assert runbook("note", incident, "kept", "--new", "--output", place).returncode == 0
         Archive(place, incident).append({"name": "a"}, {"a.txt": b"a"})
     with store.failing(which, what):
-        note = _one_line(runbook("note", "I", "x", "--output", place))
+        noted = runbook("note", "I", "x", "--output", place)
         listed = runbook("incidents", "--output", place)
         verified = runbook("verify", "I", "--output", place)
-    assert words in note and "[Errno" not in note
-    reads = not which.startswith("PUT")
+    note, reads = _one_line(noted), not which.startswith("PUT")
+    assert words in note and "[Errno" not in note and noted.returncode == 69
     assert verified.returncode == 69 or not reads
     if "manifest" in which:
         assert listed.returncode == 3 and "I could not be read" in listed.stderr and words in listed.stderr

@@ -167,6 +167,19 @@ def test_sizes_have_limits(here: Running) -> None:
     assert len(here.journal.incidents()) == 1
 
 
+@pytest.mark.parametrize("path", ["healthz", "readyz", "metrics", "", "seals/I", "nowhere"])
+def test_no_request_has_an_endless_body(here: Running, path: str) -> None:
+    assert here.get(path, data=b" " * 1000).status_code in (200, 404, 503)
+    big = here.get(path, data=b" " * (alert.MAX_BODY + 1))
+    assert (big.status_code, big.headers["connection"]) == (413, "close")
+    assert here.get(path, data=iter([b" " * 600_000] * 4)).status_code == 413
+    endless = b"GET /%s HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000000000\r\n\r\n" % path.encode()
+    with socket.create_connection(("127.0.0.1", here.port), timeout=10) as s:
+        s.sendall(endless)
+        with pytest.raises(ConnectionError):
+            s.sendall(b" " * 100_000_000)
+
+
 @pytest.mark.parametrize(
     "sent",
     [

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from pathlib import Path
 
-import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib.diagnosis import snapshots
 from runbook_lib.dossier import baseline
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import (
@@ -38,17 +35,6 @@ def test_only_a_healthy_configuration_is_stored(target: dict[str, str], db: psyc
     assert (done.returncode, done.stderr) == (Status.CRITICAL.value, "")
     assert "is CRITICAL: its configuration is not stored" in done.stdout
     assert baseline.configuration(str(tmp_path), "default") is None
-
-
-def test_the_configuration_that_0_5_0_stored_is_read(tmp_path: Path) -> None:
-    rows = pd.DataFrame([STREAM], columns=snapshots.SETTING_COLUMNS)
-    baseline.keep(str(tmp_path), "east", rows, pd.Timestamp("2026-01-31T03:00Z"))
-    kept = tmp_path / "baseline-east" / baseline.HEALTHY_RUNS
-    (line,) = (json.loads(line) for line in kept.read_text().splitlines())
-    numbers = {"at": "2026-01-31T04:00:00+00:00", "section": "4.1", "numbers": [["4.1.1", "n", 7]]}
-    kept.write_text("".join(json.dumps(e) + "\n" for e in (numbers | line | {"section": "3"}, numbers)))
-    found = baseline.configuration(str(tmp_path), "east")
-    assert found is not None and found.drop(columns="at").equals(rows) and {*found["at"]} == {pd.Timestamp(line["at"])}
 
 
 @pytest.mark.slow

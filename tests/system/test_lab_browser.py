@@ -250,6 +250,27 @@ def test_the_start_page_leads_on_by_keyboard_alone(opened: Page, server: Server)
     assert "login" in anyone.url and "payments" not in anyone.text
 
 
+def test_the_servers_own_requests_pass_with_their_token_against_forgery(server: Server) -> None:
+    """A save and a kernel's start, as the page sends them: a cookie, and its token in a header."""
+    with requests.Session() as session:
+        session.get(f"{server.url}/lab?token={server.token}", timeout=30).raise_for_status()
+        copy, kernels = f"{server.url}/api/contents/02_scope.ipynb", f"{server.url}/api/kernels"
+        notebook = session.get(copy, timeout=30).json()
+        notebook["content"]["cells"].append({"cell_type": "markdown", "metadata": {}, "source": "a person's"})
+        model = {"type": "notebook", "format": "json", "content": notebook["content"]}
+        assert (
+            session.put(copy, json=model, timeout=30).status_code
+            == session.post(kernels, timeout=30).status_code
+            == 403
+        )
+        session.headers["X-XSRFToken"] = session.cookies["_xsrf"]
+        assert session.put(copy, json=model, timeout=30).status_code == 200
+        assert "a person's" in (server.archive.local / "lab" / "02_scope.ipynb").read_text()  # type: ignore[operator]
+        started = session.post(kernels, json={"name": "python3"}, timeout=30)
+        assert started.status_code == 201
+        assert session.delete(f"{kernels}/{started.json()['id']}", timeout=30).status_code == 204
+
+
 def test_an_idle_kernel_holds_no_connection(page: Page, sandbox: Sandbox) -> None:
     add(page, "1 + 1")  # it lives
 

@@ -71,8 +71,7 @@ class EntitlementFacts(settings.TargetFacts):
     """The facts of a target: names, and the settings of its workers."""
 
     services: ClassVar[tuple[str, ...]] = ("entitlement", "notification")
-    #: `receiver_url` is the name of `destination_url` up to 0.5.
-    addresses: ClassVar = dict.fromkeys(("destination_url", "receiver_url"), ("https://HOST/health", ("http", "https")))
+    addresses: ClassVar = {"destination_url": ("https://HOST/health", ("http", "https"))}
 
     streams: Streams = Streams()
     workloads: EntitlementWorkloads = EntitlementWorkloads()

@@ -37,7 +37,7 @@ class ReceiverProbe:
     @classmethod
     def declared(cls, opening: Opening) -> ReceiverProbe | None:
         """Return the probe of the target's `destination_url`; None if it is not declared."""
-        url = opening.target.service("destination") or opening.target.service("receiver")
+        url = opening.target.service("destination")
         return cls(url, opening.read_cost) if url else None
 
     def request(self) -> ProbeResult:
