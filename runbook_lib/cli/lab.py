@@ -45,7 +45,7 @@ def lab(
             incident = interactive.replay_incident(replay)
     else:
         config.target(target)
-    interactive.open_lab(output or config.output, incident, target, catalog.load(), arguments, replay)
+    interactive.open_lab(config, output or config.output, incident, target, catalog.load(), arguments, replay)
 
 
 @click.command()

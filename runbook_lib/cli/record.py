@@ -98,7 +98,7 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
                 click.echo(line, err=True)
             return code
         target = recorded.first.header["target"]
-        copies.open_lab(config.output, copies.replay_incident(file), target, book, (), file)
+        copies.open_lab(config, config.output, copies.replay_incident(file), target, book, (), file)
     replayed, differ = replay.reopen(recorded, book)
     judged = sum(map(len, replayed.findings.values()))
     verdict = say("capsule.judged_apart", n=len(differ)) if differ else say("capsule.judged_same", n=judged)

@@ -38,7 +38,6 @@ def report(
     """
     import pandas as pd
 
-    from runbook_lib.book import messages
     from runbook_lib.dossier import report as period
     from runbook_lib.model.finding import say
     from runbook_lib.view import render
@@ -48,19 +47,21 @@ def report(
     if begin is not None and end is not None and begin >= end:
         raise UsageError(f"--since {since} is not before --until {until}")
     incidents, unread = period.read(output, begin, end)
-    said = period.report(incidents)
+    said, rows = period.report(incidents), period.table(incidents)
+    sums = period.summary_lines(said)
     shown = [t if t is None else render.when(t) for t in (begin, end)]
     title = say("report.title", output=show_url(output), since=shown[0], until=shown[1])
     if page:
-        told = {"sums": period.summary_lines(said), "tables": period.tables(incidents, said)}
-        write_file(page, render.html("report", title=title, unread=unread, **told))
+        write_file(page, render.html("report", title=title, unread=unread, sums=sums, table=period.as_html(rows)))
     if table:
-        write_file(table, period.table(incidents).to_csv(index=False))
+        write_file(table, period.as_csv(rows))
     if as_json:
         period_of = {"since": begin and begin.isoformat(), "until": end and end.isoformat()}
         say_json(period_of | said | {"unread": [text.params["incident"] for text in unread]})
     else:
-        click.echo("\n".join([messages.text(title), *period.lines(incidents, said)]))
+        echo_text(title, *sums)
+        if incidents:
+            click.echo(f"\n{period.as_text(rows)}")
     echo_text(*unread, err=True)
     return EX_UNREAD if unread else 0
 

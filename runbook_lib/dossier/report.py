@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
+from markupsafe import escape
 from pydantic import TypeAdapter, ValidationError
 
 from runbook_lib.book import catalog, messages
@@ -42,6 +43,11 @@ _SECONDS: TypeAdapter[float] = TypeAdapter(mandatory.Amount)
 #: How a formula begins, also in East Asian width, and a number that begins like one.
 _FORMULA, _NUMBER = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]"), re.compile(r"-?\d+(\.\d+)?")
 _MARKS = {True: "✔", False: "✖", None: "?"}
+#: The columns of the table for people.
+SHOWN = (
+    "begun", "incident", "target", "begun_by", "worst", "last", "place", "modes", "ttd", "ttr", "sections", "actions",
+    "measures",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class OpenMeasure:
     due: str
 
     def __str__(self) -> str:
-        return self.measure
+        about = ", ".join(filter(None, (self.owner, self.due)))
+        return f"{self.measure} ({about})" if about else self.measure
 
 
 @dataclass(frozen=True)
@@ -233,11 +240,10 @@ def similar_incidents(rb: Session) -> render.Shown | None:
             found = _find_similar(rb.context.archive, {*_list_hops(verdict), *modes}, pd.Timestamp.now("UTC"))
     if not found:
         return None
-    columns = ("begun", "incident", "place", "modes", "actions")
-    rows = [[_format_cell(i.row(), c) for c in columns] for i in found]
-    lines = [messages.text(say("dossier.seen_before")), *(f"  {line}" for line in render.columns(rows))]
+    rows = as_text(table(found), "begun", "incident", "place", "modes", "actions")
+    text = f"{messages.text(say('dossier.seen_before'))}\n{rows}"
     page = render.html("seen_before", incidents=found, linked=False)
-    return render.Shown({"text/html": page, "text/plain": "\n".join(lines)}, run=rb.opened)
+    return render.Shown({"text/html": page, "text/plain": text}, run=rb.opened)
 
 
 def seen_before(archive: Archive) -> list[IncidentSummary]:
@@ -297,31 +303,22 @@ def _summarise_times(times: Iterable[float | None]) -> dict[str, Any]:
     return {"median_s": median(known) if known else None, "known": len(known)}
 
 
+# The table ---------------------------------------------------------------------------------------------------
+
+
 def table(incidents: Iterable[IncidentSummary]) -> pd.DataFrame:
-    """Return one row per incident for a spreadsheet; the columns are the fields of `IncidentSummary`."""
-    rows = [{name: _as_cell(value) for name, value in i.row().items()} for i in incidents]
-    return pd.DataFrame(rows, columns=[f.name for f in fields(IncidentSummary)])
+    """Return one row per incident; the columns are the fields of `IncidentSummary`."""
+    return pd.DataFrame([i.row() for i in incidents], columns=[f.name for f in fields(IncidentSummary)])
+
+
+def as_csv(rows: pd.DataFrame) -> str:
+    """Return the table for a spreadsheet."""
+    return rows.map(_as_cell).to_csv(index=False)
 
 
 def _as_cell(value: Any) -> Any:
     """Return a value that a spreadsheet does not run: a text that begins like a formula gets an apostrophe."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value) else value
-
-
-# As text ----------------------------------------------------------------------------------------------------
-
-#: Title, column headings, rows.
-Table = tuple[str, list[str], list[list[str]]]
-
-#: The tables by the name of their rows: the message of the title, and the columns.
-_TABLES = {
-    "list": ("report.list", ("begun", "incident", "target", "begun_by", "worst", "last", "place", "modes")),
-    "course": ("report.course", ("incident", "ttd", "ttr", "sections", "actions", "measures")),
-    "modes": ("report.modes", ("n", "mode", "place", "incidents")),
-    "alerts_for_nothing": ("report.alerts_for_nothing", ("alert", "n", "of", "incidents")),
-    "actions_not_helped": ("report.actions_not_helped", ("incident", "action", "what", "result")),
-    "open_measures": ("report.open_measures", ("incident", "kind", "measure", "owner", "due")),
-}
 
 
 def summary_lines(said: Mapping[str, Any]) -> list[Text]:
@@ -334,51 +331,43 @@ def summary_lines(said: Mapping[str, Any]) -> list[Text]:
     ]
 
 
-def tables(incidents: Iterable[IncidentSummary], said: Mapping[str, Any]) -> list[Table]:
-    """Return the tables of the incidents and of `report`'s data; empty tables are left out."""
-    flat = [i.row() for i in incidents]
-    rows = dict(said) | {"list": flat, "course": flat}
-    return [
-        (
-            messages.text(say(title)),
-            [messages.text(say(f"report.col.{c}")) for c in columns],
-            [[_format_cell(row, c) for c in columns] for row in rows[name]],
-        )
-        for name, (title, columns) in _TABLES.items()
-        if rows[name]
-    ]
+def as_text(rows: pd.DataFrame, *columns: str) -> str:
+    """Return the table as lines of text."""
+    with pd.option_context("display.unicode.east_asian_width", True):
+        text: str = _with_headings(_format_cells(rows, columns or SHOWN)).to_string(index=False, justify="left")
+    return text
 
 
-def lines(incidents: Iterable[IncidentSummary], said: Mapping[str, Any]) -> list[str]:
-    """Return the summary and the tables as lines of text."""
-    found = [messages.text(line) for line in summary_lines(said)]
-    for name, heads, rows in tables(incidents, said):
-        found += ["", name, *(f"  {line}" for line in render.columns([heads, *rows]))]
-    return found
+def as_html(rows: pd.DataFrame) -> str:
+    """Return the table as HTML."""
+    cells = _format_cells(rows, SHOWN).map(escape)
+    for column in ("worst", "last"):
+        cells[column] = [render.status_tag(status) if status else "" for status in rows[column]]
+    html: str = _with_headings(cells).to_html(index=False, border=0, escape=False)
+    return html.replace("<table", '<table tabindex="0"', 1)
 
 
-def _format_cell(row: Mapping[str, Any], column: str) -> str:
-    def t(key: str, **params: Any) -> str:
-        return messages.text(say(key, **params))
+def _with_headings(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells.rename(columns=lambda c: messages.text(say(f"report.col.{c}")))
 
-    value = row.get(column)
-    match column:
-        case "n":
-            return str(len(row["incidents"]))
-        case "begun":
-            return render.when(row[column])
-        case "begun_by":
-            return t("report.by.alert" if value == "alert" else "report.by.person", alert=row["alert"])
-        case "alert":
-            return value or t("report.unnamed")
-        case "place":
-            known = messages.catalogue()  # the dossier may be of another runbook
-            return " / ".join(known.get(hop_text(p).key, p) for p in row[column].split(" / "))
-        case "mode" | "modes":
-            return " / ".join(f"{m} {render.mode_title(m)}".strip() for m in row[column].split(" / "))
-        case "ttd" | "ttr":
-            source = row[f"{column}_by"] or "not_known"
-            return t(f"report.took.{source}", s=row[f"{column}_s"])
-        case "result":
-            return t(f"action.result.{row[column]}")
-    return ", ".join(value) if isinstance(value, list) else str(value)
+
+def _format_cells(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return these columns as people read them."""
+    known = messages.catalogue()  # a dossier may be of another runbook
+
+    def cell(row: Mapping[Any, Any], column: str) -> str:
+        match column:
+            case "begun":
+                return render.when(row["begun"])
+            case "begun_by":
+                return messages.text(say(f"report.by.{row['begun_by']}", alert=row["alert"]))
+            case "place":
+                return " / ".join(known.get(hop_text(p).key, p) for p in row["place"].split(" / "))
+            case "modes":
+                return " / ".join(f"{m} {render.mode_title(m)}".strip() for m in row["modes"].split(" / "))
+            case "ttd" | "ttr":
+                return messages.text(say(f"report.took.{row[f'{column}_by'] or 'not_known'}", s=row[f"{column}_s"]))
+        return str(row[column])
+
+    each = rows.to_dict("records")
+    return pd.DataFrame({c: [cell(row, c) for row in each] for c in columns}, dtype=object)

@@ -20,7 +20,7 @@ from runbook_lib.book.catalog import DOCUMENTS, Catalog
 from runbook_lib.book.parameters import validate
 from runbook_lib.model.incident import REPLAY
 from runbook_lib.model.usage import UsageError, config_file, install_command, sandbox_folder
-from runbook_lib.sources import settings
+from runbook_lib.sources.settings import Settings
 from runbook_lib.store import recording
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import read_regular, write_whole
@@ -104,7 +104,13 @@ def replay_incident(recording: Path) -> str:
 
 
 def open_lab(
-    output: str, incident: str, target: str, book: Catalog, arguments: Sequence[str] = (), replay: Path | None = None
+    config: Settings,
+    output: str,
+    incident: str,
+    target: str,
+    book: Catalog,
+    arguments: Sequence[str] = (),
+    replay: Path | None = None,
 ) -> NoReturn:
     """Become JupyterLab on the copies, with further arguments of its own; with `replay` on a recording's frames.
 
@@ -125,7 +131,7 @@ def open_lab(
     command = [sys.executable, "-m", "jupyterlab", start, *arguments, *own]
     replayed = {"RUNBOOK_REPLAY": str(replay.resolve())} if replay else {}
     # Any code can be run here: a kernel has the secrets of the opened target only.
-    env = settings.load().environment_of("" if replay else target)
+    env = config.environment_of("" if replay else target)
     os.execve(sys.executable, command, env | _kernel_environment(archive) | replayed)  # noqa: S606 - no shell
 
 

@@ -543,7 +543,7 @@ class Settings(_SourceAddresses, BaseSettings):
         """
         keys = (*_address_names(), *_NATS_KEYS, *_LINK_KEYS, "database_password", "ledger")
         of_default = {v: os.environ[v] for key in keys if (v := f"RUNBOOK_{key.upper()}") in os.environ}
-        tables = {"default": {}} | self.targets
+        tables: dict[str, dict[str, Any]] = {"default": {}} | self.targets
         used = {n: json.dumps([t, of_default if n == "default" else ""], default=str) for n, t in tables.items()}
         own = used.pop(name, "")
         others = json.dumps([*used.values(), _reveal_secret(self.receiver.notify_urls)])

@@ -63,7 +63,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Errors of a path that is no regular file, or leads to none.
 _NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 #: The entries of a log, oldest first.
 Entries = list[dict[str, Any]]
 

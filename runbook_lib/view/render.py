@@ -448,6 +448,11 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
     return ["  ".join(cells).rstrip() for cells in padded]
 
 
+def status_tag(status: str) -> Markup:
+    """Return a status with its mark, as HTML."""
+    return Markup('<span class="rb-tag rb-{0}">{1} {0}</span>').format(status, MARKS[status])
+
+
 def _format_alive(seen: Text | str | None) -> str | None:
     """Return the processes that are alive at a hop as text."""
     return messages.text(seen) if isinstance(seen, Text) else seen

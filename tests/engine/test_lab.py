@@ -126,7 +126,7 @@ def start(
 
     monkeypatch.setattr(os, "execve", execve)
     with pytest.raises(Started) as started:
-        lab.open_lab("outputs", "INC-1", target, BOOK, arguments)
+        lab.open_lab(settings.load(), "outputs", "INC-1", target, BOOK, arguments)
     command, env = started.value.args
     return command, env
 
@@ -197,13 +197,15 @@ def test_further_arguments_go_to_jupyterlab_and_cannot_open_it_to_others(
     assert "--allow-root" not in command
     for argument in ("--ip=0.0.0.0", "--ip", "--ServerApp.ip=::", "--", "--ServerApp.jpserver_extensions={}"):
         with pytest.raises(UsageError):
-            lab.open_lab("outputs", "INC-1", "default", BOOK, ["--no-browser", argument, "02_scope.ipynb"])
+            lab.open_lab(
+                settings.load(), "outputs", "INC-1", "default", BOOK, ["--no-browser", argument, "02_scope.ipynb"]
+            )
 
 
 def test_without_jupyterlab_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jupyterlab", None)
     with pytest.raises(UsageError, match=r"pip install '.\[lab\]' in the checkout, or 'FILE.whl\[lab\]'"):
-        lab.open_lab(str(tmp_path / "out"), "INC-1", "default", BOOK)
+        lab.open_lab(settings.load(), str(tmp_path / "out"), "INC-1", "default", BOOK)
     assert not (tmp_path / "out").exists()
 
 

@@ -163,7 +163,7 @@ def test_what_people_wrote_goes_before(output: Path) -> None:
     assert (second.begun_by, second.modes, second.place) == ("person", ("FM-OB-01",), ("relay",))
     assert (second.ttd_s, second.ttd_by, second.ttr_s) == (120.0, "postmortem", None)
     # What is done is not open, and what the draft suggests is nobody's yet.
-    assert [(str(m), m.owner, m.due) for m in second.measures] == [
+    assert [(m.measure, m.owner, m.due) for m in second.measures] == [
         ("a probe", "Mori", "2026-05-01"),
         ("two pods", "Sato", ""),
     ]
@@ -173,7 +173,7 @@ def test_what_people_wrote_goes_before(output: Path) -> None:
 def test_a_measure_is_open_until_its_postmortem_says_when(output: Path, done: str, is_open: bool) -> None:
     keep(output, "INC-5", runs=[ran("3", "OK", 0)], draft=RECORD.replace("done: 2026-03-20", f"done: {done}"))
     found = next(i for i in read(output) if i.incident == "INC-5")
-    assert ("an alert" in map(str, found.measures)) is is_open
+    assert ("an alert" in [m.measure for m in found.measures]) is is_open
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_whatever_was_run_it_is_counted_once(dossiers: list[list[tuple[str, str,
     assert json.loads(json.dumps(sums)) == sums
     for lang in LANGUAGES:
         with using(lang):
-            assert report.lines(found, sums)
+            assert report.as_text(report.table(found)) and report.as_html(report.table(found))
 
 
 # The period ---------------------------------------------------------------------------------------------------
@@ -332,7 +332,11 @@ def test_page_and_table(output: Path, tmp_path: Path, lang: str) -> None:
     assert "://" not in html and "<script" not in html
     rows = list(csv.DictReader(io.StringIO(table.read_text())))
     assert [r["incident"] for r in rows] == ["INC-1", "INC-2", "INC-3", "INC-4", "INC-5"]
-    assert rows[0]["ttr_s"] == "600.0" and rows[0]["ttd_s"] == "" and rows[1]["measures"] == "a probe / two pods"
+    assert (
+        rows[0]["ttr_s"] == "600.0"
+        and rows[0]["ttd_s"] == ""
+        and rows[1]["measures"] == "a probe (Mori, 2026-05-01) / two pods (Sato)"
+    )
     assert rows[0]["actions"] == "✖ restart worker / ✔ restart worker / ? restart worker / ? restart worker"
 
 
@@ -343,7 +347,7 @@ def test_page_and_table(output: Path, tmp_path: Path, lang: str) -> None:
 )  # fmt: skip
 def test_a_spreadsheet_runs_no_cell(output: Path, text: str, cell: str) -> None:
     row = replace(read(output)[0], alert=text, ttr_s=-2.0)
-    (told,) = csv.DictReader(io.StringIO(report.table([row]).to_csv(index=False)))
+    (told,) = csv.DictReader(io.StringIO(report.as_csv(report.table([row]))))
     assert (told["alert"], told["ttr_s"]) == (cell, "-2.0")
 
 
