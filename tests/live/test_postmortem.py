@@ -748,7 +748,7 @@ def test_the_window_of_the_postmortem(
 ) -> None:  # fmt: skip
     now = seed(db)
     an_incident(archive, now)
-    times = {name: (now - minutes * MINUTE).isoformat() for name, minutes in asked.items()}
+    times: dict[str, Any] = {name: (now - minutes * MINUTE).isoformat() for name, minutes in asked.items()}
     found = run(servers, "7.1", incident_id="INC", **times)["7.1"]
     span = incident.span_of(found.frames)
     assert span is not None
