@@ -526,7 +526,7 @@ def without_consumer(reason: Reason, code: str, processed_ago: float, **changes:
     frames["activity"] = frames["activity"].assign(
         now=NOW, last_processed=ago(processed_ago), processed_1m=300 if processed_ago < 60 else 0
     )
-    frames["failed"] = failures(("consumer", "jetstream", reason.value, "gone", code))
+    frames["not_read"] = failures(("consumer", "jetstream", reason.value, "gone", code))
     return frames
 
 
@@ -618,7 +618,7 @@ def test_of_a_broker_out_of_reach_only_failing_publishes_make_a_broken_one(tried
     errors = [("PENDING", TIMEOUT, tried)] if tried else []
     frames = outbox(errors, due=40, oldest_due_s=16, tried=tried, last_published=ago(17))
     del frames["broker"]
-    frames["failed"] = failures(("broker", *NO_BROKER))
+    frames["not_read"] = failures(("broker", *NO_BROKER))
     found = CHECKS["4.1.3"].finding(frames, make_given())
     verdict = verdict_of(found)
     if tried:

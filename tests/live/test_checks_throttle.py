@@ -129,7 +129,7 @@ def test_what_would_break_the_next_start() -> None:
 def test_without_the_tool_nothing_is_guessed(side: ThrottledWorker) -> None:
     found = frames(side, now={"batch_size": None, "poll_interval": None, "enabled": None})
     del found["workload"]
-    found["failed"] = failures(("workload", "workloads", "unreachable", "kubectl is not installed", "not_installed"))
+    found["not_read"] = failures(("workload", "workloads", "unreachable", "kubectl is not installed", "not_installed"))
     finding = judge(found, side)
     assert (finding.status, finding.reason, key(finding)) == (Status.UNKNOWN, Reason.UNREACHABLE, "settings_unseen")
     assert finding.value(f"{side.name}.allowed") is None

@@ -19,5 +19,5 @@ def frames(*changes: tuple[float, str], kinds: Sequence[str] = ()) -> Frames:
         "changes": pd.DataFrame(rows, columns=COLUMNS),
         "settings": pd.DataFrame({"whose": ["role app"], "setting": ["statement_timeout=5s"]}),
         "asked": pd.DataFrame({"source": ["postgres"]}),
-        "failed": pd.DataFrame(columns=NOT_READ_COLUMNS),
+        "not_read": pd.DataFrame(columns=NOT_READ_COLUMNS),
     }

@@ -85,7 +85,7 @@ READ: Frames = {
     "recorded": recorded(),
     "processed": NOBODY,
     "older": OLDER,
-    "failed": failures(),
+    "not_read": failures(),
 }
 QUIET: Frames = {
     "backlog": row(due=2, expired=0, leased=0, waiting_retry=0, oldest_due_s=0.5, oldest_expired_s=None),

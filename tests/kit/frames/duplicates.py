@@ -46,6 +46,6 @@ FRAMES: dict[str, Frames] = {
         "held": HELD,
         "held_later": HELD,
         **duplicates.log_frames(read_log(), 60, 60),
-        "failed": failures(),
+        "not_read": failures(),
     },
 }

@@ -37,7 +37,7 @@ def frames(
     found: Frames = {
         "settings": pd.DataFrame(settings).astype(object),
         "workload": row(replicas=replicas),
-        "failed": failures(),
+        "not_read": failures(),
         "backlog": row(
             now=NOW, due=due, expired=0, oldest_due_s=1.0, oldest_expired_s=None, waiting_retry=waiting, leased=0,
             tried=waiting, arrived_1m=came, published_1m=gone,
