@@ -92,14 +92,16 @@ class _BoundedProtocol(H11Protocol):
         self.loop.call_later(HEADERS_S, lambda: self.transport.close() if self.cycle is last else None)
 
     def _make_room(self) -> None:
-        """At the limit, close the connection that has waited longest for a request: silent ones keep nobody out."""
+        """At the limit, close the connections that have waited longest for a request: silent ones keep nobody out."""
         others = [
             c for c in self.connections
             if isinstance(c, _BoundedProtocol) and c is not self and not c.transport.is_closing()
         ]  # fmt: skip
         waiting = [c for c in others if c.cycle is None or c.cycle.response_complete]
-        if len(others) + 1 >= CONNECTIONS and waiting:
-            min(waiting, key=lambda c: c.waits_since).transport.abort()
+        # More than one if, when the last ones came, nobody was waiting.
+        excess = max(len(others) + 2 - CONNECTIONS, 0)
+        for connection in sorted(waiting, key=lambda c: c.waits_since)[:excess]:
+            connection.transport.abort()
 
 
 def server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
