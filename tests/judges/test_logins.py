@@ -116,6 +116,7 @@ def judged(frames: Frames, server: Server) -> bool | None:
         (log(line(5, "notification retry scheduled id=1 attempt=2", "x.E: receiver: Authentication error")), None),
         # The sessions alone
         (held(), True),
+        (held(newest_login=3000.0), None),  # older than a pool lets one become: the process may be frozen
         (of_sessions(sessions=0, newest=None, poll=None, entitlement=0), None),  # no refusal: nobody may be there
         # Together
         (held() | log(no_connection(90)), True),  # let in again since
@@ -191,9 +192,13 @@ def test_the_broker(frames: Frames, ok: bool | None) -> None:
     assert judged(frames, Server.BROKER) is ok
 
 
-@pytest.mark.parametrize(("published", "ok"), [(20, True), (40, False)])
-def test_what_was_published_since_went_over_its_connection_to_the_broker(published: float, ok: bool) -> None:
-    frames = log(line(30, DENIED)) | {"done": row(at=ago(published))}
+@pytest.mark.parametrize(
+    ("published", "refused", "ok"), [(20, 30, True), (40, 30, False), (20, None, True), (3000, None, None)]
+)
+def test_what_was_published_went_over_its_connection_to_the_broker(
+    published: float, refused: float | None, ok: bool | None
+) -> None:
+    frames = (log(line(refused, DENIED)) if refused else {}) | {"done": row(at=ago(published))}
     assert logins.judge(frames, make_given(), "entitlement")[Server.BROKER].ok is ok
 
 

@@ -202,12 +202,17 @@ def _judge_login(
     failed = [a for a in attempts if a.came != LoginResult.ACCEPTED and not _is_after(accepted, a.last)]
     bad = max(failed, key=lambda a: a.last, default=None)  # type: ignore[arg-type,return-value]  # each has one
     if bad is None or bad.last is None:
-        return LoginState(True if accepted else None, accepted)
-    recent = (given.as_of - bad.last).total_seconds() < given.number("log.gap")
+        proved = accepted is not None and _age_s(given, accepted) < given.number("login.proved")
+        return LoginState(True if proved else None, accepted)
+    recent = _age_s(given, bad.last) < given.number("log.gap")
     opened = _is_after(changed, bad.last) or (
         not recent and (bad.came == LoginResult.UNREACHED or _is_after(others, bad.last))
     )
     return LoginState(None if opened else False, bad.last, bad.detail, bad.came)
+
+
+def _age_s(given: JudgeInput, moment: pd.Timestamp) -> float:
+    return float((given.as_of - moment).total_seconds())
 
 
 def refused_servers(seen: Mapping[Server, LoginState]) -> dict[Server, LoginState]:
