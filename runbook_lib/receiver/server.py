@@ -102,6 +102,7 @@ class _BoundedProtocol(H11Protocol):
         excess = max(len(others) + 2 - CONNECTIONS, 0)
         for connection in sorted(waiting, key=lambda c: c.waits_since)[:excess]:
             connection.transport.abort()
+            self.connections.discard(connection)  # now: a request that is read in this turn of the loop counts them
 
 
 def server(app: ASGIApp, tls: Tls | None = None) -> uvicorn.Server:
