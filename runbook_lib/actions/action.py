@@ -25,7 +25,7 @@ from runbook_lib.model.times import now
 from runbook_lib.model.usage import UsageError, error_line
 from runbook_lib.sources.source import SourceError
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG
+from runbook_lib.store.archive import ACTION
 
 #: Seconds in which the preconditions and the state before an action must have been read. Each read has a limit of its
 #: own; this one is for all of them, and for what is done with their answers.
@@ -139,7 +139,7 @@ def perform(
         return _write_outcome(rb, Outcome(result="refused", why=refusal, **common))
     came, problem = _run_and_verify(action, rb, Authorization(id_, common["approved_by"], common["reason"]), progress)
     outcome = _write_outcome(rb, Outcome(**common, **came))
-    unentered = ledger.end(entry | {"result": outcome.result, "time": now()})
+    unentered = _end(ledger, entry, outcome.result, outcome.why)
     if problem and _must_reraise(problem):
         raise problem
     if unentered:
@@ -157,18 +157,26 @@ def _write_begin(rb: Context, ledger: Any, entry: dict[str, Any], begun: Outcome
         refused: Text | None = ledger.begin(entry)
         if refused or _write_line(rb, begun, "begun", entry.get("job", "")):
             return refused
-    except BaseException:  # an interrupt, too: nothing has begun
-        ledger.end(entry | {"result": "refused", "time": now()})
+    except BaseException as e:  # an interrupt, too: nothing has begun
+        _end(ledger, entry, "refused", say("action.refused.log", detail=_describe_error(rb, e)))
         raise
-    ledger.end(entry | {"result": "refused", "time": now()})
-    return say("action.approval.used", by=begun.approved_by)
+    used = say("action.approval.used", by=begun.approved_by)
+    _end(ledger, entry, "refused", used)
+    return used
+
+
+def _end(ledger: Any, entry: dict[str, Any], result: str, why: Text) -> str:
+    """Add the end of an action to the ledger; return the error or ""."""
+    error: str = ledger.end(entry | {"result": result, "why": record.text(why), "time": now()})
+    return error
 
 
 def _ledger_entry(rb: Context, common: Mapping[str, Any], job: str) -> dict[str, Any]:
     """Return the ledger's line for an action that begins, with the dossier's place and who approved it."""
     named = {name: common[name] for name in ("id", "action", "approved_by")}
     placed = _context_fields(rb) | {"incident": rb.archive.incident, "place": rb.archive.place}
-    about = {"time": now(), "what": record.plain(common["what"]), "result": "begun"}
+    begun = {"result": "begun", "why": record.text(say("action.begun"))}
+    about = {"time": now(), "what": record.plain(common["what"]), **begun}
     return named | placed | about | ({"job": job} if job else {})
 
 
@@ -273,7 +281,7 @@ def _write_line(rb: Context, o: Outcome, result: str, job: str = "") -> bool:
     rb.archive.prepare()
     line = record.outcome(o) | {"time": now()} | _context_fields(rb) | {"result": result}
     line |= {"job": job} if job else {}
-    return rb.archive.add_line(ACTION_LOG, line) is None
+    return rb.archive.add_line(ACTION, line) is None
 
 
 def _context_fields(rb: Context) -> dict[str, Any]:

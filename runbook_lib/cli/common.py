@@ -205,12 +205,12 @@ def say_json(said: object) -> None:
 def existing_archive(incident: str, output: str) -> Any:
     """Return the archive of an incident. Raises UsageError if there is none."""
     from runbook_lib.book.parameters import validate
-    from runbook_lib.store.archive import SEALED, Archive
+    from runbook_lib.store.archive import Archive
 
     incident = resolve_incident(incident, output)
     validate({"incident_id": incident})
     archive = Archive(output, incident)
-    if not set(SEALED) & set(archive.names()) and not archive.partials():
+    if not archive.may_be_dossier():
         raise UsageError(unknown_incident_text(archive))
     return archive
 

@@ -66,10 +66,11 @@ def forget(incident: str, output: str) -> int:
 
     archive = common.existing_archive(incident, output)
     result = say("forget.done" if archive.forget() else "forget.already", incident=archive.incident)
-    # The line itself needs no salt.
-    keep_note(Archive(output, archive.incident, people=False), messages.text(result), whoami())
     common.echo_text(result)
-    click.echo(seal.seal_text(archive))
+    if not archive.is_earlier():
+        # The line itself needs no salt.
+        keep_note(Archive(output, archive.incident, people=False), messages.text(result), whoami())
+        click.echo(seal.seal_text(archive))
     return 0
 
 
@@ -127,23 +128,26 @@ def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
     """
     from runbook_lib.book.parameters import validate
     from runbook_lib.dossier import seal
-    from runbook_lib.store.archive import SEALED, Archive
+    from runbook_lib.store.archive import Archive
 
     validate({"incident_id": incident})
     kept = [head for source in checkpoints for head in seal.read_checkpoints(incident, source)]
     # If the dossier is gone, a checkpoint still shows that it existed.
     archive = Archive(output, incident) if kept else common.existing_archive(incident, output)
+    if archive.is_earlier():
+        common.echo_text(say("seal.earlier", place=archive.place), err=True)
+        return 3
     report = seal.check(archive, kept)
     common.echo_text(*report.changed, *report.uncovered, err=True)
-    if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.covered, strict=True) if n):
-        common.echo_text(say("seal.anchored", upto=upto))
+    if report.covered:
+        common.echo_text(say("seal.anchored", upto=report.covered))
     states: tuple[tuple[object, str, int], ...] = (
         (report.changed, "seal.state.changed", 2),
         (report.uncovered, "seal.state.not_witnessed", 3),
         (True, "seal.state.whole", 0),
     )
     state, code = next((state, code) for found, state, code in states if found)
-    common.echo_text(say("seal.said", state=say(state), place=archive.place, sealed=sum(report.chain_head.lines)))
+    common.echo_text(say("seal.said", state=say(state), place=archive.place, sealed=report.chain_head.lines))
     if not report.changed:
         click.echo(report.chain_head)
     return code

@@ -83,11 +83,11 @@ def open_(file: Path, no_browser: bool, in_lab: bool, checkpoints: tuple[str, ..
     except recording.ChangedError as e:
         click.echo(f"runbook: {e}", err=True)
         return 2
-    (head,) = seal.find_seals(recorded.seal)
-    kept = [h for source in checkpoints for h in seal.read_checkpoints(head.incident, source)]
+    name = recorded.seal.split(":")[1]
+    kept = [str(head) for source in checkpoints for head in seal.read_checkpoints(name, source)]
     config, book = settings.load(), catalog.load()
     states = (
-        (bool(kept) and head not in kept, "capsule.seal.other", 2),
+        (bool(kept) and recorded.seal not in kept, "capsule.seal.other", 2),
         (not kept, "capsule.seal.not_witnessed", 3),
         (True, "capsule.seal.whole", 0),
     )

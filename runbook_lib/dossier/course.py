@@ -12,7 +12,7 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.diagnosis.snapshots import DRIFT_COLUMNS
 from runbook_lib.model.finding import Finding, Reason, Status, action_title, hop_text, say
 from runbook_lib.model.times import moment
-from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.archive import LOG, Archive
 from runbook_lib.store.lines import ActionLine, Logs, RunLine, VerdictLine
 from runbook_lib.store.run import read_run
 from runbook_lib.view import render
@@ -197,7 +197,7 @@ def _build_changes_lane(findings: Iterable[Finding]) -> Lane:
         since = lately.attrs.get("since")
         known.append((moment(since) if since else f.at, f.at))
         for row in lately.to_dict("records"):
-            if row["source"] != ACTION_LOG:  # it has a lane of its own
+            if row["source"] != LOG:  # it has a lane of its own
                 marks[row["at"], row["what"]] = Mark(row["at"], row["what"])
         healthy = f.frames.get("healthy")
         for row in f.frames.get("drift", pd.DataFrame()).to_dict("records"):

@@ -23,7 +23,7 @@ from runbook_lib.dossier.artifact import stamp
 from runbook_lib.model.finding import Finding, Status, Verdict, replace
 from runbook_lib.model.times import moment
 from runbook_lib.store import record
-from runbook_lib.store.archive import SEALED, Archive, LogError
+from runbook_lib.store.archive import Archive, LogError
 from runbook_lib.store.lines import ActionLine, Logs, RunLine, VerdictLine, read_logs
 from runbook_lib.store.run import Run
 from runbook_lib.view import render, timeline
@@ -72,7 +72,7 @@ def document(incident: str, target: str, results: Sequence[Run], verdict: Verdic
 
 
 def keep(archive: Archive, results: Sequence[Run], said: dict[str, Any], job: str = "") -> dict[str, Any] | None:
-    """Archive a command's document; return its manifest line, None if its job has one already. Raises OSError."""
+    """Archive a command's document; return its line, None if its job has one already. Raises OSError."""
     onset = onset_of(said)
     stem = f"{stamp(results[0].started)}-verdict"
     content = json.dumps(_with_relative_paths(archive, said), ensure_ascii=False, indent=1).encode()
@@ -108,14 +108,14 @@ def _with_relative_paths(archive: Archive, said: dict[str, Any]) -> dict[str, An
 
 
 def write_index(archive: Archive) -> None:
-    """Make index.html from the logs, and again if they grew meanwhile. Raises OSError.
+    """Make index.html from the log, and again if it grew meanwhile. Raises OSError.
 
     Another command may have written its newer page before this one.
     """
     for _ in range(MAX_RENDERS):
-        heads = [archive.raw(log)[-1:] for log in SEALED]
+        last = archive.raw()[-1:]
         archive.write(INDEX, page(archive).encode())
-        if heads == [archive.raw(log)[-1:] for log in SEALED]:
+        if last == archive.raw()[-1:]:
             break
 
 

@@ -12,7 +12,7 @@ from runbook_lib.diagnosis import snapshots
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.snapshots import RunSnapshot
 from runbook_lib.model.finding import Finding, Text, Verdict, say
-from runbook_lib.store.archive import MANIFEST, Archive, LogError, NotSealedError, entry_of
+from runbook_lib.store.archive import RUN, Archive, LogError, NotSealedError, entry_of
 from runbook_lib.store.lines import RunLine, run_line
 from runbook_lib.store.run import Run, read_run
 
@@ -43,7 +43,7 @@ def judge_runs(archive: Archive, book: Catalog, judge: Callable[[RunLine, Run], 
                 raise
             return not_judged(str(entry.get("name")), e)
 
-    entries = (entry for entry in map(entry_of, archive.raw(MANIFEST)) if entry and entry.get("section"))
+    entries = (entry for entry in map(entry_of, archive.raw()) if entry and entry.get("kind") == RUN)
     yield from (found for found in archive.read_each(judge_run, entries) if found is not None)
 
 

@@ -130,7 +130,7 @@ def _read_dossier(archive: Archive) -> IncidentSummary | Text | None:
         logs = read_logs(archive)
         if not (logs.manifest or logs.actions or logs.notes):
             return None
-        draft = b"\n".join(archive.raw(mandatory.MARKDOWN)).decode(errors="replace")
+        draft = (archive.read_or_none(mandatory.MARKDOWN) or b"").decode(errors="replace")
         return summarise(archive.incident, logs, draft)
     except NotADirectoryError:
         return None

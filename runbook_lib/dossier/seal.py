@@ -1,9 +1,9 @@
 """Print a dossier's seal, and verify a dossier against its hash chain and against checkpoints.
 
-Each line of a log holds the digest of the line before. The chain shows a careless change; but a person who can write to
-the folder can shorten a log, or write the log and its chain again. So every command prints the chain head as a seal:
+Each line of the log holds the digest of the line before. The chain shows a careless change; but a person who can write
+to the folder can shorten the log, or write it and its chain again. So every command prints the chain head as a seal:
 
-    seal:<incident>:<lines of manifest, actions and notes>:<digest over these lines>
+    seal:<incident>:<lines of the log>:<digest over these lines>
 
 A checkpoint is a seal that was kept outside the folder.
 """
@@ -24,12 +24,13 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources.http import MOST_BYTES, HttpServer
 from runbook_lib.sources.source import ReadCost, SourceError
-from runbook_lib.store.archive import PARTIAL, SEALED, Archive, entry_of, split_lines
+from runbook_lib.store.archive import LOG, PARTIAL, Archive, entry_of, split_lines
 from runbook_lib.store.lines import is_line
 
 #: Hexadecimal digits of a chain head's digest: 128 bits of SHA-256, so that a seal fits into a line of a message.
 DIGITS = 32
-_HEAD = re.compile(rf"seal:([^\s:/]+):(\d{{1,9}})\.(\d{{1,9}})\.(\d{{1,9}}):([0-9a-f]{{{DIGITS}}})(?![0-9a-f])")
+_HEAD = re.compile(rf"seal:([^\s:/]+):(\d{{1,9}}):([0-9a-f]{{{DIGITS}}})(?![0-9a-f])")
+_EARLIER_SEAL = re.compile(r"seal:[^\s:/]+:\d+\.\d+\.\d+:")
 #: Files that are generated again, or written by people, and therefore not sealed.
 _UNSEALED = re.compile(rf"index\.html|systems\.html|postmortem(-\d+)?\.(md|html)|.*{re.escape(PARTIAL)}")
 _SQLITE = b"SQLite format 3\0"
@@ -37,15 +38,14 @@ _SQLITE = b"SQLite format 3\0"
 
 @dataclass(frozen=True)
 class ChainHead:
-    """The number of lines in each of an incident's logs, and a digest over all of these lines."""
+    """The number of lines in an incident's log, and a digest over all of these lines."""
 
     incident: str
-    lines: tuple[int, ...]
-    """Lines of each log, in the order of `store.SEALED`."""
+    lines: int
     digest: str
 
     def __str__(self) -> str:
-        return f"seal:{self.incident}:{'.'.join(map(str, self.lines))}:{self.digest}"
+        return f"seal:{self.incident}:{self.lines}:{self.digest}"
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Report:
     """The result of a verification."""
 
     chain_head: ChainHead
-    covered: tuple[int, ...]
-    """Lines of each log that the last matching checkpoint covers."""
+    covered: int
+    """Lines that the last matching checkpoint covers."""
     changed: tuple[Text, ...]
     """Differences from the hash chain or from a checkpoint."""
     uncovered: tuple[Text, ...]
@@ -64,10 +64,10 @@ class Report:
 def chain_head(archive: Archive) -> ChainHead:
     """Return the present chain head. Raises OSError.
 
-    While others write, the logs may be read at different moments: each is then a prefix of the final log.
+    While others write, it is the head of what is written.
     """
-    lines = _read_logs(archive)
-    return _compute_head(archive.incident, lines, [len(own) for own in lines])
+    lines = split_lines(archive.read_file(LOG))
+    return _compute_head(archive.incident, lines, len(lines))
 
 
 def seal_text(archive: Archive) -> str:
@@ -80,7 +80,7 @@ def seal_text(archive: Archive) -> str:
 
 def find_seals(text: str) -> list[ChainHead]:
     """Return the seals that a text contains."""
-    return [ChainHead(i, (int(a), int(b), int(c)), digest) for i, a, b, c, digest in _HEAD.findall(text)]
+    return [ChainHead(incident, int(n), digest) for incident, n, digest in _HEAD.findall(text)]
 
 
 def read_checkpoints(incident: str, source: str) -> list[ChainHead]:
@@ -100,56 +100,47 @@ def read_checkpoints(incident: str, source: str) -> list[ChainHead]:
 def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
     """Verify a dossier against its hash chain and against checkpoints. Raises OSError."""
     with archive.locked() if archive.names() else nullcontext():  # a file is written before the line that names it
-        lines = _read_logs(archive)
+        lines = split_lines(archive.read_file(LOG))
         files = _list_files(archive)
-    now = [len(own) for own in lines]
-    covered, changed, uncovered = [0] * len(SEALED), archive.problems(), list[Text]()
-    for seen in sorted(checkpoints, key=lambda c: sum(c.lines)):
-        if short := [(log, was, n) for log, was, n in zip(SEALED, seen.lines, now, strict=True) if was > n]:
-            changed += [say("seal.cut", seal=str(seen), log=log, was=was, n=n) for log, was, n in short]
+    now, covered, changed, uncovered = len(lines), 0, archive.problems(), list[Text]()
+    for seen in sorted(checkpoints, key=lambda c: c.lines):
+        if seen.lines > now:
+            changed.append(say("seal.cut", seal=str(seen), was=seen.lines, n=now))
         elif _compute_head(archive.incident, lines, seen.lines) != seen:
-            changed.append(say("seal.other", seal=str(seen), within=_format_line_ranges(covered, seen.lines)))
+            changed.append(say("seal.other", seal=str(seen), **_range(covered, seen.lines)))
         else:
-            covered = [max(a, b) for a, b in zip(covered, seen.lines, strict=True)]
-    for log, upto, n in zip(SEALED, covered, now, strict=True):
-        if upto < n:
-            uncovered.append(say("seal.loose", log=log, first=upto + 1, last=n if n > upto + 1 else None, n=n - upto))
-    entries = [
-        (log, n, entry_of(line) or {}) for log, own in zip(SEALED, lines, strict=True) for n, line in enumerate(own, 1)
-    ]
-    changed += [say("seal.not_json", log=log, n=n) for log, n, entry in entries if entry and not is_line(log, entry)]
-    named = {name for _, _, entry in entries for name in entry.get("sha256", {})}
+            covered = seen.lines
+    if covered < now:
+        uncovered.append(say("seal.loose", **_range(covered, now), n=now - covered))
+    entries = [entry_of(line) or {} for line in lines]
+    changed += [say("seal.not_json", n=n) for n, entry in enumerate(entries, 1) if entry and not is_line(entry)]
+    named = {name for entry in entries for name in entry.get("sha256", {})}
     # A name may hold anything, also line breaks.
     uncovered += [say("seal.unnamed", name=visible(name, kept="")) for name in files if name not in named]
-    return Report(_compute_head(archive.incident, lines, now), tuple(covered), tuple(changed), tuple(uncovered))
+    return Report(_compute_head(archive.incident, lines, now), covered, tuple(changed), tuple(uncovered))
 
 
-def _compute_head(incident: str, lines: Sequence[Sequence[bytes]], counts: Sequence[int]) -> ChainHead:
-    whole = hashlib.sha256(incident.encode())
-    for log, own, n in zip(SEALED, lines, counts, strict=True):
-        whole.update(b"\n".join([b"", log.encode(), *own[:n], b""]))
-    return ChainHead(incident, tuple(counts), whole.hexdigest()[:DIGITS])
+def _range(after: int, last: int) -> dict[str, int | None]:
+    """Return the first and the last of the lines after one; no last if it is one line."""
+    return {"first": after + 1, "last": last if last > after + 1 else None}
 
 
-def _read_logs(archive: Archive) -> list[list[bytes]]:
-    return [split_lines(archive.read_file(log)) for log in SEALED]
+def _compute_head(incident: str, lines: Sequence[bytes], n: int) -> ChainHead:
+    whole = hashlib.sha256(b"\n".join([incident.encode(), *lines[:n], b""]))
+    return ChainHead(incident, n, whole.hexdigest()[:DIGITS])
 
 
 def _list_files(archive: Archive) -> list[str]:
     """Return the files of the dossier that ought to be sealed."""
     evidence = Archive(archive.output, f"{archive.incident}/evidence").names()
-    there = [n for n in archive.names() if n not in (*SEALED, "evidence", "lab") and not _UNSEALED.fullmatch(n)]
+    there = [n for n in archive.names() if n not in (LOG, "evidence", "lab") and not _UNSEALED.fullmatch(n)]
     return there + [f"evidence/{n}" for n in evidence]
-
-
-def _format_line_ranges(after: Sequence[int], upto: Sequence[int]) -> str:
-    """Return the line ranges of each log that follow the lines `after`, up to the lines `upto`, as text."""
-    new = [(log, a + 1, n) for log, a, n in zip(SEALED, after, upto, strict=True) if n > a]
-    return ", ".join(f"{log} {f'lines {first} to {n}' if n > first else f'line {n}'}" for log, first, n in new)
 
 
 def _read_source(source: str) -> str:
     """Return the text of a file or URL. Raises UsageError."""
+    if _EARLIER_SEAL.match(source):
+        raise UsageError(f"--checkpoint {source}: is a seal of version 0.6, which verifies that dossier")
     if source.startswith("seal:"):
         raise UsageError(f"--checkpoint {source}: the seal is not complete: copy all of it")
     try:

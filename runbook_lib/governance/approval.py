@@ -27,7 +27,7 @@ from runbook_lib.model.outcome import Precondition
 from runbook_lib.model.times import moment, now
 from runbook_lib.model.usage import UsageError, error_line
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.archive import ACTION, LOG, Archive
 from runbook_lib.store.files import digest
 from runbook_lib.view.render import when
 
@@ -47,8 +47,7 @@ def check_approval(rb: Context, id_: str, asked: Mapping[str, Any]) -> tuple[Pre
         return Precondition(say("action.approval.nobody"), ok=False), "", ""
     try:
         used = {line.job for line in Ledger(rb).read()}
-        lines = [line for line in rb.archive.lines(ACTION_LOG) if line["result"] == "approved"]
-        given = [line for line in lines if str(line["approval"]).startswith("request:")]  # until 0.6 of another form
+        given = [line for line in rb.archive.lines(ACTION) if line["result"] == "approved"]
         rejections = list[Text | None]()
         for line in reversed(given):
             job, by, until = _job(line["approval"]), str(line["approved_by"]), moment(line["until"])
@@ -57,8 +56,8 @@ def check_approval(rb: Context, id_: str, asked: Mapping[str, Any]) -> tuple[Pre
                 return Precondition(say("action.approval.given", by=by, until=when(until)), ok=True), by, job
     except (OSError, UsageError) as e:
         return Precondition(say("action.approval.unseen", detail=error_line(e)), ok=None), "", ""
-    except (LookupError, TypeError, ValueError) as e:
-        wrong = f"{rb.archive.place}/{ACTION_LOG}: an approval in it is not valid ({e}): run `runbook verify`"
+    except (LookupError, TypeError, ValueError, AttributeError) as e:
+        wrong = f"{rb.archive.place}/{LOG}: an approval in it is not valid ({e}): run `runbook verify`"
         return Precondition(say("action.approval.unseen", detail=wrong), ok=None), "", ""
     ready = all(p["ok"] is True or (p["ok"] is None and p["warns"]) for p in asked["preconditions"])
     request = f"request:{rb.archive.incident}:{id_}:{_request_digest(asked)}" if ready else None
@@ -73,7 +72,7 @@ def find_request(request: str, archive_of: Callable[[str], Archive]) -> tuple[Ar
         raise UsageError("the request is not complete: copy all of request:... from the output of the dry run")
     incident, id_, asked = found.groups()
     archive = archive_of(incident)
-    open_ = [e for e in archive.lines(ACTION_LOG) if e.get("id") == id_ and e.get("result") in ("dry", "refused")]
+    open_ = [e for e in archive.lines(ACTION) if e.get("id") == id_ and e.get("result") in ("dry", "refused")]
     line = next((e for e in open_ if _request_digest(e) == asked), None)
     if line is None:
         raise UsageError(f"{archive.place} has no such request, or its line was changed: make the dry run again")
@@ -104,7 +103,7 @@ def approve_request(archive: Archive, line: Mapping[str, Any], minutes: int, *, 
         "approval": f"request:{archive.incident}:{line['id']}:{_request_digest(line)}",
         "until": until.isoformat(),
     }
-    archive.add_line(ACTION_LOG, {k: v for k, v in line.items() if k != "previous"} | new)
+    archive.add_line(ACTION, {k: v for k, v in line.items() if k != "previous"} | new)
     return why, agreed
 
 

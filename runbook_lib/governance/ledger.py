@@ -1,6 +1,6 @@
 """A target's ledger: every action that was begun on the target, for every output.
 
-    <ledger>/<target>/actions.jsonl      two lines per action, hash-chained like an action log
+    <ledger>/<target>/log.jsonl      two lines per action, hash-chained like an incident's log
 
 Its folder is a setting of the target (`Target.ledger`). What rests on past actions (that the same action was not done
 minutes ago, that an approval is used once) reads the ledger and the incident's own log.
@@ -17,8 +17,8 @@ import pandas as pd
 from runbook_lib.checks.context import Context
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, error_line
-from runbook_lib.store.archive import ACTION_LOG, Archive
-from runbook_lib.store.lines import BegunLine, read_actions
+from runbook_lib.store.archive import ACTION, Archive
+from runbook_lib.store.lines import ActionLine, read_actions
 
 #: Names that are valid as a folder and as an argument of `runbook verify`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -36,7 +36,7 @@ class Ledger:
         self.archive, self._own = Archive(rb.target.ledger, folder, people=False), rb.archive
         self._since = pd.Timestamp.now("UTC")  # before the preconditions are checked
 
-    def read(self) -> list[BegunLine]:
+    def read(self) -> list[ActionLine]:
         """Return the actions that were begun on the target, also of the incident's log, which may know more.
 
         Raises UsageError, one line, if not all of them can be read, or if this machine's clock is behind them.
@@ -70,7 +70,7 @@ class Ledger:
 
         try:
             self.archive.make()
-            self.archive.add_line(ACTION_LOG, entry, stops)
+            self.archive.add_line(ACTION, entry, stops)
         except (OSError, UsageError) as e:
             return say("action.refused.ledger", detail=error_line(e))
         return next(iter(refusal), None)
@@ -78,13 +78,13 @@ class Ledger:
     def end(self, entry: dict[str, Any]) -> str:
         """Add the end of an action, or that it did not begin; return the error or ""."""
         try:
-            self.archive.add_line(ACTION_LOG, {name: value for name, value in entry.items() if name != "job"})
+            self.archive.add_line(ACTION, {name: value for name, value in entry.items() if name != "job"})
         except (OSError, UsageError) as e:
             return error_line(e)
         return ""
 
 
-def began(lines: list[BegunLine]) -> list[BegunLine]:
+def began(lines: list[ActionLine]) -> list[ActionLine]:
     """Return the lines of actions that were begun: no dry runs, approvals, and refusals, also after the first line."""
     refused = {line.id for line in lines if line.result == "refused"}
     return [line for line in lines if line.result in ("begun", "done", "failed") and line.id not in refused]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.times import now
 from runbook_lib.model.usage import UsageError
-from runbook_lib.store.archive import NOTES, Archive, OutputError
+from runbook_lib.store.archive import NOTE, Archive, OutputError
 from runbook_lib.view.render import when
 
 
@@ -20,7 +20,7 @@ def keep_note(archive: Archive, text: str, who: str, section: str = "", job: str
     archive.prepare()
     entry = {"time": now(), "who": who, "text": text.strip(), "section": section} | ({"job": job} if job else {})
     try:
-        entry = archive.add_line(NOTES, entry) or entry
+        entry = archive.add_line(NOTE, entry) or entry
     except OSError as e:
         raise OutputError(f"the note could not be written to {archive.place}: {e.strerror or e}") from None
     return say("ui.noted", time=when(entry["time"]), who=who, text=entry["text"])

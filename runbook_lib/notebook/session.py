@@ -202,7 +202,7 @@ class Session:
     ) -> render.ActionCard:
         """Run an action (`restart`, `set`, `redrive`); a dry run unless `execute` is set.
 
-        Without `execute` nothing is changed. Each call is a line in the incident's actions.jsonl. If the target
+        Without `execute` nothing is changed. Each call is a line in the incident's log. If the target
         requires a second person's approval, that of `runbook approve` takes the place of `approved_by`.
         Raises UsageError for an action, or an argument, that does not exist.
         """

@@ -31,7 +31,7 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import hide_names
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record as record_view
-from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
+from runbook_lib.store.archive import ACTION, NOTE, Archive
 from runbook_lib.store.files import read_regular, replace_file
 from runbook_lib.store.lines import Logs, VerdictLine
 from runbook_lib.store.recording import Recording
@@ -57,7 +57,7 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
     known = _known_names(archive, runs, config)
     keep = {*book.hops, *_find_words([_without_context(r.header.get("given", {})) for r in runs])}
     sealed = seal.check(archive)
-    logs = {name: len(archive.raw(name)) for name in (ACTION_LOG, NOTES)}
+    logs = {kind: len(archive.lines(kind)) for kind in (ACTION, NOTE)}
     left_out = [
         *sealed.changed,
         *(text for text in found if isinstance(text, Text)),
@@ -96,7 +96,7 @@ def _known_names(archive: Archive, runs: Iterable[Run], config: Settings) -> dic
     """
     given = [_workloads(r.header.get("given", {})) for r in runs]
     places = [str(workloads.get(key) or "") for workloads in given for key in ("context", "psql")]
-    lines = [line for log in (ACTION_LOG, NOTES) for line in archive.lines(log)]
+    lines = archive.lines(ACTION, NOTE)
     people = [line.get(name) for line in lines for name in ("who", "approved_by")]
     urls = list[str]()
     for target in archive.targets():

@@ -2,9 +2,7 @@
 
     <output>/<incident>/<UTC time>-<section>-<status>.ipynb and .html
     <output>/<incident>/evidence/<same name>.json
-    <output>/<incident>/manifest.jsonl     one line per artifact; each line has the digest of the line before
-    <output>/<incident>/actions.jsonl      the action log, hash-chained in the same way
-    <output>/<incident>/notes.jsonl        the responders' notes, hash-chained in the same way
+    <output>/<incident>/log.jsonl          runs, verdicts, actions, notes; each line has the digest of the one before
     <output>/<incident>/index.html         the index page
     <output>/<incident>/.salt              the salt of the user ids' tokens; not sealed, because `forget` deletes it
 
@@ -48,10 +46,11 @@ from runbook_lib.privacy.masking import new_salt
 from runbook_lib.privacy.urls import show_url, show_urls
 from runbook_lib.store.files import create_whole, digest, file_mode, make_folder, open_locked, read_regular, write_whole
 
-MANIFEST = "manifest.jsonl"
-ACTION_LOG = "actions.jsonl"
-NOTES = "notes.jsonl"
-SEALED = (MANIFEST, ACTION_LOG, NOTES)
+LOG = "log.jsonl"
+#: The kinds of its lines; those of the first two name the files of an artifact.
+KINDS = RUN, VERDICT, ACTION, NOTE = "run", "verdict", "action", "note"
+#: The logs of a dossier of version 0.6.
+_EARLIER = ("manifest.jsonl", "actions.jsonl", "notes.jsonl")
 PARTIAL = ".partial.ipynb"
 SALT = ".salt"
 #: Its name in version 0.6.
@@ -59,6 +58,7 @@ _EARLIER_SALT = ".salts"
 #: Valid names of files in a log line, and their maximum length in bytes.
 _NAME = re.compile(r"(?:evidence/)?[^/.][^/]*")
 _MAX_NAME_BYTES = 200
+_WRITTEN_EARLIER = "was written by version 0.6, which reads and verifies it (pip install runbook-notebooks==0.6.0)"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Errors of a path that is no regular file, or leads to none.
 _NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
@@ -93,7 +93,7 @@ class OutputError(UsageError):
 
 
 class LogError(OSError, ValueError):
-    """A log has a line that the runbook did not write."""
+    """A log has a line that this version did not write."""
 
 
 class NotSealedError(ValueError):
@@ -124,9 +124,11 @@ class Archive:
         """Make the folder, test that it is writable, and create the salt of a new incident.
 
         On a full disk the run goes on, and the salt is stored with its first line. Raises OutputError, one line, if
-        anything else fails.
+        anything else fails, or if version 0.6 began the incident: its pages stay as they are.
         """
         try:
+            if self.is_earlier():
+                raise OutputError(f"{self.place}: {_WRITTEN_EARLIER}; choose another incident")
             self.make()
             if self.people:
                 self._create_salt()
@@ -271,7 +273,7 @@ class Archive:
         return sorted(n for n in names if not n.startswith("."))
 
     def newest(self, count: int) -> list[str]:
-        """Return the incidents of an output with the newest manifests, oldest first. Raises OSError.
+        """Return the incidents of an output with the newest logs, oldest first. Raises OSError.
 
         `self` is the output: an archive without an incident's name. Of an incident that may not be read, the time of
         its folder counts.
@@ -279,11 +281,11 @@ class Archive:
         written = dict.fromkeys(self.names(), "")
         with self._store_errors(""):
             if folder := self.local:
-                written |= {n: _time_of(folder / n / MANIFEST) for n in written}
+                written |= {n: _time_of(folder / n / LOG) for n in written}
             else:
                 for path, about in self._filesystem.find(self._path(""), detail=True).items():
                     name, _, file = str(path).removeprefix(f"{self._path('')}/").partition("/")
-                    if name in written and file == MANIFEST:
+                    if name in written and file == LOG:
                         written[name] = str(next((about[k] for k in _TIMES if about.get(k)), ""))
         return sorted(written, key=lambda n: (written[n], n))[-count:]
 
@@ -295,43 +297,58 @@ class Archive:
             return False
         except OSError:
             return True
-        return bool({*SEALED, "lab"} & {*names}) or any(n.endswith(PARTIAL) for n in names)
+        return bool({LOG, *_EARLIER, "lab"} & {*names}) or any(n.endswith(PARTIAL) for n in names)
+
+    def is_earlier(self) -> bool:
+        """Return whether version 0.6 wrote this dossier or ledger, and no later one. Raises OSError."""
+        names = {*self.names()}
+        return LOG not in names and bool(names & {*_EARLIER})
+
+    def _refuse_earlier(self) -> None:
+        if self.is_earlier():
+            raise LogError(errno.EBADMSG, _WRITTEN_EARLIER, self.place)
 
     def partials(self) -> list[str]:
         """Return the partial artifacts of runs that died or are still running."""
         return [n for n in self.names() if n.endswith(PARTIAL)]
 
-    def manifest(self) -> list[dict[str, Any]]:
-        """Return the manifest's entries, oldest first."""
-        return self.lines(MANIFEST)
+    def manifest(self) -> Entries:
+        """Return the entries of runs and verdicts, oldest first."""
+        return self.lines(RUN, VERDICT)
 
     def targets(self) -> set[str]:
         """Return the targets of its runs and actions. Raises OSError and ValueError."""
         parameters = (e.get("parameters") for e in self.manifest())
-        given = [*(p for p in parameters if isinstance(p, dict)), *self.lines(ACTION_LOG)]
+        given = [*(p for p in parameters if isinstance(p, dict)), *self.lines(ACTION)]
         return {str(values["target"]) for values in given if values.get("target")}
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """Return the entries of a log (MANIFEST, ACTION_LOG or NOTES), oldest first; [] if there is no log.
+    def lines(self, *kinds: str) -> Entries:
+        """Return the log's entries of these kinds or of all, oldest first; [] if there is no log.
 
-        Raises OSError; LogError for an invalid line.
+        Raises OSError; LogError for an invalid line of any kind, and for a dossier of version 0.6.
         """
-        return self._parse(name, self.raw(name))
+        return [entry for entry in self._parse(self.raw()) if entry["kind"] in (kinds or KINDS)]
 
-    def _parse(self, name: str, lines: Iterable[bytes]) -> Entries:
+    def _parse(self, lines: Iterable[bytes]) -> Entries:
         entries = []
         for n, line in enumerate(lines, 1):
             if not line:
                 continue
             if (entry := entry_of(line)) is None:
                 wrong = f"line {n} is not a valid log entry: run `runbook verify`"
-                raise LogError(errno.EBADMSG, wrong, f"{self.place}/{name}")
+                raise LogError(errno.EBADMSG, wrong, f"{self.place}/{LOG}")
             entries.append(entry)
         return entries
 
-    def raw(self, name: str) -> list[bytes]:
-        """Return the raw lines of a log; [] if there is no log. Raises OSError."""
-        return split_lines(self.read_or_none(name))
+    def raw(self) -> list[bytes]:
+        """Return the raw lines of the log; [] if there is no log.
+
+        Raises OSError; LogError for a dossier of version 0.6.
+        """
+        lines = split_lines(self.read_or_none(LOG))
+        if not lines:
+            self._refuse_earlier()
+        return lines
 
     def read_or_none(self, name: str) -> bytes | None:
         """Return a file's content; None if there is no file. Raises OSError."""
@@ -360,20 +377,21 @@ class Archive:
                 yield from lanes.map(read, batch)
 
     def append(self, entry: dict[str, Any], files: dict[str, bytes], *, new: bool = False) -> dict[str, Any] | None:
-        """Write an artifact's files, then its hash-chained line in the manifest; return None.
+        """Write an artifact's files, then its hash-chained line in the log; return None.
 
         A `job` has one artifact per section and one verdict: if it exists already, nothing is written and its line is
         returned. Raises OSError; FileExistsError if the files must be `new` and one exists.
         """
+        kind = VERDICT if "verdict" in entry else RUN
         with self.locked():
-            if before := _find_of_job(entry, self.manifest()):
+            if before := _find_of_job(entry, _of_kind(self.raw(), kind)):
                 return before
             sha256 = {name: digest(content) for name, content in files.items()}
             try:
                 for name, content in files.items():
                     if not (new and self._create_file(name, content)):
                         self.write(name, content)
-                before = self._add_line(MANIFEST, entry | {"sha256": sha256})
+                before = self._add_line(kind, entry | {"sha256": sha256})
             except FileExistsError:  # another's
                 raise
             except OSError:
@@ -384,7 +402,7 @@ class Archive:
         return before
 
     def _remove_unnamed(self, names: Iterable[str]) -> None:
-        """Remove those files that no line of the manifest names: a line may be there although its write failed."""
+        """Remove those files that no line of the log names: a line may be there although its write failed."""
         with suppress(OSError):
             named = {name for e in self.manifest() for name in e.get("sha256", {})}
             for name in {*names} - named:
@@ -392,23 +410,23 @@ class Archive:
                     self._remove_file(name)
 
     def of_job(self, job: str) -> dict[str, dict[str, Any]]:
-        """Return the manifest lines of a job by section, "" for its verdict. Raises OSError."""
+        """Return the lines of a job's runs by section, "" for its verdict. Raises OSError."""
         return {e.get("section", ""): e for e in self.manifest() if e.get("job") == job}
 
     def add_line(
-        self, name: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
+        self, kind: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
     ) -> dict[str, Any] | None:
-        """Add a hash-chained line to a log; return None. Raises OSError.
+        """Add a hash-chained line of a kind to the log; return None. Raises OSError.
 
-        A `job` has one line per section: if it exists already, nothing is added and that line is returned. `stops`
-        replaces this check: it gets the log's entries at the moment of the write, and what it returns stops the write;
-        LogError then if one of them is not valid.
+        A `job` has one line of a kind per section: if it exists already, nothing is added and that line is returned.
+        `stops` replaces this check: it gets all entries of the log at the moment of the write, and what it returns
+        stops the write; LogError then if a line of the log is not valid, and always for a dossier of version 0.6.
         """
         with self.locked():
-            return self._add_line(name, entry, stops)
+            return self._add_line(kind, entry, stops)
 
     def _add_line(
-        self, name: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
+        self, kind: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
     ) -> dict[str, Any] | None:
         """Add a line, or return what stops it: by default an existing line of the entry's job.
 
@@ -417,26 +435,27 @@ class Archive:
         """
         added = None
         for tries in range(1, 21):
-            before, etag = self._read_with_etag(name)
+            before, etag = self._read_with_etag(LOG)
             lines = split_lines(before)
-            if self.people and not lines:
-                self._ensure_salt()
+            if not lines:
+                self._refuse_earlier()
+                if self.people:
+                    self._ensure_salt()
             if added in lines:
                 return None  # it was written and only the answer was lost: times make entries unique
-            valid = self._parse(name, lines) if stops else [e for line in lines if (e := entry_of(line))]
-            if there := stops(valid) if stops else _find_of_job(entry, valid):
+            if there := stops(self._parse(lines)) if stops else _find_of_job(entry, _of_kind(lines, kind)):
                 return there
-            added = _encode_line(entry | {"previous": digest(lines[-1]) if lines else None})
+            added = _encode_line(entry | {"kind": kind, "previous": digest(lines[-1]) if lines else None})
             content = b"".join(line + b"\n" for line in (*lines, added))
             try:
-                if before is not None or not self._create_file(name, content):
-                    self._replace_file(name, content, etag)
+                if before is not None or not self._create_file(LOG, content):
+                    self._replace_file(LOG, content, etag)
                 return None
             except OSError as e:
                 if not _is_conflict(e):
                     raise
             time.sleep(random.uniform(0, 0.05 * tries))  # noqa: S311 - spreads out the writers
-        raise OSError(errno.EBUSY, "too many concurrent writers", name)
+        raise OSError(errno.EBUSY, "too many concurrent writers", LOG)
 
     def _read_with_etag(self, name: str) -> tuple[bytes | None, str]:
         """Return a log's content (None if there is none) and its ETag ("" if the store has no conditional writes)."""
@@ -477,32 +496,29 @@ class Archive:
 
     def problems(self) -> list[Text]:
         """Verify the hash chain; return changed or missing files and changed or removed lines. Raises OSError."""
-        logs = {log: content for log in SEALED if (content := self.read_file(log))}
-        found = [] if logs else [say("seal.none", place=self.place, name=MANIFEST)]
-        lines = [
-            (log, n, line, digest(own[n - 2]) if n > 1 else None)
-            for log, own in zip(logs, map(split_lines, logs.values()), strict=True)
-            for n, line in enumerate(own, 1)
-        ]
+        content = self.read_file(LOG)
+        if not content:
+            return [say("seal.none", place=self.place, name=LOG)]
+        found, own = list[Text](), split_lines(content)
+        lines = [(n, line, digest(own[n - 2]) if n > 1 else None) for n, line in enumerate(own, 1)]
         for problems in self.read_each(lambda line: [*self._find_line_problems(*line)], lines):
             found += problems
-        for log, content in logs.items():
-            if not content.endswith(b"\n"):
-                found.append(say("seal.cut_off", log=log, n=len(split_lines(content))))
+        if not content.endswith(b"\n"):
+            found.append(say("seal.cut_off", n=len(own)))
         return found
 
-    def _find_line_problems(self, log: str, n: int, line: bytes, previous: str | None) -> Iterator[Text]:
-        """Return the problems of line `n` (from 1) of a log, and of the files that it names."""
+    def _find_line_problems(self, n: int, line: bytes, previous: str | None) -> Iterator[Text]:
+        """Return the problems of line `n` (from 1) of the log, and of the files that it names."""
         entry = entry_of(line)
         if entry is None:
-            yield say("seal.not_json", log=log, n=n)
+            yield say("seal.not_json", n=n)
             return
         if "previous" not in entry or entry["previous"] != previous:
-            yield say("seal.apart", log=log, n=n, before=n - 1)
+            yield say("seal.apart", n=n, before=n - 1)
         if not _is_own_form(entry, line):
-            yield say("seal.other_form", log=log, n=n)
-        if log == MANIFEST and not entry.get("sha256"):
-            yield say("seal.no_files", log=log, n=n)
+            yield say("seal.other_form", n=n)
+        if entry.get("kind") in (RUN, VERDICT) and not entry.get("sha256"):
+            yield say("seal.no_files", n=n)
         for name, expected in entry.get("sha256", {}).items():
             content = self.read_file(name)
             if content is None:
@@ -593,14 +609,14 @@ def refuse_reserved(output: str, incident: str) -> None:
         raise UsageError(f"incident {incident}: the name is reserved, choose another such as INC-1")
 
 
-def _time_of(manifest: Path) -> str:
-    """Return when a manifest was changed, as text that sorts; "" if there is none."""
+def _time_of(log: Path) -> str:
+    """Return when a log was changed, as text that sorts; "" if there is none."""
     try:
-        return f"{manifest.stat().st_mtime:020.6f}"
+        return f"{log.stat().st_mtime:020.6f}"
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError:
-        return f"{manifest.parent.lstat().st_mtime:020.6f}"
+        return f"{log.parent.lstat().st_mtime:020.6f}"
 
 
 def entry_of(line: bytes) -> dict[str, Any] | None:
@@ -609,7 +625,9 @@ def entry_of(line: bytes) -> dict[str, Any] | None:
         entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    named = entry.get("sha256", {}) if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or entry.get("kind") not in KINDS:
+        return None
+    named = entry.get("sha256", {})
     return entry if isinstance(named, dict) and all(map(_is_allowed_name, named)) else None
 
 
@@ -633,6 +651,11 @@ def _is_own_form(entry: dict[str, Any], line: bytes) -> bool:
 def split_lines(content: bytes | None) -> list[bytes]:
     """Split a log into lines; text after the last newline is a line, too."""
     return content.removesuffix(b"\n").split(b"\n") if content else []
+
+
+def _of_kind(lines: Iterable[bytes], kind: str) -> Entries:
+    """Return the entries of a kind; lines that are not valid are left out."""
+    return [entry for entry in map(entry_of, lines) if entry and entry["kind"] == kind]
 
 
 def _find_of_job(entry: dict[str, Any], there: Entries) -> dict[str, Any] | None:

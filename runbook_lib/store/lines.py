@@ -1,4 +1,4 @@
-"""The lines of an incident's logs by kind, validated when they are read."""
+"""The lines of an incident's log by kind, validated when they are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from runbook_lib.model.finding import Confidence, Status, Text, Verdict
 from runbook_lib.model.times import moment
 from runbook_lib.model.usage import first_problem
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive, LogError
+from runbook_lib.store.archive import ACTION, LOG, NOTE, RUN, VERDICT, Archive, Entries, LogError
 
 
 def _read_verdict(stored: Any) -> Verdict:
@@ -48,13 +48,13 @@ _Text: TypeAlias = Annotated[InstanceOf[Text], BeforeValidator(_read_text)]
 
 
 class LogLine(BaseModel):
-    """A line of a log; fields that this version does not know are ignored."""
+    """A line of the log; fields that this version does not know are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class _Artifact(LogLine):
-    """A line of the manifest: what was made, by name, and the digests of its files."""
+    """A line with what was made, by name, and the digests of its files."""
 
     name: str
     started: _Moment
@@ -115,10 +115,12 @@ class ActionLine(LogLine):
     id: str
     time: _Moment
     action: str
-    result: str
+    result: Literal["dry", "approved", "refused", "begun", "done", "failed"]
     why: _Text
     effect: _Text | None = None
-    what: dict[str, Any] = {}
+    what: dict[str, Any]
+    job: str = ""
+    """The dry run that was approved for it; each is executed once."""
     command: str = ""
     before: dict[str, Any] = {}
     after: dict[str, Any] = {}
@@ -133,27 +135,10 @@ class ActionLine(LogLine):
         """What the action was about, in a few words."""
         return record.describe_action(self.what)
 
-
-class BegunLine(LogLine):
-    """What later actions must know of one: what it changed, when, what became of it, and its approval."""
-
-    id: str
-    time: _Moment
-    result: Literal["dry", "approved", "refused", "begun", "done", "failed"]
-    what: dict[str, Any]
-    job: str = ""
-    """The dry run that was approved for it; each is executed once."""
-
     @property
     def name(self) -> str:
         """The workload that it changed; "" if it changed none."""
         return str(self.what.get("name") or "")
-
-
-class _LedgerLine(LogLine):
-    """A line of an action log that is no incident's: a target's ledger, or the journal of removals of version 0.6."""
-
-    time: _Moment
 
 
 class NoteLine(LogLine):
@@ -169,7 +154,7 @@ L = TypeVar("L", bound=LogLine)
 
 @dataclass(frozen=True)
 class Logs:
-    """The lines of an incident's logs, oldest first."""
+    """The lines of an incident's log, oldest first."""
 
     manifest: list[RunLine | VerdictLine]
     actions: list[ActionLine]
@@ -199,43 +184,45 @@ class Logs:
 
 
 def read_logs(archive: Archive) -> Logs:
-    """Return the lines of an incident's logs. Raises OSError; LogError for a line that is of no known kind."""
-    manifest = [_read_line(archive, MANIFEST, _manifest_kind(e), e) for e in archive.manifest()]
-    actions = [_read_line(archive, ACTION_LOG, ActionLine, e) for e in archive.lines(ACTION_LOG)]
-    return Logs(manifest, actions, [_read_line(archive, NOTES, NoteLine, e) for e in archive.lines(NOTES)])
+    """Return the lines of an incident's log. Raises OSError; LogError for a line that is not valid."""
+    lines = [_read_line(archive, _KINDS[entry["kind"]], entry) for entry in archive.lines()]
+    return Logs(
+        [line for line in lines if isinstance(line, RunLine | VerdictLine)],
+        [line for line in lines if isinstance(line, ActionLine)],
+        [line for line in lines if isinstance(line, NoteLine)],
+    )
 
 
-def read_actions(archive: Archive, entries: list[dict[str, Any]] | None = None) -> list[BegunLine]:
-    """Return the lines of an action log, or its `entries`. Raises OSError; LogError for a line that is not valid."""
-    entries = archive.lines(ACTION_LOG) if entries is None else entries
-    return [_read_line(archive, ACTION_LOG, BegunLine, entry, n) for n, entry in enumerate(entries, 1)]
+def read_actions(archive: Archive, entries: Entries | None = None) -> list[ActionLine]:
+    """Return the actions of the log, or of these `entries` of it; lines of other kinds must be valid, too.
+
+    Raises OSError and LogError, so that an action's line whose kind was changed is not overlooked.
+    """
+    lines = [
+        _read_line(archive, _KINDS[entry["kind"]], entry) for entry in (archive.lines() if entries is None else entries)
+    ]
+    return [line for line in lines if isinstance(line, ActionLine)]
 
 
-def is_line(log: str, entry: dict[str, Any]) -> bool:
-    """Return whether an entry is a line of a log: it has the fields of its kind."""
-    # A ledger names the place of the dossier, and the journal what was done in a word.
-    of_ledger = "place" in entry or isinstance(entry.get("what"), str)
-    kinds = {MANIFEST: _manifest_kind(entry), ACTION_LOG: _LedgerLine if of_ledger else ActionLine, NOTES: NoteLine}
+def is_line(entry: dict[str, Any]) -> bool:
+    """Return whether an entry has the fields of its kind."""
     try:
-        kinds[log].model_validate(entry)
+        return bool(_KINDS[entry["kind"]].model_validate(entry))
     except ValidationError:
         return False
-    return True
-
-
-def _manifest_kind(entry: dict[str, Any]) -> type[RunLine] | type[VerdictLine]:
-    return VerdictLine if "verdict" in entry else RunLine
 
 
 def run_line(archive: Archive, entry: dict[str, Any]) -> RunLine:
     """Return the line of a run. Raises LogError."""
-    return _read_line(archive, MANIFEST, RunLine, entry)
+    return _read_line(archive, RunLine, entry)
 
 
-def _read_line(archive: Archive, log: str, kind: type[L], entry: dict[str, Any], n: int = 0) -> L:
+_KINDS: dict[str, type[LogLine]] = {RUN: RunLine, VERDICT: VerdictLine, ACTION: ActionLine, NOTE: NoteLine}
+
+
+def _read_line(archive: Archive, kind: type[L], entry: dict[str, Any]) -> L:
     try:
         return kind.model_validate(entry)
     except ValidationError as e:
-        which, problem = f"line {n}" if n else "a line of its logs", ": ".join(first_problem(e))
-        wrong = f"{which} is not valid ({problem}): run `runbook verify`"
-        raise LogError(errno.EBADMSG, wrong, f"{archive.place}/{log}") from None
+        wrong = f"a line of kind {entry['kind']} is not valid ({': '.join(first_problem(e))}): run `runbook verify`"
+        raise LogError(errno.EBADMSG, wrong, f"{archive.place}/{LOG}") from None

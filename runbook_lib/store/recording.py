@@ -36,7 +36,7 @@ MAX_BYTES, MAX_MEMBERS, MAX_UNPACKED, MAX_RATIO, MAX_VALUES = 16_000_000, 16, 64
 _PIECE = 4096
 #: Hexadecimal digits of the digest at the end of the file.
 _DIGITS = 32
-_SEAL = re.compile(rb"seal:[^\s:/]+:\d+\.\d+\.\d+:[0-9a-f]{%d}\Z" % _DIGITS)
+_SEAL = re.compile(rb"seal:[^\s:/]+:[\d.]+:[0-9a-f]{%d}\Z" % _DIGITS)
 #: A fixed time for each member, so that the same runs give the same bytes.
 _TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -112,7 +112,7 @@ def write(path: Path, recorded: Recording) -> str:
     included = {name: hashlib.sha256(member).hexdigest() for name, member in members.items()}
     manifest = recorded.manifest | {"included": included}
     members[_MANIFEST] = json.dumps(manifest, ensure_ascii=False, indent=1).encode()
-    lines = str(manifest.get("dossier", "seal::0.0.0:")).split(":")[2]
+    lines = str(manifest.get("dossier", "seal::0:")).split(":")[2]
     return _write_archive(path, members, f"seal:{recorded.name}{SUFFIX}:{lines}:")
 
 

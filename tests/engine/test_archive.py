@@ -21,7 +21,7 @@ from runbook_lib.cli import main
 from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError
 from runbook_lib.store import files
-from runbook_lib.store.archive import MANIFEST, NOTES, Archive
+from runbook_lib.store.archive import LOG, NOTE, Archive
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -45,10 +45,10 @@ def test_whole(archive: Archive) -> None:
 
 def test_an_altered_line_is_found(archive: Archive) -> None:
     fill(archive)
-    lines = archive.read(MANIFEST).splitlines()
+    lines = archive.read(LOG).splitlines()
     entry = json.loads(lines[0]) | {"status": "OK"}
-    archive.write(MANIFEST, b"\n".join([json.dumps(entry).encode(), *lines[1:]]) + b"\n")
-    assert say("seal.apart", log=MANIFEST, n=2, before=1) in archive.problems()
+    archive.write(LOG, b"\n".join([json.dumps(entry).encode(), *lines[1:]]) + b"\n")
+    assert say("seal.apart", n=2, before=1) in archive.problems()
 
 
 def test_writers_side_by_side_keep_the_chain(tmp_path: Path) -> None:
@@ -71,10 +71,10 @@ def test_a_lock_that_is_not_released_is_one_line(
     with archive.locked():  # by another process, as far as a second lock can tell
         assert main._run_command(["note", "INC-1", "x", "--new", "--output", archive.output]) == 69
         with pytest.raises(TimeoutError, match=r"^\[.*\] (/\S+) has been locked by another process .*`fuser -v \1`"):
-            archive.add_line(NOTES, {"text": "x"})
+            archive.add_line(NOTE, {"text": "x"})
     said = capsys.readouterr().err
     assert "has been locked by another process" in said and said.count("\n") == 1
-    archive.add_line(NOTES, {"text": "x"})
+    archive.add_line(NOTE, {"text": "x"})
 
 
 def test_who_is_overtaken_waits_as_long_as_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,8 +91,8 @@ def test_who_is_overtaken_waits_as_long_as_others_write(tmp_path: Path, monkeypa
                 held.close()
 
         monkeypatch.setattr(files, "time", SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep))
-        archive.add_line(NOTES, {"text": "x"})
-    assert len(archive.lines(NOTES)) == 1
+        archive.add_line(NOTE, {"text": "x"})
+    assert len(archive.lines(NOTE)) == 1
 
 
 def test_two_runs_in_one_second_have_two_names(tmp_path: Path) -> None:
@@ -117,22 +117,22 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [b"", b"\n"], ids=["zero-bytes", "a-newline"])
 def test_a_log_without_entries_takes_entries(archive: Archive, left: bytes) -> None:
-    archive.write(NOTES, left)
+    archive.write(LOG, left)
     for text in ("one", "two"):
-        archive.add_line(NOTES, {"text": text})
-    assert [json.loads(line)["text"] for line in archive.raw(NOTES) if line] == ["one", "two"]
+        archive.add_line(NOTE, {"text": text})
+    assert [json.loads(line)["text"] for line in archive.raw() if line] == ["one", "two"]
     assert (archive.problems() == []) is (left == b""), "a line of nothing is no line of ours"
 
 
 def test_an_entry_stands_on_a_line_of_its_own_behind_half_a_line(archive: Archive) -> None:
-    archive.add_line(NOTES, {"text": "one"})
-    archive.write(NOTES, archive.read(NOTES) + b'{"text": "tw')
-    archive.add_line(NOTES, {"text": "three", "job": "j"})
-    lines = archive.raw(NOTES)
+    archive.add_line(NOTE, {"text": "one"})
+    archive.write(LOG, archive.read(LOG) + b'{"text": "tw')
+    archive.add_line(NOTE, {"text": "three", "job": "j"})
+    lines = archive.raw()
     assert json.loads(lines[-1])["text"] == "three" and len(lines) == 3
-    assert archive.problems() == [say("seal.not_json", log=NOTES, n=2)]
-    with pytest.raises(OSError, match=rf"line 2 is not a valid log entry.*{NOTES}") as e:
-        archive.lines(NOTES)
+    assert archive.problems() == [say("seal.not_json", n=2)]
+    with pytest.raises(OSError, match=rf"line 2 is not a valid log entry.*{LOG}") as e:
+        archive.lines(NOTE)
     assert "\n" not in str(e.value)
 
 
@@ -168,16 +168,16 @@ def test_a_log_is_durable_before_it_has_its_name_and_its_name_is_durable_after(
     assert ("sync", tmp_path.name) in calls, "the incident's folder in its own"
     for how in ("create", "replace"):
         calls.clear()
-        archive.add_line(NOTES, {"text": "one"})
+        archive.add_line(NOTE, {"text": "one"})
         draft = calls[0][1]
-        assert calls == [("sync", draft), (f"{how} {NOTES}", draft), ("sync", "INC-1")]
+        assert calls == [("sync", draft), (f"{how} {LOG}", draft), ("sync", "INC-1")]
     calls.clear()
     archive.append({"name": "a"}, {"a.ipynb": b"x", "evidence/a.json": b"{}"})
     named = [what for what, _ in calls if what != "sync"]
-    assert named == ["replace a.ipynb", "replace a.json", f"create {MANIFEST}"]
+    assert named == ["replace a.ipynb", "replace a.json", f"replace {LOG}"]
     assert [what for what, _ in calls].count("sync") == 2 * len(named), "file and folder of each"
     left = {f.name for f in (tmp_path / "INC-1").iterdir()}
-    assert left == {".salt", "evidence", "a.ipynb", MANIFEST, NOTES}
+    assert left == {".salt", "evidence", "a.ipynb", LOG}
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "killed"])
@@ -190,9 +190,9 @@ def test_what_ends_before_the_first_write_leaves_no_file(
     with monkeypatch.context() as full:
         full.setattr(os, "fsync", Mock(side_effect=error))
         with pytest.raises(type(error)):
-            archive.add_line(NOTES, {"text": "one"})
+            archive.add_line(NOTE, {"text": "one"})
     assert {f.name for f in (tmp_path / "INC-1").iterdir()} == {".salt", "evidence"}
-    archive.add_line(NOTES, {"text": "one"})
+    archive.add_line(NOTE, {"text": "one"})
     assert archive.problems() == []
 
 
@@ -295,7 +295,7 @@ def test_two_people_write_to_one_incident_of_their_groups_folder(common: Path) -
     assert_whole(output, "INC-1", "INC-2", artifacts=40)
     for incident in ("INC-1", "INC-2"):
         names = Archive(str(output), incident).names()
-        assert {n for n in names if not n.startswith("6400")} == {"evidence", MANIFEST}
+        assert {n for n in names if not n.startswith("6400")} == {"evidence", LOG}
 
 
 def test_two_people_write_to_one_incident_that_everybody_may_write_to(common: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from runbook_lib.dossier import seal
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.store import archive as store
-from runbook_lib.store.archive import NOTES, SALT, Archive
+from runbook_lib.store.archive import NOTE, SALT, Archive
 from tests.kit.command import runbook
 
 URL = "postgresql://runbook:first-word@127.0.0.1:1/x"
@@ -56,7 +56,7 @@ def test_who_is_forgotten_has_another_token_and_the_dossier_is_unchanged(
     done = command("forget", "INC-1")
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("INC-1: the salt is deleted")
     assert not [f for f in archive.local.iterdir() if f.name.startswith(".")]
-    assert archive.lines(NOTES)[-1]["text"] == done.stdout.splitlines()[0]
+    assert archive.lines(NOTE)[-1]["text"] == done.stdout.splitlines()[0]
     own_seal = str(seal.chain_head(archive))
     assert done.stdout.splitlines()[1:] == [own_seal] and seal.check(archive, [before]).changed == ()
     assert command("verify", "INC-1", "--checkpoint", own_seal).returncode == 0
@@ -76,7 +76,7 @@ def test_an_unknown_incident_is_not_forgotten(archive: Archive, command: Command
 def test_a_token_copied_into_a_note_stays_the_token(archive: Archive, command: Command) -> None:
     alice, bob = token(archive, ALICE), token(archive, BOB)
     assert command("note", "INC-1", f"userId={alice} and userId={BOB} wait").returncode == 0
-    assert archive.lines(NOTES)[-1]["text"] == f"userId={alice} and userId={bob} wait"
+    assert archive.lines(NOTE)[-1]["text"] == f"userId={alice} and userId={bob} wait"
 
 
 @pytest.mark.parametrize("left", [None, b""], ids=["lost", "empty"])
@@ -114,9 +114,9 @@ def test_the_first_write_on_a_full_disk_leaves_no_guessable_token(
         archive.prepare()
         assert alice == token(archive, ALICE) != Masker.of([URL], name).person(ALICE)
         with pytest.raises(OSError, match="No space left"):
-            archive.add_line(NOTES, {"text": alice})
+            archive.add_line(NOTE, {"text": alice})
     assert archive.names() == ["evidence"], "without a salt there is no line"
-    archive.add_line(NOTES, {"text": alice})
+    archive.add_line(NOTE, {"text": alice})
     assert Archive(archive.output, name).salt() and token(archive, ALICE) == alice
     monkeypatch.setattr(store, "_unstored", {})
     assert token(archive, ALICE) == alice, "another process has the same"

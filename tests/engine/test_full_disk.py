@@ -25,7 +25,7 @@ from tests.kit.limits import files_up_to
         (["record", "sample", "--to", "x"], "x/index.json"),
         (["new", "section", "8.{n}", "--pack", "x"], "x/docs/runbook.md"),
         (["dossier", "sample"], "outputs/sample/index.html"),
-        (["note", "sample", "x"], "outputs/sample/notes.jsonl"),
+        (["note", "sample", "x"], "outputs/sample/log.jsonl"),
     ],
 )
 def test_a_full_disk_takes_nothing(

@@ -23,7 +23,7 @@ def two(tmp_path: Path) -> Path:
     """An output with two incidents, of which `a` is the newer, newer runs without one, and a folder that is none."""
     for name, at in (("b", 1e9), ("a", 2e9), ("adhoc", 3e9)):
         shutil.copytree(ROOT / "outputs" / "sample", tmp_path / name)
-        os.utime(tmp_path / name / "manifest.jsonl", (at, at))
+        os.utime(tmp_path / name / "log.jsonl", (at, at))
     (tmp_path / "zzz").mkdir()
     return tmp_path
 
@@ -47,10 +47,10 @@ def test_a_dossier_that_cannot_be_read_hides_no_other(two: Path) -> None:
     """Two newer ones: the manifest of one is broken, and of the other a link that leads nowhere."""
     for name in ("broken", "closed"):
         shutil.copytree(two / "b", two / name)
-        (two / name / "manifest.jsonl").write_text("{")
-        os.utime(two / name / "manifest.jsonl", (4e9, 4e9))
-    (two / "closed" / "manifest.jsonl").unlink()
-    (two / "closed" / "manifest.jsonl").symlink_to("manifest.jsonl")
+        (two / name / "log.jsonl").write_text("{")
+        os.utime(two / name / "log.jsonl", (4e9, 4e9))
+    (two / "closed" / "log.jsonl").unlink()
+    (two / "closed" / "log.jsonl").symlink_to("log.jsonl")
     os.utime(two / "closed", (5e9, 5e9))
     (two / "loop").symlink_to("loop")
     (two / "runbook.toml").write_text('[targets.default]\ndatabase_url = "postgresql://x@y/z"\n')

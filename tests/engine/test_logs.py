@@ -10,8 +10,9 @@ import pytest
 
 from runbook_lib.dossier import seal
 from runbook_lib.model.finding import Finding, RankedMode, Status, Verdict, replace, say
+from runbook_lib.store import archive as kinds
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive, LogError, NotSealedError
+from runbook_lib.store.archive import LOG, Archive, LogError, NotSealedError
 from runbook_lib.store.files import digest
 from runbook_lib.store.lines import read_logs, run_line
 from runbook_lib.store.run import Run, read_run, run_to_json
@@ -20,41 +21,41 @@ STARTED = "2026-01-31T03:00:00Z"
 RUN = {"name": "r", "section": "3", "status": "OK", "started": STARTED}
 TOLD = {"name": "v", "started": STARTED, "verdict": {"status": "OK", "stuck_at": None, "confidence": "high"}}
 NOTE = {"time": STARTED, "who": "aoki", "text": "called"}
-ACTION = {"id": "a", "time": STARTED, "action": "restart", "result": "done", "why": {"en": "-", "ja": "-"}}
+ACTION = {"id": "a", "time": STARTED, "action": "restart", "result": "done", "what": {}, "why": {"en": "-", "ja": "-"}}
 
 
 @pytest.mark.parametrize(
-    ("log", "line", "problem"),
+    ("kind", "line", "problem"),
     [
-        (MANIFEST, RUN | {"started": "soon"}, "started: not a time"),
-        (MANIFEST, RUN | {"status": "GOOD"}, "status: 'GOOD' is no status"),
-        (MANIFEST, RUN | {"status": ["OK"]}, "status: '['OK']' is no status"),
-        (MANIFEST, RUN | {"parameters": {"detected_at": "soon"}}, "parameters: not a time"),
-        (MANIFEST, RUN | {"parameters": {"detected_at": [7]}}, "parameters: not a time"),
-        (MANIFEST, {"name": "r"}, "started: Field required"),
-        (MANIFEST, TOLD | {"verdict": {}}, "verdict: is no verdict"),
-        (MANIFEST, TOLD | {"verdict": "OK"}, "verdict: is no verdict"),
-        (MANIFEST, TOLD | {"as_of": 7}, "as_of: "),
-        (NOTES, NOTE | {"text": None}, "text: Input should be a valid string"),
-        (ACTION_LOG, ACTION | {"why": "done"}, "why: is no text in each language"),
-        (ACTION_LOG, {k: v for k, v in ACTION.items() if k != "why"}, "why: Field required"),
+        (kinds.RUN, RUN | {"started": "soon"}, "started: not a time"),
+        (kinds.RUN, RUN | {"status": "GOOD"}, "status: 'GOOD' is no status"),
+        (kinds.RUN, RUN | {"status": ["OK"]}, "status: '['OK']' is no status"),
+        (kinds.RUN, RUN | {"parameters": {"detected_at": "soon"}}, "parameters: not a time"),
+        (kinds.RUN, RUN | {"parameters": {"detected_at": [7]}}, "parameters: not a time"),
+        (kinds.RUN, {"name": "r"}, "started: Field required"),
+        (kinds.VERDICT, TOLD | {"verdict": {}}, "verdict: is no verdict"),
+        (kinds.VERDICT, TOLD | {"verdict": "OK"}, "verdict: is no verdict"),
+        (kinds.VERDICT, TOLD | {"as_of": 7}, "as_of: "),
+        (kinds.NOTE, NOTE | {"text": None}, "text: Input should be a valid string"),
+        (kinds.ACTION, ACTION | {"why": "done"}, "why: is no text in each language"),
+        (kinds.ACTION, {k: v for k, v in ACTION.items() if k != "why"}, "why: Field required"),
     ],
 )
 def test_a_line_of_no_known_kind_names_its_log_and_field(
-    tmp_path: Path, log: str, line: dict[str, Any], problem: str
+    tmp_path: Path, kind: str, line: dict[str, Any], problem: str
 ) -> None:
     archive = Archive(str(tmp_path), "INC-1")
     archive.prepare()
-    for name, whole in ((MANIFEST, RUN), (MANIFEST, TOLD), (NOTES, NOTE), (ACTION_LOG, ACTION)):
+    for name, whole in ((kinds.RUN, RUN), (kinds.VERDICT, TOLD), (kinds.NOTE, NOTE), (kinds.ACTION, ACTION)):
         archive.add_line(name, whole | {"of": "a later version"})
     logs = read_logs(archive)
     assert (len(logs.manifest), logs.runs[0].status, logs.verdicts[0].status) == (2, Status.OK, Status.OK)
     assert (logs.notes[0].text, logs.actions[0].action) == ("called", "restart")
-    archive.add_line(log, line)
+    archive.add_line(kind, line)
     with pytest.raises(LogError) as e:
         read_logs(archive)
-    assert problem in str(e.value.strerror) and "\n" not in str(e.value) and str(e.value.filename).endswith(log)
-    assert say("seal.not_json", log=log, n=len(archive.raw(log))) in seal.check(archive).changed
+    assert problem in str(e.value.strerror) and "\n" not in str(e.value) and str(e.value.filename).endswith(LOG)
+    assert say("seal.not_json", n=len(archive.raw())) in seal.check(archive).changed
 
 
 def test_a_run_is_read_as_it_was_kept_and_not_when_it_was_changed(tmp_path: Path) -> None:

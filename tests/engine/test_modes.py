@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from runbook_lib.receiver.journal import Journal
-from runbook_lib.store.archive import NOTES, SALT, Archive
+from runbook_lib.store.archive import NOTE, SALT, Archive
 from tests.kit import command
 
 UMASKS = pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
@@ -42,7 +42,7 @@ def test_a_run_s_dossier_is_its_owner_s(tmp_path: Path, umask: int) -> None:
     asked = ("run", "5.3", "--incident", "I", "--output", str(output))
     assert command.alone(*asked, env=env, cwd=tmp_path, umask=umask).returncode == 3
     with masked(umask):
-        Archive(str(output), "I").add_line(NOTES, {"text": "seen"})
+        Archive(str(output), "I").add_line(NOTE, {"text": "seen"})
     assert (output / "I" / SALT).is_file()
     assert modes(tmp_path / "made") == {"folders": {"0o700"}, "files": {"0o600"}}
 

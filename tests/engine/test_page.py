@@ -27,13 +27,14 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.runs import batch
 from runbook_lib.sources.settings import Target
 from runbook_lib.store import record
-from runbook_lib.store.archive import MANIFEST, NOTES, PARTIAL, Archive
+from runbook_lib.store.archive import ACTION, NOTE, PARTIAL, Archive
 from runbook_lib.store.files import read_regular
 from runbook_lib.store.lines import RunLine
 from runbook_lib.store.run import Run, run_to_json
 from runbook_lib.view import render, timeline
 from runbook_lib.view.timeline import Lane, LaneSeries, Mark
 from tests.kit import ROOT
+from tests.kit.dossiers import LINES
 from tests.kit.logs import logs_of
 
 SAMPLE = ROOT / "outputs" / "sample"
@@ -74,7 +75,7 @@ def test_zero_is_drawn_and_no_data_is_hatched() -> None:
 
 
 def test_the_course_of_an_incident() -> None:
-    done = {"action": "restart", "result": "done", "verified": True, "effect": {"en": "it flows", "ja": ""}}
+    done = LINES[ACTION] | {"verified": True, "effect": {"en": "it flows", "ja": ""}}
     found = lanes(
         verdict(0, [9.0], onset=at(0.5).isoformat()),
         verdict(2, [0.0], status="OK"),
@@ -174,7 +175,7 @@ def test_each_headline_with_a_number_names_its_queries_its_evidence_and_the_comm
     shutil.copytree(SAMPLE, tmp_path / "sample")
     with messages.using(lang):
         page = overview.page(Archive(str(tmp_path), "sample"))
-    entries = [json.loads(line) for line in (SAMPLE / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+    entries = [json.loads(line) for line in (SAMPLE / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     digests = {d[:12] for e in entries for n, d in e["sha256"].items() if n.startswith("evidence/2")}
     shown = re.findall(r'<div class="rb-finding".*?</details>\n', page, re.DOTALL)
     assert len(shown) == 15
@@ -286,7 +287,7 @@ def test_a_verdict_whose_first_run_was_not_kept_is_of_the_incidents_target(tmp_p
     archive = Archive(str(tmp_path), "INC-1")
     archive.prepare()
     ran(archive, 1, "CRITICAL", "it waits")
-    lost = json.loads(archive.raw(MANIFEST)[-1]) | {"started": at(5).isoformat(), "name": "lost.json"}
+    lost = json.loads(archive.raw()[-1]) | {"started": at(5).isoformat(), "name": "lost.json"}
     archive.append(lost, {"lost.json": b"{}"})
     assert len(banners(overview.page(archive))) == 1
 
@@ -300,7 +301,7 @@ def test_who_writes_the_page_last_has_seen_the_last_line(tmp_path: Path, monkeyp
         """Render the page while another command ends."""
         page = render_page(*given)
         if text := next(notes, ""):
-            archive.add_line(NOTES, {"time": at(0).isoformat(), "who": "mori", "text": text})
+            archive.add_line(NOTE, {"time": at(0).isoformat(), "who": "mori", "text": text})
         return page
 
     monkeypatch.setattr(overview, "_render_page", meanwhile)

@@ -20,7 +20,7 @@ from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import quiet_session
 from runbook_lib.privacy.masking import TOKEN
-from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.archive import ACTION, Archive
 from tests.kit.command import runbook
 
 
@@ -143,8 +143,8 @@ def test_no_file_of_a_dossier_holds_what_a_parameter_says_of_a_person(no_setting
     nb = nbformat.reads(archive.read(f"{entry['name']}.ipynb").decode(), as_version=4)
     (cell,) = [c for c in nb.cells if "injected-parameters" in c.metadata.get("tags", [])]
     assert json.dumps(masked) in cell.source and nb.metadata.papermill.parameters.reason == masked
-    assert {line["reason"] for line in archive.lines(ACTION_LOG)} == {masked}, "one token wherever the person is met"
-    assert {line["approved_by"] for line in archive.lines(ACTION_LOG)} == {entry["parameters"]["approved_by"]}
+    assert {line["reason"] for line in archive.lines(ACTION)} == {masked}, "one token wherever the person is met"
+    assert {line["approved_by"] for line in archive.lines(ACTION)} == {entry["parameters"]["approved_by"]}
 
 
 def test_a_run_shows_its_parameters_masked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

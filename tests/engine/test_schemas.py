@@ -11,7 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.kit import ROOT
-from tests.kit.schemas import FILES, NAMES, problems, schema, valid, valid_dossier
+from tests.kit.schemas import FILES, LINES, NAMES, problems, schema, valid, valid_dossier
 
 SAMPLE = ROOT / "outputs" / "sample"
 
@@ -49,13 +49,13 @@ def test_each_takes_its_examples_and_nothing_that_is_broken(name: str) -> None:
 def test_each_is_used_where_its_document_is_made(name: str) -> None:
     used = (p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py"))
     called = rf'\bvalid\(.*"{name.removesuffix(".v1")}(?:\.v1)?"'
-    assert name in FILES.values() or any(re.search(called, text) for text in used)
+    assert name in (*FILES.values(), *LINES.values()) or any(re.search(called, text) for text in used)
 
 
 def test_the_sample_and_what_is_not_a_dossier(tmp_path: Path) -> None:
     valid_dossier(SAMPLE)
     shutil.copytree(SAMPLE, tmp_path / "sample")
-    for pattern in ("manifest.jsonl", "*-verdict-*.json", "evidence/2*.json", "*.ipynb"):
+    for pattern in ("log.jsonl", "*-verdict-*.json", "evidence/2*.json", "*.ipynb"):
         path = next((tmp_path / "sample").glob(pattern))
         text = path.read_text(encoding="utf-8")
         assert '"CRITICAL"' in text

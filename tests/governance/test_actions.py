@@ -31,10 +31,11 @@ from runbook_lib.packs.entitlement.actions.canary import Canary
 from runbook_lib.packs.entitlement.actions.restart import check_cooldown
 from runbook_lib.sources import settings
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, Archive, OutputError
+from runbook_lib.store.archive import ACTION, LOG, Archive, OutputError
 from runbook_lib.store.lines import read_logs
 from tests.kit.actions import WORD, Counter, was_done
 from tests.kit.command import runbook
+from tests.kit.dossiers import LINES
 from tests.kit.schemas import valid
 
 
@@ -48,7 +49,7 @@ def rb(no_settings: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Co
 
 
 def lines(rb: Context) -> list[dict[str, Any]]:
-    return [valid(line, "action") for line in rb.archive.lines(ACTION_LOG)]
+    return [valid(line, "action") for line in rb.archive.lines(ACTION)]
 
 
 def test_done_has_two_lines_and_was_seen_to_work(rb: Context) -> None:
@@ -228,8 +229,8 @@ def ruled(rb: Context, **rules: Any) -> Context:
 
 
 def begun(n: int = 0, **changes: Any) -> bytes:
-    line = {"id": f"{n:012x}", "result": "begun", "time": f"2026-01-31T03:00:0{n}+00:00", "what": {"name": "x"}}
-    return json.dumps(line | changes).encode() + b"\n"
+    about = {"id": f"{n:012x}", "time": f"2026-01-31T03:00:0{n}+00:00", "result": "begun", "what": {"name": "x"}}
+    return json.dumps(LINES[ACTION] | {"kind": ACTION} | about | changes).encode() + b"\n"
 
 
 #: Second lines of a log that are no lines of an action; the last one of a log may be cut off.
@@ -244,6 +245,11 @@ UNREADABLE = {
     "unknown-result": begun(1, result="begum"),
     "no-what": begun(1, what="restart"),
     "no-job": begun(1, job=3),
+    "no-why": begun(1, why="-"),
+    "no-kind": begun(1, kind=None),
+    "unknown-kind": begun(1, kind="removed"),
+    "list-as-kind": begun(1, kind=[ACTION]),
+    "another-kind": begun(1, kind="note"),
     "future": begun(1, time="2999-01-01T00:00:00+00:00"),
 }
 
@@ -256,15 +262,26 @@ def test_a_line_that_cannot_be_read_stops_what_rests_on_past_actions(
 ) -> None:
     archive = Ledger(rb).archive if log == "ledger" else rb.archive
     archive.prepare()
-    archive.write(ACTION_LOG, begun() + line)
+    archive.write(LOG, begun() + line)
     counter = Counter()
     for execute in (False, True):
         outcome = perform(counter, ruled(rb, **rules), execute=execute, **WORD)
         assert (outcome.result, counter.n) == ("refused" if execute else "dry", 0)
         said = record.text(outcome.why)["en"]
-        where = f"{archive.place}/{ACTION_LOG}: line 2 " if line != UNREADABLE["future"] else "clock is behind a line"
+        where = f"{archive.place}/{LOG}: " if line != UNREADABLE["future"] else "clock is behind a line"
         assert where in said and "\n" not in said and (None in [p.ok for p in outcome.preconditions])
-    archive.write(ACTION_LOG, begun())
+    archive.write(LOG, begun())
+    assert perform(counter, rb, execute=True, **WORD).result == "done"
+
+
+def test_a_ledger_of_an_earlier_version_stops_every_action_until_it_is_moved_away(rb: Context) -> None:
+    archive, counter = Ledger(rb).archive, Counter()
+    archive.make()
+    archive.write("actions.jsonl", begun())
+    refused = perform(counter, rb, execute=True, **WORD)
+    assert refused.result == "refused" and "written by version 0.6" in record.text(refused.why)["en"]
+    assert (archive.read_or_none(LOG), archive.read("actions.jsonl"), counter.n) == (None, begun(), 0)
+    archive._remove_file("actions.jsonl")
     assert perform(counter, rb, execute=True, **WORD).result == "done"
 
 
@@ -276,7 +293,7 @@ def test_a_log_that_cannot_be_read_or_written_stops_every_action(rb: Context, lo
     folder = archive.local
     assert folder
     if breaks == "folder":
-        (folder / ACTION_LOG).mkdir()
+        (folder / LOG).mkdir()
     else:
         shutil.rmtree(folder)
         folder.write_text("")
@@ -334,7 +351,7 @@ def test_the_same_action_was_not_done_minutes_ago(rb: Context, minutes_ago: floa
 def test_the_ledger_is_that_of_the_target_and_not_of_an_output(rb: Context) -> None:
     assert perform(Counter(), rb, execute=True, **WORD).result == "done"
     kept = Ledger(rb).archive
-    begun, done = kept.lines(ACTION_LOG)
+    begun, done = kept.lines(ACTION)
     assert (begun["result"], done["result"], begun["place"]) == ("begun", "done", rb.archive.place)
     assert begun["id"] == done["id"] == lines(rb)[0]["id"] and kept.problems() == []
     assert not kept.place.startswith(rb.archive.output), "beside no output"

@@ -29,7 +29,7 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement.actions.restart import check_cluster, check_cooldown
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.archive import ACTION, LOG, Archive
 from runbook_lib.view import render
 from tests.kit.actions import Counter, was_done
 from tests.kit.command import runbook
@@ -87,7 +87,7 @@ class World:
     def lines(self, incident: str = "A-1") -> list[dict[str, Any]]:
         """The action log."""
         archive = Archive(os.environ["RUNBOOK_OUTPUT"], incident)
-        return [valid(line, "action") for line in archive.lines(ACTION_LOG)]
+        return [valid(line, "action") for line in archive.lines(ACTION)]
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def approved_twice(world: World) -> Outcome:
 def shortened_log(world: World) -> Outcome:
     """The lines about its use taken away from the incident's log: the target's ledger still has them."""
     world.approve()
-    log = world.folder / "out" / "A-1" / ACTION_LOG
+    log = world.folder / "out" / "A-1" / LOG
     before = log.read_bytes()
     assert execute(world).result == "done"
     log.write_bytes(before)
@@ -230,7 +230,7 @@ def too_late(world: World) -> Outcome:
 def edited(world: World, **changes: Any) -> Outcome:
     """The approval's line, changed by hand."""
     world.approve()
-    log = world.folder / "out" / "A-1" / ACTION_LOG
+    log = world.folder / "out" / "A-1" / LOG
     first, given = log.read_text().splitlines()
     log.write_text(f"{first}\n{json.dumps(json.loads(given) | changes)}\n")
     return execute(world)
@@ -338,9 +338,9 @@ MISUSE: dict[str, tuple[Callable[[World], Outcome], str]] = {
         lambda w: edited(w, approval=f"request:B-2:{'0' * 12}:{'0' * 64}"),
         "a different action: it is for another incident",
     ),
-    "no-end": (lambda w: edited(w, until=None), f"out/A-1/{ACTION_LOG}: an approval in it is not valid"),
+    "no-end": (lambda w: edited(w, until=None), f"out/A-1/{LOG}: an approval in it is not valid"),
     "nobody-acts": (lambda w: edited(w, asked_by=None), "a different action: it is for another person"),
-    "of-another-form": (lambda w: edited(w, approval=7), "needs an approval by a second person"),
+    "of-another-form": (lambda w: edited(w, approval=7), f"out/A-1/{LOG}: an approval in it is not valid"),
 }
 
 
@@ -350,7 +350,7 @@ def test_misuse_is_refused_in_one_line_that_stands_in_the_log(misuse: str, world
     outcome = happens(world)
     assert outcome.result == "refused" and says in why(outcome), why(outcome)
     assert "\n" not in why(outcome) and why(outcome, "ja")
-    last = Archive(os.environ["RUNBOOK_OUTPUT"], "B-2" if misuse == "other-incident" else "A-1").lines(ACTION_LOG)[-1]
+    last = Archive(os.environ["RUNBOOK_OUTPUT"], "B-2" if misuse == "other-incident" else "A-1").lines(ACTION)[-1]
     assert (last["result"], last["why"]) == ("refused", record.text(outcome.why))
 
 
@@ -438,7 +438,7 @@ def test_one_approval_is_one_action_whatever_output_is_named(world: World, monke
         results.append(acted.outcome.result)
     assert (results, counter.n) == (["done", "refused", "refused"], 1)
     kept = Archive(str(world.folder / "runbook-ledger"), "default")
-    assert [(e["result"], e["approved_by"], e["place"]) for e in kept.lines(ACTION_LOG)] == [
+    assert [(e["result"], e["approved_by"], e["place"]) for e in kept.lines(ACTION)] == [
         (result, "sato", str(world.folder / "out" / "A-1")) for result in ("begun", "done")
     ]
     assert kept.problems() == []
@@ -469,7 +469,7 @@ def test_an_approval_that_is_not_given_stands_in_the_log(name: str, world: World
 
 def test_only_what_was_asked_for_can_be_approved(world: World) -> None:
     request = world.ask()
-    log = world.folder / "out" / "A-1" / ACTION_LOG
+    log = world.folder / "out" / "A-1" / LOG
     for old, new in (("counter", "everything"), ('"aoki"', '"mori"'), ('"ok": true', '"ok": null')):
         whole = log.read_text()
         assert old in whole

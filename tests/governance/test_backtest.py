@@ -25,7 +25,7 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import Session
 from runbook_lib.sources.settings import Settings
 from runbook_lib.store import record
-from runbook_lib.store.archive import MANIFEST, Archive
+from runbook_lib.store.archive import LOG, Archive
 from runbook_lib.store.files import digest
 from runbook_lib.view import render
 from tests.kit import ROOT
@@ -146,7 +146,7 @@ def own(output: Path) -> Archive:
             run["header"]["given"]["thresholds"] = OWN
             archive.write(name, content := json.dumps(run).encode())
             entry["sha256"][name] = digest(content)
-    archive.write(MANIFEST, b"".join(json.dumps(entry).encode() + b"\n" for entry in lines))
+    archive.write(LOG, b"".join(json.dumps(entry).encode() + b"\n" for entry in lines))
     return archive
 
 

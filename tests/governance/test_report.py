@@ -28,7 +28,7 @@ from runbook_lib.model.finding import RankedMode, Status, Verdict
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import Session
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, MANIFEST, NOTES, Archive
+from runbook_lib.store.archive import ACTION, LOG, NOTE, RUN, VERDICT, Archive
 from tests.kit import ROOT
 from tests.kit.logs import logs_of
 from tests.kit.schemas import valid
@@ -93,9 +93,9 @@ def noted(minutes: float, who: str, text: str) -> dict[str, Any]:
 def keep(output: Path, incident: str, *, draft: str = "", **logs: list[dict[str, Any]]) -> None:
     archive = Archive(str(output), incident)
     archive.prepare()
-    for log, lines in zip((MANIFEST, ACTION_LOG, NOTES), map(logs.get, ("runs", "actions", "notes")), strict=True):
+    for kind, lines in zip(("", ACTION, NOTE), map(logs.get, ("runs", "actions", "notes")), strict=True):
         for line in lines or ():
-            archive.add_line(log, line)
+            archive.add_line(kind or (VERDICT if "verdict" in line else RUN), line)
     if draft:
         archive.write(MARKDOWN, draft.encode())
 
@@ -316,7 +316,7 @@ def test_the_command_on_the_sample(tmp_path: Path) -> None:
     assert "1 incident\n" in done.output and "CRITICAL" in done.output and "delivery worker" in done.output
     (one,) = valid(json.loads(said(tmp_path, "--json").stdout), "report")["incidents"]
     assert one["modes"] == ["FM-NOTI-06"] and one["begun_by"] == "alert" and one["ttr_s"] is None
-    lines = map(json.loads, (tmp_path / "sample" / MANIFEST).read_text().splitlines())
+    lines = map(json.loads, (tmp_path / "sample" / LOG).read_text().splitlines())
     assert pd.Timestamp(one["begun"]) == min(pd.Timestamp(line["started"]) for line in lines if "started" in line)
     assert sorted(one["sections"]) == ["3", "4.1", "4.3"]
 
@@ -370,7 +370,7 @@ def test_no_incident_is_no_mistake(tmp_path: Path) -> None:
      b'{"started": "2026-03-01T12:00:00Z", "verdict": 5}'],
 )  # fmt: skip
 def test_a_dossier_that_can_not_be_read_is_one_line(output: Path, broken: bytes) -> None:
-    (output / "INC-2" / MANIFEST).write_bytes(broken + b"\n")
+    (output / "INC-2" / LOG).write_bytes(broken + b"\n")
     done = said(output, "--json")
     assert done.return_value == 3
     document = valid(json.loads(done.stdout), "report")
@@ -407,9 +407,9 @@ def test_the_newest_dossiers_are_searched_whatever_their_names(
     output = store or str(tmp_path)
     for n, name in enumerate(("Z-OLD", "A-NEW", "M-NEWER", "B-NOW")):
         (told,) = concluded(ran("3", "CRITICAL", n, "relay"), **verdict)[-1:]
-        Archive(output, name).add_line(MANIFEST, told) if store else keep(tmp_path, name, runs=[told])
+        Archive(output, name).add_line(VERDICT, told) if store else keep(tmp_path, name, runs=[told])
         if not store:
-            os.utime(tmp_path / name / MANIFEST, (n, n))
+            os.utime(tmp_path / name / LOG, (n, n))
     assert [i.incident for i in report.seen_before(Archive(output, "B-NOW"))] == ["M-NEWER", "A-NEW"]
 
 

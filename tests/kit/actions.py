@@ -13,7 +13,8 @@ from runbook_lib.governance.ledger import Ledger
 from runbook_lib.model.finding import Reason, Text, say
 from runbook_lib.model.outcome import Precondition
 from runbook_lib.sources.source import SourceError
-from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.archive import ACTION, Archive
+from tests.kit.dossiers import LINES
 
 WORD: Any = {"approved_by": "Aoki", "reason": "the worker hangs"}
 
@@ -68,11 +69,12 @@ class Counter:
 def was_done(rb: Context, minutes_ago: float, result: str = "done", incident: str = "A-1", **line: Any) -> None:
     """A line of an action log, and where something was begun of the ledger, some minutes ago by the clock of then."""
     time = datetime.now(UTC) - timedelta(minutes=minutes_ago)
-    entry = {"id": f"{incident}-{minutes_ago}", "result": result, "time": time.isoformat(), "target": "default"}
+    about = {"id": f"{incident}-{minutes_ago}", "result": result, "time": time.isoformat(), "target": "default"}
+    entry = LINES[ACTION] | about | line
     logs = [Archive(rb.archive.output, incident)]
     if result not in ("dry", "refused"):
-        about = replace(rb, parameters=rb.parameters.model_copy(update={"target": line.get("target", "default")}))
-        logs.append(Ledger(about).archive)
+        of_target = replace(rb, parameters=rb.parameters.model_copy(update={"target": entry["target"]}))
+        logs.append(Ledger(of_target).archive)
     for archive in logs:
         archive.prepare()
-        archive.add_line(ACTION_LOG, entry | {"what": {}} | line, lambda _: None)
+        archive.add_line(ACTION, entry, lambda _: None)

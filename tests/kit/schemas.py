@@ -17,13 +17,9 @@ FOLDER = ROOT / "docs" / "schemas"
 #: `common` is what the others are made of.
 NAMES = sorted({p.stem for p in FOLDER.iterdir()} - {"common.v1"})
 #: What lies in a dossier.
-FILES = {
-    "*-verdict-*.json": "run.v1",
-    "evidence/[0-9]*.json": "evidence.v2",
-    "manifest.jsonl": "manifest.v1",
-    "actions.jsonl": "action.v1",
-    "notes.jsonl": "note.v1",
-}
+FILES = {"*-verdict-*.json": "run.v1", "evidence/[0-9]*.json": "evidence.v2", "log.jsonl": ""}
+#: The lines of its log, by kind.
+LINES = {"run": "artifact.v1", "verdict": "artifact.v1", "action": "action.v1", "note": "note.v1"}
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -60,7 +56,8 @@ def valid_dossier(folder: Path) -> None:
     for pattern, name in FILES.items():
         for path in folder.glob(pattern):
             for document in read(path):
-                valid(document, "evidence.v1" if name == "evidence.v2" and "format" not in document else name)
+                earlier = name == "evidence.v2" and "format" not in document
+                valid(document, "evidence.v1" if earlier else name or LINES[document["kind"]])
     for path in folder.glob("*.ipynb"):
         outputs = [o for c in read(path)[0]["cells"] for o in c.get("outputs", ())]
         for finding in (o["data"][FINDING_MIME] for o in outputs if FINDING_MIME in o.get("data", {})):

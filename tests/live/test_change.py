@@ -29,7 +29,7 @@ from runbook_lib.notebook.session import Session, quiet_session
 from runbook_lib.packs.entitlement.actions import change, remedies
 from runbook_lib.packs.entitlement.actions.change import SettingsChange, Watch
 from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWorkloads
-from runbook_lib.store.archive import ACTION_LOG
+from runbook_lib.store.archive import ACTION
 from tests.kit.cluster import Cluster
 from tests.kit.command import runbook
 from tests.kit.steps import NOW, ago, make_given
@@ -235,7 +235,7 @@ def test_a_refusal_changes_nothing_and_is_a_line(
     outcome = rb.act("set", **(WORD | word), **what).outcome
     assert outcome.result == "refused"
     assert why in words(outcome)
-    lines = rb.context.archive.lines(ACTION_LOG)
+    lines = rb.context.archive.lines(ACTION)
     assert [line["result"] for line in lines] == ["refused"]
     assert lines[0]["why"]["en"] == words(outcome)
     assert (sandbox.directory / "pods.env").read_text() == before
@@ -246,7 +246,7 @@ def test_nobody_attends(open_52: Callable[..., Session], monkeypatch: pytest.Mon
     rb = open_52()
     outcome = rb.act("set", settings={"delivery.batch_size": 5}, **WORD).outcome
     assert (outcome.result, "unattended" in words(outcome)) == ("refused", True)
-    assert len(rb.context.archive.lines(ACTION_LOG)) == 1
+    assert len(rb.context.archive.lines(ACTION)) == 1
 
 
 def test_both_sides_in_one_run_are_refused_on_both(open_52: Callable[..., Session]) -> None:
@@ -322,7 +322,7 @@ def test_throttled_measured_and_taken_back(sandbox: Sandbox, open_52: Callable[.
     env = read_env(sandbox.directory / "pods.env")
     assert (env[BATCH], env[POLL]) == ("5", "2s")
 
-    lines = open_52().context.archive.lines(ACTION_LOG)
+    lines = open_52().context.archive.lines(ACTION)
     assert [(line["result"], line["what"]["workload"]) for line in lines] == [
         ("begun", "notification"),
         ("done", "notification"),

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import requests
 
-from runbook_lib.store.archive import ACTION_LOG, NOTES, PARTIAL, Archive, OutputError
+from runbook_lib.store.archive import ACTION, NOTE, PARTIAL, Archive, OutputError
 from tests.kit import command
 from tests.kit.command import start
 from tests.kit.store import BUCKET, Store
@@ -156,10 +156,10 @@ def _runner(pid: int) -> psutil.Process | None:
 
 MACHINE = """
 import os, sys
-from runbook_lib.store.archive import NOTES, Archive
+from runbook_lib.store.archive import NOTE, Archive
 archive = Archive(sys.argv[1], "I")
 for n in range(5):
-    archive.add_line(NOTES, {"text": f"{os.getpid()}: {n}"})
+    archive.add_line(NOTE, {"text": f"{os.getpid()}: {n}"})
 own = f"{os.getpid()}-OK"
 before = archive.append({"job": "j", "section": "3", "name": own}, {f"{own}.ipynb": b"x"})
 stem = archive.reserve("20260101T000000Z-3")
@@ -174,7 +174,7 @@ def test_machines_that_write_at_once(place: str, tmp_path: Path) -> None:
     count = 3
     said = [line.split() for line in machines(count, MACHINE, tmp_path, place)]
     archive = Archive(place, "I")
-    assert len(archive.lines(NOTES)) == 5 * count
+    assert len(archive.lines(NOTE)) == 5 * count
     (name,) = {name for name, _ in said}
     assert [e["name"] for e in archive.manifest()] == [name]
     assert [n for n in archive.names() if n.endswith(".ipynb")] == [f"{name}.ipynb"]
@@ -192,7 +192,7 @@ rb = quiet_session("5.1", target="shut", incident_id="I").context
 rb = replace(rb, target=rb.target.model_copy(update={"ledger": sys.argv[1]}))
 for n in range(3):
     entry = {"id": f"{os.getpid()}-{n}", "time": "2026-01-01T00:00:00Z", "result": "begun", "job": f"request:I:{n}"}
-    entry |= {"what": {}, "approved_by": "sato"}
+    entry |= {"action": "restart", "what": {}, "why": {"en": "-", "ja": "-"}, "approved_by": "sato"}
     began = Ledger(rb).begin(entry) is None
     print(int(began))
     if began:
@@ -205,7 +205,7 @@ def test_of_machines_that_act_at_once_one_uses_an_approval(place: str, tmp_path:
     begun = [[int(n) for n in said.split()] for said in machines(4, ACTS, tmp_path, place)]
     assert [sum(by) for by in zip(*begun, strict=True)] == [1, 1, 1]
     kept = Archive(place, "shut")
-    jobs = [e["job"] for e in kept.lines(ACTION_LOG) if e["result"] == "begun"]
+    jobs = [e["job"] for e in kept.lines(ACTION) if e["result"] == "begun"]
     assert sorted(jobs) == ["request:I:0", "request:I:1", "request:I:2"] and kept.problems() == []
 
 
@@ -236,8 +236,8 @@ def test_a_bucket_that_is_not_there_is_not_made(place: str, store: Store) -> Non
 @pytest.mark.parametrize(
     ("which", "what", "words"),
     [
-        ("GET .*/I/manifest", "AccessDenied", "credentials"),
-        ("GET .*/I/manifest", "cut", "not completed"),
+        ("GET .*/I/log", "AccessDenied", "credentials"),
+        ("GET .*/I/log", "cut", "not completed"),
         ("PUT .*/I/", "AccessDenied", "credentials"),
         ("list-type", "AccessDenied", "credentials"),
         (".", "ExpiredToken", "credentials"),
@@ -256,12 +256,12 @@ def test_what_a_store_refuses_is_one_line_and_nothing_is_lost(
     note, reads = _one_line(noted), not which.startswith("PUT")
     assert words in note and "[Errno" not in note and noted.returncode == 69
     assert verified.returncode == 69 or not reads
-    if "manifest" in which:
+    if "log" in which:
         assert listed.returncode == 3 and "I could not be read" in listed.stderr and words in listed.stderr
     elif reads:
         assert words in _one_line(listed) and "//:" not in listed.stderr
     assert Archive(place, "I").problems() == []
-    assert [e["text"] for e in Archive(place, "I").lines(NOTES)][:1] == ["kept"]
+    assert [e["text"] for e in Archive(place, "I").lines(NOTE)][:1] == ["kept"]
 
 
 def test_an_incident_of_more_objects_than_a_listing_has(place: str, store: Store) -> None:

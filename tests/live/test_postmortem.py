@@ -40,7 +40,7 @@ from runbook_lib.packs.entitlement.checks import course, impact, origin, past
 from runbook_lib.packs.postmortem import incident, measures, timeline
 from runbook_lib.packs.postmortem.origin import VerdictRow
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive
+from runbook_lib.store.archive import ACTION, NOTE, Archive
 from runbook_lib.store.lines import read_logs
 from runbook_lib.store.run import Run, read_run, run_to_json
 from tests.kit.command import runbook
@@ -99,13 +99,13 @@ def an_incident(archive: Archive, now: pd.Timestamp, *, recovered: bool = True) 
     first = a_run("3", "CRITICAL", before(7), SPOKEN, modes=(WORKER,), **alert)
     green = [a_run("6", "OK", before(2))] if recovered else []
     keep(archive, first, a_run("6", "WARNING", before(4)), *green)
-    archive.add_line(NOTES, {"time": before(5).isoformat(), "who": "ops", "text": HOSTILE, "section": "3"})
+    archive.add_line(NOTE, {"time": before(5).isoformat(), "who": "ops", "text": HOSTILE, "section": "3"})
     action = {
         "time": before(6).isoformat(), "id": "a", "result": "dry", "action": "restart", "who": "ops",
         "what": {"workload": "notification"}, "why": {"en": "shown only", "ja": "表示のみ"},
         "approved_by": "", "reason": "", "effect": None, "verified": None,
     }  # fmt: skip
-    archive.add_line(ACTION_LOG, action)
+    archive.add_line(ACTION, action)
     archive.write(f"{before(3):%Y%m%dT%H%M%SZ}-4.3.partial.ipynb", b"{}")
 
 

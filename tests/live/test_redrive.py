@@ -170,7 +170,7 @@ def everything(db: psycopg.Connection) -> list[Any]:
 
 
 def journal(output: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (output / "INC-7" / "actions.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (output / "INC-7" / "log.jsonl").read_text().splitlines()]
 
 
 @contextmanager
@@ -684,7 +684,7 @@ def test_killed_before_its_last_line_it_can_be_started_again(
         Sandbox.wait_for("the worker", lambda: len(delivered) == 10)
         assert finish(start(servers.env, tmp_path, "delivery", 10))
     assert Counter(delivered) == Counter({str(e): 1 for e in events})
-    assert opened().context.archive.lines("actions.jsonl")[-1]["did"]["rows"] == 10
+    assert opened().context.archive.lines("action")[-1]["did"]["rows"] == 10
 
 
 # The outbox --------------------------------------------------------------------------------------------------

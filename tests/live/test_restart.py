@@ -27,7 +27,7 @@ from runbook_lib.model.finding import Frames, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions.restart import Restart, check_only_worker, is_starting
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
-from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.archive import ACTION, LOG, Archive
 from tests.kit import sandboxes
 from tests.kit.command import runbook as command
 from tests.kit.frames.services import of_sessions
@@ -249,7 +249,7 @@ def runbook(sandbox: Sandbox, output: Path, *arguments: str, **environment: str)
 
 
 def actions(output: Path) -> list[dict[str, Any]]:
-    return Archive(str(output), "R-1").lines(ACTION_LOG)
+    return Archive(str(output), "R-1").lines(ACTION)
 
 
 @pytest.mark.slow
@@ -391,7 +391,7 @@ def test_a_canary_is_delivered_or_tells_where_it_stays(sandbox: Sandbox, tmp_pat
             admin.execute("GRANT INSERT ON entitlement.outbox_events TO miniserversystem")
     assert code == Status.CRITICAL.value and "the API answered the grant with HTTP 500" in json.loads(said)["why"]["en"]
     assert [a["result"] for a in actions(tmp_path)] == ["begun", "done", "begun", "done", "begun", "failed"]
-    assert b'"canary"' not in (tmp_path / "R-1" / ACTION_LOG).read_bytes().replace(b'"action": "canary"', b"")
+    assert b'"canary"' not in (tmp_path / "R-1" / LOG).read_bytes().replace(b'"action": "canary"', b"")
 
 
 def test_no_canary_without_an_account_for_it() -> None:

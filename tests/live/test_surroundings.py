@@ -25,7 +25,7 @@ from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import settings
-from runbook_lib.store.archive import NOTES, Archive
+from runbook_lib.store.archive import NOTE, Archive
 from tests.kit import command, steps
 from tests.kit.breaks import (
     Break,
@@ -337,9 +337,9 @@ def test_a_note_belongs_to_an_incident_that_is_there(own: Servers, tmp_path: Pat
     assert (wrong.returncode, wrong.stdout, wrong.stderr) == (64, "", line)
     assert [p.name for p in tmp_path.iterdir()] == ["INC-1"]
     whole = runbook(env, "verify", "INC-1", "--checkpoint", noted.stdout.splitlines()[-1])
-    assert (whole.returncode, "2 sealed entries, 0 steps" in whole.stdout) == (0, True), whole
+    assert (whole.returncode, "2 sealed entries" in whole.stdout) == (0, True), whole
     runbook(env, "note", "INC-2", "alone", "--new")
-    assert "1 sealed entry, 0 steps" in runbook(env, "verify", "INC-2").stdout
+    assert "1 sealed entry" in runbook(env, "verify", "INC-2").stdout
 
 
 def test_a_note_names_people_as_the_runs_do(own: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -351,7 +351,7 @@ def test_a_note_names_people_as_the_runs_do(own: Servers, tmp_path: Path, monkey
         monkeypatch.setenv(name, value)
     archive = Archive(str(tmp_path), "INC-1")
     token = Masker.of(settings.load().target("default").urls(), "INC-1", archive.salt).person("anna")
-    (noted,) = archive.lines(NOTES)
+    (noted,) = archive.lines(NOTE)
     assert noted["text"] == f"user_id={token} waits; tried ***"
 
 
@@ -421,7 +421,7 @@ def test_an_address_may_be_written_in_several_ways(url: str) -> None:
 def test_bytes_that_are_no_text_are_kept(own: Servers, tmp_path: Path) -> None:
     env = environment(own) | {"RUNBOOK_OUTPUT": str(tmp_path)}
     assert "caf\\xe9 日本" in process(env, "note", "X", os.fsdecode(b"caf\xe9 " + "日本".encode()), "--new").stdout
-    assert json.loads((tmp_path / "X" / "notes.jsonl").read_text(encoding="utf-8"))["text"] == "caf\\xe9 日本"
+    assert json.loads((tmp_path / "X" / "log.jsonl").read_text(encoding="utf-8"))["text"] == "caf\\xe9 日本"
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])

@@ -24,7 +24,7 @@ from runbook_lib.model.usage import UsageError
 from runbook_lib.receiver import alert, routes
 from runbook_lib.receiver.alert import Alert, BadAlert
 from runbook_lib.sources.settings import Route, Settings
-from runbook_lib.store.archive import NOTES, Archive
+from runbook_lib.store.archive import NOTE, Archive
 from tests.kit import ROOT
 from tests.kit.command import runbook
 from tests.kit.effort import examples
@@ -367,7 +367,7 @@ def test_a_file_is_triaged_as_its_routes_say(tmp_path: Path) -> None:
     assert done.returncode == said["exit_code"] == 3
     assert (said["target"], [r["section"] for r in said["runs"]]) == ("main", ["2"])
     assert said["incident"].startswith("Db-20260131T030000-")
-    (note,) = Archive(str(tmp_path / "outputs"), said["incident"]).lines(NOTES)
+    (note,) = Archive(str(tmp_path / "outputs"), said["incident"]).lines(NOTE)
     valid_dossier(tmp_path / "outputs" / said["incident"])
     assert (note["who"], note["text"]) == ("alert", "Db firing: p99 is 45 s")
 

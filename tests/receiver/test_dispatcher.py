@@ -37,7 +37,7 @@ from runbook_lib.receiver.metrics import Metrics
 from runbook_lib.receiver.work import Job
 from runbook_lib.runs import executors, forks
 from runbook_lib.sources.settings import Settings
-from runbook_lib.store.archive import ACTION_LOG, NOTES, Archive, OutputError
+from runbook_lib.store.archive import ACTION, NOTE, Archive, OutputError
 from tests.kit import ROOT, web
 from tests.kit.dispatching import CONFIG, FOUND, Odd, dispatched, dispatcher_of, firing
 from tests.kit.journal import messages_of
@@ -228,7 +228,7 @@ def test_an_alert_and_its_end_are_investigated_and_noted_and_the_same_verdict_is
     assert "UNKNOWN" in told["title"] and told["type"] == "info"
     assert "Late firing" in told["message"] and f"section {SECTION}" in told["message"]
     assert told["message"].endswith("out/plain/index.html")
-    notes = night.archive("plain").lines(NOTES)
+    notes = night.archive("plain").lines(NOTE)
     assert [(n["who"], n["text"].split(":")[0]) for n in notes] == [
         ("alert", text) for text in ("Late firing", "Late resolved", "alert resolved; result of section 6")
     ]
@@ -240,7 +240,7 @@ def test_an_alert_and_its_end_are_investigated_and_noted_and_the_same_verdict_is
 
 @pytest.mark.slow
 def test_what_an_alert_started_carries_nothing_out(night: Receiver) -> None:
-    (action,) = night.archive("acts").lines(ACTION_LOG)
+    (action,) = night.archive("acts").lines(ACTION)
     assert (action["result"], action["action"]) == ("refused", "restart")
     assert "unattended" in action["why"]["en"]
 
@@ -259,7 +259,7 @@ def test_an_output_that_cannot_be_written_is_tried_again(night: Receiver) -> Non
     ((state, attempts),) = night.jobs("state, attempts", "incident = 'unwritable'")
     assert state == "done" and attempts > 1
     assert night.artifacts("unwritable") == {SECTION: 1, "": 1}
-    assert len(night.archive("unwritable").lines(NOTES)) == len(night.told("unwritable")) == 1
+    assert len(night.archive("unwritable").lines(NOTE)) == len(night.told("unwritable")) == 1
 
 
 @pytest.mark.slow
@@ -287,7 +287,7 @@ def test_killed_during_a_run(parts: tuple[Receiver, Silent]) -> None:
     receiver.ends()
     assert receiver.jobs("state, attempts") == [("done", 2)]
     assert receiver.artifacts("I") == {SECTION: 1, "": 1}
-    assert len(receiver.archive("I").lines(NOTES)) == len(receiver.told("I")) == 1
+    assert len(receiver.archive("I").lines(NOTE)) == len(receiver.told("I")) == 1
 
 
 @pytest.mark.slow
@@ -309,7 +309,7 @@ def test_killed_between_the_run_and_what_is_told_of_it(parts: tuple[Receiver, Si
     receiver.ends()
     for incident in "IJ":
         assert receiver.artifacts(incident) == {SECTION: 1, "": 1}
-        assert len(receiver.told(incident)) == len(receiver.archive(incident).lines(NOTES)) == 1
+        assert len(receiver.told(incident)) == len(receiver.archive(incident).lines(NOTE)) == 1
     sent = receiver.rows("SELECT state, attempts > 1 FROM work WHERE kind = 'message' ORDER BY incident")
     assert sent == [("done", 1), ("done", 0)]
 
@@ -351,7 +351,7 @@ def test_a_full_disk_is_waited_for(parts: tuple[Receiver, Silent]) -> None:
     ((attempts, state, problem),) = receiver.jobs("attempts, state, problem")
     assert attempts > 1 and (state, problem) == ("done", "")
     assert receiver.artifacts("I") == {SECTION: 1, "": 1}
-    assert len(receiver.archive("I").lines(NOTES)) == len(receiver.told("I")) == 1
+    assert len(receiver.archive("I").lines(NOTE)) == len(receiver.told("I")) == 1
 
 
 @pytest.mark.slow
@@ -366,7 +366,7 @@ def test_a_journal_that_was_lost_brings_back_no_old_verdict(parts: tuple[Receive
         assert receiver.artifacts("I") == {SECTION: runs, "": runs}
         assert len(receiver.told("I")) == runs
         (receiver.folder / "journal.db").unlink()
-    assert len(receiver.archive("I").lines(NOTES)) == 2
+    assert len(receiver.archive("I").lines(NOTE)) == 2
 
 
 def runners(receiver: Receiver, silent: Silent) -> list[psutil.Process]:
@@ -421,7 +421,7 @@ def test_whatever_an_executor_does_the_job_is_done_again(tmp_path: Path, problem
         assert len(journal.due_messages(time.time())) == 1
         assert metrics.registry.get_sample_value("runbook_investigations_retried_total") == 2
     assert [(o.job, o.again, o.unattended) for o in executor.orders] == [(job.key, True, True)] * 3
-    assert len(Archive(str(tmp_path / "out"), "I").lines(NOTES)) == 1
+    assert len(Archive(str(tmp_path / "out"), "I").lines(NOTE)) == 1
 
 
 def test_a_verdict_that_came_too_early_is_followed_by_one_more_run(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_a_verdict_that_came_too_early_is_followed_by_one_more_run(tmp_path: Pat
         assert settled(journal, "done").rerun
         assert len({o.job for o in executor.orders}) == 2, "each has its artifacts"
         assert [m.status for m in journal.due_messages(time.time())] == ["WARNING"]  # the other waits for it
-    first, second = (n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES))
+    first, second = (n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTE))
     assert "もう一度調査します" in second and second.endswith(first)
 
 
@@ -444,7 +444,7 @@ def test_an_alert_after_the_recovery_is_told_as_a_further_outage(tmp_path: Path)
             wait_for_runs(journal, jobs)
         titles = [message["title"] for message in messages_of(journal)]
         assert titles == ["OK · I", "再発: OK · I"], "the recovery has the verdict of the first run: it is told once"
-    texts = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
+    texts = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTE)]
     assert len(texts) == 4 and texts[-1].startswith("回復の確認後に再び発生しました: Late firing")
 
 
@@ -457,7 +457,7 @@ def test_a_recovery_that_is_not_ok_is_checked_once_more(tmp_path: Path) -> None:
         until(lambda: journal.incidents()[0].closed is not None, lambda: repr(journal.incidents()), 30)
         assert [m["status"] for m in messages_of(journal)] == ["OK", "WARNING"], "one for each changed verdict"
     assert [o.sections for o in executor.orders] == [("3",), ("6",), ("6",)]
-    notes = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTES)]
+    notes = [n["text"] for n in Archive(str(tmp_path / "out"), "I").lines(NOTE)]
     assert sum("回復をもう一度確認します" in n for n in notes) == 1
 
 

@@ -96,11 +96,11 @@ def test_the_command_makes_a_regression_test_of_a_dossier(tmp_path: Path, monkey
         (["record", "sample", "--expect", "stuckat=relay"], "did you mean"),
         (["record", "sample", "--expect", "stuck_at"], "write it as NAME=VALUE"),
         (["open", "absent.runbook"], "the recording absent.runbook cannot be read"),
-        (["open", "outputs/sample/manifest.jsonl"], "is not a recording"),
+        (["open", "outputs/sample/log.jsonl"], "is not a recording"),
         (["open", "fifo.runbook"], "it is not a regular file"),
         (["record", "sample", "--to", "fifo"], "fifo/index.json cannot be read: it is not a regular file"),
         (["lab", "--replay", "absent.runbook"], "the recording absent.runbook cannot be read"),
-        (["lab", "--replay", "outputs/sample/manifest.jsonl"], "is not a recording"),
+        (["lab", "--replay", "outputs/sample/log.jsonl"], "is not a recording"),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -261,10 +261,8 @@ def planted(tmp_path: Path) -> Archive:
         run["header"]["given"]["workloads"] |= {"context": "quillprod", "psql": psql}
         files[file] = json.dumps(run).encode()
         archive.append({k: v for k, v in entry.items() if k not in ("previous", "sha256")}, files)
-    archive.add_line(
-        "notes.jsonl", {"time": "2026-11-28T00:00:00Z", "who": "山田珊瑚", "text": "called Zoe Quillfeather"}
-    )
-    archive.add_line("actions.jsonl", {"who": "quilla", "approved_by": "Zoe Quillfeather", "target": "default"})
+    archive.add_line("note", {"time": "2026-11-28T00:00:00Z", "who": "山田珊瑚", "text": "called Zoe Quillfeather"})
+    archive.add_line("action", {"who": "quilla", "approved_by": "Zoe Quillfeather", "target": "default"})
     return archive
 
 
@@ -283,7 +281,7 @@ def test_no_person_address_host_pod_or_secret_leaves(planted: Archive, tmp_path:
     manifest = json.loads(members["manifest.json"])
     assert manifest["included"].keys() == {"recording.json"}
     left = " ".join(each["en"] for each in manifest["left_out"])
-    assert "actions.jsonl, 1 line" in left and "notes.jsonl, 1 line" in left and "3 pods" in left
+    assert "action, 1 line" in left and "note, 1 line" in left and "3 pods" in left
     assert replay.reopen(recording.read(file), catalog.load())[1] == []
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.state import free_ports
-from runbook_lib.store.archive import NOTES
+from runbook_lib.store.archive import NOTE
 from tests.kit.programs import DEPLOY, tool
 from tests.kit.serving import TOKEN, serving
 from tests.kit.waiting import until
@@ -68,7 +68,7 @@ def test_from_alertmanager_to_artifact_and_message(tmp_path: Path, embedded: Ser
 
             assert fire(f"--end={pd.Timestamp.now('UTC').isoformat()}")
             until(lambda: "6" in sections(incident.manifest()), "the artifact of 6")
-            until(lambda: len(incident.lines(NOTES)) == 3, "the end in the timeline")
+            until(lambda: len(incident.lines(NOTE)) == 3, "the end in the timeline")
             assert set(sections(incident.manifest()).values()) == {1}
 
             assert fire()
@@ -84,7 +84,7 @@ def test_from_alertmanager_to_artifact_and_message(tmp_path: Path, embedded: Ser
     assert ran == {"4.1": 2, "6": 1}
     assert incident.problems() == []
     assert len(receiver.incidents()) == 1
-    texts = [n["text"] for n in incident.lines(NOTES)]
+    texts = [n["text"] for n in incident.lines(NOTE)]
     assert texts[3].startswith("firing again after the recovery was checked: NotificationBacklog firing")
     assert "NotificationBacklog firing: waiting" in texts[0] and "NotificationBacklog resolved" in texts[1]
 

@@ -31,7 +31,7 @@ from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.notebook.notes import keep_note
-from runbook_lib.store.archive import NOTES, Archive
+from runbook_lib.store.archive import NOTE, Archive
 from tests.kit import ROOT, barriers, sandboxes
 from tests.kit.command import alone
 
@@ -299,7 +299,7 @@ def test_a_step_runs_alone_twice_and_in_any_order(page: Page) -> None:
 def test_a_note_is_a_line_of_the_incident(page: Page, server: Server) -> None:
     shown = add(page, 'rb.note("paged the payments team")')
     assert "paged the payments team" in shown.locator(".jp-OutputArea").inner_text()
-    (note,) = [n for n in server.archive.lines(NOTES) if n["text"] == "paged the payments team"]
+    (note,) = [n for n in server.archive.lines(NOTE) if n["text"] == "paged the payments team"]
     assert note["section"] == "4.1"
 
 

@@ -19,7 +19,7 @@ from runbook_lib.dossier import overview, postmortem
 from runbook_lib.model.times import moment
 from runbook_lib.runs import replay
 from runbook_lib.sources import settings
-from runbook_lib.store.archive import NOTES, Archive
+from runbook_lib.store.archive import NOTE, Archive
 from tests.kit import ROOT, barriers
 
 SAMPLE = ROOT / "outputs" / "sample"
@@ -32,7 +32,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> str:
     shutil.copytree(SAMPLE, folder / "sample")
     archive = Archive(str(folder), "sample")
     later = moment(archive.manifest()[-1]["ended"]) + pd.Timedelta("3h")
-    archive.add_line(NOTES, {"time": later.isoformat(), "who": "aoki", "text": "called the team", "section": ""})
+    archive.add_line(NOTE, {"time": later.isoformat(), "who": "aoki", "text": "called the team", "section": ""})
     overview.write_index(archive)
     return (folder / "sample" / "index.html").as_uri()
 

@@ -69,5 +69,5 @@ def test_nothing_of_the_machine_it_was_made_on() -> None:
         assert not re.search(r"(?<![\w<.])/(?:work|root|tmp|home|usr|opt|var|Users)/", text), path
         assert not re.search(r"(?:postgresql|nats|redis)://|password", text), path
         assert set(re.findall(r"\b\d{1,3}(?:\.\d{1,3}){3}\b", text)) <= {"127.0.0.1"}, path
-    for document in [said(COMMITTED), *map(json.loads, (COMMITTED / "manifest.jsonl").read_text().splitlines())]:
+    for document in [said(COMMITTED), *map(json.loads, (COMMITTED / "log.jsonl").read_text().splitlines())]:
         assert document.get("parameters", document).get("target", "default") == "default"

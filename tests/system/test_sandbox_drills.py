@@ -20,7 +20,7 @@ from runbook_lib.gameday.sandbox import broker, database, entitlement, notificat
 from runbook_lib.gameday.sandbox.database import Connection
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.packs.entitlement import wire
-from runbook_lib.store.archive import ACTION_LOG, Archive
+from runbook_lib.store.archive import ACTION, Archive
 from tests.kit import sandboxes
 from tests.kit.command import start
 from tests.kit.drills import ask, consumer, streams
@@ -279,15 +279,15 @@ def test_an_action_that_is_interrupted_writes_down_what_has_become_of_it(quiet: 
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     archive = Archive(str(tmp_path), "adhoc")
-    while not archive.lines(ACTION_LOG):
+    while not archive.lines(ACTION):
         assert run.poll() is None
         time.sleep(0.02)
     os.killpg(run.pid, signal.SIGINT)
     _, said = run.communicate(timeout=60)
     assert (run.returncode, said) == (130, "runbook: interrupted\n")
-    begun, ended = archive.lines(ACTION_LOG)
+    begun, ended = archive.lines(ACTION)
     assert (begun["result"], ended["result"]) == ("begun", "failed") and "interrupted" in ended["why"]["en"]
-    entered = Archive(str(quiet.directory / "runbook-ledger"), "sandbox").lines(ACTION_LOG)[-2:]
+    entered = Archive(str(quiet.directory / "runbook-ledger"), "sandbox").lines(ACTION)[-2:]
     assert [(e["id"], e["result"]) for e in entered] == [(begun["id"], "begun"), (begun["id"], "failed")]
     (kept,) = archive.manifest()
     assert (kept["section"], kept["problem"]) == ("5.1", "it was interrupted")

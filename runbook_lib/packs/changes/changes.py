@@ -35,7 +35,7 @@ from runbook_lib.packs.changes.starts import Start
 from runbook_lib.packs.jetstream.consumer import read_pairs
 from runbook_lib.packs.jetstream.reach import BrokerSpec, find_undocumented, list_settings
 from runbook_lib.sources.source import SourceError
-from runbook_lib.store.archive import ACTION_LOG
+from runbook_lib.store.archive import ACTION, LOG
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -239,10 +239,10 @@ def _pod_starts(pods: Iterable[Mapping[str, Any]]) -> Iterator[Start]:
 
 
 def _read_actions(rb: Context) -> Iterator[Change]:
-    for line in rb.archive.lines(ACTION_LOG):
+    for line in rb.archive.lines(ACTION):
         if line.get("result") in ("done", "failed") and line.get("time"):
             what = f"action {line.get('command') or line.get('action')}"
-            yield _build_change(line["time"], "action", what, "actions.jsonl", "exact")
+            yield _build_change(line["time"], "action", what, LOG, "exact")
 
 
 def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: JudgeInput) -> Finding:
