@@ -123,7 +123,8 @@ def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
 
     And the seals that were kept elsewhere (--checkpoint).
 
-    Exit code 0: unchanged; 2: changed; 3: no change found, but some lines or files are not covered by a checkpoint.
+    Exit code 0: unchanged; 2: changed; 3: no change found, but some lines or files are not covered by a checkpoint, or
+    could not be read.
     """
     from runbook_lib.book.parameters import validate
     from runbook_lib.dossier import seal
@@ -134,11 +135,12 @@ def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
     # If the dossier is gone, a checkpoint still shows that it existed.
     archive = Archive(output, incident) if kept else common.existing_archive(incident, output)
     report = seal.check(archive, kept)
-    common.echo_text(*report.changed, *report.uncovered, err=True)
+    common.echo_text(*report.changed, *report.uncovered, *report.unread, err=True)
     if upto := ", ".join(f"{log} {n}" for log, n in zip(SEALED, report.covered, strict=True) if n):
         common.echo_text(say("seal.anchored", upto=upto))
     states: tuple[tuple[object, str, int], ...] = (
         (report.changed, "seal.state.changed", 2),
+        (report.unread, "seal.state.unread", 3),
         (report.uncovered, "seal.state.not_witnessed", 3),
         (True, "seal.state.whole", 0),
     )

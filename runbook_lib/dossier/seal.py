@@ -24,7 +24,7 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources.http import MOST_BYTES, HttpServer
 from runbook_lib.sources.source import ReadCost, SourceError
-from runbook_lib.store.archive import PARTIAL, SEALED, Archive, entry_of, split_lines
+from runbook_lib.store.archive import PARTIAL, SEALED, UNREAD, Archive, entry_of, split_lines
 from runbook_lib.store.lines import is_line
 
 #: Hexadecimal digits of a chain head's digest: 128 bits of SHA-256, so that a seal fits into a line of a message.
@@ -59,6 +59,8 @@ class Report:
     """Differences from the hash chain or from a checkpoint."""
     uncovered: tuple[Text, ...]
     """Lines that no checkpoint covers, and files that no line names."""
+    unread: tuple[Text, ...] = ()
+    """Files that could not be read."""
 
 
 def chain_head(archive: Archive) -> ChainHead:
@@ -99,11 +101,13 @@ def read_checkpoints(incident: str, source: str) -> list[ChainHead]:
 
 def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
     """Verify a dossier against its hash chain and against checkpoints. Raises OSError."""
+    archive = archive.patient()
     with archive.locked() if archive.names() else nullcontext():  # a file is written before the line that names it
         lines = _read_logs(archive)
         files = _list_files(archive)
     now = [len(own) for own in lines]
-    covered, changed, uncovered = [0] * len(SEALED), archive.problems(), list[Text]()
+    covered, problems, uncovered = [0] * len(SEALED), archive.problems(), list[Text]()
+    unread, changed = (tuple(p for p in problems if p.key == UNREAD), [p for p in problems if p.key != UNREAD])
     for seen in sorted(checkpoints, key=lambda c: sum(c.lines)):
         if short := [(log, was, n) for log, was, n in zip(SEALED, seen.lines, now, strict=True) if was > n]:
             changed += [say("seal.cut", seal=str(seen), log=log, was=was, n=n) for log, was, n in short]
@@ -121,7 +125,7 @@ def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
     named = {name for _, _, entry in entries for name in entry.get("sha256", {})}
     # A name may hold anything, also line breaks.
     uncovered += [say("seal.unnamed", name=visible(name, kept="")) for name in files if name not in named]
-    return Report(_compute_head(archive.incident, lines, now), tuple(covered), tuple(changed), tuple(uncovered))
+    return Report(_compute_head(archive.incident, lines, now), tuple(covered), tuple(changed), tuple(uncovered), unread)
 
 
 def _compute_head(incident: str, lines: Sequence[Sequence[bytes]], counts: Sequence[int]) -> ChainHead:

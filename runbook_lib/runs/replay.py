@@ -60,6 +60,7 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
     logs = {name: len(archive.raw(name)) for name in (ACTION_LOG, NOTES)}
     left_out = [
         *sealed.changed,
+        *sealed.unread,
         *(text for text in found if isinstance(text, Text)),
         say("capsule.left.pages"),
         *(say("capsule.left.log", name=name, n=n) for name, n in logs.items() if n),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -64,8 +64,9 @@ def read_runs(rb: Context, *, own: bool = False) -> list[tuple[RunLine, Run | No
     None in place of a run that cannot be read. Raises SourceError.
     """
     section = rb.catalog.section_with("postmortem")
-    lines = (line for line in logs_of(rb.archive).runs if (line.section == section) is own)
-    return [(line, _read_if_possible(rb.archive, line)) for line in lines]
+    archive = rb.archive.patient()
+    lines = [line for line in logs_of(archive).runs if (line.section == section) is own]
+    return [*zip(lines, archive.read_each(partial(_read_if_possible, archive), lines), strict=True)]
 
 
 #: A run that was read stays as it is; a failure is not kept.
