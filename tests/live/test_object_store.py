@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ import pytest
 import requests
 
 from runbook_lib.cli import main
+from runbook_lib.receiver import receiver
 from runbook_lib.store import archive as store_archive
 from runbook_lib.store.archive import ACTION_LOG, NOTES, PARTIAL, Archive, OutputError
 from tests.kit import command
 from tests.kit.command import start
 from tests.kit.dossiers import Verify, fill
+from tests.kit.serving import cards_of, one, running, webhook
 from tests.kit.store import BUCKET, Store
 from tests.kit.waiting import until
 
@@ -311,6 +314,41 @@ def test_verify_lists_what_it_could_not_read(place: str, store: Store, soon: Non
     with store.failing(f"GET .*{last}", "hang"):
         code, _, changed = verify(archive)
     assert code == 2 and "could not be read" in changed and "was changed" in changed
+
+
+@pytest.mark.parametrize("fault", ["hang", "AccessDenied", "cut"])
+def test_the_receiver_s_list_names_the_dossier_that_could_not_be_read(
+    place: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(receiver, "STORE_S", 2.0)
+    for incident in ("I", "J"):
+        Archive(place, incident).write("index.html", b"the page")
+    with running(tmp_path, output=place) as here:
+        for incident in ("I", "J"):
+            here.post(webhook(one(incident=incident), group=incident))
+        with store.failing(f"{tmp_path.name}(/|%2F)I", fault):
+            cards = cards_of(here.get(timeout=60).text)
+            assert [i for i in cards if "The dossier could not be read" in cards[i]] == ["I"]
+            for path in ("incidents/I", "incidents/I/", "incidents/I/index.html"):
+                came = here.get(path, timeout=60)
+                assert (came.status_code, came.json()) == (503, {"error": "the archive cannot be read now"}), path
+        assert here.get("incidents/I/index.html").text == "the page"
+
+
+def test_the_receiver_s_health_does_not_wait_for_a_silent_store(
+    place: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "STORE_S", 60.0)
+    count = 60  # more than there are threads for pages
+    with running(tmp_path, output=place) as here, ThreadPoolExecutor(count) as readers:
+        here.post(webhook(one(incident="I")))
+        with store.silent():
+            pages = [readers.submit(here.get, timeout=90) for _ in range(count)]
+            until(lambda: len(psutil.Process().net_connections()) > count, "the requests")
+            assert [here.get(path).status_code for path in ("healthz", "metrics")] == [200, 200]
+            assert here.post(webhook(one("B"), group="b")).status_code == 202
+            assert not any(page.done() for page in pages)
+        assert {page.result().status_code for page in pages} == {200}
 
 
 def test_an_incident_of_more_objects_than_a_listing_has(place: str, store: Store) -> None:
