@@ -113,20 +113,26 @@ def incident_option(what: str) -> Callable[[F], F]:
 def resolve_incident(incident: str, output: str) -> str:
     """Return the incident's name; for `latest` that of the newest named one that can be read.
 
-    Raises UsageError if there is none, and for the name of a new incident that is reserved.
+    Raises UsageError if there is none, and for the name of a new incident that is reserved; TimeoutError if a store
+    does not answer.
     """
+    from dataclasses import replace
+
     from runbook_lib.model.finding import say
     from runbook_lib.store.archive import Archive, refuse_reserved
 
     if incident != LATEST:
         refuse_reserved(output, incident)
         return incident
-    for name in reversed(Archive(output, "").newest(_SEARCHED)):
+    every = Archive(output, "").patient()
+    for name in reversed(every.newest(_SEARCHED)):
         try:
-            if name != ADHOC and Archive(output, name).manifest():
+            if name != ADHOC and replace(every, incident=name).manifest():
                 return name
         except NotADirectoryError:
             continue
+        except TimeoutError:  # it may well be the newest
+            raise
         except OSError as e:
             echo_text(say("report.unread", incident=name, detail=e.strerror or str(e)), err=True)
     raise UsageError(f"there is no incident under {show_url(output)} yet: name a new one")

@@ -124,7 +124,8 @@ def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
 
     And the seals that were kept elsewhere (--checkpoint).
 
-    Exit code 0: unchanged; 2: changed; 3: no change found, but some lines or files are not covered by a checkpoint.
+    Exit code 0: unchanged; 2: changed; 3: no change found, but some lines or files are not covered by a checkpoint, or
+    could not be read.
     """
     from runbook_lib.book.parameters import validate
     from runbook_lib.dossier import seal
@@ -138,11 +139,12 @@ def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
         common.echo_text(say("seal.earlier", place=archive.place), err=True)
         return 3
     report = seal.check(archive, kept)
-    common.echo_text(*report.changed, *report.uncovered, err=True)
+    common.echo_text(*report.changed, *report.uncovered, *report.unread, err=True)
     if report.covered:
         common.echo_text(say("seal.anchored", upto=report.covered))
     states: tuple[tuple[object, str, int], ...] = (
         (report.changed, "seal.state.changed", 2),
+        (report.unread, "seal.state.unread", 3),
         (report.uncovered, "seal.state.not_witnessed", 3),
         (True, "seal.state.whole", 0),
     )

@@ -125,7 +125,7 @@ def page(archive: Archive, copies: Mapping[str, str] | None = None) -> str:
     Raises OSError, also if a changed line of a log cannot be shown: callers handle only OSError and must go on.
     """
     try:
-        return _render_page(archive, copies)
+        return _render_page(archive.patient(), copies)
     except OSError:
         raise
     except Exception as e:

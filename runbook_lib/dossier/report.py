@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,8 +116,9 @@ def read(
 
     Raises OSError if the output itself cannot be read.
     """
-    names = Archive(output, "").names() if only is None else only
-    came = [*Archive(output, "").read_each(lambda name: _read_dossier(Archive(output, name)), names)]
+    every = Archive(output, "").patient()
+    names = every.names() if only is None else only
+    came = [*every.read_each(lambda name: _read_dossier(replace(every, incident=name)), names)]
     unread = [each for each in came if isinstance(each, Text)]
     found = [each for each in came if isinstance(each, IncidentSummary)]
     found = [i for i in found if (since is None or since <= i.begun) and (until is None or i.begun < until)]

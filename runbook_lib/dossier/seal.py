@@ -24,7 +24,7 @@ from runbook_lib.privacy.masking import Masker
 from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources.http import MOST_BYTES, HttpServer
 from runbook_lib.sources.source import ReadCost, SourceError
-from runbook_lib.store.archive import LOG, PARTIAL, Archive, entry_of, split_lines
+from runbook_lib.store.archive import LOG, PARTIAL, UNREAD, Archive, entry_of, split_lines
 from runbook_lib.store.lines import is_line
 
 #: Hexadecimal digits of a chain head's digest: 128 bits of SHA-256, so that a seal fits into a line of a message.
@@ -59,6 +59,8 @@ class Report:
     """Differences from the hash chain or from a checkpoint."""
     uncovered: tuple[Text, ...]
     """Lines that no checkpoint covers, and files that no line names."""
+    unread: tuple[Text, ...] = ()
+    """Files that could not be read."""
 
 
 def chain_head(archive: Archive) -> ChainHead:
@@ -99,10 +101,12 @@ def read_checkpoints(incident: str, source: str) -> list[ChainHead]:
 
 def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
     """Verify a dossier against its hash chain and against checkpoints. Raises OSError."""
+    archive = archive.patient()
     with archive.locked() if archive.names() else nullcontext():  # a file is written before the line that names it
         lines = split_lines(archive.read_file(LOG))
         files = _list_files(archive)
-    now, covered, changed, uncovered = len(lines), 0, archive.problems(), list[Text]()
+    now, covered, problems, uncovered = len(lines), 0, archive.problems(), list[Text]()
+    unread, changed = (tuple(p for p in problems if p.key == UNREAD), [p for p in problems if p.key != UNREAD])
     for seen in sorted(checkpoints, key=lambda c: c.lines):
         if seen.lines > now:
             changed.append(say("seal.cut", seal=str(seen), was=seen.lines, n=now))
@@ -117,7 +121,7 @@ def check(archive: Archive, checkpoints: Sequence[ChainHead] = ()) -> Report:
     named = {name for entry in entries for name in entry.get("sha256", {})}
     # A name may hold anything, also line breaks.
     uncovered += [say("seal.unnamed", name=visible(name, kept="")) for name in files if name not in named]
-    return Report(_compute_head(archive.incident, lines, now), covered, tuple(changed), tuple(uncovered))
+    return Report(_compute_head(archive.incident, lines, now), covered, tuple(changed), tuple(uncovered), unread)
 
 
 def _range(after: int, last: int) -> dict[str, int | None]:

@@ -14,6 +14,8 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
@@ -61,6 +63,8 @@ ACCEPTING = 4
 PROBE_S, WAIT_S = 10.0, 3.0
 #: The folder beside the incidents in which `/readyz` tests that the output can be written.
 PROBE = ".probe"
+#: Seconds that a page waits for a store of artifacts.
+STORE_S = 10.0
 #: Incidents on a page; newest jobs shown of an incident.
 PAGE, JOBS = 20, 8
 
@@ -83,6 +87,7 @@ _HEADERS = {
     "cache-control": "no-store",
 }
 _CLOSE = {"connection": "close"}
+_UNREAD = "the archive cannot be read now"
 #: Paths that are requested every few seconds: logged only if they fail.
 _PROBES = ("/healthz", "/readyz", "/metrics")
 
@@ -188,11 +193,11 @@ class Receiver:
         answer = {"ready": not problems} | ({"problems": problems} if problems else {})
         return JSONResponse(answer, 503 if problems else 200)
 
-    def metrics_page(self, request: Request) -> Response:
-        """Return the metrics for Prometheus."""
+    async def metrics_page(self, request: Request) -> Response:
+        """Return the metrics for Prometheus; not in a thread of the pages, which may all wait for a store."""
         self._authorize_reader(request)
         try:
-            counts: Mapping[str, float] = self.journal.counts()
+            counts: Mapping[str, float] = await asyncio.to_thread(self.journal.counts)
         except JournalError:
             counts = {}
         self.metrics.waiting.set(counts.get("jobs_waiting", math.nan))
@@ -215,12 +220,13 @@ class Receiver:
         number = _page_number(request.query_params.get("page", ""))
         incidents = self.journal.incidents(PAGE + 1, (number - 1) * PAGE)
         shown = incidents[:PAGE]
-        there = {i.id for i in shown if self._has_page(i.id)}
+        ids, every = [i.id for i in shown], self._archive("")
+        has_page = dict(zip(ids, every.read_each(partial(self._has_page, every), ids), strict=True))
         with messages.using(lang):
             text = render.html(
                 "receiver",
                 incidents=shown,
-                there=there,
+                has_page=has_page,
                 index=overview.INDEX,
                 counts=self.journal.counts(),
                 progress=dict(self.dispatcher.progress),
@@ -239,7 +245,7 @@ class Receiver:
         """Redirect from an incident's name to its dossier's index page."""
         self._authorize_reader(request)
         id_ = request.path_params["incident"]
-        if overview.INDEX not in self._list_names(id_):
+        if overview.INDEX not in self._list_names(self._archive(id_)):
             raise HTTPException(404, "no such dossier")
         # Relative, so that it also works behind a proxy that adds a path prefix.
         return RedirectResponse(f"{id_}/{overview.INDEX}", 307)
@@ -255,10 +261,10 @@ class Receiver:
     def file(self, request: Request) -> Response:
         """Return a file of an incident's dossier, if the archive lists it."""
         self._authorize_reader(request)
-        id_, name = request.path_params["incident"], request.path_params["name"]
-        if not name and overview.INDEX in self._list_names(id_):
+        archive, name = self._archive(request.path_params["incident"]), request.path_params["name"]
+        if not name and overview.INDEX in self._list_names(archive):
             return RedirectResponse(overview.INDEX, 307)
-        content = self._read_listed_file(id_, name) if name else None
+        content = self._read_listed_file(archive, name) if name else None
         if content is None:
             raise HTTPException(404, "no such file")
         suffix = Path(name).suffix
@@ -267,40 +273,38 @@ class Receiver:
             headers["content-disposition"] = f"attachment; filename*=UTF-8''{quote(Path(name).name, safe='')}"
         return Response(content, headers=headers)
 
-    def _list_names(self, folder: str) -> list[str]:
-        """Return the file names in an incident's folder or its evidence folder; [] for an unknown incident."""
+    def _archive(self, incident: str) -> Archive:
+        return Archive(self.output, incident).patient(STORE_S)
+
+    def _list_names(self, archive: Archive, folder: str = "") -> list[str]:
+        """Return the file names in an incident's folder, or in one below it; [] for an unknown incident."""
         try:
-            validate({"incident_id": folder.removesuffix("/evidence")})
+            validate({"incident_id": archive.incident})
         except UsageError:
             return []
         try:
-            return Archive(self.output, folder).names()
+            return replace(archive, incident=f"{archive.incident}/{folder}".rstrip("/")).names()
         except Exception as e:  # each kind of store has its own exceptions
-            raise _unavailable("the archive does not answer", e) from e
+            raise _unavailable(_UNREAD, e) from None
 
-    def _has_page(self, incident: str) -> bool:
-        """Return whether an incident has a page; one that may not be read counts, and its link says so."""
+    def _has_page(self, every: Archive, incident: str) -> bool | None:
+        """Return whether an incident has a page; None if that could not be read."""
         try:
-            return overview.INDEX in self._list_names(incident)
-        except HTTPException as e:
-            if isinstance(e.__cause__, PermissionError):
-                return True
-            raise
+            return overview.INDEX in self._list_names(replace(every, incident=incident))
+        except HTTPException:
+            return None
 
-    def _read_listed_file(self, incident: str, name: str) -> bytes | None:
+    def _read_listed_file(self, archive: Archive, name: str) -> bytes | None:
         """Return a file's content if the archive lists the file, else None."""
-        evidence, _, last = name.rpartition("/")
-        if evidence not in ("", "evidence") or last.startswith("."):
+        folder, _, last = name.rpartition("/")
+        if folder not in ("", "evidence") or last.startswith(".") or last not in self._list_names(archive, folder):
             return None
-        if last not in self._list_names(f"{incident}/{evidence}" if evidence else incident):
-            return None
-        archive = Archive(self.output, incident)
-        if (root := archive.local) and not (root / name).resolve().is_relative_to(root.resolve()):
-            return None  # a symbolic link to a file outside the folder
         try:
+            if (root := archive.local) and not (root / name).resolve().is_relative_to(root.resolve()):
+                return None  # a symbolic link to a file outside the folder
             return archive.read_file(name)
         except Exception as e:
-            raise _unavailable("the archive does not answer", e) from None
+            raise _unavailable(_UNREAD, e) from None
 
     # Access.
 

@@ -60,6 +60,7 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
     logs = {kind: len(archive.lines(kind)) for kind in (ACTION, NOTE)}
     left_out = [
         *sealed.changed,
+        *sealed.unread,
         *(text for text in found if isinstance(text, Text)),
         say("capsule.left.pages"),
         *(say("capsule.left.log", name=name, n=n) for name, n in logs.items() if n),

@@ -65,8 +65,12 @@ _ADDRESS_FORMS = {
     "trace_link": ("https://HOST/trace/{trace_id}", ("http", "https")),
     "service_url": ("http://HOST:8080", ("http", "https")),
 }
-#: A variable that a setting names; what needs the keys of a store, in the text of a target; and their names.
-_VARIABLE = re.compile(r"\benv:\s*([\w.-]+)")
+#: A variable that a setting names, itself or in a command; those that any program may need, whoever names them.
+_VARIABLE = re.compile(r"\benv:\s*([\w.-]+)|(?:\$\{?|\bprintenv )(\w+)")
+_SHARED_VARIABLES = re.compile(
+    "HOME|PATH|PYTHONPATH|USER|LOGNAME|SHELL|PWD|TMPDIR|TERM|TZ|LANG|LC_.*|XDG_.*|HOSTNAME|KUBECONFIG"
+)
+#: What needs the keys of a store, in the text of a target; and their names.
 _NEEDS_KEYS = re.compile(r'"cmd:|ledger": "\w+://', re.IGNORECASE)
 _STORE_KEYS = "FSSPEC_|AWS_.*(?:KEY|TOKEN)|AZURE_STORAGE_|GOOGLE_APPLICATION_CREDENTIALS"
 #: The upper limit of every duration setting, in seconds.
@@ -547,7 +551,9 @@ class Settings(_SourceAddresses, BaseSettings):
         used = {n: json.dumps([t, of_default if n == "default" else ""], default=str) for n, t in tables.items()}
         own = used.pop(name, "")
         others = json.dumps([*used.values(), _reveal_secret(self.receiver.notify_urls)])
-        foreign = {*_VARIABLE.findall(others), *of_default}.difference(re.findall(r"\w+", own))
+        named = {"".join(groups) for groups in _VARIABLE.findall(others)} | {*of_default}
+        theirs = (v for v in named if not _SHARED_VARIABLES.fullmatch(v))
+        foreign = {v for v in theirs if not re.search(rf"\b{re.escape(v)}\b", own)}
         secret_names = "RUNBOOK_(?:RECEIVER|NOTIFY|TARGETS)" + ("" if _NEEDS_KEYS.search(own) else f"|{_STORE_KEYS}")
         kept = {k: v for k, v in os.environ.items() if k not in foreign and not re.match(secret_names, k)}
         if name in self.targets and any(k.startswith("RUNBOOK_TARGETS") for k in os.environ):

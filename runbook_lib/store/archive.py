@@ -30,13 +30,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec import asyn
 from fsspec.implementations.local import LocalFileSystem
 
 from runbook_lib.model.finding import Text, say
@@ -52,6 +53,8 @@ KINDS = RUN, VERDICT, ACTION, NOTE = "run", "verdict", "action", "note"
 #: The logs of a dossier of version 0.6.
 _EARLIER = ("manifest.jsonl", "actions.jsonl", "notes.jsonl")
 PARTIAL = ".partial.ipynb"
+#: What `problems` says of a file that could not be read.
+UNREAD = "seal.unread"
 SALT = ".salt"
 #: Its name in version 0.6.
 _EARLIER_SALT = ".salts"
@@ -78,6 +81,8 @@ _S3 = {
     "read_timeout": 8,
     "retries": {"mode": "standard", "total_max_attempts": 3},
 }
+#: Seconds in which a store must have answered a read; and when reads have waited for so long in vain.
+READ_S, LEAST_S = 60.0, 1.0
 #: What is read at once from a store, which takes tens of milliseconds for each file.
 _AT_ONCE = 10
 #: Opened stores are never closed: a forked process that closed its copy would break its parent's connections.
@@ -100,6 +105,15 @@ class NotSealedError(ValueError):
     """A file is missing, or is not as it was sealed."""
 
 
+@dataclass
+class Patience:
+    """How long reads wait for a store: `seconds` together, until one is answered again; then LEAST_S each."""
+
+    seconds: float
+    waited: float = 0.0
+    """Since the last answer."""
+
+
 @dataclass(frozen=True)
 class Archive:
     """The artifacts of one incident."""
@@ -108,6 +122,12 @@ class Archive:
     incident: str
     people: bool = True
     """Whether its files may hold tokens of users: then it gets a salt before its first line."""
+    patience: Patience | None = field(default=None, compare=False, repr=False)
+    """The wait that its reads have in common with those of other archives; None: each read waits by itself."""
+
+    def patient(self, seconds: float | None = None) -> Archive:
+        """Return the archive for many reads, which wait for `seconds` (READ_S) together if none is answered."""
+        return replace(self, patience=Patience(READ_S if seconds is None else seconds))
 
     @property
     def local(self) -> Path | None:
@@ -253,7 +273,7 @@ class Archive:
         with self._store_errors(name):
             if folder := self.local:
                 return read_regular(folder / name)
-            return bytes(self._filesystem.cat_file(self._path(name)))
+            return bytes(self._ask("cat_file", self._path(name)))
 
     def read_sealed(self, sha256: Mapping[str, str], name: str) -> bytes:
         """Return a file that matches its digest, of those of a manifest line. Raises OSError and NotSealedError."""
@@ -266,7 +286,7 @@ class Archive:
         """Return the visible names in the incident's folder, sorted; [] if there is no folder. Raises OSError."""
         try:
             with self._store_errors(""):
-                found = self._filesystem.ls(self._path(""), detail=False)
+                found = self._ask("ls", self._path(""), detail=False)
         except FileNotFoundError:
             return []
         names = (str(f).rstrip("/").rsplit("/", 1)[-1] for f in found)
@@ -283,7 +303,7 @@ class Archive:
             if folder := self.local:
                 written |= {n: _time_of(folder / n / LOG) for n in written}
             else:
-                for path, about in self._filesystem.find(self._path(""), detail=True).items():
+                for path, about in self._ask("find", self._path(""), detail=True).items():
                     name, _, file = str(path).removeprefix(f"{self._path('')}/").partition("/")
                     if name in written and file == LOG:
                         written[name] = str(next((about[k] for k in _TIMES if about.get(k)), ""))
@@ -463,7 +483,7 @@ class Archive:
         if "s3" in self._protocols:
             try:
                 with self._store_errors(name):  # before the content, so that a newer version is never replaced
-                    etag = self._filesystem.info(self._path(name))["ETag"]
+                    etag = self._ask("info", self._path(name))["ETag"]
             except FileNotFoundError:
                 return None, ""
         return self.read_or_none(name), etag
@@ -495,7 +515,10 @@ class Archive:
             self._filesystem.rm_file(self._path(name))
 
     def problems(self) -> list[Text]:
-        """Verify the hash chain; return changed or missing files and changed or removed lines. Raises OSError."""
+        """Verify the hash chain; return changed or missing files and changed or removed lines.
+
+        A file that cannot be read is among them, as UNREAD. Raises OSError for the log.
+        """
         content = self.read_file(LOG)
         if not content:
             return [say("seal.none", place=self.place, name=LOG)]
@@ -520,7 +543,11 @@ class Archive:
         if entry.get("kind") in (RUN, VERDICT) and not entry.get("sha256"):
             yield say("seal.no_files", n=n)
         for name, expected in entry.get("sha256", {}).items():
-            content = self.read_file(name)
+            try:
+                content = self.read_file(name)
+            except OSError as e:
+                yield say(UNREAD, name=name, detail=e.strerror or type(e).__name__)
+                continue
             if content is None:
                 yield say("seal.missing", name=name)
             elif digest(content) != expected:
@@ -544,6 +571,23 @@ class Archive:
             if not folder:
                 lock.unlink(missing_ok=True)
             os.close(held)
+
+    def _ask(self, method: str, path: str, **options: Any) -> Any:
+        """Call a method that reads, and that a store must answer in time. Raises TimeoutError, and the store's own."""
+        store, patience = self._filesystem, self.patience or Patience(READ_S)
+        if not store.async_impl:
+            return getattr(store, method)(path, **options)
+        began, wait_s = time.monotonic(), max(patience.seconds - patience.waited, LEAST_S)
+        try:
+            answer = asyn.sync(store.loop, getattr(store, f"_{method}"), path, timeout=wait_s, **options)
+        except Exception as e:
+            answered = isinstance(e, FileNotFoundError | PermissionError)
+            patience.waited = 0.0 if answered else patience.waited + time.monotonic() - began
+            if isinstance(e, asyn.FSTimeoutError):
+                raise TimeoutError(errno.ETIMEDOUT, f"no answer within {wait_s:.0f} s") from None
+            raise
+        patience.waited = 0.0
+        return answer
 
     @contextmanager
     def _store_errors(self, name: str) -> Iterator[None]:

@@ -13,15 +13,20 @@ from contextlib import ExitStack
 from pathlib import Path
 from threading import get_native_id
 from types import SimpleNamespace
+from typing import cast
 from unittest.mock import Mock
 
 import pytest
 
+from runbook_lib.book import catalog
+from runbook_lib.checks.context import Context
 from runbook_lib.cli import main
 from runbook_lib.model.finding import say
 from runbook_lib.model.usage import UsageError
+from runbook_lib.packs.postmortem.incident import read_runs
 from runbook_lib.store import files
 from runbook_lib.store.archive import LOG, NOTE, Archive
+from runbook_lib.store.run import Run, run_to_json
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -49,6 +54,18 @@ def test_an_altered_line_is_found(archive: Archive) -> None:
     entry = json.loads(lines[0]) | {"status": "OK"}
     archive.write(LOG, b"\n".join([json.dumps(entry).encode(), *lines[1:]]) + b"\n")
     assert say("seal.apart", n=2, before=1) in archive.problems()
+
+
+def test_a_run_that_could_not_be_read_once_is_read_when_it_can_be(archive: Archive) -> None:
+    name, evidence = "a-3-OK", json.dumps(run_to_json(Run("3", {}, []))).encode()
+    entry = {"name": name, "section": "3", "status": "OK", "started": "2026-01-01T00:00:00Z"}
+    archive.append(entry, {f"evidence/{name}.json": evidence})
+    rb = cast(Context, SimpleNamespace(archive=archive, catalog=catalog.load()))
+    read = []
+    for content in (b"lost", evidence):
+        archive.write(f"evidence/{name}.json", content)
+        read += [run for _, run in read_runs(rb)]
+    assert read[0] is None and read[1] is not None
 
 
 def test_writers_side_by_side_keep_the_chain(tmp_path: Path) -> None:

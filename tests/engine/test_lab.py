@@ -145,24 +145,28 @@ notify_urls = "env:CHANNELS"
 [targets.one]
 database_url = "env:ONE_URL"
 action_nats_url = "env:SHARED"
+nats_token = "env:shared-token"
 [targets.two]
 nats_url = "env:TWO_URL"
 database_password = "env:SHARED"
+nats_token = "env:shared-token"
 [targets.three]
 nats_url = "cmd:printenv SHARED"
+database_url = "cmd:sh -c 'printenv OF_THREE; echo ${ALSO_THREE:-none} $THIRD >> $HOME/log'"
 ledger = "s3://bucket/ledger"
 """
 RECEIVERS = {"RUNBOOK_RECEIVER_TOKEN", "RUNBOOK_RECEIVER", "RUNBOOK_NOTIFY_URLS", "CHANNELS"}
 OF_DEFAULT = {"RUNBOOK_DATABASE_URL", "RUNBOOK_NATS_PASSWORD", "RUNBOOK_ACTION_DATABASE_URL", "RUNBOOK_LEDGER"}
+OF_THREE = {"OF_THREE", "ALSO_THREE", "THIRD"}
 STORES = {"AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "FSSPEC_S3"}
 
 
 @pytest.mark.parametrize(
     ("target", "kept"),
     [
-        ("one", {"ONE_URL", "SHARED"}),
-        ("two", {"TWO_URL", "SHARED"}),
-        ("three", {"SHARED", *STORES}),
+        ("one", {"ONE_URL", "SHARED", "shared-token"}),
+        ("two", {"TWO_URL", "SHARED", "shared-token"}),
+        ("three", {"SHARED", *OF_THREE, *STORES}),
         ("default", {*OF_DEFAULT, *STORES}),
         ("sandbox", set()),
     ],
@@ -170,7 +174,7 @@ STORES = {"AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "FSSPEC_S3"}
 def test_kernels_get_the_secrets_of_the_opened_target_only(
     target: str, kept: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secrets = {*RECEIVERS, *OF_DEFAULT, *STORES, "ONE_URL", "TWO_URL", "SHARED"}
+    secrets = {*RECEIVERS, *OF_DEFAULT, *OF_THREE, *STORES, "ONE_URL", "TWO_URL", "SHARED", "shared-token"}
     for name in secrets:
         monkeypatch.setenv(name, '{"workers": 2}' if name == "RUNBOOK_RECEIVER" else "s3://s3cret")
     monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://127.0.0.1/app")
@@ -178,7 +182,7 @@ def test_kernels_get_the_secrets_of_the_opened_target_only(
     monkeypatch.setenv("RUNBOOK_TARGETS__FOUR__NATS_URL", "nats://:s3cret@127.0.0.1")
     _, env = start(tmp_path, monkeypatch, config=TARGETS, target=target)
     assert secrets & {*env} == kept
-    assert "nats://:s3cret@127.0.0.1" not in str(env) and env["PATH"]
+    assert "nats://:s3cret@127.0.0.1" not in str(env) and env["PATH"] and env["HOME"]
 
 
 def test_of_targets_in_the_environment_a_kernel_gets_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ class Running:
         return requests.post(self.url + path, body, headers=dict(headers), timeout=10)
 
     def get(self, path: str = "", **options: Any) -> requests.Response:
-        return requests.get(self.url + path, timeout=10, allow_redirects=False, **options)
+        return requests.get(self.url + path, **{"timeout": 10, "allow_redirects": False} | options)
 
     def raw(self, sent: bytes, timeout: float = 10) -> bytes:
         """All that comes back for bytes as they are, until the other side closes; it may not read to their end."""
@@ -133,6 +133,11 @@ class Running:
             while part := s.recv(65536):
                 came += part
         return came
+
+
+def cards_of(page: str) -> dict[str, str]:
+    """The card of each incident."""
+    return dict(re.findall(r'<article [^>]*id="([^"]+)">(.*?)</article>', page, re.DOTALL))
 
 
 @contextmanager

@@ -19,33 +19,39 @@ from tests.kit.waiting import until
 
 BUCKET = "incidents"
 
-#: One request after the other: with threads moto looks at `If-Match` first and writes later, which S3 does not.
-#: What a PUT to /fault says is done to the requests whose "METHOD path?query" matches: an error code, "slow" or "cut".
+#: One request after the other gets to moto: it looks at `If-Match` first and writes later, which S3 does not.
+#: What a PUT to /fault says is done to the requests whose "METHOD path?query" matches: an error code, "cut", or "hang":
+#: no answer until there is another fault, or none.
 SERVER = """
-import re, sys, time
+import re, sys, threading
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug import Request, Response
 from werkzeug.serving import run_simple
 moto, fault = DomainDispatcherApplication(create_backend_app), ["", ""]
+one, changed = threading.Lock(), threading.Condition()
 
 def serve(environ, start_response):
     request = Request(environ)
     if request.path == "/fault":
-        fault[:] = request.get_json()
+        with changed:
+            fault[:] = request.get_json()
+            changed.notify_all()
         return Response()(environ, start_response)
     pattern, what = fault
     if not pattern or not re.search(pattern, f"{request.method} {request.full_path}"):
-        return moto(environ, start_response)
+        with one:
+            return moto(environ, start_response)
     request.get_data()
-    if what == "slow":
-        time.sleep(3)
-        return moto(environ, start_response)
+    if what == "hang":
+        with changed:
+            changed.wait_for(lambda: fault != [pattern, what])
+        return Response(status=503)(environ, start_response)
     if what == "cut":
         return Response(iter([b"<cut"]), headers={"Content-Length": "4000"})(environ, start_response)
     text = f"<Error><Code>{what}</Code><Message>{what} is the answer</Message></Error>"
     return Response(text, 400 if what == "ExpiredToken" else 403)(environ, start_response)
 
-run_simple("127.0.0.1", int(sys.argv[1]), serve, threaded=False)
+run_simple("127.0.0.1", int(sys.argv[1]), serve, threaded=True)
 """
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,14 @@ import psutil
 import pytest
 import requests
 
+from runbook_lib.cli import main
+from runbook_lib.receiver import receiver
+from runbook_lib.store import archive as store_archive
 from runbook_lib.store.archive import ACTION, NOTE, PARTIAL, Archive, OutputError
 from tests.kit import command
 from tests.kit.command import start
+from tests.kit.dossiers import Verify, fill
+from tests.kit.serving import cards_of, one, running, webhook
 from tests.kit.store import BUCKET, Store
 from tests.kit.waiting import until
 
@@ -262,6 +269,86 @@ def test_what_a_store_refuses_is_one_line_and_nothing_is_lost(
         assert words in _one_line(listed) and "//:" not in listed.stderr
     assert Archive(place, "I").problems() == []
     assert [e["text"] for e in Archive(place, "I").lines(NOTE)][:1] == ["kept"]
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store is waited for 2 s, in place of a minute; its own client would wait for longer."""
+    monkeypatch.setattr(store_archive, "READ_S", 2.0)
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 600}})
+
+
+@pytest.mark.parametrize("arguments", [("incidents", "--limit", "50"), ("report",)])
+def test_what_a_store_does_not_give_in_time_is_listed_as_unread(
+    place: str, store: Store, soon: None, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [f"I-{n:02}" for n in range(40)]  # more than are read at once
+    for name in ("A", *names):
+        Archive(place, name, people=False).add_line(NOTE, {"time": "2026-01-01", "text": "kept", "who": "sato"})
+    with store.failing("GET .*/I-.*/notes", "hang"):
+        assert main._run_command([*arguments, "--output", place]) == 3
+    out, err = capsys.readouterr()
+    assert re.findall("(.*) could not be read: no answer within [12] s", err) == names and "A " in out
+
+
+def test_the_newest_incident_is_none_that_was_read_in_place_of_it(
+    place: str, store: Store, soon: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("I", "J"):
+        Archive(place, name).append({"name": "a"}, {"a.txt": b"a"})
+    with store.failing("GET .*/J/manifest", "hang"):
+        assert main._run_command(["note", "latest", "x", "--output", place]) == 69
+    assert re.fullmatch("runbook: .*/J/.*no answer within 2 s.*\n", capsys.readouterr().err)
+
+
+def test_verify_lists_what_it_could_not_read(place: str, store: Store, soon: None, verify: Verify) -> None:
+    archive = Archive(place, "I")
+    heads = fill(archive)
+    last = f"/I/{archive.manifest()[-1]['name']}.ipynb"
+    for fault, words in (("hang", "no answer within"), ("AccessDenied", "credentials")):
+        with store.failing(f"GET .*{last}", fault):
+            code, said, unread = verify(archive, "--checkpoint", str(heads[-1]))
+        assert (code, unread.count("\n")) == (3, 1) and words in unread and last[3:] in unread, unread
+        assert "not everything could be read" in said and str(heads[-1]) in said
+    archive.write(f"{archive.manifest()[0]['name']}.ipynb", b"another")
+    with store.failing(f"GET .*{last}", "hang"):
+        code, _, changed = verify(archive)
+    assert code == 2 and "could not be read" in changed and "was changed" in changed
+
+
+@pytest.mark.parametrize("fault", ["hang", "AccessDenied", "cut"])
+def test_the_receiver_s_list_names_the_dossier_that_could_not_be_read(
+    place: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    monkeypatch.setattr(receiver, "STORE_S", 2.0)
+    for incident in ("I", "J"):
+        Archive(place, incident).write("index.html", b"the page")
+    with running(tmp_path, output=place) as here:
+        for incident in ("I", "J"):
+            here.post(webhook(one(incident=incident), group=incident))
+        with store.failing(f"{tmp_path.name}(/|%2F)I", fault):
+            cards = cards_of(here.get(timeout=60).text)
+            assert [i for i in cards if "The dossier could not be read" in cards[i]] == ["I"]
+            for path in ("incidents/I", "incidents/I/", "incidents/I/index.html"):
+                came = here.get(path, timeout=60)
+                assert (came.status_code, came.json()) == (503, {"error": "the archive cannot be read now"}), path
+        assert here.get("incidents/I/index.html").text == "the page"
+
+
+def test_the_receiver_s_health_does_not_wait_for_a_silent_store(
+    place: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(receiver, "STORE_S", 60.0)
+    count = 60  # more than there are threads for pages
+    with running(tmp_path, output=place) as here, ThreadPoolExecutor(count) as readers:
+        here.post(webhook(one(incident="I")))
+        with store.silent():
+            pages = [readers.submit(here.get, timeout=90) for _ in range(count)]
+            until(lambda: len(psutil.Process().net_connections()) > count, "the requests")
+            assert [here.get(path).status_code for path in ("healthz", "metrics")] == [200, 200]
+            assert here.post(webhook(one("B"), group="b")).status_code == 202
+            assert not any(page.done() for page in pages)
+        assert {page.result().status_code for page in pages} == {200}
 
 
 def test_an_incident_of_more_objects_than_a_listing_has(place: str, store: Store) -> None:

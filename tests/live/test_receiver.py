@@ -42,7 +42,7 @@ from tests.kit import ROOT
 from tests.kit.brokers import Authority
 from tests.kit.limits import files_up_to
 from tests.kit.schemas import valid
-from tests.kit.serving import JSON, NOWHERE, TOKEN, Running, bearer, one, running, serving, webhook
+from tests.kit.serving import JSON, NOWHERE, TOKEN, Running, bearer, cards_of, one, running, serving, webhook
 from tests.kit.waiting import until
 
 
@@ -496,11 +496,6 @@ def test_the_page_says_how_to_send_a_first_alert(here: Running, tmp_path: Path) 
     assert "No alert has arrived yet" in page.text and "<script" not in page.text
     assert in_a_shell(typed(page.text), tmp_path) == [1]
     assert here.get().text.count("<article") == 1
-
-
-def cards_of(page: str) -> dict[str, str]:
-    """The card of each incident."""
-    return dict(re.findall(r'<article [^>]*id="([^"]+)">(.*?)</article>', page, re.DOTALL))
 
 
 def typed(page: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -64,14 +64,18 @@ def read_runs(rb: Context, *, own: bool = False) -> list[tuple[RunLine, Run | No
     None in place of a run that cannot be read. Raises SourceError.
     """
     section = rb.catalog.section_with("postmortem")
-    lines = (line for line in logs_of(rb.archive).runs if (line.section == section) is own)
-    return [(line, _read_kept(rb.archive, line)) for line in lines]
+    archive = rb.archive.patient()
+    lines = [line for line in logs_of(archive).runs if (line.section == section) is own]
+    return [*zip(lines, archive.read_each(partial(_read_if_possible, archive), lines), strict=True)]
 
 
-@lru_cache(maxsize=100)
-def _read_kept(archive: Archive, line: RunLine) -> Run | None:
+#: A run that was read stays as it is; a failure is not kept.
+_read_once = lru_cache(maxsize=100)(read_run)
+
+
+def _read_if_possible(archive: Archive, line: RunLine) -> Run | None:
     try:
-        return read_run(archive, line)
+        return _read_once(archive, line)
     except (OSError, ValueError, LookupError, TypeError, AttributeError):  # whatever a broken file raises
         return None
 
