@@ -121,7 +121,7 @@ class Check:
         If the judge needs a frame or a value that was not read, the finding is UNKNOWN; it may raise the SourceError of
         a part without which it says nothing.
         """
-        failed = failures(frames)
+        failed, missed = failures(frames), _list_unseen(frames)
         absent = [name for name in self.needs if name not in frames]
         decisive = [part for part in (WHOLE, *absent) if part in failed]
         if frames.keys() <= {NOT_READ, LOCK_HOLDERS}:
@@ -141,14 +141,13 @@ class Check:
         if LOCK_HOLDERS in frames:
             judged = pack.hook("lock_holders")(judged, frames[LOCK_HOLDERS], given)
         notes = (n for n in notes_of_failures(_declared(failed)) if n not in judged.notes)
-        unseen = unique((*judged.unseen, *(Unseen(e.source, e.reason) for e in failed.values())))
         return replace(
             judged,
             step=self.step,
             headline=with_deciding_value(judged),
             notes=(*judged.notes, *notes),
             proposals=self._place_proposals(judged),
-            unseen=unseen,
+            unseen=unique((*judged.unseen, *missed)),
         )
 
     @property
@@ -211,6 +210,12 @@ def failures(frames: Frames) -> dict[str, SourceError]:
         str(r["part"]): SourceError(r["source"], Reason(r["why"]), str(r["detail"]), str(r["code"]))
         for r in kept.to_dict("records")
     }
+
+
+def _list_unseen(frames: Frames) -> list[Unseen]:
+    """Return what could not be read, also by the parts of a step (`parts.collect_each`), whether declared or not."""
+    own = (f for name, f in frames.items() if name.rpartition(".")[2] == NOT_READ)
+    return [Unseen(e.source, e.reason) for f in own for e in failures({NOT_READ: f}).values()]
 
 
 def _declared(failed: Mapping[str, SourceError]) -> dict[str, SourceError]:

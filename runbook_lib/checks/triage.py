@@ -99,7 +99,6 @@ def judge_place(
         hops=tuple(h for f in found.values() for h in f.hops),
         proposals=verdict.proposals,
         next_sections=_next_sections(verdict, found, names or found, further(verdict, found), given),
-        unseen=unseen,
         ended=verdict.ended,
     )
 
@@ -229,7 +228,6 @@ def judge_criteria(
             *met,
         ),
         next_sections=next_sections(found, given),
-        unseen=diagnosis.unique(u for f in found.values() for u in f.unseen),
     )
 
 
