@@ -70,7 +70,7 @@ def drills() -> None:
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="a folder for the drills' artifacts")
 def play(seeds: range, results: Path, at_once: int, longest: float, after_s: float, keep: Path | None) -> None:
     """Play random faults, each with a triage and a twin."""
-    kinds, undone = [fault.name for fault in CATALOGUE], {fault.name for fault in CATALOGUE if fault.undo}
+    kinds, undone = [fault.name for fault in CATALOGUE], {fault.name for fault in CATALOGUE if fault.undoable}
     book, kept = catalog.load(), keep.absolute() if keep else None
     play_all(
         [draw(seed, kinds, longest, undone) for seed in seeds],

@@ -18,7 +18,7 @@ from tests.drills.__main__ import drills
 from tests.drills.play import DrillClock, drill
 from tests.drills.report import judged
 from tests.drills.scenario import Scenario, draw
-from tests.kit import sandboxes
+from tests.kit import network, sandboxes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -91,7 +91,7 @@ def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch:
 def test_a_knob_of_each_kind_is_turned(tmp_path: Path, kind: str) -> None:
     seed = next(seed for seed in range(999) if knobs.draw_kinds(seed) == [kind])
     turned: list[knobs.Knob] = []
-    with sandboxes.running(tmp_path / "sandbox", rate=1, hours=0, proxied=True) as sandbox:
+    with sandboxes.running(tmp_path / "sandbox", rate=1, hours=0) as sandbox, network.before_services(sandbox):
         knobs.turn(seed, turned, sandbox)
     assert [knob.kind for knob in turned] == [kind]
 

@@ -30,7 +30,7 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 from runbook_lib.model.usage import SANDBOX_TARGET, sandbox_folder
 from runbook_lib.sources import logs
 
-from . import broker, database, history, network, servers
+from . import broker, database, history, servers
 from .intruder import INTRUDERS
 from .pod import FAILED_START
 from .settings import AROUND_FILE, PODS_FILE, read_env, split_env
@@ -46,8 +46,8 @@ DOWN_TIMEOUT = 5.0
 # those whose supervisor is dead.
 _MARK = "RUNBOOK_SANDBOX_OWNER"
 _OWN_FILES = (
-    "postgres", "nats", "log", "run", PODS_FILE, AROUND_FILE, "nats.conf", network.FILE_NAME, "supervisord.conf",
-    "supervisord.pid", "postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger",
+    "postgres", "nats", "log", "run", PODS_FILE, AROUND_FILE, "nats.conf", "supervisord.conf", "supervisord.pid",
+    "postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger",
 )  # fmt: skip
 
 
@@ -65,9 +65,6 @@ class Running:
 class Sandbox:
     """One sandbox, in one folder, under one supervisor."""
 
-    #: How strongly faults hit that come in numbers: 1 as usual, 2 twice as many.
-    intensity = 1.0
-
     def __init__(self, directory: Path | str | None = None) -> None:
         self.directory = Path(directory or sandbox_folder()).resolve()
 
@@ -84,17 +81,15 @@ class Sandbox:
         hours: float = 6.0,
         settings: Mapping[str, str] | None = None,
         seed: int = 1,
-        proxied: bool = False,
     ) -> SandboxState:
         """Start everything, with `hours` of past traffic, and return when events flow end to end.
 
-        `settings` are environment variables of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE; `proxied` pods reach
-        the servers through a network that `configure_network` disturbs.
+        `settings` are environment variables of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE.
         """
         with self._reserve_folder():
             state = SandboxState(self.directory, Addresses.choose(), _socket_path(), rate)
             state.save()
-            pods = _pod_environment(state.addresses, network.HOST if proxied else "127.0.0.1")
+            pods = _pod_environment(state.addresses)
             try:
                 self._start_programs(state, hours, {**pods, **(settings or {}), "SANDBOX_RATE": f"{rate:g}"}, seed)
             except BaseException as error:
@@ -276,18 +271,16 @@ class Sandbox:
 
         Raises ValueError if it does not take them; it keeps what it has.
         """
-        addresses, file = self.state.addresses, self.directory / "nats.conf"
-        if not servers.takes(addresses, **changes):
-            raise ValueError(f"nats-server does not know {', '.join(changes)}")
+        file = self.directory / "nats.conf"
         before, runs = file.read_text(), self.program_state("nats") == "RUNNING"
         loaded = self.ask_broker("varz")["config_load_time"] if runs else None
-        servers.write_nats_config(self.directory, addresses, **changes)
+        servers.write_nats_config(self.directory, self.state.addresses, **changes)
         self.signal_program("nats", "HUP")
         until = time.monotonic() + 2
         while runs and self.ask_broker("varz")["config_load_time"] == loaded:
             if time.monotonic() > until:
                 write_private(file, before)
-                raise ValueError(f"nats-server does not reload {', '.join(changes)}")
+                raise ValueError(f"nats-server does not take {', '.join(changes)}")
             time.sleep(0.05)
 
     def ask_broker(self, path: str) -> Any:
@@ -295,10 +288,6 @@ class Sandbox:
         with requests.Session() as session:
             session.trust_env = False  # no proxy of this machine's
             return session.get(f"{self.state.addresses.nats_monitor_url}/{path}", timeout=2).json()
-
-    def configure_network(self, **rules: tuple[str, float] | None) -> None:
-        """Disturb the way to servers, by their names (see `network.RULES`); the others are reached as usual."""
-        write_private(self.directory / network.FILE_NAME, json.dumps(rules))
 
     def visit(self, scene: Callable[[JetStreamContext], Awaitable[T]]) -> T:
         """Run a function at the broker as the applications, on a connection of its own."""
@@ -358,7 +347,7 @@ class Sandbox:
         servers.wait_for_postgres(state.addresses, lambda: self.program_state("postgres") != "FATAL")
         servers.wait_for_nats(state.addresses, lambda: self.program_state("nats") != "FATAL")
         servers.create_database(state.addresses)
-        self.start("receiver", *(["network"] if settings["POSTGRES_HOST"] == network.HOST else []), "notification")
+        self.start("receiver", "notification")
         with psycopg.connect(state.addresses.app_url, autocommit=True) as connection:
             history.backfill(connection, datetime.now(UTC), hours, state.rate or 5.0, seed)
         # The load starts when the past is complete, so that there is no event in two minds about its order.
@@ -464,15 +453,15 @@ class Sandbox:
         return f"; {name}: {said[-1]}" if said else f"; {name} says nothing"
 
 
-def _pod_environment(addresses: Addresses, host: str) -> dict[str, str]:
+def _pod_environment(addresses: Addresses) -> dict[str, str]:
     return {
-        "POSTGRES_HOST": host,
+        "POSTGRES_HOST": "127.0.0.1",
         "POSTGRES_PORT": str(addresses.postgres_port),
         "POSTGRES_DB": DATABASE,
         "POSTGRES_USER": DATABASE,
         "POSTGRES_PASSWORD": addresses.passwords[DATABASE],
-        "NATS_URL": addresses.app_nats_url.replace("127.0.0.1", host),
-        "SANDBOX_RECEIVER_URL": addresses.receiver_url.replace("127.0.0.1", host),
+        "NATS_URL": addresses.app_nats_url,
+        "SANDBOX_RECEIVER_URL": addresses.receiver_url,
     }
 
 

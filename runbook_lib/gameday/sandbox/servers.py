@@ -10,7 +10,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -104,14 +103,6 @@ def write_nats_config(directory: Path, addresses: Addresses, **changes: Any) -> 
         "authorization": {"users": users},
     }
     write_private(directory / "nats.conf", json.dumps(config | {k: v for k, v in changes.items() if v is not None}))
-
-
-def takes(addresses: Addresses, **changes: Any) -> bool:
-    """Return whether nats-server would start with these fields in its configuration."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_nats_config(Path(folder), addresses, **changes)
-        checked = subprocess.run([*nats_command(Path(folder)), "-t"], capture_output=True, check=False)
-    return checked.returncode == 0
 
 
 def postgres_command(directory: Path) -> list[str]:
