@@ -23,6 +23,7 @@ from runbook_lib.book import catalog
 from runbook_lib.cli.common import Duration
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
 from runbook_lib.store.files import write_whole
+from tests.bench import supervise
 
 from . import knobs as changes
 from . import play as plays
@@ -140,4 +141,5 @@ def without_paths(line: str) -> str:
 
 
 if __name__ == "__main__":
+    tempfile.tempdir = str(supervise.fork())  # a signal ends all that was started, and removes the folder
     drills(prog_name="python -m tests.drills")
