@@ -24,12 +24,12 @@ from runbook_lib.gameday.sandbox.database import Connection, Database
 from runbook_lib.gameday.sandbox.entitlement import GrantRequest, OutboxQueue
 from runbook_lib.gameday.sandbox.notification import AdvisorySubscriber, Deliveries, Subscriber
 from runbook_lib.gameday.sandbox.pod import JsonLines
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.settings import Backoff, WorkerSettings, seconds
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, MatchmakingEvent
 from runbook_lib.sources import logs
 from tests.kit import ROOT, network, waiting
+from tests.kit.servers import Servers
 from tests.kit.steps import an_event
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
