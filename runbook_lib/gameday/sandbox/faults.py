@@ -10,7 +10,7 @@ import contextlib
 import tomllib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, fields
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,7 @@ def change(sandbox: Sandbox, table: Mapping[str, Any]) -> None:
     _configure(sandbox, table, 0)
     if "signal" in table:
         how, program, *part = table["signal"]
-        if how == "FILES":
-            sandbox.limit_files(program, *part)
-        else:
-            sandbox.signal_program(program, how, *part)
+        sandbox.signal_program(program, how, *part)
     sandbox.stop(*table.get("stopped", ()))
     if "started" in table:
         _let_in(sandbox, table["started"])
@@ -280,8 +277,7 @@ def inject(sandbox: Sandbox, name: str, unknown: bool = False) -> Fault:
         active = "a fault" if state.unknown else state.fault
         raise SandboxError(f"{active} is on already: `{command('heal', sandbox.directory)}` first")
     # Noted first: a fault that was injected only half can still be healed.
-    state.fault, state.fault_at = name, datetime.now(UTC).isoformat(timespec="milliseconds")
-    state.unknown = unknown
+    state.fault, state.unknown = name, unknown
     state.save()
     fault.inject(sandbox)
     return fault
@@ -303,7 +299,7 @@ def heal(sandbox: Sandbox, timeout: float = 30.0) -> str | None:
     fault.undo(sandbox)
     sandbox.start(*PROGRAMS)  # whatever else a responder stopped on the way
     sandbox.wait_for_flow(timeout)
-    sandbox.wait_for("every program to run", lambda: {*sandbox.status().programs.values()} == {"RUNNING"}, timeout)
+    sandbox.wait_for("every program to run", lambda: {*sandbox.programs().values()} == {"RUNNING"}, timeout)
     state.fault, state.unknown = None, False
     state.save()
     return fault.name

@@ -16,7 +16,6 @@ import tempfile
 import time
 import xmlrpc.client
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,17 +50,6 @@ _OWN_FILES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Running:
-    """The running processes as a person sees them; no passwords."""
-
-    directory: Path
-    programs: dict[str, str]  # program: state of the supervisor, RUNNING when well
-    pods: dict[str, str]  # app: pod name
-    fault: str | None
-    addresses: dict[str, str]
-
-
 class Sandbox:
     """One sandbox, in one folder, under one supervisor."""
 
@@ -76,11 +64,7 @@ class Sandbox:
     # Life ---------------------------------------------------------------------------------------------------
 
     def up(
-        self,
-        rate: float = 5.0,
-        hours: float = 6.0,
-        settings: Mapping[str, str] | None = None,
-        seed: int = 1,
+        self, rate: float = 5.0, hours: float = 6.0, settings: Mapping[str, str] | None = None, seed: int = 1
     ) -> SandboxState:
         """Start everything, with `hours` of past traffic, and return when events flow end to end.
 
@@ -101,11 +85,6 @@ class Sandbox:
             state.ready = True
             state.save()
             return state
-
-    def check_free(self) -> None:
-        """Raise SandboxError where `up` would refuse to begin."""
-        with self._reserve_folder():
-            pass
 
     @contextlib.contextmanager
     def _reserve_folder(self) -> Iterator[None]:
@@ -172,23 +151,14 @@ class Sandbox:
         """Return whether the sandbox exists, is ready, and its supervisor is alive."""
         return self._supervisor_answers() and self.state.ready
 
-    def status(self) -> Running:
-        """Return what runs now."""
-        state = self.up_state()
-        addresses = state.addresses
-        return Running(
-            directory=self.directory,
-            programs={name: self.program_state(name) for name in PROGRAMS},
-            pods={app: self.pod(app)["pod"] for app in SERVICES},
-            fault=state.fault,
-            addresses={
-                "postgres": f"127.0.0.1:{addresses.postgres_port}/{DATABASE}",
-                "nats": f"127.0.0.1:{addresses.nats_port}",
-                "nats monitoring": addresses.nats_monitor_url,
-                "receiver": addresses.receiver_url,
-                **{app: addresses.service_url(app) for app in SERVICES},
-            },
-        )
+    def programs(self) -> dict[str, str]:
+        """Return the supervisor's state of each program, RUNNING when well. Raises SandboxError if it is not up."""
+        self.up_state()
+        return {name: self.program_state(name) for name in PROGRAMS}
+
+    def pods(self) -> dict[str, str]:
+        """Return the name of each service's pod."""
+        return {app: self.pod(app)["pod"] for app in SERVICES}
 
     def configure(self, settings: Mapping[str, str | None]) -> None:
         """Set environment variables of the pods, or take them away (None); they count from each pod's next start."""
@@ -213,12 +183,9 @@ class Sandbox:
         return str(self._call_supervisor("getProcessInfo", name)["statename"])
 
     def start(self, *names: str) -> None:
-        """Start programs unless they run."""
+        """Start programs unless they run, or try to."""
         for name in names:
-            if self.program_state(name) not in ("RUNNING", "STARTING"):
-                self._call_supervisor(
-                    "startProcess", name, False, unless=Faults.ALREADY_STARTED
-                )  # a crash loop is one, too
+            self._call_supervisor("startProcess", name, False, unless=Faults.ALREADY_STARTED)
 
     def stop(self, *names: str) -> None:
         """Stop programs and wait for their end."""
@@ -231,12 +198,28 @@ class Sandbox:
             self.stop(name)
             self.start(name)
 
-    def signal_program(self, name: str, number: str, part: str = "") -> None:
-        """Send a signal, such as STOP, to a program; to a pod and all its parts, or to one part, which has to run."""
-        if name in SERVICES:
-            self._each_process(name, part, lambda process: process.send_signal(signal.Signals[f"SIG{number}"]))
-        else:
-            self._call_supervisor("signalProcess", name, number, unless=Faults.NOT_RUNNING)
+    def signal_program(self, name: str, how: str, part: str = "") -> None:
+        """Send a signal, such as STOP, to a program; to a pod and all its parts, or to one part, which has to run.
+
+        "FILES" is no signal: what a part has open now is all that it may open.
+        """
+        if name not in SERVICES:
+            self._call_supervisor("signalProcess", name, how, unless=Faults.NOT_RUNNING)
+            return
+        pod = self.pod(name)
+        for pid in [pod["parts"][part]] if part else [pod["pid"], *pod["parts"].values()]:
+            try:
+                process = psutil.Process(pid)
+                if process.environ().get(_MARK) != str(self.directory):
+                    raise psutil.NoSuchProcess(pid)  # its pid is somebody else's now
+                if how == "FILES":
+                    _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
+                    process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds(), hard))
+                else:
+                    process.send_signal(signal.Signals[f"SIG{how}"])
+            except psutil.Error:
+                if part:
+                    raise SandboxError(f"the {part} of {name} does not run") from None
 
     def pod(self, app: str) -> Any:
         """Return a pod's name and the process ids of its parts."""
@@ -244,27 +227,6 @@ class Sandbox:
             return json.loads((self.directory / "run" / f"{app}.json").read_text())
         except FileNotFoundError:
             raise SandboxError(f"pod {app} has not started yet") from None
-
-    def limit_files(self, app: str, part: str) -> None:
-        """Let one part of a pod open no more files and connections than it has open now."""
-
-        def limit(process: psutil.Process) -> None:
-            _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
-            process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds(), hard))
-
-        self._each_process(app, part, limit)
-
-    def _each_process(self, app: str, part: str, act: Callable[[psutil.Process], object]) -> None:
-        parts = self.pod(app)["parts"]
-        for pid in [parts[part]] if part else [self.pod(app)["pid"], *parts.values()]:
-            try:
-                process = psutil.Process(pid)
-                if process.environ().get(_MARK) != str(self.directory):
-                    raise psutil.NoSuchProcess(pid)  # its pid is somebody else's now
-                act(process)
-            except psutil.Error:
-                if part:
-                    raise SandboxError(f"the {part} of {app} does not run") from None
 
     def configure_broker(self, **changes: Any) -> None:
         """Let the broker run with these fields beside its own ones, and without earlier ones (see `write_nats_config`).

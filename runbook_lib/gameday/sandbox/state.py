@@ -132,7 +132,6 @@ class SandboxState:
     rate: float
     ready: bool = False
     fault: str | None = None
-    fault_at: str | None = None  # when it was injected, by this machine's clock
     unknown: bool = False  # whether the responder is not told which it is
 
     @property
