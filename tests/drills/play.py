@@ -119,9 +119,6 @@ def incident(
             if proxied:
                 around.enter_context(network.before_services(sandbox))
         sandbox.configure({"SANDBOX_RATE": f"{during:g}"})
-        state = sandbox.state
-        state.rate = during
-        state.save()
         clock.wait(WARM_S + BEFORE_S)
         seen = probe.sample_flow(sandbox, BEFORE_S)
         if output:

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from runbook_lib.gameday.sandbox.broker import is_listening
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SERVICES, SandboxState
-from tests.kit.waiting import until
+from tests.kit.waiting import is_listening, until
 
 #: Where the services, and the runbook, reach the proxies; the ports are those of the servers.
 FOR_SERVICES, FOR_RUNBOOK = "127.0.0.2", "127.0.0.3"

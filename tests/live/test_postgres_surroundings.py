@@ -25,7 +25,6 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.book.queries import query
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import servers as embedded_servers
-from runbook_lib.gameday.sandbox.broker import is_listening
 from runbook_lib.gameday.sandbox.servers import _unprivileged
 from runbook_lib.gameday.sandbox.state import DATABASE, free_ports
 from runbook_lib.model import rows
@@ -42,7 +41,7 @@ from tests.kit.brokers import Authority
 from tests.kit.rows import assert_fits
 from tests.kit.servers import Servers
 from tests.kit.steps import events, expect, run, statuses, weight, words
-from tests.kit.waiting import until
+from tests.kit.waiting import is_listening, until
 
 pytestmark = pytest.mark.slow
 

@@ -259,7 +259,7 @@ def test_the_server_takes_the_broker_user_of_the_documents_as_it_stands(tmp_path
 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            waiting.until(lambda: broker.is_listening(port), "nats-server")
+            waiting.until(lambda: waiting.is_listening(port), "nats-server")
             asyncio.run(ask())
         finally:
             server.terminate()

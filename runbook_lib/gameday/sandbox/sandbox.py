@@ -71,7 +71,7 @@ class Sandbox:
         `settings` are environment variables of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE.
         """
         with self._reserve_folder():
-            state = SandboxState(self.directory, Addresses.choose(), _socket_path(), rate)
+            state = SandboxState(self.directory, Addresses.choose(), _socket_path())
             state.save()
             pods = _pod_environment(state.addresses)
             try:
@@ -267,7 +267,7 @@ class Sandbox:
 
     def _flow_condition(self) -> Callable[[], bool]:
         state = self.state
-        if not state.rate:
+        if not float(self.settings["SANDBOX_RATE"]):
             return lambda: "terminated advisory subscriber started" in self.log("notification")
         since = datetime.now(UTC)
         query = (
@@ -311,7 +311,7 @@ class Sandbox:
         servers.create_database(state.addresses)
         self.start("receiver", "notification")
         with psycopg.connect(state.addresses.app_url, autocommit=True) as connection:
-            history.backfill(connection, datetime.now(UTC), hours, state.rate or 5.0, seed)
+            history.backfill(connection, datetime.now(UTC), hours, float(settings["SANDBOX_RATE"]) or 5.0, seed)
         # The load starts when the past is complete, so that there is no event in two minds about its order.
         self.start("entitlement")
         flows = self._flow_condition()

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,7 @@ def wait_for_postgres(addresses: Addresses, alive: Callable[[], bool] = lambda: 
 
 def wait_for_nats(addresses: Addresses, alive: Callable[[], bool] = lambda: True) -> None:
     """Return when nats-server answers and JetStream is on; SandboxError when not."""
-
-    def ask() -> None:
-        if not broker.is_listening(addresses.nats_port):
-            raise ConnectionRefusedError("nothing listens")
-        broker.visit(addresses.nats_url, lambda js: js.account_info(), connect_timeout=1)
-
+    ask = partial(broker.visit, addresses.nats_url, lambda js: js.account_info(), connect_timeout=1)
     _wait_for_start("nats-server", ask, alive)
 
 

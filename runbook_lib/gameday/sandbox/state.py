@@ -129,7 +129,6 @@ class SandboxState:
     directory: Path
     addresses: Addresses
     socket: Path  # of supervisord, in a short temporary folder: a socket's path is limited to about 100 bytes
-    rate: float
     ready: bool = False
     fault: str | None = None
     unknown: bool = False  # whether the responder is not told which it is
