@@ -60,7 +60,8 @@ class Fault:
 
     def undo(self, sandbox: Sandbox) -> None:
         """Change back what the table says."""
-        stopped, (_, program, part) = self.table.get("stopped", ()), (*self.table.get("signal", ("", "")), "")[:3]
+        stopped = self.table.get("stopped", ())
+        _, program, part = (*self.table.get("signal", ("", "")), "")[:3]
         if "started" in self.table:
             sandbox.stop(self.table["started"])
         sandbox.start(*stopped)
