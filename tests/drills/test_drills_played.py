@@ -103,7 +103,7 @@ def test_a_knob_of_each_kind_is_turned(tmp_path: Path, kind: str) -> None:
 
 def test_a_turned_knob_is_judged() -> None:
     """A play as `make knobs` does it."""
-    line = knobs.drill(replace(knobs.scenario(11), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)
+    line = knobs.drill(replace(knobs.scenario(12), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)
     assert "error" not in line and line["verdict"], line
     assert line["knobs"][0]["kind"] == "privilege" and judged(json.loads(json.dumps(line))).effect, line
 
