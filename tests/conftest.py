@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
     from runbook_lib.gameday.sandbox.sandbox import Sandbox
-    from runbook_lib.gameday.sandbox.servers import Servers
     from runbook_lib.store.archive import Archive
+    from tests.kit.servers import Servers
     from tests.kit.store import Store
     from tests.kit.web import Http
 
@@ -88,7 +88,7 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """The servers from the wheels, for what needs their processes."""
-    from runbook_lib.gameday.sandbox.servers import Servers
+    from tests.kit.servers import Servers
 
     with Servers(tmp_path_factory.mktemp("embedded")) as running:
         running.ensure_streams()

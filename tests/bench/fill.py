@@ -18,7 +18,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 
-from runbook_lib.gameday.sandbox.servers import Servers
+from tests.kit.servers import Servers
 
 OVER = timedelta(days=28)
 WAITING = timedelta(hours=8)

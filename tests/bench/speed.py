@@ -29,8 +29,8 @@ import psutil
 from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store.archive import Archive
+from tests.kit.servers import Servers
 
 from . import timeline
 from .receiver import BIN, Receiver

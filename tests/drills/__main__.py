@@ -23,6 +23,7 @@ from runbook_lib.book import catalog
 from runbook_lib.cli.common import Duration
 from runbook_lib.gameday.sandbox.faults import CATALOGUE
 from runbook_lib.store.files import write_whole
+from tests.bench import supervise
 
 from . import knobs as changes
 from . import play as plays
@@ -70,7 +71,7 @@ def drills() -> None:
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="a folder for the drills' artifacts")
 def play(seeds: range, results: Path, at_once: int, longest: float, after_s: float, keep: Path | None) -> None:
     """Play random faults, each with a triage and a twin."""
-    kinds, undone = [fault.name for fault in CATALOGUE], {fault.name for fault in CATALOGUE if fault.undo}
+    kinds, undone = [fault.name for fault in CATALOGUE], {fault.name for fault in CATALOGUE if fault.undoable}
     book, kept = catalog.load(), keep.absolute() if keep else None
     play_all(
         [draw(seed, kinds, longest, undone) for seed in seeds],
@@ -140,4 +141,5 @@ def without_paths(line: str) -> str:
 
 
 if __name__ == "__main__":
+    tempfile.tempdir = str(supervise.fork())  # a signal ends all that was started, and removes the folder
     drills(prog_name="python -m tests.drills")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import random
 import re
+import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -24,9 +26,10 @@ import psycopg
 from nats.js import JetStreamContext
 from psycopg.rows import dict_row
 
-from runbook_lib.gameday.sandbox import broker, entitlement, faults, network, notification, servers
+from runbook_lib.gameday.sandbox import broker, entitlement, faults, notification, servers
 from runbook_lib.gameday.sandbox.sandbox import PROGRAMS, Sandbox
-from runbook_lib.gameday.sandbox.state import DATABASE, SERVICES, SandboxError, owners
+from runbook_lib.gameday.sandbox.state import DATABASE, SERVICES, Addresses, SandboxError, owners
+from tests.kit import network
 
 from . import people, play
 from .scenario import Scenario
@@ -83,7 +86,7 @@ class Knob:
     value: str
     places: Sequence[str | None]
     words: Sequence[str]
-    act: faults.Act = field(repr=False)
+    act: people.Act = field(repr=False)
 
 
 def read(sandbox: Sandbox) -> list[Knob]:
@@ -116,7 +119,15 @@ def _read_broker(sandbox: Sandbox) -> Row:
     shown = {name: value for name, value in sandbox.ask_broker("varz").items() if isinstance(value, int)}
     fields = {name: f"{value // 10**9}s" if value >= 10**9 else value for name, value in shown.items()}
     addresses = sandbox.state.addresses
-    return {name: value for name, value in fields.items() if servers.takes(addresses, **{name: value})}
+    return {name: value for name, value in fields.items() if takes(addresses, **{name: value})}
+
+
+def takes(addresses: Addresses, **changes: Any) -> bool:
+    """Return whether nats-server would start with these fields in its configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+        servers.write_nats_config(Path(folder), addresses, **changes)
+        command = [*servers.nats_command(Path(folder)), "-t"]
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def _read_subjects(sandbox: Sandbox) -> list[str]:

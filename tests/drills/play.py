@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -26,9 +26,10 @@ import psycopg
 import runbook_lib
 from runbook_lib.book.catalog import DOCUMENTS, Catalog
 from runbook_lib.book.pack import active_runbook
-from runbook_lib.gameday.sandbox import faults, servers
+from runbook_lib.gameday.sandbox import damage, faults, servers
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.gameday.sandbox.state import SERVICES, SandboxError
+from tests.kit import network
 
 from . import people, probe
 from .judge import LATER_S, Truth, changing, helped
@@ -107,18 +108,17 @@ def incident(
     """Run the scenario from a new sandbox to its onset, or to the end of faults that have ended.
 
     With `output`, the healthy system's configuration is stored there; `turn` breaks what the scenario does not name;
-    `proxied` as in `Sandbox.up`. The sandbox is removed at the end. Raises SandboxError.
+    `proxied` services reach their servers through a network that can be disturbed. The sandbox is removed at the end.
+    Raises SandboxError.
     """
-    sandbox = Sandbox(directory)
-    sandbox.intensity = scenario.intensity
+    sandbox, around = Sandbox(directory), contextlib.ExitStack()
     before, during = LOADS[scenario.load]
-    with clock.turn(_SET_UP):
-        sandbox.up(rate=before, hours=1, seed=scenario.seed, settings=settings, proxied=proxied)
     try:
+        with clock.turn(_SET_UP):
+            sandbox.up(rate=before, hours=1, seed=scenario.seed, settings=settings)
+            if proxied:
+                around.enter_context(network.before_services(sandbox))
         sandbox.configure({"SANDBOX_RATE": f"{during:g}"})
-        state = sandbox.state
-        state.rate = during
-        state.save()
         clock.wait(WARM_S + BEFORE_S)
         seen = probe.sample_flow(sandbox, BEFORE_S)
         if output:
@@ -129,7 +129,7 @@ def incident(
         problems = []
         for name in scenario.faults:
             try:
-                faults.find(name).inject(sandbox)
+                scaled(faults.find(name), scenario.intensity).inject(sandbox)
             except Exception as error:  # a second fault may not get in; what has been broken the probe sees
                 problems.append(f"{name}: {error}".splitlines()[0])
         if turn:
@@ -139,11 +139,21 @@ def incident(
             clock.wait(scenario.look_after_s)
             broken = probe.sample_flow(sandbox, BEFORE_S)
             for name in scenario.faults:
-                if undo := faults.find(name).undo:
-                    undo(sandbox)
+                faults.find(name).undo(sandbox)
         yield PlayedIncident(sandbox, seen, tuple(problems), broken)
     finally:
         sandbox.down()
+        around.close()
+
+
+def scaled(fault: faults.Fault, intensity: float) -> faults.Fault:
+    """Return the fault with its amount times the intensity, if it has one."""
+    amount = fault.table.get("amount")
+    return replace(fault, table={**fault.table, "amount": _scale(amount, intensity)}) if amount else fault
+
+
+def _scale(amount: int, intensity: float) -> int:
+    return max(round(amount * intensity), 1)
 
 
 def _make_noise(scenario: Scenario, sandbox: Sandbox) -> None:
@@ -151,10 +161,10 @@ def _make_noise(scenario: Scenario, sandbox: Sandbox) -> None:
         sandbox.restart(SERVICES[scenario.seed % len(SERVICES)])
         if scenario.faults:
             sandbox.wait_for_flow(30)  # a fault that hits a pod that is still starting would end with it
-    elif scenario.noise in people.HARMLESS:
-        people.HARMLESS[scenario.noise](sandbox)
+    elif scenario.noise == "replay":
+        sandbox.visit(lambda js: damage.replay(js, _scale(50, scenario.intensity)))
     elif scenario.noise:
-        sandbox.start(scenario.noise)
+        people.HARMLESS[scenario.noise](sandbox)
 
 
 def drill(

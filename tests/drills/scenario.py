@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 #: workers can take: without a fault there is nothing to find.
 LOADS = {"quiet": (0.5, 0.5), "steady": (5.0, 5.0), "spike": (5.0, 20.0), "resumed": (0.0, 5.0)}
 #: What goes on in any system, and is nobody's incident: a pod is replaced, a dump reads everything in one transaction,
-#: a person's query takes long.
-NOISES = ("deploy", "backup", "analyst")
-#: What a person does without harm: another setting, events published again.
-HARMLESS = ("setting", "replay")
+#: a person's query takes long, a person changes a setting or publishes events again.
+NOISES = ("deploy", "backup", "analyst", "setting", "replay")
 
 #: So many drills without a fault for each one with.
 _WITHOUT = 0.18
@@ -56,7 +54,7 @@ def draw(seed: int, kinds: Iterable[str], longest_s: float = 180.0, undone: Coll
     first = deck[place]
     others = [kind for kind in kinds if kind != first]
     second = [dice.choice(others)] if dice.random() < _TWO and first and others else []
-    noise = dice.choice((*NOISES, *HARMLESS)) if dice.random() < _NOISY or not first else ""
+    noise = dice.choice(NOISES) if dice.random() < _NOISY or not first else ""
     later = math.exp(dice.uniform(0.0, math.log(max(longest_s / _SOONEST_S, 1.0))))
     drawn = Scenario(
         seed,

@@ -23,16 +23,17 @@ from nats.js.api import DiscardPolicy
 from runbook_lib.book import catalog
 from runbook_lib.gameday.cli import sandbox as sandbox_commands
 from runbook_lib.gameday.sandbox.faults import CATALOGUE, TABLES
+from runbook_lib.gameday.sandbox.state import Addresses
 from runbook_lib.model.usage import UsageError
 from tests.drills import judge, knobs, people, play, report, results
 from tests.drills.__main__ import drills, without_paths
 from tests.drills.judge import Truth, changes, helped, took_effect, wilson
 from tests.drills.probe import FlowSample
 from tests.drills.report import judged
-from tests.drills.scenario import HARMLESS, LOADS, NOISES, Scenario, draw, round_of
+from tests.drills.scenario import LOADS, NOISES, Scenario, draw, round_of
 
 KINDS = [fault.name for fault in CATALOGUE]
-UNDONE = {fault.name for fault in CATALOGUE if fault.undo}
+UNDONE = {fault.name for fault in CATALOGUE if fault.undoable}
 RECORDED = Path(__file__).with_name("drills.jsonl.gz")
 SEEDS = st.integers(0, 10**9)
 NAMES = st.lists(st.text("abcdefgh_", min_size=1), min_size=1, max_size=60, unique=True)
@@ -48,7 +49,7 @@ def test_a_scenario_is_the_same_for_the_same_seed_and_within_bounds(
     assert drawn == draw(seed, list(reversed(kinds)), longest)
     assert len(drawn.faults) <= 2 and {*drawn.faults} <= {*kinds} and len({*drawn.faults}) == len(drawn.faults)
     assert 2 <= drawn.look_after_s <= longest + 0.1
-    assert drawn.load in LOADS and drawn.noise in ("", *NOISES, *HARMLESS) and 0.5 <= drawn.intensity <= 2
+    assert drawn.load in LOADS and drawn.noise in ("", *NOISES) and 0.5 <= drawn.intensity <= 2
     assert drawn.faults or drawn.noise, "a drill without a fault has something that could be mistaken for one"
 
 
@@ -63,7 +64,7 @@ def test_every_kind_comes_once_a_round(number: int, kinds: list[str]) -> None:
 def test_two_hundred_seeds_have_a_bit_of_everything() -> None:
     drawn = [draw(seed, KINDS) for seed in range(1000, 1200)]
     assert {s.load for s in drawn} == {*LOADS}
-    assert {s.noise for s in drawn} == {"", *NOISES, *HARMLESS}
+    assert {s.noise for s in drawn} == {"", *NOISES}
     assert 15 <= sum(len(s.faults) == 2 for s in drawn) <= 40
     assert sum(not s.faults for s in drawn) >= 20
     assert min(sum(s.faults[:1] == (kind,) for s in drawn) for kind in KINDS) >= 2
@@ -394,6 +395,19 @@ def test_variables_are_those_that_the_programs_read() -> None:
     set_by_faults = {name for table in tables for name in table.get("settings", {}) if "__" not in name}
     assert set_by_faults <= {*defaults} and not [name for name in defaults if "{" in name]
     assert all(value != defaults[name] for name in defaults for value in knobs.vary(defaults[name], name))
+
+
+@pytest.mark.parametrize(
+    ("changes", "taken"),
+    [
+        ({"max_payload": 100, "ping_interval": "1s"}, True),
+        ({"app": {"permissions": {"publish": {"deny": "x.>"}}}}, True),
+        ({"connections": 1}, False),
+        ({"max_payload": "many"}, False),
+    ],
+)
+def test_the_broker_says_which_fields_it_takes(changes: dict[str, Any], taken: bool) -> None:
+    assert knobs.takes(Addresses.choose(), **changes) is taken
 
 
 def play_of(said: Any, after: FlowSample, at_look: FlowSample | None = None, *texts: str) -> dict[str, Any]:

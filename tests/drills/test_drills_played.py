@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +22,8 @@ from tests.drills.__main__ import drills
 from tests.drills.play import DrillClock, drill
 from tests.drills.report import judged
 from tests.drills.scenario import Scenario, draw
-from tests.kit import sandboxes
+from tests.kit import ROOT, network, sandboxes
+from tests.kit.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -91,16 +96,28 @@ def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch:
 def test_a_knob_of_each_kind_is_turned(tmp_path: Path, kind: str) -> None:
     seed = next(seed for seed in range(999) if knobs.draw_kinds(seed) == [kind])
     turned: list[knobs.Knob] = []
-    with sandboxes.running(tmp_path / "sandbox", rate=1, hours=0, proxied=True) as sandbox:
+    with sandboxes.running(tmp_path / "sandbox", rate=1, hours=0) as sandbox, network.before_services(sandbox):
         knobs.turn(seed, turned, sandbox)
     assert [knob.kind for knob in turned] == [kind]
 
 
 def test_a_turned_knob_is_judged() -> None:
     """A play as `make knobs` does it."""
-    line = knobs.drill(replace(knobs.scenario(11), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)
+    line = knobs.drill(replace(knobs.scenario(12), look_after_s=SHORT_S), DrillClock(), after_s=SHORT_S)
     assert "error" not in line and line["verdict"], line
     assert line["knobs"][0]["kind"] == "privilege" and judged(json.loads(json.dumps(line))).effect, line
+
+
+@pytest.mark.parametrize("command", ["play", "knobs"])
+def test_sigterm_ends_the_plays_and_leaves_nothing(tmp_path: Path, command: str) -> None:
+    words = [sys.executable, "-m", "tests.drills", command, "--seeds", "1", "--results", str(tmp_path / "r.jsonl")]
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    with subprocess.Popen(words, env={**os.environ, "TMPDIR": str(folder)}, cwd=ROOT) as played:
+        until(lambda: len(left_behind(folder)) > 3)  # servers run; a start is not finished
+        played.terminate()
+        assert played.wait(60) == 128 + signal.SIGTERM
+    assert left_behind(folder) == []
 
 
 def test_the_command_plays_what_has_not_been_played(tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.checks.check import NOT_READ, NOT_READ_COLUMNS
 from runbook_lib.checks.context import Context
 from runbook_lib.diagnosis.verdict import conclude
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Proposal, Reason, Status, Unseen, say, unknown
 from runbook_lib.model.frames import row
 from runbook_lib.model.outcome import Precondition
@@ -36,6 +35,7 @@ from runbook_lib.sources.source import SourceError
 from tests.kit.findings import BOOK, seen
 from tests.kit.frames.exceptions import tables
 from tests.kit.frames.services import NOBODY, looked, of_sessions, process
+from tests.kit.servers import Servers
 from tests.kit.steps import NOW, ago, make_given, odd_frames, read_log, weight, words
 
 PSQL = "org.postgresql.util.PSQLException: "

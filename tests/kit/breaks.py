@@ -13,8 +13,8 @@ from typing import Concatenate, ParamSpec
 
 import psutil
 
-from runbook_lib.gameday.sandbox.servers import Servers
 from tests.kit import command
+from tests.kit.servers import Servers
 
 Env = dict[str, str]
 Break = Callable[[Servers, Env], AbstractContextManager[None]]

@@ -24,10 +24,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from runbook_lib.gameday.sandbox.broker import is_listening
 from runbook_lib.gameday.sandbox.servers import nats_binary
 from runbook_lib.gameday.sandbox.state import free_ports
-from tests.kit.waiting import until
+from tests.kit.waiting import is_listening, until
 
 
 def refused_within(monitor_url: str, seconds: float) -> bool:

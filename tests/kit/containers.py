@@ -10,7 +10,7 @@ from testcontainers.core.container import DockerContainer
 from testcontainers.core.docker_client import DockerClient
 
 from runbook_lib.gameday.sandbox import servers as embedded_servers
-from runbook_lib.gameday.sandbox.servers import Servers
+from tests.kit.servers import Servers
 
 POSTGRES_IMAGE = os.environ.get("RUNBOOK_TEST_POSTGRES_IMAGE", "postgres:16")
 NATS_IMAGE = os.environ.get("RUNBOOK_TEST_NATS_IMAGE", "nats:2")

@@ -14,7 +14,7 @@ from runbook_lib.gameday.sandbox.sandbox import Sandbox
 def heal(sandbox: Sandbox, **options: Any) -> None:
     """Undo the sandbox's fault, or start it anew with these options if only that heals it."""
     name = sandbox.state.fault
-    if name and not faults.find(name).undo:
+    if name and not faults.find(name).undoable:
         sandbox.down()
         sandbox.up(**options)
     faults.heal(sandbox, 90)

@@ -27,7 +27,6 @@ from runbook_lib.checks.check import NOT_READ_COLUMNS, checks
 from runbook_lib.checks.context import Context, JudgeInput, open_context
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Verdict, say
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
@@ -35,6 +34,7 @@ from runbook_lib.packs.entitlement.wire import EntitlementEvent
 from runbook_lib.sources import logs
 from runbook_lib.sources.settings import Budget, Settings
 from runbook_lib.view import charts
+from tests.kit.servers import Servers
 from tests.kit.waiting import until
 
 CHECKS = checks()

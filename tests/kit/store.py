@@ -13,9 +13,8 @@ from types import TracebackType
 import requests
 from s3fs import S3FileSystem  # type: ignore[import-untyped]
 
-from runbook_lib.gameday.sandbox.broker import is_listening
 from runbook_lib.gameday.sandbox.state import free_ports
-from tests.kit.waiting import until
+from tests.kit.waiting import is_listening, until
 
 BUCKET = "incidents"
 

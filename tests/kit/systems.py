@@ -14,8 +14,8 @@ from psycopg import sql
 
 from runbook_lib.book import messages
 from runbook_lib.checks.check import checks
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Reason, Status, Verdict
+from tests.kit.servers import Servers
 from tests.kit.steps import charts_of, open_target, verdict_of, words
 
 

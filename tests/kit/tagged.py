@@ -17,6 +17,7 @@ from nats.js import JetStreamContext
 
 from runbook_lib.gameday.sandbox import broker, database, entitlement
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
+from tests.kit.waiting import is_listening
 
 _DESTROY = {
     "no_event": "DELETE FROM entitlement.outbox_events WHERE event_id = ANY (%(ids)s) AND status = 'PENDING'"
@@ -69,7 +70,7 @@ class Tagged:
         if how is None:
             return
         if how == "message":
-            if not broker.is_listening(self.sandbox.state.addresses.nats_port):
+            if not is_listening(self.sandbox.state.addresses.nats_port):
                 return
             seq = self._messages()[event]
             self.sandbox.visit(lambda js: js.delete_msg(broker.STREAM, seq))
@@ -133,7 +134,7 @@ class Tagged:
             streams = (broker.ADVISORY_STREAM, broker.TERMINATED_STREAM)
             return [seq for stream in streams for seq in await _given_up(js, stream)]
 
-        if not broker.is_listening(self.sandbox.state.addresses.nats_port):
+        if not is_listening(self.sandbox.state.addresses.nats_port):
             return set()  # a broker that is away says nothing of what it has given up
         dead = set(self.sandbox.visit(seqs))
         return {event for event, seq in self._messages().items() if seq in dead} if dead else set()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import psycopg
 import pytest
 
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook import session
 from runbook_lib.notebook.session import Session
 from runbook_lib.sources.settings import Budget
+from tests.kit.servers import Servers
 from tests.kit.steps import events, open_target
 
 WHO = "alice@example.org"

@@ -11,9 +11,9 @@ from nats.js import JetStreamContext
 
 from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Status
 from runbook_lib.packs.entitlement import wire
+from tests.kit.servers import Servers
 from tests.kit.steps import bound, expect, insert, publish, run, traffic, verdict_of
 
 STREAM, DURABLE = applications.MATCH_STREAM, applications.MATCH_CONSUMER

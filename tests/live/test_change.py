@@ -19,7 +19,6 @@ import pytest
 from runbook_lib.actions import proposals
 from runbook_lib.book import catalog, messages
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.settings import read_env
 from runbook_lib.model.finding import Finding, Status
 from runbook_lib.model.frames import row
@@ -32,6 +31,7 @@ from runbook_lib.packs.entitlement.facts import EntitlementFacts, EntitlementWor
 from runbook_lib.store.archive import ACTION
 from tests.kit.cluster import Cluster
 from tests.kit.command import runbook
+from tests.kit.servers import Servers
 from tests.kit.steps import NOW, ago, make_given
 
 SETTINGS = catalog.load().settings

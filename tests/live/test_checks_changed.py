@@ -15,7 +15,6 @@ from runbook_lib.book import messages
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.snapshots import CONFIGURATION, LOCKED, SETTING_COLUMNS, take_snapshot
 from runbook_lib.dossier import baseline
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, OutageEnd, Reason, Status, Value, judged, replace, say
 from runbook_lib.packs.changes.starts import Start
@@ -23,6 +22,7 @@ from runbook_lib.packs.entitlement.checks import changed
 from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.view.differences import Comparison
 from tests.kit.frames.changed import frames
+from tests.kit.servers import Servers
 from tests.kit.steps import ago, expect, make_given, run, undone, words
 
 

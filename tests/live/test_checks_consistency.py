@@ -9,12 +9,12 @@ import pytest
 
 from runbook_lib.book import messages
 from runbook_lib.checks.check import NOT_READ, checks, failure_frame
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import consistency
 from runbook_lib.sources.source import SourceError
 from tests.kit.frames.consistency import FRAMES, rows
+from tests.kit.servers import Servers
 from tests.kit.steps import (
     UNPROCESSED,
     bound,

@@ -20,7 +20,6 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.checks.check import NOT_READ, checks, failure_frame
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, replace
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import wire
@@ -44,6 +43,7 @@ from tests.kit.frames.dead_letters import (
     recorded,
     sends,
 )
+from tests.kit.servers import Servers
 from tests.kit.steps import (
     NOW,
     UNPROCESSED,

@@ -27,7 +27,6 @@ from runbook_lib.checks.context import JudgeInput
 from runbook_lib.cli.progress import ProgressDisplay, show_first_numbers
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, Value, read_cost, say
 from runbook_lib.model.frames import row
 from runbook_lib.model.order import Order
@@ -59,6 +58,7 @@ from tests.kit.frames.delivery import (
     silent,
     tried,
 )
+from tests.kit.servers import Servers
 from tests.kit.steps import (
     NOW,
     ago,

@@ -18,11 +18,11 @@ from runbook_lib.book import catalog
 from runbook_lib.checks.check import NOT_READ, checks, failure_frame
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Reason, Status, replace
 from runbook_lib.packs.entitlement.checks import duplicates
 from runbook_lib.sources.source import SourceError
 from tests.kit.frames.duplicates import FRAMES, NO_CONSTRAINT, PLAIN, index, look
+from tests.kit.servers import Servers
 from tests.kit.steps import (
     UNPROCESSED,
     ago,

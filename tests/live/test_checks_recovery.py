@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from runbook_lib.checks.check import NOT_READ, checks, failure_frame
 from runbook_lib.diagnosis import verdict as diagnosis
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Value, replace, say
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import recovery
@@ -26,6 +25,7 @@ from runbook_lib.store.archive import Archive
 from tests.kit import command
 from tests.kit.effort import examples
 from tests.kit.frames.recovery import FRAMES, STEADY, cohort, flows, letters, outbox_failed, queues, tries
+from tests.kit.servers import Servers
 from tests.kit.steps import UNPROCESSED, ago, bound, events, expect, make_given, run, statuses, traffic, words
 
 CHECKS = checks()

@@ -18,7 +18,6 @@ from runbook_lib.book import messages
 from runbook_lib.checks import triage
 from runbook_lib.checks.check import checks
 from runbook_lib.checks.context import JudgeInput
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import (
     Finding,
     Frames,
@@ -40,6 +39,7 @@ from runbook_lib.sources.prometheus import Prometheus
 from runbook_lib.sources.source import ReadCost, SourceError
 from runbook_lib.store import record as records
 from tests.kit.frames.response import affected, impact, per_minute
+from tests.kit.servers import Servers
 from tests.kit.steps import (
     NOW,
     UNPROCESSED,

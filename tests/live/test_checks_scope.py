@@ -11,7 +11,6 @@ import pytest
 from psycopg import sql as identifiers
 
 from runbook_lib.checks.check import checks
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import scope
@@ -19,6 +18,7 @@ from runbook_lib.packs.entitlement.facts import EntitlementFacts
 from runbook_lib.packs.postgres import locks, reach
 from runbook_lib.sources.source import SourceError
 from tests.kit.frames.scope import FRAMES, broker_frames, clocks, database_frames
+from tests.kit.servers import Servers
 from tests.kit.steps import (
     NOW,
     UNPROCESSED,

@@ -8,13 +8,13 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import throttle
 from runbook_lib.packs.entitlement.checks.delivery import Delivery
 from runbook_lib.packs.entitlement.checks.throttle import DELIVERY, RELAY, ThrottledWorker
 from tests.kit.frames.throttle import frames
+from tests.kit.servers import Servers
 from tests.kit.steps import UNPROCESSED, bound, events, expect, failures, make_given, run, traffic, words
 
 BOTH = pytest.mark.parametrize("side", [DELIVERY, RELAY], ids=lambda s: s.name)

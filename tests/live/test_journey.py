@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from runbook_lib.book import messages
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox import faults
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Status
 from runbook_lib.model.usage import UsageError
 from runbook_lib.notebook.session import Session, quiet_session
@@ -33,6 +32,7 @@ from tests.kit import sandboxes
 from tests.kit.command import runbook
 from tests.kit.effort import examples
 from tests.kit.schemas import valid
+from tests.kit.servers import Servers
 from tests.kit.steps import UNPROCESSED, events, publish_ids
 from tests.kit.tagged import Tagged
 

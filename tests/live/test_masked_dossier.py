@@ -12,9 +12,9 @@ import pandas as pd
 import psycopg
 import pytest
 
-from runbook_lib.gameday.sandbox.servers import Servers
 from tests.kit import corpus
 from tests.kit.command import runbook
+from tests.kit.servers import Servers
 from tests.kit.steps import events
 
 #: Words of planted values that a page may hold for another reason.

@@ -20,7 +20,6 @@ from runbook_lib.book.messages import text
 from runbook_lib.checks.check import NOT_READ, failure_frame
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Frames, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.notebook.session import quiet_session
@@ -31,6 +30,7 @@ from runbook_lib.sources.jetstream import Consumer
 from runbook_lib.sources.source import SourceError
 from tests.kit import steps
 from tests.kit.effort import examples
+from tests.kit.servers import Servers
 from tests.kit.steps import (
     NOW,
     UNPROCESSED,

@@ -26,7 +26,6 @@ from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.cli.main import cli
 from runbook_lib.cli.new import write_section
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.lab import copies
 from runbook_lib.model.finding import Status, judged, say
 from runbook_lib.model.usage import UsageError
@@ -36,6 +35,7 @@ from runbook_lib.sources import settings
 from runbook_lib.store.archive import Archive
 from tests.kit import ROOT
 from tests.kit.command import alone, runbook
+from tests.kit.servers import Servers
 
 ENGINE = Path(runbook_lib.__file__).parent
 

@@ -25,8 +25,7 @@ from runbook_lib.book import catalog, messages
 from runbook_lib.book.queries import query
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import servers as embedded_servers
-from runbook_lib.gameday.sandbox.broker import is_listening
-from runbook_lib.gameday.sandbox.servers import Servers, _unprivileged
+from runbook_lib.gameday.sandbox.servers import _unprivileged
 from runbook_lib.gameday.sandbox.state import DATABASE, free_ports
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Reason, Status
@@ -40,8 +39,9 @@ from runbook_lib.sources.settings import Budget, Settings
 from runbook_lib.sources.source import ReadCost, SourceError
 from tests.kit.brokers import Authority
 from tests.kit.rows import assert_fits
+from tests.kit.servers import Servers
 from tests.kit.steps import events, expect, run, statuses, weight, words
-from tests.kit.waiting import until
+from tests.kit.waiting import is_listening, until
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from runbook_lib.book import catalog, messages
 from runbook_lib.dossier import mandatory, postmortem, rejudge
 from runbook_lib.gameday.sandbox import history
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     Finding,
@@ -46,6 +45,7 @@ from runbook_lib.store.run import Run, read_run, run_to_json
 from tests.kit.command import runbook
 from tests.kit.frames.postmortem import MINUTE, outage, run_row, span, waiting
 from tests.kit.schemas import valid
+from tests.kit.servers import Servers
 from tests.kit.steps import NOW, ago, events, expect, make_given, run, traffic, words
 
 STEPS = ("7.1", "7.2", "7.3", "7.4")

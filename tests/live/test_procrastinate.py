@@ -28,12 +28,12 @@ from psycopg import sql
 
 from runbook_lib.book import catalog, pack, queries
 from runbook_lib.gameday.sandbox.sandbox import supervisor_sections
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Proposal, Status
 from tests.kit import ROOT
 from tests.kit.command import runbook
 from tests.kit.rows import assert_fits, kinds_of_rows
 from tests.kit.schemas import valid
+from tests.kit.servers import Servers
 from tests.kit.steps import lock_wait, open_target, words
 from tests.kit.systems import Said, ask_target, own_database
 from tests.kit.waiting import until

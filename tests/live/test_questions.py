@@ -13,7 +13,6 @@ import pytest
 
 from runbook_lib.book import pack, queries
 from runbook_lib.gameday.sandbox import history
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Window, read_cost
 from runbook_lib.packs.entitlement.checks import given_up
 from runbook_lib.privacy.masking import Masker
@@ -22,6 +21,7 @@ from runbook_lib.sources.postgres import Postgres
 from runbook_lib.sources.settings import Budget
 from runbook_lib.sources.source import ReadCost
 from tests.kit.rows import assert_fits, kinds_of_rows
+from tests.kit.servers import Servers
 from tests.kit.steps import UNPROCESSED, events, lock_wait, locked
 
 NAMES = queries.names()

@@ -12,10 +12,10 @@ import psycopg
 import pytest
 
 from runbook_lib.book import pack
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Status
 from runbook_lib.packs.queues.queue import Events, Queue
 from tests.kit.command import runbook
+from tests.kit.servers import Servers
 from tests.kit.steps import words
 from tests.kit.systems import Said, ask_target, own_database
 

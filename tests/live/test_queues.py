@@ -19,7 +19,6 @@ import pytest
 from runbook_lib.book import catalog, messages, pack, queries
 from runbook_lib.cli import new
 from runbook_lib.dossier import postmortem
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Reason, Status
 from runbook_lib.notebook import testing
 from runbook_lib.packs.queues.queue import Queue, room_query
@@ -27,6 +26,7 @@ from runbook_lib.view.queries import queries_of
 from tests.kit import ROOT
 from tests.kit.command import runbook
 from tests.kit.rows import assert_fits, kinds_of_rows
+from tests.kit.servers import Servers
 from tests.kit.steps import failures, lock_wait, open_target, words
 from tests.kit.systems import Said, ask_target, own_database
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store.archive import Archive
 from tests.kit import command
 from tests.kit.breaks import Break, a_section_runs, after, down, environment, frozen, interrupted, swapped
+from tests.kit.servers import Servers
 from tests.kit.steps import bound
 
 

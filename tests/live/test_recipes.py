@@ -18,7 +18,6 @@ from nbclient import NotebookClient
 
 from runbook_lib.book import catalog
 from runbook_lib.gameday.sandbox import broker as applications
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.lab import copies
 from runbook_lib.lab import server as lab_server
 from runbook_lib.notebook import session
@@ -28,6 +27,7 @@ from runbook_lib.store.archive import Archive
 from runbook_lib.store.lines import read_logs
 from runbook_lib.view.queries import psql, queries_of
 from tests.kit import ROOT
+from tests.kit.servers import Servers
 from tests.kit.steps import UNPROCESSED, events
 
 PAGE = ROOT / "docs" / "notebook.md"

@@ -32,7 +32,6 @@ from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox import database
 from runbook_lib.gameday.sandbox.notification import Deliveries
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.settings import WorkerSettings
 from runbook_lib.model.finding import Reason, replace
 from runbook_lib.model.outcome import Outcome
@@ -46,6 +45,7 @@ from runbook_lib.sources.settings import Settings
 from runbook_lib.sources.source import SourceError
 from tests.kit import sandboxes, steps
 from tests.kit.portion import start
+from tests.kit.servers import Servers
 from tests.kit.steps import acknowledge, bound, insert, publish, undone
 
 Opened = Callable[..., Session]

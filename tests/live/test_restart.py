@@ -22,7 +22,6 @@ from runbook_lib.checks.check import checks
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Frames, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.actions.restart import Restart, check_only_worker, is_starting
@@ -32,6 +31,7 @@ from tests.kit import sandboxes
 from tests.kit.command import runbook as command
 from tests.kit.frames.services import of_sessions
 from tests.kit.schemas import valid
+from tests.kit.servers import Servers
 from tests.kit.steps import UNPROCESSED, events, open_target
 
 CHECKS = checks()

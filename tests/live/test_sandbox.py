@@ -19,17 +19,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nats.js import JetStreamContext
 
-from runbook_lib.gameday.sandbox import broker, database, entitlement, history, network, notification, servers, state
+from runbook_lib.gameday.sandbox import broker, database, entitlement, history, notification, servers, state
 from runbook_lib.gameday.sandbox.database import Connection, Database
 from runbook_lib.gameday.sandbox.entitlement import GrantRequest, OutboxQueue
 from runbook_lib.gameday.sandbox.notification import AdvisorySubscriber, Deliveries, Subscriber
 from runbook_lib.gameday.sandbox.pod import JsonLines
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.settings import Backoff, WorkerSettings, seconds
 from runbook_lib.packs.entitlement import wire
 from runbook_lib.packs.entitlement.wire import EntitlementEvent, MatchmakingEvent
 from runbook_lib.sources import logs
-from tests.kit import ROOT, waiting
+from tests.kit import ROOT, network, waiting
+from tests.kit.servers import Servers
 from tests.kit.steps import an_event
 
 NOW = datetime(2026, 3, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -208,14 +208,14 @@ def test_a_rule_of_the_network_counts_for_every_connection(rule: str, value: flo
         writer.close()
 
     async def ask() -> str | type:
-        link = network.Link(port)
+        link = network.Link(port, network.FOR_SERVICES)
         async with await asyncio.start_server(answer, "127.0.0.1", port):
             serving = asyncio.create_task(link.serve())
             await asyncio.sleep(0)
             link.rule, link.value = rule, value
             await asyncio.sleep(3 * network.POLL_S)
             try:
-                reader, writer = await asyncio.open_connection(network.HOST, port)
+                reader, writer = await asyncio.open_connection(network.FOR_SERVICES, port)
                 writer.write(b"?")
                 return (await asyncio.wait_for(reader.read(), 1)).decode()
             except (TimeoutError, ConnectionError) as error:
@@ -224,19 +224,6 @@ def test_a_rule_of_the_network_counts_for_every_connection(rule: str, value: flo
                 serving.cancel()
 
     assert asyncio.run(ask()) == answered
-
-
-@pytest.mark.parametrize(
-    ("changes", "taken"),
-    [
-        ({"max_payload": 100, "ping_interval": "1s"}, True),
-        ({"app": {"permissions": {"publish": {"deny": "x.>"}}}}, True),
-        ({"connections": 1}, False),
-        ({"max_payload": "many"}, False),
-    ],
-)
-def test_the_broker_says_which_fields_it_takes(own: Servers, changes: dict[str, Any], taken: bool) -> None:
-    assert servers.takes(own.addresses, **changes) is taken
 
 
 # What is logged
@@ -272,7 +259,7 @@ def test_the_server_takes_the_broker_user_of_the_documents_as_it_stands(tmp_path
 
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            waiting.until(lambda: broker.is_listening(port), "nats-server")
+            waiting.until(lambda: waiting.is_listening(port), "nats-server")
             asyncio.run(ask())
         finally:
             server.terminate()

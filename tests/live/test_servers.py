@@ -22,7 +22,6 @@ from nats.js.errors import ServerError
 
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.gameday.sandbox.broker import CONSUMER, STREAM, SUBJECT
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Reason
 from runbook_lib.sources import postgres
 from runbook_lib.sources.jetstream import JetStream
@@ -30,6 +29,7 @@ from runbook_lib.sources.nats_monitor import NatsMonitor
 from runbook_lib.sources.postgres import Postgres
 from runbook_lib.sources.settings import Budget
 from runbook_lib.sources.source import ReadCost, SourceError
+from tests.kit.servers import Servers
 from tests.kit.sources import A_PASSWORD, a_read_cost, refused
 from tests.kit.steps import UNPROCESSED, events, lock_wait, locked, publish, slots_taken
 from tests.kit.waiting import until

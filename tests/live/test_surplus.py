@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runbook_lib.book import messages
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Status
 from runbook_lib.packs.entitlement import missing
 from runbook_lib.privacy.masking import Masker
@@ -22,6 +21,7 @@ from runbook_lib.sources.postgres import Postgres
 from runbook_lib.sources.settings import Budget
 from runbook_lib.sources.source import ReadCost
 from tests.kit.effort import examples
+from tests.kit.servers import Servers
 from tests.kit.steps import bound, events, expect, run, traffic, undone, verdict_of
 
 #: Copies of the users' newest notification, each with an id of its own, as the subscriber and the worker leave them.

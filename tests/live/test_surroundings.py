@@ -21,7 +21,6 @@ import psycopg
 import pytest
 
 from runbook_lib.gameday.sandbox import broker
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import settings
@@ -40,6 +39,7 @@ from tests.kit.breaks import (
     swapped,
 )
 from tests.kit.drills import unfit
+from tests.kit.servers import Servers
 from tests.kit.steps import bound
 from tests.kit.waiting import until
 

@@ -13,11 +13,11 @@ import pytest
 from runbook_lib.book import catalog
 from runbook_lib.checks.check import NOT_READ
 from runbook_lib.diagnosis.verdict import conclude
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import Finding, Reason, Status
 from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement.checks import database, recovery
 from tests.kit.frames.delivery import sessions
+from tests.kit.servers import Servers
 from tests.kit.steps import (
     UNPROCESSED,
     bound,

@@ -11,11 +11,11 @@ import psycopg
 import pytest
 
 from runbook_lib.dossier import baseline
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.model.finding import (
     Status,
 )
 from tests.kit.command import runbook, start
+from tests.kit.servers import Servers
 from tests.kit.steps import UNPROCESSED, events, traffic
 
 STREAM = ("jetstream", "stream s", "max_age", "90 s")

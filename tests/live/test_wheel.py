@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from runbook_lib.gameday.sandbox import history
-from runbook_lib.gameday.sandbox.servers import Servers
 from tests.kit import ROOT
+from tests.kit.servers import Servers
 from tests.kit.steps import bound
 
 

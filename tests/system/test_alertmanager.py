@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.gameday.sandbox.state import free_ports
 from runbook_lib.store.archive import NOTE
 from tests.kit.programs import DEPLOY, tool
+from tests.kit.servers import Servers
 from tests.kit.serving import TOKEN, serving
 from tests.kit.waiting import until
 

@@ -145,7 +145,7 @@ def test_fault(running: Sandbox, tmp_path: Path, name: str) -> None:
     finally:
         sandboxes.heal(running, hours=3)
     is_right(said, fault, asked)
-    if fault.undo and not asked.loses:
+    if fault.undoable and not asked.loses:
         recovers(running, tmp_path, fault, asked)
 
 

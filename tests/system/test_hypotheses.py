@@ -66,7 +66,7 @@ def test_a_loop_that_is_switched_off_is_switched_on_and_not_restarted(
 
 
 def test_beside_a_second_worker_nothing_is_restarted(sandbox: Sandbox, tmp_path: Path) -> None:
-    rate = sandbox.state.rate
+    rate = sandbox.settings["SANDBOX_RATE"]
     sandbox.configure({"SANDBOX_RATE": "20"})  # so that both always hold rows
     faults.inject(sandbox, "second_worker")
     try:
@@ -79,7 +79,7 @@ def test_beside_a_second_worker_nothing_is_restarted(sandbox: Sandbox, tmp_path:
         where = ("--target", "sandbox", "--incident", "E2E", "--output", str(tmp_path), "--json")
         act = json.loads(command("act", "restart", "notification", *where, env=environment).stdout)
     finally:
-        sandbox.configure({"SANDBOX_RATE": f"{rate:g}"})
+        sandbox.configure({"SANDBOX_RATE": rate})
         faults.heal(sandbox, 60)
     assert "FM-NOTI-02" in [m["id"] for m in verdict["failure_modes"]], verdict
     assert not any(map(restarts, verdict["proposals"])), verdict["proposals"]

@@ -20,9 +20,9 @@ import psutil
 import psycopg
 import pytest
 
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.packs.entitlement import ROOT
 from tests.kit.command import processes
+from tests.kit.servers import Servers
 
 # make ----------------------------------------------------------------------------------------------------------
 

@@ -216,7 +216,7 @@ def test_deliveries_that_keep_failing_end_in_a_dead_letter(quiet: Sandbox, db: C
 
 
 def test_a_short_broker_outage_drains_by_itself(quiet: Sandbox, db: Connection, user: str) -> None:
-    pods = quiet.status().pods
+    pods = quiet.pods()
     quiet.stop("nats")
     command(db, user)
     quiet.wait_for("a try that fails", lambda: rows(db, "outbox", user)[0]["attempt_count"] > 0)
@@ -227,7 +227,7 @@ def test_a_short_broker_outage_drains_by_itself(quiet: Sandbox, db: Connection, 
     assert published["attempt_count"] >= 1
     assert published["next_retry_at"] is not None  # kept, unlike on a notification
     assert until(db, "notifications", user, "SENT")["attempt_count"] == 0
-    assert quiet.status().pods == pods
+    assert quiet.pods() == pods
 
 
 def test_a_receiver_outage_that_ends_leaves_sent_notifications(quiet: Sandbox, db: Connection, user: str) -> None:

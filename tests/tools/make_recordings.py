@@ -54,7 +54,7 @@ AT_ONCE = 2
 Step = Callable[[Sandbox, play.DrillClock], None]
 
 
-def do(*acts: faults.Act, after_s: float) -> Step:
+def do(*acts: people.Act, after_s: float) -> Step:
     """Return what does something to the sandbox, and gives it so many seconds."""
 
     def done(sandbox: Sandbox, clock: play.DrillClock) -> None:
@@ -65,9 +65,14 @@ def do(*acts: faults.Act, after_s: float) -> Step:
     return done
 
 
-def heal(*names: str, after_s: float) -> Step:
-    """Return what undoes these faults and gives the flow so many seconds."""
-    return do(*(undo for name in names if (undo := faults.find(name).undo)), after_s=after_s)
+def heal(name: str, after_s: float) -> Step:
+    """Return what undoes this fault and gives the flow so many seconds."""
+    return do(faults.find(name).undo, after_s=after_s)
+
+
+def restart(program: str) -> people.Act:
+    """Return what restarts this program."""
+    return lambda sandbox: sandbox.restart(program)
 
 
 @dataclass(frozen=True)
@@ -163,13 +168,11 @@ MOMENTS = (
     ),
     Moment("receiver_back", ("receiver_outage",), look_after_s=25, then=heal("receiver_outage", after_s=50)),
     Moment("broker_back", ("broker_down",), look_after_s=45, then=heal("broker_down", after_s=40)),
-    Moment("receiver_restarted", look_after_s=0, then=do(faults.restart("receiver"), after_s=15)),
-    Moment("notification_restarted", look_after_s=0, then=do(faults.restart("notification"), after_s=20)),
-    Moment("broker_restarted", look_after_s=0, then=do(faults.restart("nats"), after_s=30)),
+    Moment("receiver_restarted", look_after_s=0, then=do(restart("receiver"), after_s=15)),
+    Moment("notification_restarted", look_after_s=0, then=do(restart("notification"), after_s=20)),
+    Moment("broker_restarted", look_after_s=0, then=do(restart("nats"), after_s=30)),
     Moment("database_reconnected", look_after_s=0, then=do(faults.alter("new sessions"), after_s=15)),
-    Moment(
-        "retention_ran", look_after_s=0, then=do(faults.alter(*OLD_ROWS), faults.restart("notification"), after_s=20)
-    ),
+    Moment("retention_ran", look_after_s=0, then=do(faults.alter(*OLD_ROWS), restart("notification"), after_s=20)),
     Moment("statistics_reset", look_after_s=0, then=do(faults.alter("SELECT pg_stat_reset()"), after_s=10)),
     Moment("tables_rewritten", look_after_s=0, then=do(faults.alter(*REWRITE), after_s=15)),
     Moment("indexes_rebuilt", look_after_s=0, then=do(faults.alter(*REINDEX), after_s=15)),

@@ -18,11 +18,11 @@ from pathlib import Path
 import psycopg
 
 from runbook_lib.gameday.sandbox import history
-from runbook_lib.gameday.sandbox.servers import Servers
 from runbook_lib.store.archive import SALT
 from tests.bench import supervise
 from tests.kit import ROOT
 from tests.kit.command import alone
+from tests.kit.servers import Servers
 from tests.kit.steps import bound
 
 OUTPUT, INCIDENT = "outputs", "sample"

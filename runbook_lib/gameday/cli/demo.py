@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -14,10 +14,9 @@ from runbook_lib.book import catalog
 from runbook_lib.cli.main import cli
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.gameday.sandbox.state import SandboxError
+from runbook_lib.gameday.sandbox.state import SERVICES, SandboxError
 from runbook_lib.model.finding import Status
 from runbook_lib.store.archive import Archive
-from runbook_lib.store.lines import read_logs
 
 #: The system works for this long before it breaks: its processes are no longer starting.
 WORKS_S = 30
@@ -28,24 +27,18 @@ FAULT_S = 12
 def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], None]) -> Path:
     """Break the sandbox, let the runbook find it, restart what it proposes or heal, see the recovery, draft.
 
-    Returns the dossier's index page. Raises SandboxError when the runbook did not find or cure what was broken.
+    Returns the dossier's index page. Raises SandboxError when the runbook did not see the recovery.
     """
     sandbox, fault = Sandbox(directory), faults.find(fault_name)
     incident = f"demo-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-    archive = Archive(str(output), incident)
+    archive, where = Archive(str(output), incident), ("--target", "sandbox", "--incident", incident)
 
     def runbook(*arguments: str) -> int:
-        command = ["--target", "sandbox", "--incident", incident]
-        shown = " ".join(f'"{a}"' if " " in a else a for a in arguments)
-        tell(f"\n$ runbook {shown} --target sandbox --incident {incident}")
-        return run(*arguments, *command)
-
-    def run(*arguments: str) -> int:
+        tell(f"\n$ {shlex.join(('runbook', *arguments))}")
         # Not a process of its own, which would be interrupted as well, nor what `cli` makes of that: it is for us here.
         with cli.make_context("runbook", list(arguments)) as context:
             return int(click.Group.invoke(cli, context))
 
-    sandbox.check_free()
     os.environ.update(RUNBOOK_SANDBOX_DIR=str(sandbox.directory), RUNBOOK_OUTPUT=str(output))
     tell("Starting PostgreSQL, nats-server and the services, with two hours of past traffic ...")
     sandbox.up(hours=2)
@@ -58,44 +51,23 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         time.sleep(FAULT_S)
         alert = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         tell(f"\nAn alert fires at {alert}: the notification backlog grows.")
-        runbook("triage", "-p", "detected_by=alert", "-p", f"detected_at={alert}")
-        verdict = _last_verdict(archive)
-        restart = _proposed_restart(verdict)
-        if restart:
+        runbook("triage", "-p", "detected_by=alert", "-p", f"detected_at={alert}", *where)
+        verdicts = [entry["verdict"] for entry in archive.manifest() if "verdict" in entry]
+        if not verdicts:
+            raise SandboxError("the triage stored no verdict")
+        restarts = {f"restart_{service}": service for service in SERVICES}
+        if restart := next((restarts.get(p["name"]) for p in verdicts[-1]["proposals"]), None):
             tell("\nThe runbook proposes a restart. A person approves it:")
             word = ["-p", "approved_by=demo", "-p", f"reason=proposed by the triage of {incident}"]
-            runbook("run", catalog.section_with("restart"), "-p", f"workload={restart}", "-p", "execute=true", *word)
+            asked = ["-p", f"workload={restart}", "-p", "execute=true", *word]
+            runbook("run", catalog.section_with("restart"), *asked, *where)
         else:
             tell("\nThe runbook proposes no restart.\n$ runbook sandbox heal")
             faults.heal(sandbox)
-        recovered = runbook("run", catalog.section_with("recover"), "-p", "window_minutes=15", "--wait", "2m")
-        tell(f"\n$ runbook postmortem {incident} --target sandbox")
-        drafted = run("postmortem", incident, "--target", "sandbox")
+        recovered = runbook("run", catalog.section_with("recover"), "-p", "window_minutes=15", "--wait", "2m", *where)
+        runbook("postmortem", incident, "--target", "sandbox")
     finally:
         sandbox.down()
-    named = next((m["id"] for m in verdict["failure_modes"]), None)
-    if not {verdict["stuck_at"], named} <= {fault.stuck_at, fault.failure_mode, *fault.also_right}:
-        raise SandboxError(f"the verdict on '{fault.name}' is wrong: stuck at {verdict['stuck_at']}, {named}")
-    if restart and not any(a.result == "done" and a.verified for a in read_logs(archive).actions):
-        raise SandboxError("the restart was not carried out, or did not work")
     if recovered != Status.OK.value:
         raise SandboxError(f"the runbook did not see the recovery (exit code {recovered})")
-    if drafted not in {s.value for s in Status} or "postmortem.md" not in archive.names():
-        raise SandboxError("the postmortem was not drafted")
-    if f"\norigin: {named}\n" not in archive.read("postmortem.md").decode():
-        raise SandboxError(f"the postmortem does not name {named}, which the verdict names")
     return output / incident / "index.html"
-
-
-def _last_verdict(archive: Archive) -> dict[str, Any]:
-    verdicts = [e["verdict"] for e in archive.manifest() if "verdict" in e]
-    if not verdicts:
-        raise SandboxError("the triage stored no verdict")
-    return dict(verdicts[-1])
-
-
-def _proposed_restart(verdict: dict[str, Any]) -> str | None:
-    """Return the workload whose restart is the verdict's first proposal; None if it is another proposal."""
-    name = next((str(p["name"]) for p in verdict["proposals"]), "")
-    workload = name.removeprefix("restart_")
-    return workload if workload != name and workload in ("notification", "entitlement") else None

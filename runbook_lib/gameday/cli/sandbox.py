@@ -12,7 +12,7 @@ import click
 
 from runbook_lib.book import messages
 from runbook_lib.cli.common import NumberRange
-from runbook_lib.gameday.sandbox.state import command, load, owners
+from runbook_lib.gameday.sandbox.state import DATABASE, SERVICES, command, load, owners
 from runbook_lib.model.finding import Text, say
 from runbook_lib.model.usage import UsageError, sandbox_folder
 from runbook_lib.sources import settings as configuration
@@ -79,12 +79,20 @@ def up(directory: Path, rate: float, hours: float, settings: dict[str, str]) -> 
 @_directory
 def status(directory: Path) -> None:
     """Show what runs, under which pod names, and the active fault."""
-    now = _open_sandbox(directory).status()
-    for program, word in now.programs.items():
-        click.echo(f"{program:16} {word:10} {now.pods.get(program, '')}".rstrip())
-    for name, address in now.addresses.items():
-        click.echo(f"{name:16} {address}")
-    click.echo(f"{'fault':16} {'unknown' if load(directory).unknown else now.fault or 'none'}")
+    opened, state = _open_sandbox(directory), load(directory)
+    programs, pods, addresses = opened.programs(), opened.pods(), state.addresses
+    for program, word in programs.items():
+        click.echo(f"{program:16} {word:10} {pods.get(program, '')}".rstrip())
+    shown = {
+        "postgres": f"127.0.0.1:{addresses.postgres_port}/{DATABASE}",
+        "nats": f"127.0.0.1:{addresses.nats_port}",
+        "nats monitoring": addresses.nats_monitor_url,
+        "receiver": addresses.receiver_url,
+        **{app: addresses.service_url(app) for app in SERVICES},
+        "fault": "unknown" if state.unknown else state.fault or "none",
+    }
+    for name, value in shown.items():
+        click.echo(f"{name:16} {value}")
 
 
 @sandbox.command()

@@ -1,4 +1,1 @@
-"""The system under investigation in miniature: real servers, small pods, and faults to practise on.
-
-`Servers` starts PostgreSQL and nats-server for a test; `Sandbox` adds the pods, a past and the faults.
-"""
+"""The system under investigation in miniature: real servers, small pods, a past, and faults to practise on."""

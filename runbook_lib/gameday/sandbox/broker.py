@@ -7,9 +7,8 @@ import contextlib
 import logging
 import secrets
 import signal
-import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
@@ -45,6 +44,8 @@ CONSUMERS = {
 
 RECONNECT_TRIES = 60
 RECONNECT_WAIT = 2.0
+#: A client that tries once: without reconnects it would still try its first connection sixty times.
+_ONCE: dict[str, Any] = {"allow_reconnect": False, "max_reconnect_attempts": 1, "reconnect_time_wait": 0}
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def visit(url: str, scene: Callable[[JetStreamContext], Awaitable[T]], connect_t
     """Run a function on a short connection of its own."""
 
     async def play() -> T:
-        client = await nats.connect(url, allow_reconnect=False, connect_timeout=connect_timeout, error_cb=silent)
+        client = await nats.connect(url, **_ONCE, connect_timeout=connect_timeout, error_cb=silent)
         try:
             return await scene(client.jetstream())
         finally:
@@ -112,13 +113,6 @@ def visit(url: str, scene: Callable[[JetStreamContext], Awaitable[T]], connect_t
 
 async def silent(_: Exception) -> None:
     """Print nothing: the client would print what it also raises."""
-
-
-def is_listening(port: int, host: str = "127.0.0.1") -> bool:
-    """Return whether anything accepts connections on this port."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex((host, port)) == 0
 
 
 class Broker:
@@ -141,9 +135,7 @@ class Broker:
         """Connect once; a failure is the caller's, as at the start of an application."""
         client = await nats.connect(
             self._url,
-            allow_reconnect=False,
-            max_reconnect_attempts=1,
-            reconnect_time_wait=0,
+            **_ONCE,
             connect_timeout=max(1, round(self._timeout)),
             closed_cb=self._on_closed,
             error_cb=_log_client_error,

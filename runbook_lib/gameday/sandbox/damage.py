@@ -2,7 +2,7 @@
 
 What is put into the tables belongs to users whose ids begin with `drill-`. It is written by the applications' own
 code as far as they have any for it. What works on rows takes a connection in a transaction, what works at the broker
-its JetStream; `faults` makes acts of both.
+its JetStream.
 """
 
 from __future__ import annotations
@@ -21,20 +21,19 @@ from runbook_lib.packs.entitlement.wire import EntitlementEvent
 
 from . import broker, database, entitlement, notification
 from .database import Connection
-from .sandbox import Sandbox
 
 USER = "drill-"
 SKU = entitlement.STOCK_KEEPING_UNITS[0]
 INJECTED = "notification delivery failure injection matched userId="
 
 # Nine tries take about four minutes: rows that have used them up are so old.
-_NINE_TRIES = timedelta(minutes=4, seconds=5)
+NINE_TRIES = timedelta(minutes=4, seconds=5)
 
 
 # Rows -------------------------------------------------------------------------------------------------------
 
 
-def _add_event(connection: Connection, user: str, at: datetime, sku: str = SKU, **columns: object) -> DictRow:
+def add_event(connection: Connection, user: str, at: datetime, sku: str = SKU, **columns: object) -> DictRow:
     """Grant a right, once per user and SKU; return the outbox row, which waits, or is as `columns` say."""
     command = entitlement.GrantRequest("GRANT", USER + user, sku, "purchase", f"purchase-{user}")
     entitlement.execute(connection, command, at)
@@ -60,7 +59,7 @@ def add_notification(
     With `letter`, an error and its time, it has a dead letter.
     """
     published = at + timedelta(milliseconds=400)
-    row = _add_event(connection, user, at, sku, status="PUBLISHED", published_at=published)
+    row = add_event(connection, user, at, sku, status="PUBLISHED", published_at=published)
     notification.accept(connection, EntitlementEvent(**row["payload"]), at + timedelta(milliseconds=500))
     database.update(connection, "notification.notifications", columns, event_id=row["event_id"])
     if letter:
@@ -78,7 +77,7 @@ def bad_payloads(connection: Connection, n: int) -> None:
     now = database.now()
     shapes = ("[]", '"text"', '{"version": "one"}', "[]", "[1, 2]")
     for minute, payload in enumerate(islice(cycle(shapes), n)):
-        _add_event(connection, f"shape-{minute}", now - timedelta(minutes=minute), payload=payload)
+        add_event(connection, f"shape-{minute}", now - timedelta(minutes=minute), payload=payload)
 
 
 def unknown_event_types(connection: Connection, n: int) -> None:
@@ -86,7 +85,7 @@ def unknown_event_types(connection: Connection, n: int) -> None:
     now = database.now()
     last: dict[str, Any] = {"event_type": "EntitlementSuspended", "attempt_count": 9, "next_retry_at": now}
     for minute in range(n):
-        _add_event(connection, f"type-{minute}", now - _NINE_TRIES - timedelta(minutes=minute), **last)
+        add_event(connection, f"type-{minute}", now - NINE_TRIES - timedelta(minutes=minute), **last)
 
 
 def refuse_one_user(connection: Connection) -> None:
@@ -95,18 +94,16 @@ def refuse_one_user(connection: Connection) -> None:
     for n in range(6):
         at = now - timedelta(minutes=9 * n + 2)
         failed: dict[str, Any] = {"status": "FAILED", "attempt_count": 10, "next_retry_at": None}
-        add_notification(
-            connection, "refused", at - _NINE_TRIES, f"sku-{n}", (f"{INJECTED}{USER}refused", at), **failed
-        )
+        add_notification(connection, "refused", at - NINE_TRIES, f"sku-{n}", (f"{INJECTED}{USER}refused", at), **failed)
     for n in range(6, 12):
         again = now + timedelta(seconds=2 * (n - 6))
-        add_notification(connection, "refused", now - _NINE_TRIES, f"sku-{n}", attempt_count=9, next_retry_at=again)
+        add_notification(connection, "refused", now - NINE_TRIES, f"sku-{n}", attempt_count=9, next_retry_at=again)
 
 
 def part_dead_letters(connection: Connection) -> None:
     """Make a FAILED row without its dead letter, and a dead letter of what was sent."""
     at = database.now() - timedelta(minutes=5)
-    made = at - _NINE_TRIES
+    made = at - NINE_TRIES
     add_notification(connection, "failed", made, status="FAILED", attempt_count=10, next_retry_at=None)
     sent: dict[str, Any] = {"status": "SENT", "attempt_count": 9, "next_retry_at": None, "sent_at": at}
     add_notification(connection, "sent", made, letter=("receiver answered 503", at), **sent)
@@ -115,12 +112,11 @@ def part_dead_letters(connection: Connection) -> None:
 # Streams and messages ---------------------------------------------------------------------------------------
 
 
-async def pause_consumer(js: JetStreamContext, s: int, *, purge: bool = False) -> None:
-    """Pause the consumer for so many seconds, and purge the events' stream before it goes on, if wanted."""
+async def purge_stream(js: JetStreamContext, s: int) -> None:
+    """Pause the consumer for so many seconds, and purge the events' stream before it goes on."""
     await js.pause_consumer(broker.STREAM, broker.CONSUMER, "2100-01-01T00:00:00Z")
     await asyncio.sleep(s)
-    if purge:
-        await js.purge_stream(broker.STREAM)
+    await js.purge_stream(broker.STREAM)
     await js.resume_consumer(broker.STREAM, broker.CONSUMER)
 
 
@@ -147,50 +143,3 @@ async def replay(js: JetStreamContext, n: int) -> None:
     held = (await js.stream_info(broker.STREAM)).state
     for seq in range(max(held.first_seq, held.last_seq - n + 1), held.last_seq + 1):
         await js.publish(broker.SUBJECT, (await js.get_msg(broker.STREAM, seq)).data or b"")
-
-
-# Events that are lost ---------------------------------------------------------------------------------------
-
-
-def lose_events(sandbox: Sandbox) -> None:
-    """Let the subscriber's writes fail until a few events have used up their deliveries, and the record of it too."""
-    allow = "GRANT INSERT ON notification.{} TO CURRENT_USER"
-    with database.connect(sandbox.state.addresses.app_url) as connection:
-        for table in ("processed_events", "notification_nats_dlq"):
-            connection.execute(f"REVOKE INSERT ON notification.{table} FROM CURRENT_USER")
-        try:
-            sandbox.wait_for("events to be given up", lambda: sandbox.visit(_count_advisories)[0] >= 3, 30)
-            connection.execute(allow.format("processed_events"))
-            sandbox.wait_for("the advisories to be given up", lambda: sandbox.visit(_count_advisories)[1] == 0, 30)
-        finally:
-            for table in ("processed_events", "notification_nats_dlq"):
-                connection.execute(allow.format(table))
-
-
-async def _count_advisories(js: JetStreamContext) -> tuple[int, int]:
-    """Return how many there are, and how many the subscriber still has before it."""
-    info = await js.consumer_info(broker.ADVISORY_STREAM, broker.ADVISORY_CONSUMER)
-    messages = (await js.stream_info(broker.ADVISORY_STREAM)).state.messages
-    return messages, (info.num_pending or 0) + (info.num_ack_pending or 0)
-
-
-def exhaust_outbox(sandbox: Sandbox) -> None:
-    """Let events on their last try meet a broker that is away; then it comes back, and they do not."""
-    sandbox.wait_for_flow(30)
-    sandbox.stop("nats")
-    now = database.now()
-    try:
-        with sandbox.transaction() as connection:
-            for n in range(4):
-                at = now - _NINE_TRIES - timedelta(seconds=n)
-                _add_event(connection, f"outage-{n}", at, attempt_count=9, next_retry_at=now)
-        failed = "aggregate_key LIKE 'drill-%%' AND status = 'FAILED'"
-        with database.connect(sandbox.state.addresses.app_url) as connection:
-            sandbox.wait_for(
-                "events to fail",
-                lambda: database.count(connection, "entitlement.outbox_events", failed) == 4,
-                60,
-            )
-    finally:
-        sandbox.start("nats")
-    sandbox.wait_for_flow(30)

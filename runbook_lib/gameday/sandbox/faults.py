@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import tomllib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
-import psycopg
+from nats.js import JetStreamContext
 
 from runbook_lib.model.usage import did_you_mean
 
 from . import damage, database
-from .broker import CONSUMER, STREAM
+from .broker import ADVISORY_CONSUMER, ADVISORY_STREAM, CONSUMER, STREAM
 from .sandbox import PROGRAMS, Sandbox
 from .state import DATABASE, SERVICES, SandboxError, command
 
-Act = Callable[[Sandbox], object]
-#: What causes a fault, and what undoes it: None if it changes more than can be undone.
-Pair = tuple[Act, Act | None]
+#: Takes a sandbox, and the amount of a fault that has one.
+Act = Callable[..., object]
 
 
 @dataclass(frozen=True)
@@ -35,8 +32,7 @@ class Fault:
     """One thing that breaks, with the answer that is right: a table of faults.toml."""
 
     name: str
-    inject: Act = field(repr=False)
-    undo: Act | None = field(repr=False)
+    table: Mapping[str, Any] = field(repr=False)
     en: str
     ja: str
     section: str
@@ -51,90 +47,60 @@ class Fault:
         """By language."""
         return {"en": self.en, "ja": self.ja}
 
+    @property
+    def undoable(self) -> bool:
+        """Whether it changes settings, sends signals, stops and starts, and does nothing else."""
+        return self.name not in _ACTS and not self.table.keys() & {"do", "damages"}
 
-def each(*acts: Act) -> Act:
-    """Do one after the other."""
+    def inject(self, sandbox: Sandbox) -> None:
+        """Break the sandbox."""
+        change(sandbox, self.table)
+        if act := _ACTS.get(self.name):
+            act(sandbox, *([self.table["amount"]] if "amount" in self.table else []))
 
-    def do(sandbox: Sandbox) -> None:
-        for act in acts:
-            act(sandbox)
-
-    return do
-
-
-def stack(*pairs: Pair) -> Pair:
-    """Do one after the other, and undo them in the reverse order, if each can be undone."""
-    undone = [undo for _, undo in reversed(pairs) if undo]
-    return each(*(do for do, _ in pairs)), each(*undone) if len(undone) == len(pairs) else None
-
-
-# Programs and their settings --------------------------------------------------------------------------------
-
-
-def start(*programs: str) -> Act:
-    """Start programs."""
-    return lambda sandbox: sandbox.start(*programs)
-
-
-def stop(*programs: str) -> Act:
-    """Stop programs."""
-    return lambda sandbox: sandbox.stop(*programs)
+    def undo(self, sandbox: Sandbox) -> None:
+        """Change back what the table says."""
+        stopped = self.table.get("stopped", ())
+        _, program, part = (*self.table.get("signal", ("", "")), "")[:3]
+        if "started" in self.table:
+            sandbox.stop(self.table["started"])
+        sandbox.start(*stopped)
+        if program:
+            with contextlib.suppress(SandboxError):  # it may have been removed by then
+                sandbox.signal_program(program, "CONT", part)
+            (sandbox.restart if program in SERVICES else sandbox.start)(program)
+        _configure(sandbox, self.table, 1)
+        if "broker" in self.table or "nats" in (*stopped, program):
+            # After two minutes the pods' connections are closed for good; only a restart brings them back.
+            sandbox.restart(*SERVICES)
 
 
-def restart(*programs: str) -> Act:
-    """Stop and start programs."""
-    return lambda sandbox: sandbox.restart(*programs)
+# What a table changes ---------------------------------------------------------------------------------------
 
 
-def signalled(how: str, program: str, part: str = "") -> Pair:
-    """Send a signal to a program, to a pod, or to one part of it; undone by CONT, and by a restart of a pod.
-
-    "STOP 30" goes on by itself after 30 s. "FILES" is no signal: what is open now is all that may be open.
-    """
-    name, _, s = how.partition(" ")
-
-    def go_on(sandbox: Sandbox) -> None:
-        with contextlib.suppress(SandboxError):  # it may have been removed by then
-            sandbox.signal_program(program, "CONT", part)
-
-    def do(sandbox: Sandbox) -> None:
-        if name == "FILES":
-            return sandbox.limit_files(program, part)
-        sandbox.signal_program(program, name, part)
-        if s:
-            again = Timer(float(s), go_on, (sandbox,))
-            again.daemon = True
-            again.start()
-
-    return do, each(go_on, restart(program) if program in SERVICES else start(program))
+def change(sandbox: Sandbox, table: Mapping[str, Any]) -> None:
+    """Change what a table says: its statements, settings, signal, stops and starts."""
+    alter(*table.get("do", ()))(sandbox)
+    _configure(sandbox, table, 0)
+    if "signal" in table:
+        how, program, *part = table["signal"]
+        sandbox.signal_program(program, how, *part)
+    sandbox.stop(*table.get("stopped", ()))
+    if "started" in table:
+        _let_in(sandbox, table["started"])
 
 
-def changed(values: Mapping[str, Sequence[Any]], put: Callable[[Sandbox, dict[str, Any]], object], *then: Act) -> Pair:
-    """Put the wrong value of each name; then the right one (none: None), after which `then` is done."""
-    wrong, right = ({name: dict(enumerate(value)).get(n) for name, value in values.items()} for n in (0, 1))
-    return lambda sandbox: put(sandbox, wrong), each(lambda sandbox: put(sandbox, right), *then)
+def _configure(sandbox: Sandbox, table: Mapping[str, Any], which: int) -> None:
+    """Set the wrong values (0) or the right ones (1; of a name that has none: none)."""
 
+    def values(key: str) -> dict[str, Any]:
+        return {name: (*value, None)[which] for name, value in table[key].items()}
 
-# Rows, streams, and the database's own settings -------------------------------------------------------------
-
-
-def rows(change: Callable[..., object], *usual: int) -> Act:
-    """Change rows in one transaction, as the applications; of what is counted, as many as usual times the intensity."""
-
-    def act(sandbox: Sandbox) -> None:
-        with sandbox.transaction() as connection:
-            change(connection, *_scale_counts(sandbox, usual))
-
-    return act
-
-
-def on_broker(scene: Callable[..., Awaitable[object]], *usual: int) -> Act:
-    """Run a function at the broker as the applications; counts are the usual ones times the intensity."""
-    return lambda sandbox: sandbox.visit(lambda js: scene(js, *_scale_counts(sandbox, usual)))
-
-
-def _scale_counts(sandbox: Sandbox, usual: Sequence[int]) -> list[int]:
-    return [max(round(n * sandbox.intensity), 1) for n in usual]
+    if "settings" in table:
+        sandbox.configure(values("settings"))
+    sandbox.restart(*table.get("restarts", ()))
+    if "broker" in table:
+        sandbox.configure_broker(**values("broker"))
 
 
 #: What a changed setting needs to count, but for "restart": the server reads its own again, the applications begin
@@ -161,97 +127,139 @@ def alter(*statements: str) -> Act:
     return act
 
 
-def held(program: str, query: str) -> Pair:
-    """Start a stranger, wait until that query of the superuser says that it has what it wants, and stop it."""
-
-    def let_in(sandbox: Sandbox) -> None:
-        sandbox.start(program)
-
-        def done() -> bool:
-            with psycopg.connect(sandbox.state.addresses.admin_url, connect_timeout=2) as connection:
-                row = connection.execute(query, (program,)).fetchone()
-                return bool(row and row[0])
-
-        sandbox.wait_for(f"{program} to take hold", done, 30)
-
-    return let_in, stop(program)
-
-
-# The table --------------------------------------------------------------------------------------------------
-
 _LOCKED = """
 SELECT EXISTS (
     SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE application_name = %s AND mode = 'AccessExclusiveLock' AND granted
-)
+) AS held
 """
-_IN_TRANSACTION = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = %s AND xact_start < now())"
-_EXHAUSTED = """
+#: Queries of the superuser that say whether a stranger has what it wants.
+_HELD = {
+    "schema-migration": _LOCKED,
+    "outbox-migration": _LOCKED,
+    "reconciliation": """
+SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = %s AND xact_start < now()) AS held
+""",
+    "nightly-report": """
 SELECT count(*) FILTER (WHERE application_name = 'PostgreSQL JDBC Driver') = 0
    -- one less than all ordinary slots, because whoever asks sits on one
    AND count(*) FILTER (WHERE application_name = %s) >= current_setting('max_connections')::int
        - current_setting('superuser_reserved_connections')::int - current_setting('reserved_connections')::int - 1
+   AS held
 FROM pg_stat_activity WHERE usename = 'miniserversystem'
-"""
+""",
+}
+
+
+def _let_in(sandbox: Sandbox, stranger: str) -> None:
+    sandbox.start(stranger)
+
+    def holds() -> bool:
+        with database.connect(sandbox.state.addresses.admin_url) as admin:
+            row = admin.execute(_HELD[stranger], (stranger,)).fetchone()
+        return bool(row and row["held"])
+
+    if stranger in _HELD:
+        sandbox.wait_for(f"{stranger} to take hold", holds, 30)
+
+
+# Rows and streams -------------------------------------------------------------------------------------------
+
+
+def rows(change: Callable[..., object]) -> Act:
+    """Change rows in one transaction, as the applications."""
+
+    def act(sandbox: Sandbox, *amount: int) -> None:
+        with sandbox.transaction() as connection:
+            change(connection, *amount)
+
+    return act
+
+
+def on_broker(scene: Callable[..., Awaitable[object]]) -> Act:
+    """Run a function at the broker as the applications."""
+    return lambda sandbox, *amount: sandbox.visit(lambda js: scene(js, *amount))
+
+
+def _lose_events(sandbox: Sandbox) -> None:
+    """Let the subscriber's writes fail until a few events have used up their deliveries, and the record of it too."""
+    allow = "GRANT INSERT ON notification.{} TO CURRENT_USER"
+    with database.connect(sandbox.state.addresses.app_url) as connection:
+        for table in ("processed_events", "notification_nats_dlq"):
+            connection.execute(f"REVOKE INSERT ON notification.{table} FROM CURRENT_USER")
+        try:
+            sandbox.wait_for("events to be given up", lambda: sandbox.visit(_count_advisories)[0] >= 3, 30)
+            connection.execute(allow.format("processed_events"))
+            sandbox.wait_for("the advisories to be given up", lambda: sandbox.visit(_count_advisories)[1] == 0, 30)
+        finally:
+            for table in ("processed_events", "notification_nats_dlq"):
+                connection.execute(allow.format(table))
+
+
+async def _count_advisories(js: JetStreamContext) -> tuple[int, int]:
+    """Return how many there are, and how many the subscriber still has before it."""
+    info = await js.consumer_info(ADVISORY_STREAM, ADVISORY_CONSUMER)
+    messages = (await js.stream_info(ADVISORY_STREAM)).state.messages
+    return messages, (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+
+def _exhaust_outbox(sandbox: Sandbox) -> None:
+    """Let events on their last try meet a broker that is away; then it comes back, and they do not."""
+    sandbox.wait_for_flow(30)
+    sandbox.stop("nats")
+    now = database.now()
+    try:
+        with sandbox.transaction() as connection:
+            for n in range(4):
+                at = now - damage.NINE_TRIES - timedelta(seconds=n)
+                damage.add_event(connection, f"outage-{n}", at, attempt_count=9, next_retry_at=now)
+        failed = "aggregate_key LIKE 'drill-%%' AND status = 'FAILED'"
+        with database.connect(sandbox.state.addresses.app_url) as connection:
+            sandbox.wait_for(
+                "events to fail",
+                lambda: database.count(connection, "entitlement.outbox_events", failed) == 4,
+                60,
+            )
+    finally:
+        sandbox.start("nats")
+    sandbox.wait_for_flow(30)
+
+
+def _delete_record(sandbox: Sandbox) -> None:
+    """Lose events, and what tells of it."""
+    _lose_events(sandbox)
+    sandbox.visit(damage.purge_record)
+
+
+# The table --------------------------------------------------------------------------------------------------
+
 #: By the fault's name: what is done after what its table says.
-_ACTS: dict[str, Pair] = {
-    # The broker. After two minutes the pods' connections are closed for good; only a restart brings them back.
-    "broker_down": (stop("nats"), each(start("nats"), restart(*SERVICES))),
-    "broker_frozen": stack((each(), restart(*SERVICES)), signalled("STOP", "nats")),
-    "stream_missing": (on_broker(lambda js: js.delete_stream(STREAM)), None),
-    "stream_full": (on_broker(damage.fill_stream), None),
-    "consumer_deleted": (on_broker(lambda js: js.delete_consumer(STREAM, CONSUMER)), None),
-    "consumer_paused": (on_broker(lambda js: js.pause_consumer(STREAM, CONSUMER, "2100-01-01T00:00:00Z")), None),
-    # The database
-    "table_lock": held("schema-migration", _LOCKED),
-    "outbox_locked": held("outbox-migration", _LOCKED),
-    "rows_locked": held("reconciliation", _IN_TRANSACTION),
-    "connections_exhausted": held("nightly-report", _EXHAUSTED),
-    # Single events
-    "dedupe_broken": (on_broker(damage.replay, 10), None),
-    "bad_payload": (rows(damage.bad_payloads, 5), None),
-    "unknown_event_type": (rows(damage.unknown_event_types, 5), None),
-    "undecodable_message": (on_broker(damage.publish_noise, 3), None),
-    "events_lost": (damage.lose_events, None),
-    "exhausted_outbox": (damage.exhaust_outbox, None),
-    "failing_user": (rows(damage.refuse_one_user), None),
-    "dlq_mismatch": (rows(damage.part_dead_letters), None),
-    "stream_purged": (on_broker(partial(damage.pause_consumer, purge=True), 4), None),
-    "record_deleted": (each(damage.lose_events, on_broker(damage.purge_record)), None),
+_ACTS: dict[str, Act] = {
+    "stream_missing": on_broker(lambda js: js.delete_stream(STREAM)),
+    "stream_full": on_broker(damage.fill_stream),
+    "consumer_deleted": on_broker(lambda js: js.delete_consumer(STREAM, CONSUMER)),
+    "consumer_paused": on_broker(lambda js: js.pause_consumer(STREAM, CONSUMER, "2100-01-01T00:00:00Z")),
+    "dedupe_broken": on_broker(damage.replay),
+    "bad_payload": rows(damage.bad_payloads),
+    "unknown_event_type": rows(damage.unknown_event_types),
+    "undecodable_message": on_broker(damage.publish_noise),
+    "events_lost": _lose_events,
+    "exhausted_outbox": _exhaust_outbox,
+    "failing_user": rows(damage.refuse_one_user),
+    "dlq_mismatch": rows(damage.part_dead_letters),
+    "stream_purged": on_broker(damage.purge_stream),
+    "record_deleted": _delete_record,
 }
 
-#: What a key of a fault's table does with its value, in the order in which it is done.
-_MEANS: dict[str, Callable[[Any], Pair]] = {
-    "broker": lambda values: changed(values, lambda s, fields: s.configure_broker(**fields), restart(*SERVICES)),
-    "signal": lambda words: signalled(*words),
-    "stopped": lambda programs: (stop(*programs), start(*programs)),
-    "started": lambda program: (start(program), stop(program)),
-}
-
-
-def pair(table: Mapping[str, Any], *also: Pair) -> Pair:
-    """Return what a table of faults.toml does, then `also`, and how that is undone."""
-
-    def put(sandbox: Sandbox, settings: Mapping[str, str | None]) -> None:
-        sandbox.configure(settings)
-        sandbox.restart(*table.get("restarts", ()))
-
-    pairs: list[Pair] = [(alter(*table["do"]), None)] if "do" in table else []
-    if {"settings", "restarts"} & table.keys():
-        pairs.append(changed(table.get("settings", {}), put))
-    pairs += [make(table[key]) for key, make in _MEANS.items() if key in table]
-    return stack(*pairs, *also)
+TABLES: dict[str, dict[str, Any]] = tomllib.loads(Path(__file__).with_name("faults.toml").read_text(encoding="utf-8"))
 
 
 def _make_fault(name: str, table: Mapping[str, Any]) -> Fault:
-    inject, undo = pair(table, *([_ACTS[name]] if name in _ACTS else []))
-    told = {key: value for key, value in table.items() if key not in ("do", "settings", "restarts", "damages", *_MEANS)}
+    told: dict[str, Any] = {each.name: table[each.name] for each in fields(Fault) if each.name in table}
     lists = {key: tuple(value) for key, value in told.items() if isinstance(value, list)}
-    return Fault(name, inject, None if table.get("damages") else undo, **{**told, **lists})
+    return Fault(name, table, **{**told, **lists})
 
 
-_FILE = Path(__file__).with_name("faults.toml")
-TABLES: dict[str, dict[str, Any]] = tomllib.loads(_FILE.read_text(encoding="utf-8"))
 CATALOGUE = tuple(_make_fault(*each) for each in TABLES.items())
 
 
@@ -270,8 +278,7 @@ def inject(sandbox: Sandbox, name: str, unknown: bool = False) -> Fault:
         active = "a fault" if state.unknown else state.fault
         raise SandboxError(f"{active} is on already: `{command('heal', sandbox.directory)}` first")
     # Noted first: a fault that was injected only half can still be healed.
-    state.fault, state.fault_at = name, datetime.now(UTC).isoformat(timespec="milliseconds")
-    state.unknown = unknown
+    state.fault, state.unknown = name, unknown
     state.save()
     fault.inject(sandbox)
     return fault
@@ -285,15 +292,15 @@ def heal(sandbox: Sandbox, timeout: float = 30.0) -> str | None:
     state = sandbox.up_state()
     if state.fault is None:
         return None
-    undo = find(state.fault).undo
-    if undo is None:
+    fault = find(state.fault)
+    if not fault.undoable:
         anew = " && ".join(command(verb, sandbox.directory) for verb in ("down", "up"))
         active = "this fault" if state.unknown else state.fault
         raise SandboxError(f"{active} has changed more than can be undone; a new sandbox heals it: `{anew}`")
-    undo(sandbox)
+    fault.undo(sandbox)
     sandbox.start(*PROGRAMS)  # whatever else a responder stopped on the way
     sandbox.wait_for_flow(timeout)
-    sandbox.wait_for("every program to run", lambda: {*sandbox.status().programs.values()} == {"RUNNING"}, timeout)
-    healed, state.fault, state.unknown = state.fault, None, False
+    sandbox.wait_for("every program to run", lambda: {*sandbox.programs().values()} == {"RUNNING"}, timeout)
+    state.fault, state.unknown = None, False
     state.save()
-    return healed
+    return fault.name

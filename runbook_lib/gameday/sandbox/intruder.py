@@ -1,5 +1,4 @@
-"""Strangers: sessions that hold a table or rows, a report that holds every slot, a second delivery worker, long reads
-that harm nobody, and a network between the services and the servers."""
+"""Strangers: sessions that hold a table or rows, a report that holds every slot, a second delivery worker."""
 
 from __future__ import annotations
 
@@ -12,7 +11,6 @@ from pathlib import Path
 
 import psycopg
 
-from . import network
 from .database import pooled
 from .java import DRIVER, POOL_SIZE
 from .notification import run_worker
@@ -36,18 +34,6 @@ def _hold_locks(name: str, statement: str, again_s: float | None = None) -> Call
                 connection.pgconn.consume_input()  # raises when somebody terminated the session
 
     return hold
-
-
-def _read_for_long(name: str, begin: str, query: str) -> Callable[[Path], None]:
-    """Read for a long time as the superuser; no session waits for it, and it needs no core."""
-
-    def read(directory: Path) -> None:
-        url = load(directory).addresses.admin_url
-        with psycopg.connect(url, autocommit=True, application_name=name) as connection:
-            connection.execute(begin)
-            connection.execute(query)
-
-    return read
 
 
 def hold_connections(directory: Path) -> None:
@@ -85,7 +71,7 @@ def deliver_too(directory: Path) -> None:
     run_worker(env)
 
 
-#: Whoever may be started beside the pods, for a fault or as a drill's noise.
+#: Whoever may be started beside the pods.
 INTRUDERS: dict[str, Callable[[Path], None]] = {
     "schema-migration": _hold_locks(
         "schema-migration", "LOCK TABLE notification.notifications IN ACCESS EXCLUSIVE MODE"
@@ -100,18 +86,6 @@ INTRUDERS: dict[str, Callable[[Path], None]] = {
     ),
     "nightly-report": hold_connections,
     "second-worker": deliver_too,
-    "backup": _read_for_long(
-        "pg_dump",
-        "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
-        "SELECT n.*, pg_sleep(0.02) FROM notification.notifications n",
-    ),
-    "analyst": _read_for_long(
-        "psql",
-        "SET statement_timeout = '15min'",
-        "SELECT count(*), max(pg_sleep(0.05)::text) FROM entitlement.outbox_events JOIN notification.notifications"
-        " USING (event_id)",
-    ),
-    "network": network.main,
 }
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ import tempfile
 import time
 import xmlrpc.client
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +29,7 @@ from supervisor.xmlrpc import Faults, SupervisorTransport
 from runbook_lib.model.usage import SANDBOX_TARGET, sandbox_folder
 from runbook_lib.sources import logs
 
-from . import broker, database, history, network, servers
+from . import broker, database, history, servers
 from .intruder import INTRUDERS
 from .pod import FAILED_START
 from .settings import AROUND_FILE, PODS_FILE, read_env, split_env
@@ -46,27 +45,13 @@ DOWN_TIMEOUT = 5.0
 # those whose supervisor is dead.
 _MARK = "RUNBOOK_SANDBOX_OWNER"
 _OWN_FILES = (
-    "postgres", "nats", "log", "run", PODS_FILE, AROUND_FILE, "nats.conf", network.FILE_NAME, "supervisord.conf",
-    "supervisord.pid", "postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger",
+    "postgres", "nats", "log", "run", PODS_FILE, AROUND_FILE, "nats.conf", "supervisord.conf", "supervisord.pid",
+    "postgres.password", FILE_NAME, SANDBOX_TARGET, "runbook-ledger",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Running:
-    """The running processes as a person sees them; no passwords."""
-
-    directory: Path
-    programs: dict[str, str]  # program: state of the supervisor, RUNNING when well
-    pods: dict[str, str]  # app: pod name
-    fault: str | None
-    addresses: dict[str, str]
 
 
 class Sandbox:
     """One sandbox, in one folder, under one supervisor."""
-
-    #: How strongly faults hit that come in numbers: 1 as usual, 2 twice as many.
-    intensity = 1.0
 
     def __init__(self, directory: Path | str | None = None) -> None:
         self.directory = Path(directory or sandbox_folder()).resolve()
@@ -79,22 +64,16 @@ class Sandbox:
     # Life ---------------------------------------------------------------------------------------------------
 
     def up(
-        self,
-        rate: float = 5.0,
-        hours: float = 6.0,
-        settings: Mapping[str, str] | None = None,
-        seed: int = 1,
-        proxied: bool = False,
+        self, rate: float = 5.0, hours: float = 6.0, settings: Mapping[str, str] | None = None, seed: int = 1
     ) -> SandboxState:
         """Start everything, with `hours` of past traffic, and return when events flow end to end.
 
-        `settings` are environment variables of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE; `proxied` pods reach
-        the servers through a network that `configure_network` disturbs.
+        `settings` are environment variables of the pods, such as NOTIFICATION_DELIVERY_BATCH_SIZE.
         """
         with self._reserve_folder():
-            state = SandboxState(self.directory, Addresses.choose(), _socket_path(), rate)
+            state = SandboxState(self.directory, Addresses.choose(), _socket_path())
             state.save()
-            pods = _pod_environment(state.addresses, network.HOST if proxied else "127.0.0.1")
+            pods = _pod_environment(state.addresses)
             try:
                 self._start_programs(state, hours, {**pods, **(settings or {}), "SANDBOX_RATE": f"{rate:g}"}, seed)
             except BaseException as error:
@@ -106,11 +85,6 @@ class Sandbox:
             state.ready = True
             state.save()
             return state
-
-    def check_free(self) -> None:
-        """Raise SandboxError where `up` would refuse to begin."""
-        with self._reserve_folder():
-            pass
 
     @contextlib.contextmanager
     def _reserve_folder(self) -> Iterator[None]:
@@ -177,23 +151,14 @@ class Sandbox:
         """Return whether the sandbox exists, is ready, and its supervisor is alive."""
         return self._supervisor_answers() and self.state.ready
 
-    def status(self) -> Running:
-        """Return what runs now."""
-        state = self.up_state()
-        addresses = state.addresses
-        return Running(
-            directory=self.directory,
-            programs={name: self.program_state(name) for name in PROGRAMS},
-            pods={app: self.pod(app)["pod"] for app in SERVICES},
-            fault=state.fault,
-            addresses={
-                "postgres": f"127.0.0.1:{addresses.postgres_port}/{DATABASE}",
-                "nats": f"127.0.0.1:{addresses.nats_port}",
-                "nats monitoring": addresses.nats_monitor_url,
-                "receiver": addresses.receiver_url,
-                **{app: addresses.service_url(app) for app in SERVICES},
-            },
-        )
+    def programs(self) -> dict[str, str]:
+        """Return the supervisor's state of each program, RUNNING when well. Raises SandboxError if it is not up."""
+        self.up_state()
+        return {name: self.program_state(name) for name in PROGRAMS}
+
+    def pods(self) -> dict[str, str]:
+        """Return the name of each service's pod."""
+        return {app: self.pod(app)["pod"] for app in SERVICES}
 
     def configure(self, settings: Mapping[str, str | None]) -> None:
         """Set environment variables of the pods, or take them away (None); they count from each pod's next start."""
@@ -218,12 +183,9 @@ class Sandbox:
         return str(self._call_supervisor("getProcessInfo", name)["statename"])
 
     def start(self, *names: str) -> None:
-        """Start programs unless they run."""
+        """Start programs unless they run, or try to."""
         for name in names:
-            if self.program_state(name) not in ("RUNNING", "STARTING"):
-                self._call_supervisor(
-                    "startProcess", name, False, unless=Faults.ALREADY_STARTED
-                )  # a crash loop is one, too
+            self._call_supervisor("startProcess", name, False, unless=Faults.ALREADY_STARTED)
 
     def stop(self, *names: str) -> None:
         """Stop programs and wait for their end."""
@@ -236,12 +198,28 @@ class Sandbox:
             self.stop(name)
             self.start(name)
 
-    def signal_program(self, name: str, number: str, part: str = "") -> None:
-        """Send a signal, such as STOP, to a program; to a pod and all its parts, or to one part, which has to run."""
-        if name in SERVICES:
-            self._each_process(name, part, lambda process: process.send_signal(signal.Signals[f"SIG{number}"]))
-        else:
-            self._call_supervisor("signalProcess", name, number, unless=Faults.NOT_RUNNING)
+    def signal_program(self, name: str, how: str, part: str = "") -> None:
+        """Send a signal, such as STOP, to a program; to a pod and all its parts, or to one part, which has to run.
+
+        "FILES" is no signal: what a part has open now is all that it may open.
+        """
+        if name not in SERVICES:
+            self._call_supervisor("signalProcess", name, how, unless=Faults.NOT_RUNNING)
+            return
+        pod = self.pod(name)
+        for pid in [pod["parts"][part]] if part else [pod["pid"], *pod["parts"].values()]:
+            try:
+                process = psutil.Process(pid)
+                if process.environ().get(_MARK) != str(self.directory):
+                    raise psutil.NoSuchProcess(pid)  # its pid is somebody else's now
+                if how == "FILES":
+                    _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
+                    process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds(), hard))
+                else:
+                    process.send_signal(signal.Signals[f"SIG{how}"])
+            except psutil.Error:
+                if part:
+                    raise SandboxError(f"the {part} of {name} does not run") from None
 
     def pod(self, app: str) -> Any:
         """Return a pod's name and the process ids of its parts."""
@@ -250,44 +228,21 @@ class Sandbox:
         except FileNotFoundError:
             raise SandboxError(f"pod {app} has not started yet") from None
 
-    def limit_files(self, app: str, part: str) -> None:
-        """Let one part of a pod open no more files and connections than it has open now."""
-
-        def limit(process: psutil.Process) -> None:
-            _, hard = process.rlimit(psutil.RLIMIT_NOFILE)
-            process.rlimit(psutil.RLIMIT_NOFILE, (process.num_fds(), hard))
-
-        self._each_process(app, part, limit)
-
-    def _each_process(self, app: str, part: str, act: Callable[[psutil.Process], object]) -> None:
-        parts = self.pod(app)["parts"]
-        for pid in [parts[part]] if part else [self.pod(app)["pid"], *parts.values()]:
-            try:
-                process = psutil.Process(pid)
-                if process.environ().get(_MARK) != str(self.directory):
-                    raise psutil.NoSuchProcess(pid)  # its pid is somebody else's now
-                act(process)
-            except psutil.Error:
-                if part:
-                    raise SandboxError(f"the {part} of {app} does not run") from None
-
     def configure_broker(self, **changes: Any) -> None:
         """Let the broker run with these fields beside its own ones, and without earlier ones (see `write_nats_config`).
 
         Raises ValueError if it does not take them; it keeps what it has.
         """
-        addresses, file = self.state.addresses, self.directory / "nats.conf"
-        if not servers.takes(addresses, **changes):
-            raise ValueError(f"nats-server does not know {', '.join(changes)}")
+        file = self.directory / "nats.conf"
         before, runs = file.read_text(), self.program_state("nats") == "RUNNING"
         loaded = self.ask_broker("varz")["config_load_time"] if runs else None
-        servers.write_nats_config(self.directory, addresses, **changes)
+        servers.write_nats_config(self.directory, self.state.addresses, **changes)
         self.signal_program("nats", "HUP")
         until = time.monotonic() + 2
         while runs and self.ask_broker("varz")["config_load_time"] == loaded:
             if time.monotonic() > until:
                 write_private(file, before)
-                raise ValueError(f"nats-server does not reload {', '.join(changes)}")
+                raise ValueError(f"nats-server does not take {', '.join(changes)}")
             time.sleep(0.05)
 
     def ask_broker(self, path: str) -> Any:
@@ -295,10 +250,6 @@ class Sandbox:
         with requests.Session() as session:
             session.trust_env = False  # no proxy of this machine's
             return session.get(f"{self.state.addresses.nats_monitor_url}/{path}", timeout=2).json()
-
-    def configure_network(self, **rules: tuple[str, float] | None) -> None:
-        """Disturb the way to servers, by their names (see `network.RULES`); the others are reached as usual."""
-        write_private(self.directory / network.FILE_NAME, json.dumps(rules))
 
     def visit(self, scene: Callable[[JetStreamContext], Awaitable[T]]) -> T:
         """Run a function at the broker as the applications, on a connection of its own."""
@@ -316,7 +267,7 @@ class Sandbox:
 
     def _flow_condition(self) -> Callable[[], bool]:
         state = self.state
-        if not state.rate:
+        if not float(self.settings["SANDBOX_RATE"]):
             return lambda: "terminated advisory subscriber started" in self.log("notification")
         since = datetime.now(UTC)
         query = (
@@ -358,9 +309,9 @@ class Sandbox:
         servers.wait_for_postgres(state.addresses, lambda: self.program_state("postgres") != "FATAL")
         servers.wait_for_nats(state.addresses, lambda: self.program_state("nats") != "FATAL")
         servers.create_database(state.addresses)
-        self.start("receiver", *(["network"] if settings["POSTGRES_HOST"] == network.HOST else []), "notification")
+        self.start("receiver", "notification")
         with psycopg.connect(state.addresses.app_url, autocommit=True) as connection:
-            history.backfill(connection, datetime.now(UTC), hours, state.rate or 5.0, seed)
+            history.backfill(connection, datetime.now(UTC), hours, float(settings["SANDBOX_RATE"]) or 5.0, seed)
         # The load starts when the past is complete, so that there is no event in two minds about its order.
         self.start("entitlement")
         flows = self._flow_condition()
@@ -464,15 +415,15 @@ class Sandbox:
         return f"; {name}: {said[-1]}" if said else f"; {name} says nothing"
 
 
-def _pod_environment(addresses: Addresses, host: str) -> dict[str, str]:
+def _pod_environment(addresses: Addresses) -> dict[str, str]:
     return {
-        "POSTGRES_HOST": host,
+        "POSTGRES_HOST": "127.0.0.1",
         "POSTGRES_PORT": str(addresses.postgres_port),
         "POSTGRES_DB": DATABASE,
         "POSTGRES_USER": DATABASE,
         "POSTGRES_PASSWORD": addresses.passwords[DATABASE],
-        "NATS_URL": addresses.app_nats_url.replace("127.0.0.1", host),
-        "SANDBOX_RECEIVER_URL": addresses.receiver_url.replace("127.0.0.1", host),
+        "NATS_URL": addresses.app_nats_url,
+        "SANDBOX_RECEIVER_URL": addresses.receiver_url,
     }
 
 

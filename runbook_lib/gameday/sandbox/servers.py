@@ -8,17 +8,14 @@ import json
 import os
 import pwd
 import shutil
-import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from nats.js import JetStreamContext
-from nats.js.errors import ServerError
 from psycopg import sql
 
 from runbook_lib.book.queries import statement
@@ -30,8 +27,6 @@ from .state import DATABASE, Addresses, SandboxError, write_private
 SCHEMA = Path(__file__).with_name("schema.sql")
 START_TIMEOUT = 20.0
 _POLL = 0.02
-#: The broker's own code for "error creating store for stream".
-STORE_BUSY = 10049
 
 # fsync is off: this data is worth nothing after the drill. The rest is what the runbook's checks look at.
 POSTGRES_SETTINGS = {
@@ -106,14 +101,6 @@ def write_nats_config(directory: Path, addresses: Addresses, **changes: Any) -> 
     write_private(directory / "nats.conf", json.dumps(config | {k: v for k, v in changes.items() if v is not None}))
 
 
-def takes(addresses: Addresses, **changes: Any) -> bool:
-    """Return whether nats-server would start with these fields in its configuration."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_nats_config(Path(folder), addresses, **changes)
-        checked = subprocess.run([*nats_command(Path(folder)), "-t"], capture_output=True, check=False)
-    return checked.returncode == 0
-
-
 def postgres_command(directory: Path) -> list[str]:
     """Return the argument vector that runs PostgreSQL in the foreground; SIGINT is a fast shutdown."""
     return [*_unprivileged(), postgres_binary("postgres"), "-D", str(directory / "postgres")]
@@ -132,12 +119,7 @@ def wait_for_postgres(addresses: Addresses, alive: Callable[[], bool] = lambda: 
 
 def wait_for_nats(addresses: Addresses, alive: Callable[[], bool] = lambda: True) -> None:
     """Return when nats-server answers and JetStream is on; SandboxError when not."""
-
-    def ask() -> None:
-        if not broker.is_listening(addresses.nats_port):
-            raise ConnectionRefusedError("nothing listens")
-        broker.visit(addresses.nats_url, lambda js: js.account_info(), connect_timeout=1)
-
+    ask = partial(broker.visit, addresses.nats_url, lambda js: js.account_info(), connect_timeout=1)
     _wait_for_start("nats-server", ask, alive)
 
 
@@ -172,103 +154,6 @@ def create_database(addresses: Addresses) -> None:
             owner.execute(f"GRANT USAGE ON SCHEMA {schema} TO runbook")
             owner.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema} TO runbook")
             owner.execute(f"ALTER DEFAULT PRIVILEGES IN SCHEMA {schema} GRANT SELECT ON TABLES TO runbook")
-
-
-class Servers:
-    """Both servers as children of this process, with the schema and without any pod.
-
-    >>> with Servers(directory) as servers:     # doctest: +SKIP
-    ...     servers.ensure_streams()
-    ...     psycopg.connect(servers.database_url)
-    """
-
-    def __init__(self, directory: Path | str) -> None:
-        self.directory = Path(directory).resolve()
-        self.addresses = Addresses.choose()
-        self.admin_url = self.addresses.admin_url
-        self.app_url = self.addresses.app_url
-        self.database_url = self.addresses.database_url
-        self.nats_url = self.addresses.nats_url
-        self.app_nats_url = self.addresses.app_nats_url
-        self.nats_monitor_url = self.addresses.nats_monitor_url
-        self.env = self.addresses.env
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-
-    def __enter__(self) -> Servers:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        try:
-            self._prepare()
-            self.start_nats()
-            self.start_postgres()
-            create_database(self.addresses)
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def _prepare(self) -> None:
-        initialise(self.directory, self.addresses)
-
-    def start_postgres(self) -> None:
-        """Start PostgreSQL and wait until it answers."""
-        self._launch_server("postgres", postgres_command(self.directory), wait_for_postgres)
-
-    def start_nats(self) -> None:
-        """Start nats-server and wait until it answers."""
-        self._launch_server("nats", nats_command(self.directory), wait_for_nats)
-
-    def stop_postgres(self) -> None:
-        """Shut PostgreSQL down fast: sessions end, the data stays."""
-        self._end_server("postgres", signal.SIGINT)
-
-    def stop_nats(self) -> None:
-        """Stop the broker; streams and consumers stay on disk."""
-        self._end_server("nats", signal.SIGTERM)
-
-    def stop(self) -> None:
-        """Stop both servers."""
-        self.stop_nats()
-        self.stop_postgres()
-
-    def ensure_streams(self) -> None:
-        """Create streams and consumers as the applications do at their start.
-
-        A broker that has just deleted a stream may still be at its files (500, 10049): for a while it is asked again.
-        """
-        until = time.monotonic() + 10
-
-        async def create(js: JetStreamContext) -> None:
-            await broker.ensure_streams(js)
-            for durable in broker.CONSUMERS:
-                await broker.ensure_consumer(js, durable)
-
-        while True:
-            try:
-                return broker.visit(self.app_nats_url, create)
-            except ServerError as error:
-                if error.err_code != STORE_BUSY or time.monotonic() > until:
-                    raise
-                time.sleep(0.2)
-
-    def _launch_server(
-        self, name: str, command: list[str], wait: Callable[[Addresses, Callable[[], bool]], None]
-    ) -> None:
-        with (self.directory / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        self.processes[name] = process
-        wait(self.addresses, lambda: process.poll() is None)
-
-    def _end_server(self, name: str, how: signal.Signals) -> None:
-        if process := self.processes.pop(name, None):
-            process.send_signal(how)
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
 
 
 def _run_initdb(*command: str) -> None:

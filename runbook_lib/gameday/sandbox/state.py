@@ -129,10 +129,8 @@ class SandboxState:
     directory: Path
     addresses: Addresses
     socket: Path  # of supervisord, in a short temporary folder: a socket's path is limited to about 100 bytes
-    rate: float
     ready: bool = False
     fault: str | None = None
-    fault_at: str | None = None  # when it was injected, by this machine's clock
     unknown: bool = False  # whether the responder is not told which it is
 
     @property
