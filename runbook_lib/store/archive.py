@@ -58,7 +58,7 @@ _EARLIER_SALT = ".salts"
 #: Valid names of files in a log line, and their maximum length in bytes.
 _NAME = re.compile(r"(?:evidence/)?[^/.][^/]*")
 _MAX_NAME_BYTES = 200
-_WRITTEN_EARLIER = "was written by version 0.6, which reads and verifies it (pip install runbook-notebooks==0.6.0)"
+WRITTEN_EARLIER = "was written by version 0.6, which reads and verifies it (pip install runbook-notebooks==0.6.0)"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Errors of a path that is no regular file, or leads to none.
 _NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
@@ -128,7 +128,7 @@ class Archive:
         """
         try:
             if self.is_earlier():
-                raise OutputError(f"{self.place}: {_WRITTEN_EARLIER}; choose another incident")
+                raise OutputError(f"{self.place}: {WRITTEN_EARLIER}; choose another incident")
             self.make()
             if self.people:
                 self._create_salt()
@@ -306,7 +306,7 @@ class Archive:
 
     def _refuse_earlier(self) -> None:
         if self.is_earlier():
-            raise LogError(errno.EBADMSG, _WRITTEN_EARLIER, self.place)
+            raise LogError(errno.EBADMSG, WRITTEN_EARLIER, self.place)
 
     def partials(self) -> list[str]:
         """Return the partial artifacts of runs that died or are still running."""
@@ -628,10 +628,10 @@ def entry_of(line: bytes) -> dict[str, Any] | None:
     if not isinstance(entry, dict) or entry.get("kind") not in KINDS:
         return None
     named = entry.get("sha256", {})
-    return entry if isinstance(named, dict) and all(map(_is_allowed_name, named)) else None
+    return entry if isinstance(named, dict) and all(map(is_allowed_name, named)) else None
 
 
-def _is_allowed_name(name: str) -> bool:
+def is_allowed_name(name: str) -> bool:
     """Return whether a log line may have this file name: inside the incident's folder, printable, not too long."""
     return bool(_NAME.fullmatch(name)) and name.isprintable() and len(name.encode()) <= _MAX_NAME_BYTES
 
