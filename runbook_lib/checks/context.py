@@ -33,7 +33,7 @@ from runbook_lib.sources.prometheus import Exposition, Prometheus
 from runbook_lib.sources.settings import Budget, Settings, Target, TargetFacts, facts_of
 from runbook_lib.sources.source import ClockOffset, HasClock, Opening, ReadCost, SourceError
 from runbook_lib.sources.workloads import Runner
-from runbook_lib.store import recording
+from runbook_lib.store import capsule
 from runbook_lib.store.archive import Archive
 
 #: Seconds for which the frames of one step are shared with the steps after it.
@@ -331,30 +331,31 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
 
 def _open_replayed(section: Section, parameters: Parameters, config: Settings, book: Catalog) -> Context:
     """Return a context over a recording's run of the section, at the recording's moment. Raises UsageError."""
-    recorded = recording.read(Path(config.replay))
-    run = recorded.runs.get(section.number)
+    runs = capsule.read(Path(config.replay))
+    run = runs.get(section.number)
     if run is None:
-        raise UsageError(
-            f"{config.replay} holds no run of section {section.number}; it holds {', '.join(recorded.runs)}"
-        )
+        raise UsageError(f"{config.replay} holds no run of section {section.number}; it holds {', '.join(runs)}")
     header = run.header
     try:
         given = JudgeInput.recorded(book, header, ())
         tuned = book.tuned(header.get("given", {}).get("thresholds", {}))
+        window = Window.before(given.as_of, given.window_minutes)
+        clocks = {
+            name: ClockOffset(offset_s, error_s, header.get("behind_s", 0.0) if name == "postgres" else 0.0)
+            for name, (offset_s, error_s) in header.get("clocks", {}).items()
+        }
+        recorded = {step: f for r in (*runs.values(), run) for step, f in r.by_step.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as e:  # pydantic's too
         raise UsageError(f"{config.replay} was written by another version of runbook or of its pack: {e}") from None
-    minutes = given.window_minutes
-    detected_at = given.detected_at.isoformat() if given.detected_at is not None else None
     masker = Masker()
-    read_cost = ReadCost(masker)
     return Context(
         section=section,
         parameters=parameters.model_copy(
             update={
-                "window_minutes": minutes,
+                "window_minutes": given.window_minutes,
                 "target": given.target,
                 "detected_by": given.detected_by or None,
-                "detected_at": detected_at,
+                "detected_at": given.detected_at.isoformat() if given.detected_at is not None else None,
             }
         ),
         target=Target.model_construct(facts=given.facts),
@@ -362,14 +363,11 @@ def _open_replayed(section: Section, parameters: Parameters, config: Settings, b
         budget=config.budget,
         archive=Archive(config.output, parameters.incident_id),
         masker=masker,
-        read_cost=read_cost,
+        read_cost=ReadCost(masker),
         sources=Sources(None),
-        window=Window.before(given.as_of, minutes),
-        clocks={
-            name: ClockOffset(offset_s, error_s, header.get("behind_s", 0.0) if name == "postgres" else 0.0)
-            for name, (offset_s, error_s) in header.get("clocks", {}).items()
-        },
-        recorded={step: f for r in (*recorded.runs.values(), run) for step, f in r.by_step.items()},
+        window=window,
+        clocks=clocks,
+        recorded=recorded,
     )
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from runbook_lib.book.messages import VERBATIM
 from runbook_lib.book.queries import Query
-from runbook_lib.checks.check import NOT_READ, WHOLE, Check, Collect, failure_frame, failure_frames, failures
+from runbook_lib.checks.check import Check, Collect, failure_frames
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Text, replace, say, unknown
@@ -131,12 +131,9 @@ def collect_each(rb: Context, checks: Mapping[str, Check]) -> Frames:
 def judge_each(frames: Frames, given: JudgeInput, checks: Mapping[str, Check]) -> dict[str, Finding]:
     """Return the finding of each part: the judgement of its frames, or the finding of its source's failure."""
     found: dict[str, Finding] = {}
-    earlier_form = failures(frames)  # 0.5.0 kept the failure of a whole check beside the frames of the others
     for name, check in checks.items():
         prefix = f"{name}."
-        if name in earlier_form:
-            finding = check.finding({NOT_READ: failure_frame({WHOLE: earlier_form[name]})}, given)
-        elif prefix + _ASKED in frames:
+        if prefix + _ASKED in frames:
             own = {k.removeprefix(prefix): f for k, f in frames.items() if k.startswith(prefix)}
             del own[_ASKED]
             # A later part may use the findings of earlier parts, as in a section.

@@ -8,18 +8,21 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from runbook_lib.book import pack
 from runbook_lib.cli import interrupts
-from runbook_lib.model.finding import Text
+from runbook_lib.model.finding import Text, say
 from runbook_lib.model.incident import ADHOC, LATEST
 from runbook_lib.model.times import duration
 from runbook_lib.model.usage import UsageError, did_you_mean, visible
 from runbook_lib.privacy.urls import show_url
 from runbook_lib.sources import settings
+
+if TYPE_CHECKING:
+    from runbook_lib.dossier.seal import Report
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -219,6 +222,24 @@ def existing_archive(incident: str, output: str) -> Any:
     if not archive.may_be_dossier():
         raise UsageError(unknown_incident_text(archive))
     return archive
+
+
+def say_verified(report: Report, place: str) -> int:
+    """Print the result of a verification; return its exit code: 0 unchanged, 2 changed, 3 not covered or not read."""
+    echo_text(*report.changed, *report.uncovered, *report.unread, err=True)
+    if report.covered:
+        echo_text(say("seal.anchored", upto=report.covered))
+    states: tuple[tuple[object, str, int], ...] = (
+        (report.changed, "seal.state.changed", 2),
+        (report.unread, "seal.state.unread", 3),
+        (report.uncovered, "seal.state.not_witnessed", 3),
+        (True, "seal.state.whole", 0),
+    )
+    state, code = next((state, code) for found, state, code in states if found)
+    echo_text(say("seal.said", state=say(state), place=place, sealed=report.chain_head.lines))
+    if not report.changed:
+        click.echo(report.chain_head)
+    return code
 
 
 def unknown_incident_text(archive: Any) -> str:

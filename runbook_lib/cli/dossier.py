@@ -138,18 +138,4 @@ def verify(incident: str, checkpoints: tuple[str, ...], output: str) -> int:
     if archive.is_earlier():
         common.echo_text(say("seal.earlier", place=archive.place), err=True)
         return 3
-    report = seal.check(archive, kept)
-    common.echo_text(*report.changed, *report.uncovered, *report.unread, err=True)
-    if report.covered:
-        common.echo_text(say("seal.anchored", upto=report.covered))
-    states: tuple[tuple[object, str, int], ...] = (
-        (report.changed, "seal.state.changed", 2),
-        (report.unread, "seal.state.unread", 3),
-        (report.uncovered, "seal.state.not_witnessed", 3),
-        (True, "seal.state.whole", 0),
-    )
-    state, code = next((state, code) for found, state, code in states if found)
-    common.echo_text(say("seal.said", state=say(state), place=archive.place, sealed=report.chain_head.lines))
-    if not report.changed:
-        click.echo(report.chain_head)
-    return code
+    return common.say_verified(seal.check(archive, kept), archive.place)

@@ -38,9 +38,6 @@ def lab(
     config = settings.load()
     incident = resolve_incident(incident, output or config.output)
     if replay:
-        from runbook_lib.store import recording
-
-        target = recording.read(replay).first.header["target"]
         if ctx.get_parameter_source("incident") is ParameterSource.DEFAULT:
             incident = interactive.replay_incident(replay)
     else:

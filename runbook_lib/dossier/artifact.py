@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -139,16 +139,18 @@ class Artifact:
 
 def make(nb: Notebook, run: Run, parameters: dict[str, Any], stem: str, **more: Any) -> Artifact:
     """Make the artifact of a run: notebook, page and evidence; `more` goes into its line of the manifest."""
-    name = f"{stem}-{run.status.name}"
+    made = make_evidence(run, parameters, stem, **more)
     title = f"{run.section} {run.status.name} {parameters['incident_id']}"
-    evidence = json.dumps(run_to_json(run), ensure_ascii=False).encode()
+    (evidence,) = made.files.values()
     with messages.using(parameters.get("lang", "en")):
-        page = html(nb, title, f"{name}.json {digest(evidence)}")
-    files = {
-        f"{name}.ipynb": nbformat.writes(nb).encode(),
-        f"{name}.html": page.encode(),
-        f"evidence/{name}.json": evidence,
-    }
+        page = html(nb, title, f"{made.name}.json {digest(evidence)}")
+    shown = {f"{made.name}.ipynb": nbformat.writes(nb).encode(), f"{made.name}.html": page.encode()}
+    return replace(made, files=shown | made.files)
+
+
+def make_evidence(run: Run, parameters: dict[str, Any], stem: str, **more: Any) -> Artifact:
+    """Make the artifact of a run without a notebook: its evidence; `more` goes into its line of the manifest."""
+    name = f"{stem}-{run.status.name}"
     entry = {
         "name": name,
         "section": run.section,
@@ -162,7 +164,8 @@ def make(nb: Notebook, run: Run, parameters: dict[str, Any], stem: str, **more: 
         "versions": {p: version(p) for p in ("runbook-notebooks", "papermill", "pandas", "sqlalchemy", "nats-py")},
         **more,
     }
-    return Artifact(name, files, entry)
+    evidence = json.dumps(run_to_json(run), ensure_ascii=False).encode()
+    return Artifact(name, {f"evidence/{name}.json": evidence}, entry)
 
 
 def stamp(time: str) -> str:

@@ -36,9 +36,9 @@ def configuration(output: str, target: str) -> pd.DataFrame | None:
     Raises OSError and ValueError where it can not be read.
     """
     kept = _open(output, target)
-    if not (lines := kept.lines(HEALTHY_RUNS)):
+    if not (content := kept.read_or_none(HEALTHY_RUNS)):
         return None
-    newest = lines[-1]
+    newest = json.loads(content.splitlines()[-1])
     rows = json.loads(kept.read(f"{CONFIGURATION}-{newest[CONFIGURATION]}.json"))
     return pd.DataFrame(rows["data"], columns=rows["columns"]).assign(at=pd.Timestamp(newest["at"]))
 

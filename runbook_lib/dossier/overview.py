@@ -149,6 +149,7 @@ def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
     read, unread = course.read_findings(archive, (run for run in logs.runs if run.name in judged | recent))
     shown = [(run, f) for run, f in read if run.name in judged]
     linked = {run.name for run in runs[now.name]} if now else set[str]()
+    files = archive.names()
     lanes = course.lanes(logs, (f for _, f in read))
     span, opens = course.span(lanes), course.incident(lanes, logs)
     return render.html(
@@ -171,9 +172,10 @@ def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
         unread=unread,
         actions=[a for a in logs.actions if _is_shown(a, logs.actions)],
         notes=logs.notes,
+        files=files,  # a capsule has no notebooks
         partials=archive.partials(),
         seen_before=report.seen_before(archive),
-        postmortem=postmortem.PAGE if postmortem.PAGE in archive.names() else None,
+        postmortem=postmortem.PAGE if postmortem.PAGE in files else None,
     )
 
 

@@ -21,7 +21,7 @@ from runbook_lib.book.parameters import validate
 from runbook_lib.model.incident import REPLAY
 from runbook_lib.model.usage import UsageError, config_file, install_command, sandbox_folder
 from runbook_lib.sources.settings import Settings
-from runbook_lib.store import recording
+from runbook_lib.store import capsule
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.files import read_regular, write_whole
 from runbook_lib.view import prose
@@ -123,9 +123,12 @@ def open_lab(
         if re.match(pattern, argument):
             raise UsageError(why.format(argument))
     validate({"incident_id": incident})
+    runs = capsule.read(replay) if replay else None
+    if runs:
+        target = str(next(iter(runs.values())).header.get("target", target))
     archive = Archive(output, incident)
     archive.prepare()
-    folder = prepare_copies(archive, target, book, recording.read(replay).runs if replay else None)
+    folder = prepare_copies(archive, target, book, runs)
     start = f"--LabApp.default_url=/runbook/{incident}/"  # before a person's own: it need not hold
     own = (*_OPTIONS, f"--ServerApp.root_dir={folder}")
     command = [sys.executable, "-m", "jupyterlab", start, *arguments, *own]

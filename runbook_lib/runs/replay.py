@@ -8,43 +8,36 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-import pandas as pd
-from markupsafe import Markup
 
 from runbook_lib.book import messages
 from runbook_lib.book.catalog import Catalog
 from runbook_lib.book.parameters import whoami
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
-from runbook_lib.dossier import course, rejudge, seal
+from runbook_lib.dossier import artifact, overview, rejudge, seal
 from runbook_lib.model.finding import HOP_NUMBERS, Finding, Text, Verdict, say
-from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import hide_names
 from runbook_lib.sources.settings import Settings
-from runbook_lib.store import record as record_view
 from runbook_lib.store.archive import ACTION, NOTE, Archive
+from runbook_lib.store.capsule import SUFFIX
 from runbook_lib.store.files import read_regular, replace_file
-from runbook_lib.store.lines import Logs, VerdictLine
-from runbook_lib.store.recording import Recording
-from runbook_lib.store.run import Run
-from runbook_lib.view import render, timeline
+from runbook_lib.store.run import Run, read_runs, run_from_json, run_to_json
 
 INDEX = "index.json"
 
 
-def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str, Any] | None = None) -> Recording:
-    """Return the last concluded run of each section of a dossier as a recording without names of machines and people.
+def pack(archive: Archive, config: Settings, book: Catalog, output: str) -> Archive:
+    """Write the last concluded run of each section into a dossier under `output`; return it.
 
-    Its manifest has the verdict before names were hidden. Raises OSError and UsageError.
+    It has no names of machines and people. Raises OSError and UsageError.
     """
     found = list(rejudge.runs(archive, book))
     concluded = [run for run in found if not isinstance(run, Text)]
@@ -53,7 +46,6 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
     runs = [last[n] for n in book.sections if n in last and n != about_responders]
     if not runs:
         raise UsageError(f"{archive.place} holds no concluded run that is as it was sealed")
-    verdict = evaluate(Recording(archive.incident, {r.section: r for r in runs}), book)
     known = _known_names(archive, runs, config)
     keep = {*book.hops, *_find_words([_without_context(r.header.get("given", {})) for r in runs])}
     sealed = seal.check(archive)
@@ -67,21 +59,28 @@ def record(archive: Archive, config: Settings, book: Catalog, about: Mapping[str
         *([say("capsule.left.earlier", n=n)] if (n := len(concluded) - len(last)) else []),
         *([say("capsule.left.responders", section=about_responders)] if about_responders in last else []),
     ]
-    shown, hidden = hide_names(
-        {
-            "runs": [[r.section, _strip_header(r.header), r.stored] for r in runs],
-            "manifest": {"verdict": _drop_evidence(verdict), "left_out": [record_view.text(t) for t in left_out]},
-        },
-        known,
-        keep,
-    )
-    shown["manifest"]["left_out"].append(record_view.text(say("capsule.left.names", **hidden)))
-    return Recording(
-        archive.incident,
-        {run[0]: Run(*run) for run in shown["runs"]},
-        {"versions": {"runbook-notebooks": version("runbook-notebooks")}} | dict(about or {}),
-        {"dossier": str(sealed.chain_head)} | shown["manifest"],
-    )
+    stored = [run_to_json(replace(r, header=_strip_header(r.header))) for r in runs]
+    notes = [messages.text(say("capsule.left_out", what=text)) for text in left_out]
+    (stored, notes), hidden = hide_names([stored, notes], known, keep)
+    packed = say("capsule.packed", version=version("runbook-notebooks"), seal=str(sealed.chain_head))
+    more = (say("capsule.left_out", what=say("capsule.left.names", **hidden)), packed)
+    return build(output, archive.incident, map(run_from_json, stored), book, [*notes, *map(messages.text, more)])
+
+
+def build(output: str, incident: str, runs: Iterable[Run], book: Catalog, notes: Iterable[str] = ()) -> Archive:
+    """Write runs, what they come to together, and notes into a dossier under `output`; return it. Raises OSError."""
+    archive = Archive(output, f"{incident}{SUFFIX}", people=False)
+    archive.make()
+    for run in runs:
+        parameters = {"target": run.header["target"], "detected_at": run.header.get("given", {}).get("detected_at")}
+        made = artifact.make_evidence(run, parameters, f"{artifact.stamp(run.started)}-{run.section}")
+        archive.append(made.entry, made.files)
+    sealed = read_runs(archive)
+    verdict = replay({run.section: run for run in sealed}, book, again=False).verdict
+    overview.keep(archive, sealed, overview.document(archive.incident, sealed[0].header["target"], sealed, verdict))
+    for text in notes:
+        archive.add_line(NOTE, {"time": sealed[-1].ended, "who": "capsule", "text": text})
+    return archive
 
 
 def _strip_header(header: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,9 +142,9 @@ class Replayed:
     verdict: Verdict
 
 
-def replay(recorded: Recording, book: Catalog, *, again: bool = True) -> Replayed:
-    """Judge a recording by the documents `book`; with `again` False, take its findings as they were recorded."""
-    return triage({section: judge(run, book, again=again) for section, run in recorded.runs.items()}, book)
+def replay(runs: Mapping[str, Run], book: Catalog, *, again: bool = True) -> Replayed:
+    """Judge the runs of a recording by the documents `book`; with `again` False, take their findings as recorded."""
+    return triage({section: judge(run, book, again=again) for section, run in runs.items()}, book)
 
 
 def judge(run: Run, book: Catalog, *, again: bool = True) -> tuple[tuple[Finding, ...], Verdict]:
@@ -184,9 +183,9 @@ def triage(judged: Mapping[str, tuple[tuple[Finding, ...], Verdict]], book: Cata
     return Replayed(findings, verdicts, ran, verdict)
 
 
-def evaluate(recorded: Recording, book: Catalog) -> dict[str, Any]:
-    """Return what the recording comes to by the documents `book`, as the index has it."""
-    return as_expected(replay(recorded, book))
+def evaluate(runs: Mapping[str, Run], book: Catalog) -> dict[str, Any]:
+    """Return what the runs of a recording come to by the documents `book`, as the index has it."""
+    return as_expected(replay(runs, book))
 
 
 def as_expected(replayed: Replayed) -> dict[str, Any]:
@@ -209,84 +208,6 @@ def section_as_expected(section: str, findings: Iterable[Finding], verdict: Verd
         "evidence": {f.step: list(_evidence_lines(f)) for f in findings},
         **_verdict_fields(verdict, [section]),
     }
-
-
-def reopen(recorded: Recording, book: Catalog) -> tuple[Replayed, list[Text]]:
-    """Judge a recording by the documents `book`; return also how that differs from what was recorded.
-
-    Raises UsageError where nothing of it can be concluded from.
-    """
-    try:
-        now = replay(recorded, book)
-    except Exception as e:  # this version may not be able to judge what an earlier one recorded
-        problem = rejudge.not_judged(recorded.name, e)
-        try:
-            return replay(recorded, book, again=False), [problem]
-        except Exception:
-            raise UsageError(messages.text(problem)) from None
-    expected = recorded.manifest.get("verdict") or _drop_evidence(as_expected(replay(recorded, book, again=False)))
-    apart = differences(expected, _drop_evidence(as_expected(now)))
-    return now, [say("capsule.apart", line=line) for line in apart]
-
-
-def contents(recorded: Recording) -> list[Text]:
-    """Return what a recording contains and what was left out, as its manifest says."""
-    header, manifest = recorded.first.header, recorded.manifest
-    packed = say(
-        "capsule.contains",
-        sections=", ".join(recorded.runs),
-        as_of=render.when(header["as_of"]),
-        version=recorded.about.get("versions", {}).get("runbook-notebooks", "?"),
-        seal=manifest.get("dossier"),
-    )
-    left_out = map(record_view.text_from_json, manifest.get("left_out", ()))
-    return [packed, *(say("capsule.left_out", what=what) for what in left_out)]
-
-
-def page(recorded: Recording, replayed: Replayed, told: Sequence[str]) -> str:
-    """Return a replayed recording as one self-contained HTML page.
-
-    It shows the verdict, what was told, the timeline, why and why not, and each section's steps.
-    """
-    known = {f.name: recorded.first.header[f.name] for f in fields(render.Header) if f.name in recorded.first.header}
-    header = render.Header(**known | {"as_of": pd.Timestamp(known["as_of"])})
-    title = f"{recorded.name} {replayed.verdict.status.name}"
-    banner = _render_html(render.banner(header, replayed.verdict))
-    looked = max(moment(str(run.header["as_of"])) for run in recorded.runs.values())
-    line = VerdictLine.model_construct(name="", started=looked, sections=tuple(replayed.ran), verdict=replayed.verdict)
-    lanes = course.lanes(Logs([line], [], []), (f for findings in replayed.findings.values() for f in findings))
-    span = course.span(lanes)
-    parts = [
-        Markup("<h1>{}</h1>").format(title),
-        _render_html(render.text_block(told)),
-        Markup(timeline.html(lanes, *span)) if span else "",  # noqa: S704 - our own rendering
-        Markup(render.html("why", verdict=replayed.verdict)),  # noqa: S704 - our own rendering
-    ]
-    for section, findings in replayed.findings.items():
-        parts.append(Markup("<h2>{} {}</h2>").format(section, render.section_title(section)))
-        parts += [_render_html(render.Card(f, "")) for f in findings]
-    body = Markup("\n").join(parts)
-    return render.html("artifact", title=title, banner=banner, body=body, evidence=recorded.seal or recorded.name)
-
-
-def _render_html(shown: render.NotebookOutput) -> Markup:
-    return Markup(shown._repr_mimebundle_()["text/html"])  # noqa: S704 - our own rendering
-
-
-def page_lines(replayed: Replayed) -> list[str]:
-    """Return what the page of a replayed recording says first, as text: the verdict and a line for each step."""
-    steps = [render.finding_line(f) for findings in replayed.findings.values() for f in findings]
-    return [*render.verdict_lines(replayed.verdict), "", *steps]
-
-
-def _drop_evidence(expected: dict[str, Any]) -> dict[str, Any]:
-    """Return what is expected without headlines and evidence, which a newer version may change."""
-    sections = {
-        name: {n: value for n, value in section.items() if n != "evidence"}
-        | {"steps": {step: line.partition(": ")[0] for step, line in section["steps"].items()}}
-        for name, section in expected["sections"].items()
-    }
-    return expected | {"sections": sections}
 
 
 def _verdict_fields(v: Verdict, ran: Iterable[str]) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What is kept, as bytes: archives, records and recordings."""
+"""What is kept, as bytes: archives, records and capsules."""

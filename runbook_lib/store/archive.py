@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import fsspec
 from fsspec import asyn
@@ -48,8 +48,13 @@ from runbook_lib.privacy.urls import show_url, show_urls
 from runbook_lib.store.files import create_whole, digest, file_mode, make_folder, open_locked, read_regular, write_whole
 
 LOG = "log.jsonl"
+Kind: TypeAlias = Literal["run", "verdict", "action", "note"]
 #: The kinds of its lines; those of the first two name the files of an artifact.
-KINDS = RUN, VERDICT, ACTION, NOTE = "run", "verdict", "action", "note"
+RUN: Kind = "run"
+VERDICT: Kind = "verdict"
+ACTION: Kind = "action"
+NOTE: Kind = "note"
+KINDS = (RUN, VERDICT, ACTION, NOTE)
 #: The logs of a dossier of version 0.6.
 _EARLIER = ("manifest.jsonl", "actions.jsonl", "notes.jsonl")
 PARTIAL = ".partial.ipynb"
@@ -61,7 +66,7 @@ _EARLIER_SALT = ".salts"
 #: Valid names of files in a log line, and their maximum length in bytes.
 _NAME = re.compile(r"(?:evidence/)?[^/.][^/]*")
 _MAX_NAME_BYTES = 200
-_WRITTEN_EARLIER = "was written by version 0.6, which reads and verifies it (pip install runbook-notebooks==0.6.0)"
+WRITTEN_EARLIER = "was written by version 0.6, which reads and verifies it (pip install runbook-notebooks==0.6.0)"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 #: Errors of a path that is no regular file, or leads to none.
 _NO_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)
@@ -148,7 +153,7 @@ class Archive:
         """
         try:
             if self.is_earlier():
-                raise OutputError(f"{self.place}: {_WRITTEN_EARLIER}; choose another incident")
+                raise OutputError(f"{self.place}: {WRITTEN_EARLIER}; choose another incident")
             self.make()
             if self.people:
                 self._create_salt()
@@ -326,7 +331,7 @@ class Archive:
 
     def _refuse_earlier(self) -> None:
         if self.is_earlier():
-            raise LogError(errno.EBADMSG, _WRITTEN_EARLIER, self.place)
+            raise LogError(errno.EBADMSG, WRITTEN_EARLIER, self.place)
 
     def partials(self) -> list[str]:
         """Return the partial artifacts of runs that died or are still running."""
@@ -342,7 +347,7 @@ class Archive:
         given = [*(p for p in parameters if isinstance(p, dict)), *self.lines(ACTION)]
         return {str(values["target"]) for values in given if values.get("target")}
 
-    def lines(self, *kinds: str) -> Entries:
+    def lines(self, *kinds: Kind) -> Entries:
         """Return the log's entries of these kinds or of all, oldest first; [] if there is no log.
 
         Raises OSError; LogError for an invalid line of any kind, and for a dossier of version 0.6.
@@ -434,7 +439,7 @@ class Archive:
         return {e.get("section", ""): e for e in self.manifest() if e.get("job") == job}
 
     def add_line(
-        self, kind: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
+        self, kind: Kind, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
     ) -> dict[str, Any] | None:
         """Add a hash-chained line of a kind to the log; return None. Raises OSError.
 
@@ -446,7 +451,7 @@ class Archive:
             return self._add_line(kind, entry, stops)
 
     def _add_line(
-        self, kind: str, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
+        self, kind: Kind, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None
     ) -> dict[str, Any] | None:
         """Add a line, or return what stops it: by default an existing line of the entry's job.
 
@@ -672,10 +677,10 @@ def entry_of(line: bytes) -> dict[str, Any] | None:
     if not isinstance(entry, dict) or entry.get("kind") not in KINDS:
         return None
     named = entry.get("sha256", {})
-    return entry if isinstance(named, dict) and all(map(_is_allowed_name, named)) else None
+    return entry if isinstance(named, dict) and all(map(is_allowed_name, named)) else None
 
 
-def _is_allowed_name(name: str) -> bool:
+def is_allowed_name(name: str) -> bool:
     """Return whether a log line may have this file name: inside the incident's folder, printable, not too long."""
     return bool(_NAME.fullmatch(name)) and name.isprintable() and len(name.encode()) <= _MAX_NAME_BYTES
 
@@ -697,7 +702,7 @@ def split_lines(content: bytes | None) -> list[bytes]:
     return content.removesuffix(b"\n").split(b"\n") if content else []
 
 
-def _of_kind(lines: Iterable[bytes], kind: str) -> Entries:
+def _of_kind(lines: Iterable[bytes], kind: Kind) -> Entries:
     """Return the entries of a kind; lines that are not valid are left out."""
     return [entry for entry in map(entry_of, lines) if entry and entry["kind"] == kind]
 

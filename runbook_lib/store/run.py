@@ -1,7 +1,7 @@
 """A run of one section: what is kept of it, and all that anybody reads of it later.
 
-Its evidence file holds the run as JSON; a recording holds the same of each of its sections. The executed notebook
-carries the findings in its outputs: they are read out of it once, when it has ended.
+Its evidence file holds the run as JSON. The executed notebook carries the findings in its outputs: they are read out
+of it once, when it has ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import Finding, Reason, Status, Verdict, complete, read_cost, replace, say, unknown
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
-from runbook_lib.store.lines import RunLine
+from runbook_lib.store.lines import RunLine, read_logs
 
 _NOT_JUDGED = Verdict(Status.UNKNOWN, None, "none")
 #: The form of an evidence file.
@@ -28,10 +28,7 @@ _PLACES = ("ipynb", "html")
 
 @dataclass(frozen=True)
 class Run:
-    """The run of one section: a finding for every planned step, as JSON, and the verdict.
-
-    A recording has no verdict of a run: it is judged when it is replayed.
-    """
+    """The run of one section: a finding for every planned step, as JSON, and the verdict."""
 
     section: str
     header: dict[str, Any]
@@ -115,3 +112,8 @@ def read_run(archive: Archive, line: RunLine) -> Run:
     place = {kind: f"{archive.place}/{line.name}.{kind}" for kind in _PLACES}
     stored = json.loads(archive.read_sealed(line.sha256, f"evidence/{line.name}.json"))
     return run_from_json(stored, **place)
+
+
+def read_runs(archive: Archive) -> list[Run]:
+    """Return the runs of a dossier, oldest first. Raises what `read_logs` and `read_run` raise."""
+    return [read_run(archive, line) for line in read_logs(archive).runs]

@@ -42,7 +42,7 @@ ACTION = {"id": "a", "time": STARTED, "action": "restart", "result": "done", "wh
     ],
 )
 def test_a_line_of_no_known_kind_names_its_log_and_field(
-    tmp_path: Path, kind: str, line: dict[str, Any], problem: str
+    tmp_path: Path, kind: kinds.Kind, line: dict[str, Any], problem: str
 ) -> None:
     archive = Archive(str(tmp_path), "INC-1")
     archive.prepare()

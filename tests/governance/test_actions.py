@@ -31,7 +31,7 @@ from runbook_lib.packs.entitlement.actions.canary import Canary
 from runbook_lib.packs.entitlement.actions.restart import check_cooldown
 from runbook_lib.sources import settings
 from runbook_lib.store import record
-from runbook_lib.store.archive import ACTION, LOG, Archive, OutputError
+from runbook_lib.store.archive import ACTION, LOG, Archive, Kind, OutputError
 from runbook_lib.store.lines import read_logs
 from tests.kit.actions import WORD, Counter, was_done
 from tests.kit.command import runbook
@@ -310,10 +310,10 @@ def test_a_ledger_that_cannot_be_written_stops_the_action(
 ) -> None:
     counter, add = Counter(), Archive.add_line
 
-    def fails(self: Archive, name: str, entry: dict[str, Any], *more: Any) -> Any:
+    def fails(self: Archive, kind: Kind, entry: dict[str, Any], *more: Any) -> Any:
         if self.output == rb.target.ledger and entry["result"] == failing:
             raise error
-        return add(self, name, entry, *more)
+        return add(self, kind, entry, *more)
 
     monkeypatch.setattr(Archive, "add_line", fails)
     for failing, result in (("begun", "refused"), ("done", "done")):  # noqa: B007

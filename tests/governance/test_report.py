@@ -93,9 +93,11 @@ def noted(minutes: float, who: str, text: str) -> dict[str, Any]:
 def keep(output: Path, incident: str, *, draft: str = "", **logs: list[dict[str, Any]]) -> None:
     archive = Archive(str(output), incident)
     archive.prepare()
-    for kind, lines in zip(("", ACTION, NOTE), map(logs.get, ("runs", "actions", "notes")), strict=True):
-        for line in lines or ():
-            archive.add_line(kind or (VERDICT if "verdict" in line else RUN), line)
+    for line in logs.get("runs", ()):
+        archive.add_line(VERDICT if "verdict" in line else RUN, line)
+    for kind, name in ((ACTION, "actions"), (NOTE, "notes")):
+        for line in logs.get(name, ()):
+            archive.add_line(kind, line)
     if draft:
         archive.write(MARKDOWN, draft.encode())
 

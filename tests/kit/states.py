@@ -5,9 +5,9 @@ and by step and frame what is different: columns that every row gets (a row is m
 the recorded section that the frame is taken from, or "unread". Other rows may also make a frame that the recording does
 not have; "+name" is a column that the recorded frame does not have. With `where = {...}` only the rows with these
 values get the columns, and `where_not = {...}` takes such rows out; a list of such changes makes one after the other.
-`capped = true` says that more rows exist. "-30 s" is a time, so long before the recorded moment; "unknown", and what a
-row does not name, was not read. `4.1.1.json` beside it has the result of the section, and of its steps those that
-differ from the recording's.
+`like = "name"` takes another frame of the step instead, and `capped = true` says that more rows exist. "-30 s" is a
+time, so long before the recorded moment; "unknown", and what a row does not name, was not read. `4.1.1.json` beside it
+has the result of the section, and of its steps those that differ from the recording's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pandas as pd
 
 from runbook_lib.book import catalog
 from runbook_lib.runs import replay
-from runbook_lib.store import recording
+from runbook_lib.store import capsule
 from runbook_lib.store.run import Run
 from tests.kit import RECORDINGS
 
@@ -58,13 +58,15 @@ def write_expected(found: Mapping[str, Any]) -> None:
 def evaluate(state: Mapping[str, Any]) -> dict[str, Any]:
     """Judge a state; return the verdict of the section, and the steps that differ from the recording's."""
     name, section = state["from"].split()
-    run = _read(name).runs[section]
+    run = _read(name)[section]
     changed = Run(section, run.header | state.get("header", {}), deepcopy(run.stored))
     for step, frames in state.items():
         if step not in ("from", "header"):
             (stored,) = (f["frames"] for f in changed.stored if f["step"] == step)
             for frame, new in frames.items():
                 old = stored.pop(frame, None)
+                if isinstance(new, dict) and (like := new.get("like")):
+                    old = stored[like]
                 if new != "unread":
                     stored[frame] = _change(step, frame, old, new, pd.Timestamp(run.header["as_of"]))
     before = _judge(name, section)
@@ -74,22 +76,22 @@ def evaluate(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def _read(name: str) -> recording.Recording:
-    return recording.read(RECORDINGS / f"{name}{recording.SUFFIX}")
+def _read(name: str) -> dict[str, Run]:
+    return capsule.read(RECORDINGS / f"{name}{capsule.SUFFIX}")
 
 
 @cache
 def _judge(name: str, section: str) -> dict[str, Any]:
-    return replay.section_as_expected(section, *replay.judge(_read(name).runs[section], catalog.load()))
+    return replay.section_as_expected(section, *replay.judge(_read(name)[section], catalog.load()))
 
 
 def _change(step: str, frame: str, stored: dict[str, Any] | None, new: Any, as_of: pd.Timestamp) -> dict[str, Any]:
     if isinstance(new, str):
         name, section = new.split()
-        (other,) = (f["frames"][frame] for f in _read(name).runs[section].stored if f["step"] == step)
+        (other,) = (f["frames"][frame] for f in _read(name)[section].stored if f["step"] == step)
         return dict(other)
     listed: list[dict[str, Any]] = new if isinstance(new, list) else [new]
-    changes = [{name: value for name, value in change.items() if name != "capped"} for change in listed]
+    changes = [{name: value for name, value in change.items() if name not in ("capped", "like")} for change in listed]
     if stored is None:
         columns = [{"name": name, "type": "text"} for name in dict.fromkeys(name for row in changes for name in row)]
         stored = {"columns": columns, "rows": [], "index": None, "attrs": {}}

@@ -64,12 +64,11 @@ def test_what_came_just_before_the_end_of_an_outage_is_named_with_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told", "has_kind"),
+    ("changes", "told"),
     [
-        ([], ["the system started: PostgreSQL, NATS and 3 others together"], True),
-        ([], ["the system started: PostgreSQL, NATS and 3 others together"], False),
+        ([], ["the system started: PostgreSQL, NATS and 3 others together"]),
         # Each of these is a change of its own: a broker that was started again, and what did not go well.
-        ([(80, "server start", "NATS server b started")], None, True),
+        ([(80, "server start", "NATS server b started")], None),
         (
             [(92, "failed migration", "migration 2, failed"), (95, "restart", "pod-2 started (3 restarts before)")],
             [
@@ -77,18 +76,16 @@ def test_what_came_just_before_the_end_of_an_outage_is_named_with_it() -> None:
                 "pod-2 started (3 restarts before)",
                 "the system started: PostgreSQL, NATS and 3 others together",
             ],
-            True,
         ),
         # The kind decides, not the text.
         (
             [(92, "action", "action by which pod-1 started")],
             ["action by which pod-1 started", "the system started: PostgreSQL, NATS and 3 others together"],
-            True,
         ),
     ],
 )
 def test_the_start_of_the_whole_system_is_one_change(
-    changes: list[tuple[float, str, str]], told: list[str] | None, has_kind: bool
+    changes: list[tuple[float, str, str]], told: list[str] | None
 ) -> None:
     every = [
         (100, "server start", "PostgreSQL started"), (99, "server start", "NATS server a started"),
@@ -97,8 +94,6 @@ def test_the_start_of_the_whole_system_is_one_change(
     ]  # fmt: skip
     seen = frames(*((seconds, what) for seconds, _, what in every), kinds=[kind for _, kind, _ in every])
     seen["changes"].loc[seen["changes"]["what"].str.startswith("NATS"), "source"] = "nats_monitor"
-    if not has_kind:
-        seen["changes"] = seen["changes"].drop(columns="kind")
     found = changed.CHECK.judge(seen, make_given())
     assert list(found.frames["lately"]["what"]) == (told or [*seen["changes"].sort_values("at")["what"][::-1]])
 

@@ -15,7 +15,8 @@ from runbook_lib.book.catalog import Catalog
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.model.finding import Finding, Verdict
 from runbook_lib.runs import replay
-from runbook_lib.store import record, recording
+from runbook_lib.store import capsule, record
+from runbook_lib.store.run import Run
 from runbook_lib.view import render
 from tests.kit import RECORDINGS
 
@@ -31,13 +32,13 @@ def no_collection() -> Iterator[None]:
 
 
 @lru_cache(maxsize=2)
-def read(name: str) -> recording.Recording:
-    return recording.read(RECORDINGS / f"{name}{recording.SUFFIX}")
+def read(name: str) -> dict[str, Run]:
+    return capsule.read(RECORDINGS / f"{name}{capsule.SUFFIX}")
 
 
 @lru_cache(maxsize=24)
 def judge(name: str, section: str) -> tuple[tuple[Finding, ...], Verdict]:
-    return replay.judge(read(name).runs[section], catalog.load())
+    return replay.judge(read(name)[section], catalog.load())
 
 
 def one_worker(name: str, *more: str) -> Any:
@@ -60,7 +61,7 @@ def test_section(name: str, section: str) -> None:
 @pytest.mark.parametrize("name", map(one_worker, INDEX))
 def test_triage(name: str) -> None:
     """The verdict of all sections together is as the index expects, and does not contradict itself."""
-    judged = replay.triage({section: judge(name, section) for section in read(name).runs}, catalog.load())
+    judged = replay.triage({section: judge(name, section) for section in read(name)}, catalog.load())
     expected = {key: value for key, value in INDEX[name]["expected"].items() if key != "sections"}
     differ = list(replay.differences(expected, replay.as_expected(judged)))
     assert not differ, "\n".join([f"{name} is judged otherwise than the index expects:", *differ])

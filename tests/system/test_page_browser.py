@@ -13,12 +13,10 @@ import pytest
 from click.testing import CliRunner
 from playwright.sync_api import Locator, Page, sync_playwright
 
-from runbook_lib.book import catalog, messages
+from runbook_lib.book import messages
 from runbook_lib.cli.main import cli
 from runbook_lib.dossier import overview, postmortem
 from runbook_lib.model.times import moment
-from runbook_lib.runs import replay
-from runbook_lib.sources import settings
 from runbook_lib.store.archive import NOTE, Archive
 from tests.kit import ROOT, barriers
 
@@ -159,11 +157,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every page that a command writes of the sample, in Japanese, but the receiver's."""
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(SAMPLE, folder / "sample")
-    book = catalog.load()
-    kept = replay.record(Archive(str(folder), "sample"), settings.load(), book, {"faults": ["worker_stopped"]})
-    with messages.using("ja"):
-        page = replay.page(kept, replay.reopen(kept, book)[0], ["seal: none"])
-    (folder / "capsule.html").write_text(page, encoding="utf-8")
     words = ["report", "--page", str(folder / "report.html"), "--output", str(folder), "--lang", "ja"]
     done = CliRunner().invoke(cli, words)
     assert done.exit_code in (0, 1, 2), done.output
@@ -176,7 +169,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["artifact", "capsule", "postmortem", "report"])
+@pytest.mark.parametrize("name", ["artifact", "postmortem", "report"])
 def test_no_page_keeps_anybody_out(pages: Path, name: str, browser: str) -> None:
     """Narrow, wide, light, dark, and printed."""
     with sync_playwright() as playwright:

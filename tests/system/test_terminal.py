@@ -8,15 +8,16 @@ import os
 import shutil
 import sys
 import unicodedata
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runbook_lib.book import catalog
 from runbook_lib.cli import common, terminal
-from runbook_lib.store import recording
+from runbook_lib.runs import replay
+from runbook_lib.store import capsule
 from tests.kit import RECORDINGS, ROOT
 from tests.kit.command import runbook
 
@@ -33,12 +34,12 @@ def is_shown(text: str) -> bool:
 @pytest.fixture
 def planted(tmp_path: Path) -> Path:
     """A capsule and a dossier whose texts and files hold orders to a terminal."""
-    made = recording.read(RECORDINGS / "worker_hung.runbook")
-    for run in made.runs.values():
+    runs = capsule.read(RECORDINGS / "worker_hung.runbook").values()
+    for run in runs:
         for found in run.stored:
             found["headline"] = {lang: f"{words} {ORDERS}" for lang, words in found["headline"].items()}
-    left_out = [{"en": f"left out: {ORDERS}", "ja": ORDERS}]
-    recording.write(tmp_path / "c.runbook", replace(made, manifest=made.manifest | {"left_out": left_out}))
+    archive = replay.build(str(tmp_path / "made"), "c", runs, catalog.load(), [f"left out: {ORDERS}"])
+    capsule.write(tmp_path / "c.runbook", archive)
     shutil.copytree(SAMPLE, tmp_path / "outputs" / "sample")
     (tmp_path / "outputs" / "sample" / f"x{ORDERS}.html").write_text("x")
     return tmp_path

@@ -25,7 +25,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ from runbook_lib.gameday.sandbox.broker import STREAM
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
 from runbook_lib.runs import replay
 from runbook_lib.sources import settings
-from runbook_lib.store import recording
+from runbook_lib.store import capsule
 from runbook_lib.store.archive import Archive
-from runbook_lib.store.run import Run
+from runbook_lib.store.lines import read_logs
+from runbook_lib.store.run import Run, read_runs, run_from_json, run_to_json
 from runbook_lib.view.queries import FILE, declared
 from tests.drills import people, play
 from tests.drills.scenario import Scenario
@@ -186,7 +187,7 @@ MOMENTS = (
 )
 
 
-def make(moment: Moment, clock: play.DrillClock) -> recording.Recording:
+def make(moment: Moment, clock: play.DrillClock) -> None:
     """Bring the moment about in a sandbox of its own and record it."""
     scenario = Scenario(0, moment.faults, 1.0, moment.load, moment.noise, moment.look_after_s)
     with tempfile.TemporaryDirectory(prefix="record-") as scratch:
@@ -204,18 +205,26 @@ def make(moment: Moment, clock: play.DrillClock) -> recording.Recording:
             # Section 3 first, as triage does it; only it takes how the incident was detected.
             errors = [_runbook(it.sandbox, scratch, *words, *where) for words in ((*SECTIONS[:1], *told), SECTIONS[1:])]
         try:
-            made = replay.record(Archive(f"{scratch}/out", moment.name), settings.load(), catalog.load(), moment.about)
-            return without_paths(made, {scratch: "/sandbox", sys.executable: "python3"})
+            source, book = Archive(f"{scratch}/out", moment.name), catalog.load()
+            packed = replay.pack(source, settings.load(), book, f"{scratch}/packed")
+            runs = without_paths(read_runs(packed), {scratch: "/sandbox", sys.executable: "python3"})
+            notes = [note.text for note in read_logs(packed).notes]
+            capsule.write(file_of(moment.name), replay.build(f"{scratch}/own", moment.name, runs, book, notes))
         except Exception as e:
             raise RuntimeError(f"{moment.name}: {e!r}; the command said: {errors}") from e
 
 
-def without_paths(made: recording.Recording, paths: dict[str, str]) -> recording.Recording:
-    """Return the recording with other words for this machine's paths."""
-    text = json.dumps([[r.section, r.header, r.stored] for r in made.runs.values()])
+def file_of(name: str) -> Path:
+    """Return the file of a recording."""
+    return RECORDINGS / f"{name}{capsule.SUFFIX}"
+
+
+def without_paths(runs: Iterable[Run], paths: dict[str, str]) -> list[Run]:
+    """Return runs with other words for this machine's paths."""
+    text = json.dumps([*map(run_to_json, runs)])
     for path, word in paths.items():
         text = text.replace(path, word)
-    return replace(made, runs={run[0]: Run(*run) for run in json.loads(text)})
+    return [*map(run_from_json, json.loads(text))]
 
 
 def _runbook(sandbox: Sandbox, folder: str, *words: str) -> str:
@@ -232,16 +241,16 @@ def _runbook(sandbox: Sandbox, folder: str, *words: str) -> str:
 
 def stale(names: Iterable[str]) -> dict[str, list[str]]:
     """Return of these recordings the queries that were sent otherwise than they are today."""
-    found = {name: recording.read(RECORDINGS / f"{name}{recording.SUFFIX}") for name in names}
-    return {name: queries for name, made in found.items() if (queries := changed_queries(made))}
+    found = {name: changed_queries(capsule.read(file_of(name))) for name in names}
+    return {name: queries for name, queries in found.items() if queries}
 
 
-def changed_queries(made: recording.Recording) -> list[str]:
+def changed_queries(runs: Mapping[str, Run]) -> list[str]:
     """Return the queries to PostgreSQL that a recording holds with another text than today's, or that are no more."""
     known = set(queries.names())
     sent = {
         (query["name"], query["text"])
-        for run in made.runs.values()
+        for run in runs.values()
         for finding in run.stored
         for query in finding["questions"]
         if query["source"] == "postgres" and query["name"] != "connect"
@@ -290,7 +299,7 @@ def asked_queries(names: Iterable[str]) -> dict[str, Counter[str]]:
     """Return how many of these recordings asked what, by step: neither connections nor queries that are no more."""
     known, asked = set(queries.names()), defaultdict[str, Counter[str]](Counter)
     for name in names:
-        runs = recording.read(RECORDINGS / f"{name}{recording.SUFFIX}").runs.values()
+        runs = capsule.read(file_of(name)).values()
         sent = {(f["step"], q["source"], q["name"]) for run in runs for f in run.stored for q in f["questions"]}
         for step, source, query in sent:
             if source != "postgres" or query in known:
@@ -361,30 +370,25 @@ def record(moments: list[Moment], index: dict[str, dict[str, Any]], at_once: int
     clock, failed = play.DrillClock(threading.Event()), 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ThreadPoolExecutor(at_once) as lanes:
-        running = {lanes.submit(make, moment, clock): moment.name for moment in moments}
+        running = {lanes.submit(make, moment, clock): moment for moment in moments}
         try:
             for n, done in enumerate(as_completed(running), start=1):
-                name = running[done]
+                name = running[done].name
                 try:
-                    made = done.result()
+                    done.result()
                 except Exception as e:
                     failed += 1
                     print(f"{n}/{len(moments)} {name}: not recorded: {e}", flush=True)
                     continue
-                keep(replace(made, name=name), index)
-                print(f"{n}/{len(moments)} {name}: {line(index[name]['expected'])}", flush=True)
+                expected = replay.evaluate(capsule.read(file_of(name)), catalog.load())
+                index[name] = {"about": running[done].about, "expected": expected}
+                replay.write_index(RECORDINGS, index)
+                print(f"{n}/{len(moments)} {name}: {line(expected)}", flush=True)
         except KeyboardInterrupt:
             clock.stop.set()
             lanes.shutdown(cancel_futures=True)
             return 130
     return 1 if failed else 0
-
-
-def keep(made: recording.Recording, index: dict[str, dict[str, Any]]) -> None:
-    """Write a recording and its entry of the index; a failure mode that was not expected is for a person to see."""
-    recording.write(RECORDINGS / f"{made.name}{recording.SUFFIX}", made)
-    index[made.name] = {"about": made.about, "expected": replay.evaluate(made, catalog.load())}
-    replay.write_index(RECORDINGS, index)
 
 
 def accept(index: dict[str, dict[str, Any]], names: list[str]) -> int:
@@ -394,7 +398,7 @@ def accept(index: dict[str, dict[str, Any]], names: list[str]) -> int:
     """
     for name in names:
         now, expected = (
-            replay.evaluate(recording.read(RECORDINGS / f"{name}{recording.SUFFIX}"), catalog.load()),
+            replay.evaluate(capsule.read(file_of(name)), catalog.load()),
             index[name]["expected"],
         )
         by_a_person = expected.keys() != now.keys()

@@ -9,7 +9,6 @@ configuration without it has not lost it.
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -44,11 +43,6 @@ if TYPE_CHECKING:
 COLUMNS = ["at", "kind", "what", "source", "time"]
 #: The kinds of changes that belong to a system's start; a pod's restart and a failed migration do not.
 _OF_START = ("server start", "start", "creation", "migration")
-#: The same by the text of a change, in the frames of an earlier release, which have no kind.
-_EARLIER_KINDS = {
-    "server start": "(?:PostgreSQL|NATS server .*) started",
-    "start": ".* (?:started|created)|migration .*(?<!, failed)",
-}
 
 #: Fields of /varz that configure a server; JetStream's own are limits of the account.
 _BROKER_LIMITS = (
@@ -254,7 +248,9 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
     impact = next((f for f in given.earlier if f.step == around.impact), None)
     lasts = impact is not None and impact.status is not Status.OK and not impact.ended
     back = pd.Timedelta(hours=given.number("changed.look_back"))
-    changes = _join_start(_read_changes(frames), pd.Timedelta(seconds=given.number("changed.together")))
+    changes = table(frames, "changes", *COLUMNS)
+    changes = changes.assign(at=pd.to_datetime(changes["at"], utc=True))
+    changes = _join_start(changes, pd.Timedelta(seconds=given.number("changed.together")))
     lately = changes[(changes["at"] > given.as_of - back) & (changes["at"] <= given.as_of)]
     lately = lately.sort_values("at", ascending=False, ignore_index=True)
     lately.attrs["since"] = (given.as_of - back).isoformat()
@@ -305,15 +301,6 @@ def judge(of: Callable[[TargetFacts], Surroundings], frames: Frames, given: Judg
         show=tuple(name for name, frame in (("drift", differing), ("lately", lately)) if len(frame)),
         ended=_add_preceding_change(impact, given, lately, onset),
     )
-
-
-def _read_changes(frames: Frames) -> pd.DataFrame:
-    """Return the frame changes, each with its kind; "" where an earlier release stored none and the text tells none."""
-    changes = table(frames, "changes", *(c for c in COLUMNS if c != "kind"))
-    if "kind" not in changes:
-        of = (next((k for k, p in _EARLIER_KINDS.items() if re.fullmatch(p, str(w))), "") for w in changes["what"])
-        changes = changes.assign(kind=list(of))
-    return changes.assign(at=pd.to_datetime(changes["at"], utc=True))
 
 
 def _join_start(changes: pd.DataFrame, pause: pd.Timedelta) -> pd.DataFrame:

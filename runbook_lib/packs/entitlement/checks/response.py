@@ -348,12 +348,9 @@ class ImpactSample:
         silent_s = self.without_event_s
         if silent_s is None:
             return None, True
-        if "published_before" in self.frames:
-            usual = self.counts("published_before", until=self.newest)
-        else:  # 0.5.0 stored the window of the run only.
-            usual = self.counts("published")[: -int(silent_s // 60) or None]
-            if "published" not in self.frames or usual.empty:
-                return None, False
+        if "published_before" not in self.frames:
+            return None, False
+        usual = self.counts("published_before", until=self.newest)
         # Traffic that pauses at times may pause again: the quietest minutes count, not the mean of all.
         expected = float(usual.quantile(self.given.number("silence.quiet"))) * silent_s / 60
         return (silent_s if expected >= self.given.number("silence.expected") else None), True
