@@ -35,7 +35,7 @@ Edited = Callable[..., Path]
 #: A worker may be silent for hours.
 SLOWER = {"`delivery.silence`": "| `delivery.silence` | 5000 | 15000 | s | 4.1.1, 4.3.2, 5.1.3 | - |"}
 #: The same as a target's own.
-OWN = {"delivery.silence": "500 / 900 s"}
+OWN = {"delivery.silence": "5000 / 15000 s"}
 
 
 @pytest.fixture
@@ -120,7 +120,7 @@ def test_a_document_beside_the_code_is_a_policy_too(tmp_path: Path, document: st
 
 def test_a_targets_own_threshold_is_judged_by_shown_and_kept() -> None:
     section, book = catalog.load().sections["4.3"], catalog.load()
-    target = {"nats_url": "nats://127.0.0.1:1", "thresholds": {"delivery": {"silence": "500 / 900 s"}}}
+    target = {"nats_url": "nats://127.0.0.1:1", "thresholds": {"delivery": {"silence": "5000 / 15000 s"}}}
     rb = Session(open_context(section, validate({"target": "here"}), Settings(targets={"here": target}), book))
     limits = rb.context.given().limits
     assert limits["delivery.silence"].status(400) is Status.OK is not book.limits["delivery.silence"].status(400)
@@ -130,7 +130,7 @@ def test_a_targets_own_threshold_is_judged_by_shown_and_kept() -> None:
     for lang in messages.LANGUAGES:
         with messages.using(lang):
             shown.append(render.html("finding", f=again, tables=[], dashboard=""))
-    assert "500 s / 900 s</span> <small>(this target&#39;s own)" in shown[0] and "(この対象の個別設定)" in shown[1]
+    assert "83.3 min / 4.17 h</span> <small>(this target&#39;s own)" in shown[0] and "(この対象の個別設定)" in shown[1]
     kept = backtest.load_policy(None).of(json.loads(json.dumps(asdict(rb._header()), default=str)))
     assert kept.own == OWN and kept.limits["delivery.silence"] == limits["delivery.silence"]
 
@@ -155,7 +155,7 @@ def test_a_targets_own_thresholds_stay_unless_others_are_given(own: Archive, edi
     docs = edited("slo")
     flip, toml = ("4.3.2", "CRITICAL", "OK"), docs / "runbook.toml"
     assert flip in flips(judged_all(output, None))
-    toml.write_text('[targets.default.thresholds]\ndelivery.silence = "500 / 900 s"\n')
+    toml.write_text('[targets.default.thresholds]\ndelivery.silence = "5000 / 15000 s"\n')
     assert flip in flips(judged_all(output, docs))
     toml.write_text('[targets.default]\nnats_url = "nats://127.0.0.1"\n')  # it has none any more
     assert not judged_all(output, docs)["flips"]
