@@ -823,7 +823,7 @@ def test_a_table_in_parts_is_known_and_the_next_part_is_missed(
             about = {"notification": "2.4", "entitlement": "2.1"}[schema]
             found = run(embedded, "2.1", "2.4", "2.5", database_url=url)
             assert statuses(found) == {"2.1": Status.OK, "2.4": Status.OK, "2.5": Status.OK} | {about: Status.WARNING}
-            assert f"the last partition of {table} ends in 3.0 days" in words(found[about])
+            assert f"the last partition of {table} ends in 3 d" in words(found[about])
             assert f"{table} has 31 partitions" in notes(found[about])
             assert weight(found[about], "FM-DB-03") == 0, "nothing is refused as yet"
             assert run(embedded, step, database_url=url)[step].status is Status.OK
