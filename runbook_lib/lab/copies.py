@@ -31,7 +31,7 @@ _OPTIONS = (
     "--ServerApp.ip=127.0.0.1",
     "--ServerApp.jpserver_extensions={'runbook_lib.lab.server': True}",
 )
-#: JupyterLab's settings where a person has not chosen: none asks the internet, which production does not have.
+#: JupyterLab's configuration: no news and no updates from the internet, which production does not have.
 _JUPYTER_CONFIG = Path(__file__).parent / "jupyter"
 #: Options of JupyterLab that would open it to others, replace one of these, or end the options before them.
 _REFUSED = {
@@ -134,8 +134,8 @@ def open_lab(
     replayed = {"RUNBOOK_REPLAY": str(replay.resolve())} if replay else {}
     # Any code can be run here: a kernel has the secrets of the opened target only.
     env = config.environment_of("" if replay else target)
-    paths = (env.get("JUPYTER_CONFIG_PATH"), str(_JUPYTER_CONFIG))
-    env["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, paths))  # a site's own first: it wins
+    paths = (env.get("JUPYTER_CONFIG_PATH"), str(_JUPYTER_CONFIG))  # the first one wins
+    env["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, paths))
     os.execve(sys.executable, command, env | _kernel_environment(archive) | replayed)  # noqa: S606 - no shell
 
 

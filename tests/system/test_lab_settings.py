@@ -1,8 +1,10 @@
-"""The settings with which the real server of `runbook lab` begins."""
+"""The configuration with which the real server of `runbook lab` begins."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +15,9 @@ from runbook_lib.gameday.sandbox.state import free_ports
 from tests.kit import RECORDINGS
 from tests.kit.command import processes, start
 
-NOTIFICATIONS = "lab/api/settings/@jupyterlab/apputils-extension:notification?token=t"
 
-
-def test_nobody_is_asked_about_news_from_the_internet_and_may_still_want_it(tmp_path: Path) -> None:
+def test_nobody_is_asked_about_news_from_the_internet(tmp_path: Path) -> None:
     (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}/{NOTIFICATIONS}"
     options = ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=t"]
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "HOME": str(tmp_path)}
     replay = RECORDINGS / "worker_hung.runbook"
@@ -30,11 +29,9 @@ def test_nobody_is_asked_about_news_from_the_internet_and_may_still_want_it(tmp_
             assert lab.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()
             time.sleep(0.1)
             with suppress(requests.ConnectionError):
-                answer = requests.get(url, timeout=60)
-        schema = answer.json()["schema"]["properties"]
-        assert (schema["fetchNews"]["default"], schema["checkForUpdates"]["default"]) == ("false", False)
-        assert requests.put(url, json={"raw": '{"fetchNews": "true"}'}, timeout=60).ok
-        assert requests.get(url, timeout=60).json()["settings"] == {"fetchNews": "true"}
+                answer = requests.get(f"http://127.0.0.1:{port}/lab?token=t", timeout=60)
+        config = re.search(r'id="jupyter-config-data"[^>]*>(.*?)</script>', answer.text, re.DOTALL)
+        assert config and "@jupyterlab/apputils-extension:announcements" in json.loads(config[1])["disabledExtensions"]
     finally:
         for process in [*processes("HOME", str(tmp_path))]:
             process.kill()
