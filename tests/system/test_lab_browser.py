@@ -224,7 +224,7 @@ def test_the_verdict_stands_on_top_and_the_charts_below(page: Page) -> None:
     for step in catalog.load().sections["4.1"].steps:
         assert step.id in cell(page, f'rb.step("{step.id}")').locator(".rb-card").inner_text()
     charts = page.locator(".jp-OutputArea-output img")
-    assert charts.count() == 2
+    assert charts.count() == 1
     assert all(charts.nth(i).evaluate("e => e.naturalWidth > 100") for i in range(charts.count()))
 
 
