@@ -7,7 +7,7 @@ import math
 #: The units of time, from the smallest: how many make one of the next, and from how many on the next is used.
 _TIMES = {"ms": (1000, 999.5), "s": (60, 600), "min": (60, 120), "h": (24, 48), "d": (1, math.inf)}
 #: Units of what is measured; all others are of what is counted.
-_MEASURED = (*_TIMES, "%", "share", "ratio")
+_MEASURED = (*_TIMES, "%", "ratio")
 _MOST, _LEAST = 9995, 0.001
 
 
