@@ -22,6 +22,7 @@ from markdown_it.tree import SyntaxTreeNode
 from runbook_lib.book import messages, pack, patterns
 from runbook_lib.book.pack import Pack
 from runbook_lib.model.finding import OWN, Signal, Threshold, Value
+from runbook_lib.model.quantity import readable
 from runbook_lib.model.times import duration
 from runbook_lib.model.unread import known
 from runbook_lib.model.usage import UsageError, did_you_mean
@@ -209,9 +210,9 @@ class Setting:
             return f"{self.name} is a number of {self.unit}"
         low, high = (limit if limit is not None else value for limit in (self.low, self.high))
         if not low <= value <= high:
-            return f"{self.name} {value:g} is outside {low:g} to {high:g} {self.unit}"
+            return f"{self.name} {readable(value)[0]} is outside {readable(low)[0]} to {readable(high)[0]} {self.unit}"
         if self.unit == "rows" and value != int(value):
-            return f"{self.name} {value:g} is not a whole number"
+            return f"{self.name} {readable(value)[0]} is not a whole number"
         return ""
 
     def read(self, text: str) -> bool | float | str | None:

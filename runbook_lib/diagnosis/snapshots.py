@@ -27,7 +27,7 @@ LOCKED = "(locked)"
 #: The columns of `drift`.
 DRIFT_COLUMNS = ["item", "setting", "before", "now"]
 #: Units that are no counts and have no Poisson spread.
-_SHARES = ("ratio",)
+_SHARES = ("ratio", "share")
 #: A difference of more spreads is not chance: it happens once in 30,000 samples of a Poisson count.
 SPREADS = 4.0
 

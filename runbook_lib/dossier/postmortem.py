@@ -114,9 +114,9 @@ def draft(findings: Iterable[Finding], *, incident: str, target: str, artifact: 
         "value": lambda item, name: steps[item].value(name) if item in steps else None,
         "step": lambda item: steps[item].step,
         "link": lambda name, words=None: _artifact_link(name, words),
-        "duration": duration,
+        "duration": lambda seconds: Md("" if seconds is None else messages.quantity(seconds, "s")),
         "when": lambda at: md(render.when(at)) if at is not None and at == at else Md("–"),
-        "number": lambda v: Md("–" if v is None or v != v else f"{v:,.4g}" if v < 1000 else f"{v:,.0f}"),
+        "quantity": lambda value, unit: Md(messages.quantity(value, unit)),
         "mode": lambda id_: md(f"{id_} {render.mode_title(str(id_))}"),
         "section": lambda number: md(f"{number} {render.section_title(str(number))}"),
         "hop": lambda name: md(messages.text(hop_text(name))) if name else Md(""),
@@ -197,21 +197,6 @@ def _artifact_link(name: Any, words: Any = None) -> Md:
         return Md("")
     file = str(name) if str(name).endswith((".json", ".ipynb")) else f"{name}.html"
     return Md(f"[{md(words or name)}]({quote(file)})")
-
-
-def duration(seconds: float | None) -> Md:
-    """Format a duration in seconds, and from 60 s on also in larger units."""
-    if seconds is None:
-        return Md("")
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    parts = [
-        f"{hours} h" if hours else "",
-        f"{minutes} min" if minutes else "",
-        f"{whole % 60} s" if whole % 60 else "",
-    ]
-    longer = " ".join(p for p in parts if p)
-    return Md(f"{whole} s" + (f" ({longer})" if whole >= 60 else ""))
 
 
 # The page ---------------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ _OPTIONS = (
     "--ServerApp.ip=127.0.0.1",
     "--ServerApp.jpserver_extensions={'runbook_lib.lab.server': True}",
 )
+#: JupyterLab's configuration: no news and no updates from the internet, which production does not have.
+_JUPYTER_CONFIG = Path(__file__).parent / "jupyter"
 #: Options of JupyterLab that would open it to others, replace one of these, or end the options before them.
 _REFUSED = {
     r"--(\w+\.)?ip\b": "JupyterLab listens only on this machine: use `ssh -L` to reach it from another one",
@@ -135,6 +137,8 @@ def open_lab(
     replayed = {"RUNBOOK_REPLAY": str(replay.resolve())} if replay else {}
     # Any code can be run here: a kernel has the secrets of the opened target only.
     env = config.environment_of("" if replay else target)
+    paths = (env.get("JUPYTER_CONFIG_PATH"), str(_JUPYTER_CONFIG))  # the first one wins
+    env["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, paths))
     os.execve(sys.executable, command, env | _kernel_environment(archive) | replayed)  # noqa: S606 - no shell
 
 

@@ -28,6 +28,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from runbook_lib.book.queries import Query, query
 from runbook_lib.model.finding import Reason, Window
+from runbook_lib.model.quantity import readable
 from runbook_lib.model.usage import UsageError
 from runbook_lib.sources import secret
 from runbook_lib.sources.answers import Answers
@@ -500,7 +501,8 @@ class Snapshot:
         behind_s = self.place.behind_s or 0.0
         if self._stalls or behind_s > PRESENT_S:
             how = "stands still at a moment" if self._stalls else "shows a moment"
-            detail = f"this replica {how} {behind_s:,.0f} s ago, which says nothing of the present: ask the primary"
+            age = " ".join(readable(behind_s, "s"))
+            detail = f"this replica {how} {age} ago, which says nothing of the present: ask the primary"
             raise _error(Reason.NO_DATA, detail, "replica_behind")
 
     def _pick_server(self, q: Query) -> Snapshot:

@@ -109,7 +109,11 @@ class Chart:
 def thresholds(limit: Threshold, place: Callable[[float], float] = lambda value: value) -> list[Line]:
     """Return a threshold's two limits, at the places of their values on the axis."""
     levels = ((limit.warning, Role.WARNING), (limit.critical, Role.CRITICAL))
-    return [Line(place(n), f"{role.name.lower()} {n:g} {limit.unit}", role) for n, role in levels if n is not None]
+    return [
+        Line(place(n), f"{role.name.lower()} {messages.quantity(n, limit.unit, 'en')}", role)
+        for n, role in levels
+        if n is not None
+    ]
 
 
 def flows(edges: Any, values: Mapping[str, Any]) -> list[Series]:
@@ -163,7 +167,7 @@ def _draw_series(ax: Axes, series: Series) -> None:
             look: Any = {"color": colour, "hatch": hatch, "edgecolor": "white", "linewidth": 0.3}
             drawn = ax.bar(x, y, series.width, align="edge", label=series.label, **look)
             if series.numbered:
-                ax.bar_label(drawn, [f"{n:,.0f}" if n else "" for n in y], fontsize=8)
+                ax.bar_label(drawn, [messages.quantity(n) if n else "" for n in y], fontsize=8)
 
 
 def _stroke(role: Role, label: str, dash: str = "") -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Comparison:
         if isinstance(value, Verdict):
             place = value.stuck_at and messages.text(hop_text(value.stuck_at))
             return " ".join(filter(None, (value.status.name, place)))
-        return value if isinstance(value, str) else f"{value:,.4g} {c.unit}".rstrip()
+        return messages.quantity(value, c.unit)
 
 
 def changed_judgement(c: Difference) -> dict[str, str]:

@@ -63,10 +63,10 @@ class StepQueries:
 
     def folded(self) -> str:
         """Return the same as Markdown that opens on a click; "" if the step has no query."""
-        title = messages.text(say("ui.what_is_asked", n=len(self)), self.lang)
+        title = messages.text(say("ui.what_is_asked"), self.lang)
         shown = self._repr_markdown_()
         if len(shown) > FOLDED_MOST:
-            names = ", ".join(f"`{q.name}`" for q in self.sql)
+            names = ", ".join(f"`{name}`" for name in (*(q.name for q in self.sql), *map(" ".join, self.calls)))
             shown = messages.text(say("ui.queries_by_name", names=names, step=self.step), self.lang)
         return f"<details><summary>{title}</summary>\n\n{shown}\n\n</details>" if len(self) else ""
 

@@ -429,10 +429,8 @@ def _strip_table(hops: Iterable[Hop]) -> list[str]:
         rows.append(
             [
                 messages.text(hop_text(hop.name)),
-                _format_rate(hop.rate_in),
-                _format_rate(hop.rate_out),
-                "·" if hop.waiting is None else f"{hop.waiting:,.0f}",
-                "·" if hop.oldest_s is None else _format_age(hop.oldest_s),
+                *("·" if n is None else messages.quantity(n) for n in (hop.rate_in, hop.rate_out, hop.waiting)),
+                "·" if hop.oldest_s is None else messages.quantity(hop.oldest_s, "s"),
                 _format_alive(hop.alive) or "·",
             ]
         )
@@ -510,10 +508,8 @@ def _template_environment() -> jinja2.Environment:
         policy=POLICY,
         sparkline=_build_sparkline,
         style=Markup((_TEMPLATES / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
-        number=_format_number,
-        rate=_format_rate,
+        quantity=messages.quantity,
         run_again=run_again,
-        age=_format_age,
         when=when,
     )
     env.filters.update(web=links.web_link, file=links.file_link)
@@ -624,26 +620,8 @@ def _table_html(frame: pd.DataFrame) -> str:
             shown[column] = [None if v is pd.NaT else when(v) for v in shown[column]]
         elif shown[column].dtype in (bool, object):
             shown[column] = [_CELLS.get(v, v) if v is None or isinstance(v, bool) else v for v in shown[column]]
-    table = str(shown.to_html(index=bool(frame.index.name), border=0, na_rep="", float_format=lambda v: f"{v:,.4g}"))
+    table = str(shown.to_html(index=bool(frame.index.name), border=0, na_rep="", float_format=messages.quantity))
     return table.replace("<table ", '<table tabindex="0" ', 1)  # a wide one scrolls, by the keys as well
-
-
-def _format_number(value: float | int | str | None) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    return f"{value:,.0f}" if float(value).is_integer() or abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _format_rate(value: float | None) -> str:
-    return "·" if value is None else f"{value:,.0f}"
-
-
-def _format_age(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _display_width(text: str) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 from runbook_lib.book import messages, pack
 from runbook_lib.book import queries as questions
 from runbook_lib.model.finding import say
 from runbook_lib.runs import replay
-from runbook_lib.view.queries import FILE, psql, queries_of
+from runbook_lib.view.queries import FILE, declared, psql, queries_of
 from tests.kit import RECORDINGS
 from tests.tools import make_recordings
 
@@ -19,6 +21,10 @@ def test_each_step_says_what_the_recordings_were_asked() -> None:
         assert not names & asked[step].keys(), f"a recording has it: take it out of NOT_RECORDED, {step}"
     for step, names in make_recordings.NO_LONGER.items():
         assert names <= asked[step].keys(), f"no recording has it: take it out of NO_LONGER, {step}"
+    for step, said in declared(pack.active_runbook().packs[0].folder / FILE).items():
+        title, _, listed = queries_of(step).folded().partition("</summary>")
+        assert not re.search(r"\d", title), "a step may send a query several times: how many is not known before"
+        assert [name for name in said if (name.partition(" ")[2] or name) not in listed] == []
 
 
 def test_a_query_is_shown_whole_and_ready_for_psql() -> None:

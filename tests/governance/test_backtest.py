@@ -130,7 +130,7 @@ def test_a_targets_own_threshold_is_judged_by_shown_and_kept() -> None:
     for lang in messages.LANGUAGES:
         with messages.using(lang):
             shown.append(render.html("finding", f=again, tables=[], dashboard=""))
-    assert "5,000 / 15,000</span> <small>(this target&#39;s own)" in shown[0] and "(この対象の個別設定)" in shown[1]
+    assert "83.3 min / 4.17 h</span> <small>(this target&#39;s own)" in shown[0] and "(この対象の個別設定)" in shown[1]
     kept = backtest.load_policy(None).of(json.loads(json.dumps(asdict(rb._header()), default=str)))
     assert kept.own == OWN and kept.limits["delivery.silence"] == limits["delivery.silence"]
 

@@ -22,7 +22,7 @@ from runbook_lib.governance import approval
 from runbook_lib.model.finding import PROPOSAL_PARTS, Confidence, Reason, say
 from runbook_lib.notebook import testing
 from runbook_lib.packs.entitlement import PACK
-from runbook_lib.packs.entitlement.actions import ACTIONS, canary, redrive
+from runbook_lib.packs.entitlement.actions import ACTIONS, canary
 from runbook_lib.packs.entitlement.checks import duplicates, past, program, recovery, subscriber
 from runbook_lib.packs.entitlement.event_place import PLACES
 from runbook_lib.view import render
@@ -32,7 +32,8 @@ ROOM = "runbook_lib.packs.queues"
 
 
 def fields(template: str) -> set[str]:
-    return {name.split(".")[0].split("[")[0] for _, name, _, _ in string.Formatter().parse(template) if name}
+    parsed = [(name, spec or "") for _, name, spec, _ in string.Formatter().parse(template) if name]
+    return {name.split(".")[0].split("[")[0] for name, _ in parsed} | {n for _, spec in parsed for n in fields(spec)}
 
 
 def test_same_keys() -> None:
@@ -54,7 +55,6 @@ DATABASE = "keeps_out holds_up locks_rows no_session rolls_back slow_way"
 FAMILIES: dict[str, Iterable[str]] = {
     "action.approval.differs.": (*approval._BOUND, "preconditions"),
     "action.canary.": canary._STEPS,
-    "action.redrive.age_": redrive._UNITS_S,
     "action.redrive.effect_": "outbox delivery broker",
     "action.result.": render.ACTION_MARKS,
     "action.title.": ACTIONS,
@@ -108,6 +108,7 @@ FAMILIES: dict[str, Iterable[str]] = {
     "throttle.who_": program.SIGNS,
     "ui.": (*PROPOSAL_PARTS[1:], "waiting", "came", "gone"),
     "ui.because_": "observed excludes contradicted unseen elsewhere",
+    "unit.": "ms s min h d % ratio 1/min",
     "unknown.": Reason,
 }
 COMPOSED = {

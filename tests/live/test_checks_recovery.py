@@ -71,7 +71,7 @@ def test_a_backlog_that_takes_days_to_empty_is_recovering_and_not_ok() -> None:
     assert (found.status, said.key) == (Status.WARNING, "recovery.queue_recovering"), words(found)
     assert said.params["eta"] == pytest.approx(50_000 / 12)
     assert found.value("notifications.empty_in") == pytest.approx(50_000 / 12, rel=0.01)
-    expect(found, values={"notifications.look_again": 60}, says="empty in about 4,166.7 min")
+    expect(found, values={"notifications.look_again": 60}, says="empty in about 2.89 d")
 
 
 def test_section_6_as_a_whole_is_not_ok_while_a_large_backlog_drains_slowly() -> None:

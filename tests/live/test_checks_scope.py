@@ -220,7 +220,7 @@ def test_a_broker_that_refuses_or_is_not_there(servers: Servers, db: psycopg.Con
     expect(gone, Status.UNKNOWN, reason=Reason.UNREACHABLE, sections=("2",), weights={"jetstream": "== 0"})
 
 
-@pytest.mark.parametrize(("ahead_d", "said"), [(2.0, "ends in 2.0 days"), (-2.0, "ended 2.0 days ago and no default")])
+@pytest.mark.parametrize(("ahead_d", "said"), [(2.0, "ends in 2 d"), (-2.0, "ended 2 d ago and no default")])
 def test_a_last_partition_that_has_ended_is_said_to_have(ahead_d: float, said: str) -> None:
     last = row(table_name="outbox_events", partitions=3, ahead_d=ahead_d, takes_the_rest=False)
     assert said in words(scope.judge_entitlement(FRAMES["2.1"] | {"partitions": last}, make_given()))

@@ -415,8 +415,6 @@ def test_lengths_of_time() -> None:
     assert timeline.duration_s(early, late) == 60
     assert timeline.duration_s(late, early) == 0  # a clock's error is not a detection before the onset
     assert timeline.duration_s(incident.Moment(), late) is None
-    assert postmortem.duration(59) == "59 s"
-    assert postmortem.duration(3725) == "3725 s (1 h 2 min 5 s)"
 
 
 # Origin ------------------------------------------------------------------------------------------------------

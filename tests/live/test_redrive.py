@@ -462,7 +462,7 @@ def test_nothing_goes_while_it_still_fails(opened: Opened, db: psycopg.Connectio
     rb = opened()
     assert all(holds(act(rb, "delivery", execute=False)).values())
     (recent,) = dead(db, 1, ago=60)
-    assert re.search(r"failed for 120 s.*\(the last \d+ s ago", why(refused(rb, "delivery")))
+    assert re.search(r"failed for 120 s.*\(the last [\d.]+ s ago", why(refused(rb, "delivery")))
     db.execute("DELETE FROM notification.notification_dlq WHERE event_id = %s", [recent])
     retry = datetime.now(UTC) + timedelta(seconds=30)
     dead(db, 1, letter=False, status="PENDING", attempt_count=3, next_retry_at=retry)

@@ -86,14 +86,9 @@ def server(browser: str, sandbox: Sandbox, tmp_path_factory: pytest.TempPathFact
     git(folder, "init", "--quiet")
     git(folder, "add", ".")
     git(folder, "-c", "user.name=t", "-c", "user.email=t@localhost", "commit", "--quiet", "-m", "notebooks")
-    for name, settings in {
-        # Every cell is in the page, and nobody asks about news.
-        "notebook-extension/tracker": {"windowingMode": "none"},
-        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    }.items():
-        path = own / "config" / "lab" / "user-settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings))
+    path = own / "config/lab/user-settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"windowingMode": "none"}))  # every cell is in the page
     (port,) = free_ports(1)
     found = Server(f"http://127.0.0.1:{port}", os.urandom(8).hex(), folder, own / "log")
     command = [sys.executable, "-m", "runbook_lib", "lab", "--target", "production", "--incident", INCIDENT, "--"]
@@ -229,7 +224,7 @@ def test_the_verdict_stands_on_top_and_the_charts_below(page: Page) -> None:
     for step in catalog.load().sections["4.1"].steps:
         assert step.id in cell(page, f'rb.step("{step.id}")').locator(".rb-card").inner_text()
     charts = page.locator(".jp-OutputArea-output img")
-    assert charts.count() == 2
+    assert charts.count() == 1
     assert all(charts.nth(i).evaluate("e => e.naturalWidth > 100") for i in range(charts.count()))
 
 

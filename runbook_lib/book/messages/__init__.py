@@ -3,8 +3,9 @@
 A key is `topic.name`, or a prefix and a name such as an enum's value: `say(f"reason.{e.reason}")`. A text is a
 `str.format` template over the parameters that a check gives it, and beyond that
 
-    [[, the last {ago:.0f} s ago]]     is left out where one of its parameters is not known
-    [[about {ago:.0f} s|never]]        is then "never"
+    {ago:s}, {value:{unit}}            the number as people read it, with its unit (`quantity`)
+    [[, the last {ago:s} ago]]         is left out where one of its parameters is not known
+    [[about {ago:s}|never]]            is then "never"
     {n} event{n:/s} {n:was/were} lost  one word for 1, another for any other number
 
 Texts are in the current language: that of the block (`using`), else that of the process (`use`).
@@ -18,18 +19,23 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from decimal import Decimal
 from functools import lru_cache
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from runbook_lib.book import pack
-from runbook_lib.model.finding import Text
+from runbook_lib.model.finding import Text, say
+from runbook_lib.model.quantity import readable
 
 LANGUAGES = pack.LANGUAGES
 #: The key of a text that is read back from a record: its words, by language, are its parameters.
 VERBATIM = "verbatim"
 _language: ContextVar[str | None] = ContextVar("language", default=None)
 _of_process = LANGUAGES[0]
+#: A format that is a unit.
+_UNIT = re.compile(r"[a-z]{2,}|[dhs%]|1/min")
 _PART = re.compile(r"\[\[(.*?)(?:\|(.*?))?\]\]", re.DOTALL)
 
 
@@ -84,17 +90,28 @@ def text(message: Text, lang: str | None = None) -> str:
     if message.key == VERBATIM:
         return str(message.params[lang])
     params = {k: text(v, lang) if isinstance(v, Text) else v for k, v in message.params.items()}
-    return fill(catalogue(lang)[message.key], params)
+    return _fill(catalogue(lang)[message.key], params, lang)
 
 
-def fill(template: str, params: Mapping[str, Any]) -> str:
+def quantity(value: Any, unit: str = "", lang: str | None = None) -> str:
+    """Return a value with its unit as people read it, in the current language: a dash if it is not known."""
+    if _is_unknown(value):
+        return "–"
+    if not isinstance(value, Real | Decimal) or isinstance(value, bool):
+        return f"{value} {unit}".rstrip()
+    number, unit = readable(float(value), unit)
+    words = say(f"unit.{unit}", n=number)
+    return text(words, lang) if words.key in catalogue(lang) else f"{number} {unit}".rstrip()
+
+
+def _fill(template: str, params: Mapping[str, Any], lang: str) -> str:
     """Return the template with the parameters in their places."""
 
     def part(found: re.Match[str]) -> str:
         names = [name for _, name, _, _ in string.Formatter().parse(found[1]) if name]
         return (found[2] or "") if any(_is_unknown(params[name]) for name in names) else found[1]
 
-    return _Sentence().vformat(_PART.sub(part, template), (), params)
+    return _Sentence(lang).vformat(_PART.sub(part, template), (), params)
 
 
 def shown(message: Text) -> Iterator[Any]:
@@ -112,15 +129,19 @@ def _is_unknown(value: Any) -> bool:
 
 
 class _Sentence(string.Formatter):
+    def __init__(self, lang: str) -> None:
+        self._lang = lang
+
     def format_field(self, value: Any, spec: str) -> str:
+        is_unit = _UNIT.fullmatch(spec)
         one, choice, many = spec.partition("/")
-        if choice:
+        if choice and not is_unit:
             return one if str(value) in ("1", "1.0") else many
         # A number that could not be seen is shown as such, whatever format the template asks for.
         if value is None or value != value:
             return "?"
-        if spec in ("", ",") and isinstance(value, float) and value.is_integer():
-            spec = ",.0f"
+        if is_unit or (spec in ("", ",") and isinstance(value, float)):
+            return quantity(value, spec.strip(","), self._lang)
         return str(super().format_field(value, spec))
 
 

@@ -98,7 +98,7 @@ class FoundTraces(render.NotebookOutput):
         mark = {"passed": "✔", "here": "▶", "failed": "✖", "unseen": "?"}[s.mark]
         return [
             at,
-            "" if s.wait_s is None else f"+{s.wait_s:,.1f} s",
+            "" if s.wait_s is None else f"+{messages.quantity(s.wait_s, 's')}",
             f"{mark} {messages.text(hop_text(s.hop))}",
             messages.text(s.text),
         ]

@@ -66,7 +66,7 @@ for (const box of document.querySelectorAll(".rb-time")) {
     const events = named.filter((e) => (e.dataset.u ? +e.dataset.t <= at && at <= +e.dataset.u : Math.abs(e.dataset.t - at) < near));
     read.textContent = [
       (span > 43200 ? iso(at).slice(5, 10) + " " : "") + clock(at) + "Z",
-      ...values.map(([name, v]) => `${name} ${v ? v[2].toLocaleString("en") : "–"}`),
+      ...values.map(([name, v]) => `${name} ${v ? v[2].toLocaleString("en", { maximumFractionDigits: v[2] < 100 ? 1 : 0 }) : "–"}`),
       ...events.map((e) => `${e.dataset.name}: ${e.dataset.say}`),
     ].join(" · ");
   }

@@ -27,7 +27,6 @@ from runbook_lib.packs.entitlement.rows import list_ids
 
 #: Ids that the action log stores after a run.
 KEPT = 200
-_UNITS_S = {"d": 86400.0, "h": 3600.0, "min": 60.0, "s": 1.0}
 
 
 class Redrive:
@@ -241,8 +240,8 @@ class Redrive:
             "action.redrive.may_be_discarded" if self.discard else "action.redrive.may_go",
             n=len(chosen),
             ids=list_ids([letter.name for letter in chosen]),
-            oldest=_describe_age(max(ages)) if ages else None,
-            newest=_describe_age(min(ages)) if ages else None,
+            oldest=max(*ages, 0) if ages else None,
+            newest=max(min(ages), 0) if ages else None,
             most=self.store.most,
             matches=self._near_s / 60 if any(letter.is_match for letter in letters) else None,
             **_count_verdicts(letters),
@@ -303,9 +302,3 @@ def _count_outcomes(rows: Sequence[Mapping[str, Any]]) -> tuple[Counter[str], in
     """Return the rows by outcome, those that arrived, and those that are under way."""
     now = Counter(str(row["outcome"]) for row in rows)
     return now, now["succeeded"], sum(now[outcome] for outcome in ("publishing", "waiting", "published"))
-
-
-def _describe_age(seconds: float) -> Text:
-    """Return an age in its largest unit."""
-    unit = next((unit for unit, size in _UNITS_S.items() if seconds >= 2 * size), "s")
-    return say(f"action.redrive.age_{unit}", n=max(seconds, 0) / _UNITS_S[unit])

@@ -400,7 +400,7 @@ def chart_ages(frames: Frames, given: JudgeInput) -> charts.Chart | None:
         ],
         limits_of_x=charts.thresholds(limit, lambda s: float(np.interp(s, edges, np.arange(len(edges)) - 0.5))),
         alt=say("backlog.alt_ages", total=float(counts.sum()), old=sum(n for _, n in old), s=since),
-        caption=(say("backlog.ages_caption", warning=limit.warning, critical=limit.critical, unit=limit.unit),),
+        caption=(say("backlog.ages_caption", warning=limit.warning, critical=limit.critical),),
         xlabel="since creation",
         names=[*_AGES],
     )

@@ -17,6 +17,7 @@ from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Text, Value, judged, replace, say, unknown
 from runbook_lib.model.frames import row
+from runbook_lib.model.quantity import readable
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.packs.entitlement.checks import past
 from runbook_lib.packs.entitlement.checks.course import IncidentTimes, count_never_notified, course
@@ -65,7 +66,7 @@ class Impact(rows.Row):
     @property
     def summary(self) -> str:
         """The time and the bad events in one line."""
-        words = [self.slo] + ([f"{self.minutes:g} min"] if self.minutes is not None else [])
+        words = [self.slo] + ([" ".join(readable(self.minutes, "min"))] if self.minutes is not None else [])
         if self.bad is not None:
             words.append(f"({self.bad:,.0f}" + (f"/{self.total:,.0f})" if self.total is not None else ")"))
         return " ".join(words)

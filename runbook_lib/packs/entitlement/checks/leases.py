@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib.actions import proposals
+from runbook_lib.book import messages
 from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
@@ -180,7 +181,7 @@ def chart_leases(frames: Frames, given: JudgeInput) -> charts.Chart | None:
             charts.Series("time left", charts.Role.LEVEL, left["from_s"], left["n"], "bars", width=5),
             charts.Series("over", charts.Role.CRITICAL, over["from_s"], over["n"], "bars", width=5),
         ],
-        limits_of_x=[charts.Line(lease_s, f"configured lease {lease_s:g} s", dash="--")],
+        limits_of_x=[charts.Line(lease_s, f"configured lease {messages.quantity(lease_s, 's', 'en')}", dash="--")],
         moments=[charts.Line(0)],
         alt=say("leases.alt", left=float(left["n"].sum()), over=float(over["n"].sum()), bare=bare),
         caption=(say("leases.caption", bare=bare),),
