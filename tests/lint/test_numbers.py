@@ -124,25 +124,6 @@ def test_no_failure_mode_is_named_in_code(path: Path) -> None:
     assert not found, f"{path.name}: what is seen is an observation; observations.md has the modes that it supports"
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "x = Signal('a', 1.0)",
-        "x = starmap(Signal, pairs)",
-        "x = finding.Signal(a, b)",
-        "def f(make=Signal): ...",
-        "x = [make for make in (Signal,)]",
-    ],
-)
-def test_the_guard_finds_signals_that_are_made(source: str) -> None:
-    assert "Signal" in {named(node) for node in code(ast.parse(source))}
-
-
-def test_the_guard_allows_what_only_names_the_type() -> None:
-    source = "from m import Signal\ndef f(a: Signal) -> tuple[Signal, ...]: ...\nx: list[Signal] = []"
-    assert "Signal" not in {named(node) for node in code(ast.parse(source))}
-
-
 def test_each_number_and_each_observation_is_read_somewhere() -> None:
     assert not set(BOOK.numbers) - NAMED
     codes = {word for file in (LIBRARY / "sources").glob("*.py") for word in words(ast.parse(file.read_text()))}

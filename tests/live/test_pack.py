@@ -127,13 +127,6 @@ def test_help_lists_each_command_once_in_its_group() -> None:
     assert set(action.actions()) == {"restart", "scale", "set", "redrive", "canary"}
 
 
-def test_each_hook_that_the_core_calls_is_in_the_table_and_there() -> None:
-    sources = (p.read_text("utf-8") for p in ENGINE.rglob("*.py"))
-    called = {name for text in sources for name in re.findall(r"pack\.(?:hook|tell)\(\"(\w+)\"[,)]", text)}
-    assert called == {name for p in (pack._ENGINE, *pack.active_runbook().packs) for name in p.hooks}
-    assert all(callable(pack.hook(name)) for name in called)
-
-
 def test_an_action_says_which_package_its_installation_leaves_out(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "runbook_lib.governance.ledger", None)
     with pytest.raises(UsageError, match=r"leaves out runbook_lib\.governance\.ledger; install all of runbook_lib"):
