@@ -40,3 +40,13 @@ def test_a_malformed_file_names_its_entry(tmp_path: Path, old: str, new: str, en
 def test_a_source_that_nobody_wrote_is_one_line() -> None:
     with pytest.raises(UsageError, match=r"patterns.toml: no source 'send eror': did you mean 'send error'\?"):
         patterns.source(PACK, "send eror")
+
+
+def test_each_example_is_of_its_kind() -> None:
+    examples = [
+        (of, kind, text)
+        for of in patterns.load(PACK.folder).values()
+        for kind, meaning in of.kinds.items()
+        for text in meaning.examples
+    ]
+    assert examples and {text: of.find(text).kind for of, _, text in examples} == {t: kind for _, kind, t in examples}
