@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # Tests and runs start hundreds of processes: none compiles the library anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: venv demo test quick-tests test-all lint bench docs drills knobs record mutants sample lock image operator clean
+.PHONY: venv demo test quick-tests test-all all-tests lint bench docs drills knobs record mutants sample lock image operator clean
 
 # Stop with one line if a required command fails: the command, and the message.
 need = $(if $(shell $(1) >/dev/null 2>&1 && echo there),,$(error $(2)))
@@ -35,17 +35,21 @@ operator: venv
 demo: venv
 	$(RUN)/runbook sandbox demo
 
-# The gate: what is deterministic, in minutes. Lint and documents are checked beside the tests; what failed among these is
-# run once more, alone, and named if it then passes.
+# Workers of the tests: more than two cores, because most tests wait; their sandboxes and servers are busy, too.
+WORKERS := 5
+
+# The gate: what is deterministic, in minutes. Lint and documents are checked beside the tests.
 test: venv
 	@$(MAKE) --no-print-directory -j2 --keep-going quick-tests lint docs
 quick-tests: venv
-	$(RUN)/python -m tests.tools.run
+	$(RUN)/python -m pytest -n $(WORKERS) -m "not lint and not slow and not docker"
 
-# Everything: also what depends on how long things take (each fault live), long property tests, containers, other versions of
-# the servers and of Python. It goes on after a failure and ends with a table.
+# Everything: also what depends on how long things take (each fault live), random properties, containers. It goes on
+# after a failure; what failed is named at the end.
 test-all: venv
-	$(RUN)/python -m tests.tools.run --all
+	@$(MAKE) --no-print-directory --keep-going lint docs all-tests
+all-tests: venv
+	RUNBOOK_TEST_ALL=1 $(RUN)/python -m pytest -n $(WORKERS) -m "not lint"
 
 lint: venv
 	$(RUN)/ruff check .

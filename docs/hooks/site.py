@@ -28,7 +28,7 @@ PAGES = {
     **{name: name for name in ("README.ja.md", "CONTRIBUTING.md", "CHANGELOG.md", "outputs/README.md", *_EXAMPLE)},
     **{name: name for name in (p.relative_to(ROOT).as_posix() for p in ROOT.glob("outputs/sample/**/[!.]*.*"))},
 }
-_SOURCES = {uri: source for source, uri in PAGES.items()}
+_SOURCES = {uri: source for source, uri in PAGES.items() if (ROOT / source).is_file()}
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+(?:\([^()]*\))?[^()\s]*)\)")
 #: A line break between two Japanese characters, which Markdown would show as a space.
 _JAPANESE_BREAK = re.compile(r"(?<=[\u3001-\u30ff\u4e00-\u9fff])\n(?=[\u3040-\u30ff\u4e00-\u9fff])")
@@ -47,7 +47,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrite the links of the repository for the site; a link to source code becomes plain text."""
+    """Rewrite the links of the repository for the site; a link to source code becomes plain text.
+
+    Raises PluginError if a link leads to no file.
+    """
     uri = page.file.src_uri
     source = _SOURCES.get(uri, f"docs/{uri}")
 
@@ -59,6 +62,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         there = posixpath.normpath(posixpath.join(posixpath.dirname(source), name))
         to = PAGES.get(there) or (there.removeprefix("docs/") if there.startswith("docs/") else "")
         if not to:
+            if not (ROOT / there).exists():
+                raise PluginError(f"{source}: the link {target} leads nowhere")
             return text
         return f"{image}[{text}]({posixpath.relpath(to, posixpath.dirname(uri))}{mark}{anchor})"
 

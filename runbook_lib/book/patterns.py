@@ -8,6 +8,7 @@ They are in `patterns.toml` of the pack's folder: a table for each source of tex
 
 One of a kind's `patterns` (regular expressions) has to be in the text; the first kind found counts. `form` surrounds
 the patterns of each kind. `observation` is what a kind shows, `fold` what `Source.fold` writes in place of a match.
+`examples` are texts of a kind, for the tests.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Kind(BaseModel, extra="forbid"):
     patterns: tuple[str, ...]
     observation: str = ""
     fold: str = ""
+    examples: tuple[str, ...] = ()
 
     @field_validator("patterns")
     @classmethod

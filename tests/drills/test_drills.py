@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import json
-import random
 import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -18,19 +16,17 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
-from nats.js.api import DiscardPolicy
 
 from runbook_lib.book import catalog
 from runbook_lib.gameday.cli import sandbox as sandbox_commands
-from runbook_lib.gameday.sandbox.faults import CATALOGUE, TABLES
-from runbook_lib.gameday.sandbox.state import Addresses
+from runbook_lib.gameday.sandbox.faults import CATALOGUE
 from runbook_lib.model.usage import UsageError
-from tests.drills import judge, knobs, people, play, report, results
+from tests.drills import judge, play, report, results
 from tests.drills.__main__ import drills, without_paths
 from tests.drills.judge import Truth, changes, helped, took_effect, wilson
 from tests.drills.probe import FlowSample
-from tests.drills.report import judged
 from tests.drills.scenario import LOADS, NOISES, Scenario, draw, round_of
+from tests.kit import ROOT
 
 KINDS = [fault.name for fault in CATALOGUE]
 UNDONE = {fault.name for fault in CATALOGUE if fault.undoable}
@@ -320,259 +316,10 @@ def test_wilson_s_bounds_are_around_the_share(hits: int, more: int) -> None:
     assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
 
 
-# Knobs ------------------------------------------------------------------------------------------------------
-
-
-def setting(name: str, kind: str, context: str = "user", category: str = "Autovacuum", **more: Any) -> dict[str, Any]:
-    row = {"name": name, "vartype": kind, "context": context, "category": category, "unit": None, "setting": "10"}
-    return {**row, "min_val": "-1", "max_val": "1000", "enumvals": ["on", "off", "10"], **more}
-
-
-SETTINGS = [
-    setting("a", "bool", "sighup", setting="off"),
-    setting("b", "enum", "superuser"),
-    setting("c", "real"),
-    setting("d", "integer", unit="8kB", max_val="2000000000"),
-    setting("e", "string"),
-    setting("f", "integer", "postmaster"),
-]
-FIXED = [
-    setting("port", "integer", "postmaster"),
-    setting("g", "integer", "internal"),
-    setting("listen_addresses", "string", "postmaster"),
-    setting("log_directory", "string", "sighup", "Reporting and Logging / Where to Log"),
-    setting("ssl_key_file", "string", "sighup", "Connections and Authentication / SSL"),
-]
-OBJECT = {"item": "notification.notifications", "value": "drop index i", "words": ["i"], "do": ["1"]}
-CONFIG = {"name": "s", "max_age": 0.0, "subjects": ["a"], "sealed": False, "discard": DiscardPolicy.OLD, "mirror": None}
-VARIABLES = {**knobs.read_defaults(), "NATS_URL": "nats://app:secret@127.0.0.1:4222", "SANDBOX_RATE": "5"}
-TURNABLE = [
-    *knobs.list_settings([*SETTINGS, *FIXED]),
-    *knobs.list_objects([{**OBJECT, "kind": kind} for kind in ("privilege", "schema")]),
-    *knobs.list_fields("stream", CONFIG),
-    *knobs.list_fields("consumer", {"durable_name": "c", "max_deliver": 10, "filter_subject": "a"}),
-    *knobs.list_variables(VARIABLES),
-    *knobs.list_signals({"nats": [""], "notification": ["", "subscriber", "worker"]}),
-    *knobs.list_fields("broker", {"port": 1, "max_payload": 1048576, "ping_interval": "120s"}),
-    *knobs.list_denials(["a", "$JS.API.>"]),
-    *knobs.list_network_rules(),
-    *knobs.list_people(),
-]
-
-
-def test_the_knobs_of_a_seed_are_the_same_and_of_every_kind() -> None:
-    drawn = [next(knobs.draw(seed, TURNABLE)) for seed in range(800)]
-    assert drawn == [next(knobs.draw(seed, TURNABLE)) for seed in range(800)]
-    assert all(turned[0].kind == knobs.KINDS[seed % len(knobs.KINDS)] for seed, turned in enumerate(drawn))
-    assert 150 < sum(len({knob.kind for knob in turned}) == 2 for turned in drawn) < 250
-    every = [knob for turned in drawn for knob in turned]
-    assert {knob.item for knob in every if knob.kind == "setting"} == {row["name"] for row in SETTINGS}
-    assert {knob.item for knob in every if knob.kind == "stream"} == {"max_age", "subjects", "sealed", "discard"}
-    assert {knob.kind for knob in every if not knob.words} - {"person"} == {"process", "receiver", "network"}, (
-        "what no text can name"
-    )
-    assert {p for knob in every for p in knob.places} == {None, *catalog.load().places}
-    assert all("secret" not in knob.value and knob.item != "SANDBOX_RATE" for knob in every)
-
-
-@pytest.mark.parametrize(
-    ("row", "values"),
-    [
-        (SETTINGS[0], ["on"]),
-        (SETTINGS[1], ["on", "off"]),
-        (SETTINGS[2], ["-1", "1", "100", "1000"]),
-        (SETTINGS[3], ["-1", "1", "100", "32768"]),  # 256 MiB
-        (SETTINGS[5], ["-1", "1", "100"]),
-    ],
-)
-def test_values_of_a_setting_are_other_ones_within_its_type_and_bounds(row: dict[str, Any], values: list[str]) -> None:
-    assert knobs.values(row) == values
-
-
-def test_variables_are_those_that_the_programs_read() -> None:
-    defaults = knobs.read_defaults()
-    tables = (*TABLES.values(), *people.TABLES.values())
-    set_by_faults = {name for table in tables for name in table.get("settings", {}) if "__" not in name}
-    assert set_by_faults <= {*defaults} and not [name for name in defaults if "{" in name]
-    assert all(value != defaults[name] for name in defaults for value in knobs.vary(defaults[name], name))
-
-
-@pytest.mark.parametrize(
-    ("changes", "taken"),
-    [
-        ({"max_payload": 100, "ping_interval": "1s"}, True),
-        ({"app": {"permissions": {"publish": {"deny": "x.>"}}}}, True),
-        ({"connections": 1}, False),
-        ({"max_payload": "many"}, False),
-    ],
-)
-def test_the_broker_says_which_fields_it_takes(changes: dict[str, Any], taken: bool) -> None:
-    assert knobs.takes(Addresses.choose(), **changes) is taken
-
-
-def play_of(said: Any, after: FlowSample, at_look: FlowSample | None = None, *texts: str) -> dict[str, Any]:
-    turned = {
-        "kind": "consumer",
-        "item": "max_deliver",
-        "value": "1",
-        "places": ["subscriber"],
-        "words": ["max_deliver", "1"],
-    }
-    flows = {"before": FLOWS, "seen": at_look or after, "acted": after, "alone": after}
-    told = {"knobs": [turned], "verdict": said, "headline": "why", "said": texts, "seconds": 7.0, "proposal": None}
-    return {
-        "seed": 1,
-        "version": "1.0",
-        "scenario": asdict(knobs.scenario(1)),
-        **told,
-        **{name: vars(flow) for name, flow in flows.items()},
-    }
-
-
-TWICE = replace(FLOWS, doubled=2.0, again=0.0)
-HERE, ELSEWHERE, AMONG = verdict("subscriber"), verdict("relay"), verdict(undecided=["jetstream", "subscriber"])
-
-
-@pytest.mark.parametrize(
-    ("played", "answer", "sure"),
-    [
-        (play_of(HERE, STUCK), "right", False),
-        (play_of(ELSEWHERE, STUCK), "wrong", True),
-        (play_of({**ELSEWHERE, "confidence": "low"}, STUCK), "wrong", False),
-        (play_of(AMONG, STUCK), "undecided", False),
-        (play_of(verdict(**OK), STUCK), "wrong", True),
-        (play_of(verdict(**OK, confidence="low"), STUCK, STUCK, "consumer: max_deliver changed to 1"), "right", False),
-        (play_of(verdict(**OK, confidence="low"), STUCK, STUCK, "max_deliver changed"), "wrong", False),
-        (play_of(verdict(**OK), STUCK, FLOWS), "right", False),  # it hurts later
-        (play_of(verdict(**OK), FLOWS, STUCK), "right", False),  # it is over
-        (play_of(verdict(**OK), TWICE, TWICE), "right", False),  # what was received twice stays so
-        (play_of(ELSEWHERE, FLOWS, STUCK), "wrong", True),
-        (play_of(HERE, FLOWS), "wrong", True),
-        (play_of(verdict(status="WARNING"), FLOWS), "right", False),
-        (play_of(None, STUCK), "wrong", False),
-        (play_of(HERE, STUCK) | {"proposal": RESTART}, "right", True),  # and it does nothing
-    ],
-)
-def test_a_play_is_judged_by_the_place_and_the_name_of_what_was_turned(
-    played: dict[str, Any], answer: str, sure: bool
-) -> None:
-    found = judged(played)
-    assert (found.answer, found.sure) == (answer, sure)
-
-
-def test_the_page_of_knobs_has_a_row_by_kind_and_what_is_not_right(tmp_path: Path) -> None:
-    plays = [
-        play_of(HERE, STUCK),
-        play_of(ELSEWHERE, STUCK) | {"seed": 2, "cause": "a person's word"},
-        {"seed": 3, "error": "it did not come up"},
-        play_of(AMONG, STUCK, STUCK, "max_deliver is 1") | {"seed": 4},
-        *(play_of(said, FLOWS) | {"seed": seed} for seed, said in ((5, HERE), (6, verdict(**OK)))),
-    ]
-    results.write(tmp_path / "knobs.jsonl", plays)
-    page = CliRunner().invoke(drills, ["report", str(tmp_path / "knobs.jsonl")], catch_exceptions=False).output
-    assert "| consumer | 5 | 2 | 2 | 0 | 1 | 2 |" in page and "| all | 5 | 2 | 2 |" in page
-    assert "| right or undecided | 2 of 3 (67%) |" in page
-    assert "| names what was changed, where a text can | 1 of 3" in page
-    assert "| alarms without an effect | 1 of 2 (50%) |" in page and "seeds 1 to 6: 6 played, 3 with" in page
-    turned = "consumer max_deliver: 1"
-    assert page.endswith(
-        f"Not right\n\n- *wrong*, a person's word: {turned} (seed 2)\n- *wrong*, unknown: {turned} (seed 5)\n"
-    )
-
-
-def test_results_of_drills_and_of_knobs_are_one_page(tmp_path: Path) -> None:
-    files = [tmp_path / name for name in ("knobs.jsonl", "drills.jsonl")]
-    results.write(files[0], [play_of(HERE, STUCK)])
-    results.write(files[1], LINES)
-    done = CliRunner().invoke(drills, ["report", *map(str, files)], catch_exceptions=False)
-    headings = [line for line in done.output.splitlines() if line.startswith("#")]
-    assert headings == ["# What the drills show", "## Not right", "## Knobs", "### Not right"]
-
-
-# The page ---------------------------------------------------------------------------------------------------
-
-
-def line(
-    seed: int, said: Any, *faults: str, alone: FlowSample = STUCK, acted: FlowSample | None = None, noise: str = ""
-) -> dict[str, Any]:
-    """A line of the results; with `acted`, its restart was carried out."""
-    scenario = {"seed": seed, "faults": faults, "intensity": 1.0, "load": "steady", "noise": noise, "look_after_s": 9.0}
-    truth = {"places": [*WORKER.places], "modes": [*WORKER.modes]} if faults else None
-    return {
-        "seed": seed,
-        "version": "1.0",
-        "scenario": scenario,
-        "problems": [],
-        "truth": truth,
-        "verdict": said,
-        "headline": "why",
-        "seconds": 7.0 + seed,
-        "proposal": {**RESTART, "exit": 0} if acted else None,
-        "before": vars(FLOWS),
-        "acted": vars(acted or alone),
-        "alone": vars(alone),
-    }
-
-
-RIGHT = verdict("delivery_worker", "FM-NOTI-06")
-LINES = [
-    line(1, RIGHT, "worker_stopped", acted=FLOWS),
-    line(2, verdict("relay", "FM-OB-01"), "worker_stopped", acted=STUCK) | {"cause": "a person's word"},
-    line(3, verdict(undecided=ONE_OF, confidence="low"), "worker_hung"),
-    line(4, RIGHT, "worker_stopped", alone=FLOWS),
-    line(5, verdict(**OK), alone=FLOWS, noise="deploy"),
-    line(6, RIGHT, alone=FLOWS, noise="backup"),
-    {"seed": 7, "scenario": {}, "error": "the sandbox did not come up"},
-    {"seed": 8, "scenario": {}, "error": "for the first time"},
-    line(8, RIGHT, "worker_stopped", "relay_stopped"),
-]
-
-
-def test_the_page_of_many_drills() -> None:
-    page = report.report(LINES)
-    assert "seeds 1 to 8: 8 played, 4 with a fault that took effect, 2 without a fault" in page
-    assert "| right | 2 of 4 (50%) |" in page and "| undecided | 1 of 4 (25%) |" in page
-    assert "| *high* is right | 2 of 3 (67%), lower bound 21% |" in page
-    assert "| proposals of *high* confidence that do nothing | 1 | 0 |" in page
-    assert "| alarms without a fault | 1 of 2 (50%) | 0 |" in page
-    assert "- *wrong*, a person's word: worker_stopped (seed 2)" in page and "(seed 1)" not in page
-    assert "- *undecided*, unknown: worker_hung (seed 3)" in page and "- *wrong*, unknown: no fault (seed 6)" in page
-
-
-@pytest.mark.parametrize(
-    ("number", "part"),
-    [
-        (
-            0,
-            "1: worker_stopped (flow: sent, waiting, oldest_s, steady, first look after 9 s): right, confidence high, ",
-        ),
-        (3, "; no effect, so it does not count"),
-        (6, "7: no fault: could not be played: the sandbox did not come up"),
-    ],
-)
-def test_who_waits_reads_the_result_of_each_play(number: int, part: str) -> None:
-    assert part in report.describe_result(LINES[number])
-
-
-def test_the_page_depends_on_the_lines_alone() -> None:
-    once = [each for each in LINES if each.get("error") != "for the first time"]
-    shuffled = random.Random(3).sample(once, len(once))
-    assert report.report(json.loads(json.dumps(shuffled))) == report.report(LINES)
-
-
-def test_the_page_says_of_how_many_states_of_the_code_it_is() -> None:
-    old, new = ([each | {"code": code} for each in LINES if "error" not in each] for code in ("aaaa", "bbbb"))
-    assert "several states of the code" in report.report([*old[:2], *new[2:]])
-    assert "code bbbb, seeds" in report.report(new)
-    assert len(play._digest_of_code()) == 8
-
-
-def test_the_command_writes_the_page_and_reads_whole_lines_only(tmp_path: Path) -> None:
-    results, page = tmp_path / "r.jsonl", tmp_path / "truth.md"
-    results.write_text("".join(json.dumps(each) + "\n" for each in LINES) + '{"seed": 9, "scen')
-    done = CliRunner().invoke(drills, ["report", str(results), "--write", str(page)])
-    assert done.exit_code == 0, done.output
-    assert page.read_text() == report.report(LINES)
+def test_the_page_is_what_the_results_say() -> None:
+    files = [str(RECORDED), str(RECORDED.with_name("knobs.jsonl.gz"))]
+    done = CliRunner().invoke(drills, ["report", *files], catch_exceptions=False)
+    assert done.output == (ROOT / "docs" / "truth.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("seeds", ["", "5:5", "9:3", "-1", "a:b"])

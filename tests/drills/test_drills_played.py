@@ -62,8 +62,8 @@ def test_what_is_said_with_high_confidence_is_not_wrong_and_does_not_harm(monkey
     line = drill(draw(SEED, KINDS, SHORT_S), catalog.load(), DrillClock(), after_s=SHORT_S)
     assert "error" not in line and line["verdict"], line
     found = judged(json.loads(json.dumps(line)))
-    sure_and_bad = found.confidence == "high" and (found.judged.answer == "wrong" or found.help == "harms")
-    assert not (found.counts and sure_and_bad), line
+    assert found.counts, line
+    assert found.confidence != "high" or (found.judged.answer != "wrong" and found.help != "harms"), line
 
 
 def test_a_proposal_is_carried_out_and_helps_beside_a_twin(temporary: Path) -> None:
@@ -87,9 +87,8 @@ def test_the_first_proposal_of_a_person_s_database_is_given_to_psql(monkeypatch:
     assert found.judged.place == "right", line
     assert line["before"]["created"] > 15, "the spike is there before the onset"
     assert line["alone"]["sent"] == 0, line
-    if line["proposal"]:  # what it is worth is the flow's to say; that it could be carried out is ours
-        assert line["proposal"]["exit"] == 0, line
-        assert line["after_s"] == 25 and judged(line).help == "helps", line
+    assert line["proposal"]["exit"] == 0, line
+    assert line["after_s"] == 25 and judged(line).help == "helps", line
 
 
 @pytest.mark.parametrize("kind", knobs.KINDS)

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from runbook_lib.book import catalog, patterns
+from runbook_lib.book import catalog
 from runbook_lib.book.catalog import ROLES, CatalogError
 from runbook_lib.book.pack import Pack
 from runbook_lib.checks.check import checks
 from runbook_lib.model.usage import UsageError
 from runbook_lib.packs.entitlement import PACK, ROOT
-from runbook_lib.packs.entitlement.checks import exceptions
 from runbook_lib.sources.settings import Settings
 
 CHECKS = checks()
@@ -26,16 +25,6 @@ def test_every_step_of_a_notebook_has_exactly_one_check() -> None:
     book = catalog.load()
     steps = {s.id for section in book.runnable().values() for s in section.steps}
     assert steps == set(CHECKS)
-
-
-def test_the_sections_of_the_runbook() -> None:
-    numbers = ["2", "3", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6", "7"]
-    assert list(catalog.load().sections) == numbers
-
-
-def test_notebooks_exist_and_belong_to_a_section() -> None:
-    named = {s.notebook for s in catalog.load().runnable().values()}
-    assert named == set((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_a_value_carries_its_threshold_and_where_it_comes_from() -> None:
@@ -74,23 +63,6 @@ def test_a_targets_own_threshold_changes_its_numbers_and_nothing_else() -> None:
     assert success.own and success.origin == "runbook.toml `delivery.success`"
     assert {n for n in book.limits if tuned.limits[n] != book.limits[n]} == {"delivery.success"}
     assert not any(limit.own for limit in book.limits.values()) and book.tuned({}) is book
-
-
-def test_objectives() -> None:
-    slos = catalog.load().slos
-    assert slos["NOTI-B"].met(29) and not slos["NOTI-B"].met(30)
-    assert slos["ENT-E"].met(0) and not slos["ENT-E"].met(1)
-
-
-def test_phrases_of_the_log() -> None:
-    phrases = catalog.load().phrases
-    assert phrases["notification moved to DLQ"].failure_modes == ("FM-NOTI-04",)
-    assert phrases["duplicate notification event skipped"].failure_modes == ()
-    assert all(set(p.workloads) <= {"notification", "entitlement"} and p.en and p.ja for p in phrases.values())
-    log = patterns.source(PACK, "service log")
-    read = {phrase: kind for kind, of in log.kinds.items() for phrase in of.patterns if kind != "failed_start"}
-    assert read == {phrase: kind for phrase in phrases if (kind := log.find(phrase).kind)}
-    assert read[exceptions.CLOSED] == "closed"
 
 
 @pytest.fixture

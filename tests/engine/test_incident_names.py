@@ -102,13 +102,6 @@ def test_variables_name_the_system_and_the_incident(tmp_path: Path) -> None:
     assert "nowhere" in runbook("run", "2", "--incident", "a", env=named, cwd=tmp_path).stderr
 
 
-def test_an_action_is_run_for_an_incident_that_somebody_named(tmp_path: Path) -> None:
-    words = ("act", "restart", "notification", "--execute", "--approved-by", "Aoki", "--reason", "it hangs")
-    done = runbook(*words, env=ENV, cwd=tmp_path)
-    assert done.returncode == 64 and "--execute needs --incident" in done.stderr
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("named", [["--incident", "latest"], ["--incident=latest"], []])
 def test_the_command_that_executes_names_the_incident_itself(named: list[str]) -> None:
     words = ["act", "canary", *named, "--reason", "latest"]

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
-import time
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runbook_lib.book import queries
@@ -284,231 +281,12 @@ def test_any_text_can_be_masked(text: str) -> None:
     assert MASKER.without_secrets(MASKER.without_secrets(text)) == MASKER.without_secrets(text)
 
 
-# Time grows with the length of a line, not with its square -------------------------------------------------------
-
-PATTERNS = {
-    f"{m.__name__} {n}": p for m in (redaction, masking) for n, p in vars(m).items() if isinstance(p, re.Pattern)
-}
-#: Parts of lines on which a pattern can begin, go on and give up.
-PARTS = (
-    *("-", "--", "--a-", "\\", "\\\\", "'", "''", '"', " ", "\t", "\n", "a", "1", ".", ",", ", ", ":", "=", "(", ")"),
-    *("[", "@", "/", "|\n", "a.", "@a.", "%2B", "%40", "%3A%2F%2F", "://", "a://b:", "-eyJaaaaa", "eyJ", "xox-", "S"),
-    *("sk-", "-----BEGIN ", "-END ", "password", "password=", "password：", "'Authorization', '", "cookie:", "token "),
-    *("--password ", "name=", "value='", '"name":"password","value":"', "user_id", "user_id=", "user_id in ('"),
-    *("＠a.b", "user_id=any ", "user_id,'a')", "ユーザーID：", "(a)", ")=(", "Key (user_id)=(", "(userId=a"),
-    *("where ", "with a as ("),
-    *("invalid input value for ", "select from ", "$$", "/*", "values(", "execute a(", "set a.b", "\0", "'\0001\0'"),
-    *("status in (", "\u3000"),
-)
-
-
-def growth(run: Callable[[str], Any], before: str, part: str, after: str = "") -> float:
-    """How many times longer a character takes in a line of eight times the length (processor time, the best of 8)."""
-    lines = [before + part * (length // len(part)) + after for length in (3_000, 24_000)]
-
-    def per_character(line: str) -> float:
-        began = time.thread_time()
-        for _ in run(line) or ():
-            pass
-        return (time.thread_time() - began) / len(line)
-
-    if per_character(lines[0]) < 1e-7:
-        return 1.0  # fewer steps than a square of the length has
-    best = [math.inf, math.inf]
-    for _ in range(8):
-        best = [min(b, per_character(line)) for b, line in zip(best, lines, strict=True)]
-        if best[1] < 3 * best[0] or best[1] > 1e-4:  # linear, or too slow to be measured again
-            break
-    return best[1] / best[0]
-
-
-@given(st.lists(st.sampled_from(PARTS), max_size=2), st.lists(st.sampled_from(PARTS), min_size=1, max_size=3))
-@example([], ["-"])
-@example([], ["--a-"])
-@example([], ["'"])
-@example([], ["\\"])
-@example([], [" "])
-@example(["user_id=any"], [" "])
-@example(["name="], ["password"])
-@example([], ["invalid input value for "])
-@example([], ["-eyJaaaaa"])
-@example(["-----BEGIN PRIVATE KEY-----"], ["-"])
-def test_each_pattern_takes_a_time_in_proportion_to_the_length(before: list[str], parts: list[str]) -> None:
-    assert len(PATTERNS) > 30
-    slow = {n: growth(p.finditer, "".join(before), "".join(parts), ' "password": ') for n, p in PATTERNS.items()}
-    assert {name: n for name, n in slow.items() if n > 3} == {}
-
-
-@pytest.mark.parametrize("part", [*PARTS, '"where (', "SQL [", "a.b."])
-def test_masking_takes_a_time_in_proportion_to_the_length(part: str) -> None:
-    assert max(growth(lambda line: MASKER.scrub(line) and None, "", part, ' "password": '),
-               growth(lambda line: MASKER.statement(line) and None, "", part)) < 3  # fmt: skip
-
-
 @pytest.mark.parametrize("mask", [MASKER.scrub, MASKER.without_secrets, MASKER.statement])
 def test_a_line_is_cut_before_a_pattern_sees_it(mask: Callable[[str], str]) -> None:
     words = "ab " * (redaction.LONGEST // 3 - 5)  # the limit is within the secret that follows
     masked = mask(f"{words}nats://quill:hunter2-Kx9@db\npassword=***").split("\n")
     assert masked[0] == f"{words.strip()} ... (cut)" == mask(masked[0])
     assert mask("a" * (redaction.LONGEST + 1)) == "a" * (redaction.LONGEST - 10) + " ... (cut)"
-
-
-@pytest.mark.parametrize(
-    ("text", "masked"),
-    [
-        ('{"user_id": "alice", "n": 1}', '{"user_id": "TOKEN", "n": 1}'),
-        ('{"user_id": null}', '{"user_id": null}'),
-        (r'{"message": "refused {\"user_id\": \"alice\"}"}', r'{"message": "refused {\"user_id\": \"TOKEN\"}"}'),
-        ("{'user_id': 'alice'}", "{'user_id': 'TOKEN'}"),
-        ("userId=<user>", "userId=<user>"),
-        ("Authorization: Bearer x.y", "Authorization: ***"),
-        ("nats://u:p@ss@host:4222", "nats://u:***@host:4222"),
-        ("Key (user_id, sku)=(alice, sku-1) already exists", "Key (user_id, sku)=(TOKEN, sku-1) already exists"),
-        ("Key (aggregate_key)=(alice:sku-1) already exists", "Key (aggregate_key)=(TOKEN:sku-1) already exists"),
-        ("SQL [select 'x1' from t]; it is 'late'", "SQL [select '...' from t]; it is 'late'"),
-        ("SQL [select 'x1', a[1] from t", "SQL [select '...', a[1] from t"),
-        ("STATEMENT:  select a[1]; select 'x1'", "STATEMENT:  select a[1]; select '...'"),
-        ("aggregate_key=alice:alice", "aggregate_key=TOKEN:alice"),  # an item of that name
-        ("user_id=alice. userId: alice, X(userId=alice)", "user_id=TOKEN. userId: TOKEN, X(userId=TOKEN)"),
-        ("GET /v1/users/alice/entitlements", "GET /v1/users/TOKEN/entitlements"),
-        ("on field 'userId': rejected value [x]; codes [a.b]", "on field 'userId': rejected value [...]; codes [a.b]"),
-        ("parameters: $1 = 'alice', $2 = NULL", "parameters: $1 = '...', $2 = NULL"),
-        ("UPDATE n SET a = 'x' WHERE user_id = E'alice'", "UPDATE n SET a = '...' WHERE user_id = 'TOKEN'"),
-        ("delete from n where n.user_id = l.user_id and a = 5", "delete from n where n.user_id = l.user_id and a = 5"),
-        # As a Japanese input method types it.
-        ("userId＝alice、状態＝PENDING", "userId＝TOKEN、状態＝PENDING"),
-        ("Authorization：Token 9944b0", "Authorization：***"),
-        ("トークン：hunter2、再発行済み", "トークン：***、再発行済み"),
-        (
-            "ユーザーID: alice, ユーザID=alice, ユーザーＩＤ：alice",
-            "ユーザーID: TOKEN, ユーザID=TOKEN, ユーザーＩＤ：TOKEN",
-        ),
-        # A name and a value that stand beside each other.
-        ("[('Authorization', 'Token 9944b0'), ('Accept', '*/*')]", "[('Authorization', '***'), ('Accept', '*/*')]"),
-        ("{b'Authorization': b'Token 9944b0'}", "{b'Authorization': b'***'}"),
-        ("[(b'cookie', b'a=b')]", "[(b'cookie', b'***')]"),
-        ('{"name":"Authorization","value":"Token 9944b0"}', '{"name":"Authorization","value":"***"}'),
-        # Or one below the other, as kubectl prints them.
-        ('"name": "DB_PASSWORD",\n  "value": "hunter2"\n', '"name": "DB_PASSWORD",\n  "value": "***"\n'),
-        ("password: |\n  hunter2\n  hunter3\nuser: me", "password: ***\n  ***\nuser: me"),
-        ("- name: API_KEY\n  valueFrom:\n    secretKeyRef: x", "- name: API_KEY\n  valueFrom:\n    secretKeyRef: x"),
-        # Percent-encoded, as in the query of a URL.
-        ("next=/cb%3Ftoken%3Dhunter2%26n%3D1&a=1", "next=/cb%3Ftoken%3D***&a=1"),
-        ("q=%7B%22password%22%3A%22hunter2%22%7D&a=1", "q=%7B%22password%22%3A%22***%22%7D&a=1"),
-        ("?user_id%3Dalice&n=1 ?userId=al%69ce", "?user_id%3DTOKEN&n=1 ?userId=TOKEN"),
-        ("db=postgresql%3A%2F%2Fapp%3Ahunter2%40db%2Fd", "db=postgresql%3A%2F%2Fapp%3A***%40db%2Fd"),
-        ("key=-----BEGIN+EC+PRIVATE+KEY-----%0AMHcC", "key=***"),
-        ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nlQ==\n-----END PGP PRIVATE KEY BLOCK-----.", "***."),
-    ],
-)
-def test_how_a_masked_text_reads(text: str, masked: str) -> None:
-    """A user has one token, however the id is written."""
-    assert MASKER.scrub(text) == masked.replace("TOKEN", str(ALICE))
-
-
-#: How the tokens of issuers begin.
-BEGINNINGS = (
-    *("xox", "xapp-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "npm_", "pypi-", "dckr_pat_"),
-    *("dckr_oat_", "glpat-", "gloas-", "gldt-", "glrt-", "glcbt-", "glptt-", "glft-", "glimt-"),
-    *("glagent-", "glsoat-", "glsa_", "glc_", "sk_live_", "sk_test_", "rk_live_", "rk_test_", "whsec_"),
-    *("sk-", "AIza", "GOCSPX-", "ya29.", "SG.", "hvs.", "hvb.", "AGE-SECRET-KEY-", "dop_v1_", "doo_v1_"),
-    *("dor_v1_", "hf_", "NRAK-", "lin_api_", "shpat_"),
-)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        # Each of these is found by one word of the line alone.
-        *("pass=SECRET", "pwd=SECRET", "secret=SECRET", "token=SECRET", "credential=SECRET", "jwt=SECRET"),
-        *("api_key=SECRET", "?sig=SECRET", "jsessionid=SECRET"),
-        *("パスワード=SECRET", "トークン=SECRET", "秘密鍵=SECRET", "シークレット=SECRET"),
-        *("curl -u app:SECRET http://h", "Basic SECRETabc9", "Bearer SECRETabc9"),
-        *("cookie: SECRET", "authorization: SECRET", "hooks.slack.com/services/SECRET", "x eyJSECRET.abc"),
-        *("SCRAM-SHA-256$4096:SECRET", f"$2a$10${'SECRET' * 4}", "token 'SECRET'", "--password SECRET"),
-        *(f"{key}{'SECRET9Z' * 2}" for key in ("AKIA", "ASIA", "ABIA", "ACCA")),
-        *(f"{begin}SECRETabcd9" for begin in BEGINNINGS),
-    ],
-)
-def test_each_form_of_a_secret(text: str) -> None:
-    for masked in (MASKER.scrub(f"a {text} b"), MASKER.without_secrets(f"a {text}")):
-        assert "***" in masked and "SECRET" not in masked.replace("AGE-SECRET-KEY", "")
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("monkey=1", "sk-learn", "hf_hub_download", "ghp_abc", "md5 of it", "Basic English", "Bearer tokens", "AKIA"),
-        *("$2a", "eyJ", "a -u b", "?signal=5", "compass=5"),
-    ],
-)
-def test_what_only_resembles_a_secret_stays(text: str) -> None:
-    assert MASKER.scrub(text) == MASKER.without_secrets(text) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *('for input string: "alice"', 'value "alice" is', 'invalid port "alice"', 'out of range: "alice"'),
-        *("$1 = 'alice'", "binding parameter [1] <- [alice]", "Failing row contains (alice)", 'MSG_PAYLOAD: ["alice"]'),
-        *('COPY n, line 3: "alice"', "rejected value [alice]", "invalid uuid string: alice"),
-        *("STATEMENT:  f('alice')", "query: f('alice')", "execute s: f('alice')", "parse s: f('alice')"),
-        *("bind s: f('alice')", "SQL [f('alice')]; y", "Batch entry 0 f('alice')", "select 'alice' from t"),
-        *("insert into t ('alice')", "delete from t using 'alice'", "update t set a = 'alice'"),
-        *("merge into t using 'alice'", "with a as ('alice')", "where a = 'alice'", "values ('alice')"),
-        *("alter role r comment 'alice'", "create role r comment 'alice'"),
-    ],
-)
-def test_what_may_be_any_user_is_hidden(text: str) -> None:
-    for line in (text, f'{{"log": {json.dumps(text)}}}'):
-        masked = MASKER.scrub(line)
-        assert "..." in masked and "alice" not in masked
-        assert not line.startswith("{") or json.loads(masked)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("aggregate_key=alice:sku", "Key (user_id)=(alice) is not", "Partition key (user_id) = (alice)."),
-        *(
-            "'alice'=user_id",
-            "'alice' = user_id",
-            "GET /users/alice/x",
-            "PUB /inbox/alice/x",
-        ),
-        *("select 1 from t where user_id in ('alice', 'alice')", "where user_id = 'alice' -- b"),
-        *("user_id = U&'alice'", "user_id=E'alice'"),
-        *("select 1 from t where user_id = $q$alice$q$", "where status = 'PENDING' and user_id = 'alice'"),
-    ],
-)
-def test_a_user_is_found_wherever_an_id_stands(text: str) -> None:
-    for line in (text, f"STATEMENT:  {text}"):
-        assert str(ALICE) in MASKER.scrub(line) and "alice" not in MASKER.scrub(line)
-
-
-@pytest.mark.parametrize(
-    ("statement", "masked"),
-    [
-        ("where status = 'PENDING' and a = 'PENDING'", "where status = 'PENDING' and a = '...'"),
-        ("where status in ('PENDING', 'Zoe')", "where status in ('PENDING', '...')"),
-        ("at > now() - interval '90 s' and b = 5", "at > now() - interval '90 s' and b = 5"),
-        ("values (5, 'a')", "values (..., '...')"),
-        ("execute f(5)", "execute f(...)"),
-        ("set app.pin = 5", "set app.pin = '...'"),
-        ("user_id = 7 and n = 5", "user_id = '7' and n = 5"),
-        (
-            "user_id = 'a''b' or user_id = $$c$$ or user_id = $x$d$x$",
-            "user_id = 'a'b' or user_id = 'c' or user_id = 'd'",
-        ),
-        ("password = 'a' or \"a'b\" = 1 /* 'c' */ -- 'd'", "password = '***' or \"a'b\" = 1 /* ... */ -- ..."),
-        ("payload->>'user_id' = 'a'", "payload->>'user_id' = 'a'"),
-        ("'a' = user_id", "'a' = user_id"),
-        ("user_id in (l.owner, 'a', $1)", "user_id in (l.owner, '...', $1)"),
-        ("aggregate_key = 'a:sku-1'", "aggregate_key = 'a:sku-1'"),
-    ],
-)
-def test_a_statement_without_its_literals(statement: str, masked: str) -> None:
-    assert redaction.redact_sql(statement, lambda user: user) == masked
 
 
 @pytest.mark.parametrize(

@@ -67,13 +67,6 @@ def test_what_has_an_option_of_its_own_is_no_parameter(name: str, option: str) -
         parse_parameters(("window_minutes=5", f"{name} = here"))
 
 
-@pytest.mark.parametrize("command", [("run", "3"), ("triage",)])
-def test_a_command_refuses_what_it_would_ignore(command: tuple[str, ...], tmp_path: Path) -> None:
-    done = runbook(*command, "-p", "target=here", env=os.environ, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (64, "")
-    assert done.stderr == "runbook: -p target: use --target\n"
-
-
 @given(st.text(max_size=80))
 def test_an_incident_never_leaves_its_folder(incident: str) -> None:
     try:

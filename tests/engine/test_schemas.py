@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.kit import ROOT
-from tests.kit.schemas import FILES, LINES, NAMES, problems, schema, valid, valid_dossier
+from tests.kit.schemas import NAMES, problems, schema, valid, valid_dossier
 
 SAMPLE = ROOT / "outputs" / "sample"
 
@@ -43,13 +42,6 @@ def test_each_takes_its_examples_and_nothing_that_is_broken(name: str) -> None:
             wrong += [inside | {f"{key}_": value}] if name not in OPEN else []
             for broken in wrong:
                 assert problems([broken] if isinstance(example, list) else broken, name), broken
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_each_is_used_where_its_document_is_made(name: str) -> None:
-    used = (p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("*.py"))
-    called = rf'\bvalid\(.*"{name.removesuffix(".v1")}(?:\.v1)?"'
-    assert name in (*FILES.values(), *LINES.values()) or any(re.search(called, text) for text in used)
 
 
 def test_the_sample_and_what_is_not_a_dossier(tmp_path: Path) -> None:

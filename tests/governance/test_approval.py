@@ -497,9 +497,3 @@ def test_the_command_shows_asks_and_tells(world: World) -> None:
     assert (cut.returncode, cut.stdout) == (64, "") and cut.stderr.count("\n") == 1
     alone = runbook("approve", world.ask(), env=env)
     assert alone.returncode == 2 and "declined to approve it" in alone.stdout, "nobody was there to be asked"
-
-
-def test_the_words_are_there_in_both_languages() -> None:
-    for lang in messages.LANGUAGES:
-        there = {k.rsplit(".", 1)[1] for k in messages.catalogue(lang) if k.startswith("action.approval.differs.")}
-        assert there == {*approval._BOUND, "preconditions", "incident"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from runbook_lib.book import messages
+from runbook_lib.book import messages, pack
 from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.model.finding import Decision, OutageEnd, Reason, Status, say
 from runbook_lib.packs.entitlement.checks import backlog, leases, program, publish, subscriber
@@ -16,8 +16,9 @@ from runbook_lib.packs.entitlement.rows import Holder, Outbox
 from runbook_lib.packs.jetstream import quorum
 from runbook_lib.packs.jetstream.balance import StreamProblem
 from runbook_lib.packs.jetstream.consumer import ConsumerRow
+from runbook_lib.packs.queues.checks import work
 from runbook_lib.runs import replay
-from tests.kit import RECORDINGS
+from tests.kit import RECORDINGS, ROOT
 from tests.kit.frames.delivery import consumer, look, outbox, runs
 from tests.kit.steps import NOW, ago, make_given
 
@@ -76,12 +77,19 @@ TABLES: dict[str, Cases[Any]] = {
 }
 
 
-@pytest.mark.parametrize("step", TABLES)
-def test_each_case_has_its_words(step: str) -> None:
-    cases = TABLES[step]
-    assert len({case.name for case in cases}) == len([*cases])
-    said = {case.says or case.name for case in cases if not callable(case.says)}
-    assert said - {*messages.catalogue("en")} == set()
+@pytest.mark.parametrize(
+    ("folder", "tables"),
+    [
+        ("runbook_lib/packs/entitlement", (*TABLES.values(), publish.OUTBOX)),
+        ("examples/procrastinate", (work.TAKERS, work.FAILURES)),
+    ],
+)
+def test_each_case_has_its_words(folder: str, tables: tuple[Cases[Any], ...]) -> None:
+    with pack.use_pack(ROOT / folder):
+        known = {*messages.catalogue("en")}
+    for cases in tables:
+        assert len({case.name for case in cases}) == len([*cases])
+        assert {case.says or case.name for case in cases if not callable(case.says)} - known == set()
 
 
 BOUND = subscriber._read_subscriber(consumer(), make_given())

@@ -173,6 +173,4 @@ def test_what_is_healthy_is_ok(step: str) -> None:
 
 @pytest.mark.parametrize("step", sorted(CHECKS))
 def test_where_nothing_was_read_it_is_unknown_and_never_green(step: str) -> None:
-    found = CHECKS[step].finding({}, GIVEN)
-    assert found.status is not Status.OK
-    assert found.status is Status.UNKNOWN or step in ("7.4",) or step not in FRAMES
+    assert CHECKS[step].finding({}, GIVEN).status is Status.UNKNOWN

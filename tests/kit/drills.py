@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-import requests
 
 from runbook_lib.book import catalog, messages
 from runbook_lib.dossier import artifact
@@ -25,6 +24,30 @@ UNFIT = re.compile(
     r"(?:^|[\s(=、:])\?(?=$|[\s).,;:%/、。])|[(:=]\s*-(?=$|[;,.)])|\bNone\b|\bnan\b|(?<![.\d])\d{3,}\.0(?![\d.])"
     r"|(?<![\d.,:+-])1 (?:\w+ )?(?:events|rows|notifications|entries|messages|users|objectives|letters|tries|steps)\b"
 )
+
+#: Seconds from a fault to the look that tells of it; some show themselves later than others.
+LOOK_AFTER_S = 30.0
+LATER = {
+    "receiver_outage": 45.0,
+    "receiver_slow": 60.0,
+    "second_worker": 60.0,
+    "delivery_held": 45.0,
+    "clock_skew": 45.0,
+    "relay_batch": 60.0,
+    "delivery_batch": 60.0,
+    "receiver_rate_limit": 45.0,
+    "receiver_unavailable": 45.0,
+    "receiver_denies": 45.0,
+    "worker_wrong_address": 45.0,
+    "worker_no_such_host": 45.0,
+    "worker_out_of_files": 45.0,
+    "registrations_deleted": 45.0,
+    "traces_deleted": 45.0,
+    "retention_too_short": 45.0,
+    # An event is missing a minute after it was published.
+    "stream_purged": 90.0,
+    "record_deleted": 90.0,
+}
 
 
 def unfit(said: dict[str, Any]) -> list[str]:
@@ -63,22 +86,6 @@ def ask(sandbox: Sandbox, query: str) -> Any:
         row = connection.execute(query).fetchone()
         assert row is not None
         return row[0]
-
-
-def monitor(sandbox: Sandbox, path: str) -> Any:
-    return requests.get(sandbox.state.addresses.nats_monitor_url + path, timeout=2).json()
-
-
-def streams(sandbox: Sandbox) -> dict[str, dict[str, Any]]:
-    """The broker's own account of its streams, by name."""
-    account = monitor(sandbox, "/jsz?accounts=true&streams=true&consumers=true")["account_details"][0]
-    return {stream["name"]: stream for stream in account["stream_detail"]}
-
-
-def consumer(sandbox: Sandbox, stream: str = "entitlement-events") -> dict[str, Any]:
-    """The broker's own account of the one durable of a stream."""
-    found: dict[str, Any] = streams(sandbox)[stream]["consumer_detail"][0]
-    return found
 
 
 def shown(said: dict[str, Any]) -> str:

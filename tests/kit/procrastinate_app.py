@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import time
 from typing import Any
 
 import procrastinate
-from procrastinate import RetryStrategy
 
 
 class Connector(procrastinate.PsycopgConnector):
@@ -37,27 +35,3 @@ async def send(n: int = 0) -> None:
 async def work(seconds: float) -> None:
     """Takes its time, and lets others run meanwhile."""
     await asyncio.sleep(seconds)
-
-
-@app.task(queue="default")
-async def compute(seconds: float) -> None:
-    """Takes its time and lets nothing else run, the worker's heartbeat included."""
-    time.sleep(seconds)  # the mistake is the point
-
-
-@app.task(queue="default", retry=RetryStrategy(max_attempts=100, wait=2))
-async def charge(n: int = 0) -> None:
-    """Fails whenever it is tried."""
-    raise RuntimeError("the payment service refuses")
-
-
-@app.task(queue="default")
-async def parse(n: int = 0) -> None:
-    """Fails for good at the first try."""
-    raise ValueError("not a document")
-
-
-@app.task(queue="default", retry=RetryStrategy(max_attempts=100, wait=600))
-async def settle(n: int = 0) -> None:
-    """Fails whenever it is tried, and that is seldom."""
-    raise RuntimeError("the bank is closed")

@@ -14,8 +14,6 @@ from typing import Any
 import nats
 import pandas as pd
 import psycopg
-import pytest
-from _pytest.mark.structures import ParameterSet
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.js import JetStreamContext
@@ -139,11 +137,6 @@ def documented(finding: Finding) -> bool:
     """Whether each piece of evidence has the name of an observation, or of a log phrase, of the documents."""
     book = catalog.load()
     return {s.observation for s in finding.signals} <= {*book.observations, *book.phrases}
-
-
-def case(sentence: str, *seen: Any, **expected: Any) -> ParameterSet:
-    """Return a row of a table of states: what is seen, and what `expect` is to find then; the sentence is its id."""
-    return pytest.param(*seen, expected, id=sentence)
 
 
 def verdict_of(*findings: Finding) -> Verdict:

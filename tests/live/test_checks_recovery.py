@@ -428,14 +428,3 @@ def test_a_wait_that_is_interrupted_ends(servers: Servers, db: psycopg.Connectio
     out, err = waiting.communicate(timeout=60)
     assert (waiting.returncode, out, err.strip()) == (130, "", "runbook: interrupted")
     assert not Archive(str(tmp_path), "W").partials()
-
-
-@pytest.mark.parametrize(
-    "arguments", [["4.1", "--wait", "3m"], ["6", "3", "--wait", "3m"], ["6", "--wait", "soon"], ["6", "--wait", "-3"]],
-)  # fmt: skip
-def test_only_the_recovery_is_waited_for(arguments: list[str], servers: Servers, tmp_path: Path) -> None:
-    asked = ("run", *arguments, "--incident", "W", "--output", str(tmp_path))
-    refused = command.runbook(*asked, env={**os.environ, **servers.env})
-    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (64, "", 1), refused.stderr
-    assert "3m" in refused.stderr
-    assert not list(tmp_path.iterdir())

@@ -728,13 +728,10 @@ def test_what_is_wrong_at_the_start_is_one_line(
     said("nosuch://x", "--output", "nosuch://x")
     said("--tls-cert", "--tls-cert", none, "--tls-key", none)
     said("cannot be used together", "--tls-cert", empty, "--tls-key", empty)
-    for asked in (
-        ("--tls-cert", "x"),
-        ("--executor", "dask"),
-        ("--scheduler", "tcp://127.0.0.1:1"),
-        ("--journal", f"{empty}/x.db"),
-    ):
-        said("", *asked)
+    said("belong together", "--tls-cert", "x")
+    said("belong together", "--executor", "dask")
+    said("belong together", "--scheduler", "tcp://127.0.0.1:1")
+    said("cannot be written: File exists", "--journal", f"{empty}/x.db")
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         said("Address already in use", "--port", str(taken.getsockname()[1]), code=69)
@@ -745,10 +742,10 @@ def test_what_is_wrong_at_the_start_is_one_line(
     toml.write_text('[[routes]]\nalertname = "A"\nsections = ["9.9"]\n')
     said("routes, number 1 (A)")
     toml.write_text("[receiver]\nworkers = 0\n")
-    said("")
+    said("receiver.workers: Input should be greater than or equal to 1")
 
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert said("") == f"runbook: serve needs the package uvicorn: {install_command('serve')}"
+    said(f"runbook: serve needs the package uvicorn: {install_command('serve')}")
 
 
 @pytest.mark.slow

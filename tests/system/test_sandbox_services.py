@@ -14,10 +14,13 @@ import requests
 
 from runbook_lib.gameday.sandbox import faults
 from runbook_lib.gameday.sandbox.sandbox import Sandbox
-from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult
-from runbook_lib.packs.entitlement.evidence.sessions import SessionState
+from runbook_lib.packs.entitlement.evidence import services, sessions
+from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult, ServiceSeen
+from runbook_lib.packs.entitlement.evidence.sessions import SessionsSeen, SessionState
+from runbook_lib.packs.entitlement.facts import EntitlementFacts
+from runbook_lib.sources.source import SourceError
 from tests.kit import ROOT, sandboxes
-from tests.kit.signatures import look
+from tests.kit.steps import open_target
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +42,24 @@ def ask(sandbox: Sandbox, query: str) -> Any:
         row = connection.execute(query).fetchone()
         assert row is not None
         return row[0]
+
+
+def look(sandbox: Sandbox, gap_s: float = 2.5) -> tuple[dict[str, ServiceSeen], dict[str, SessionsSeen]]:
+    """Return what two samples come to, as a step takes them."""
+    rb = open_target("3", sandbox.state.target())
+    given = rb.given()
+    seen: list[dict[str, Any]] = []
+    for pause in (gap_s, 0.0):
+        frames = services.collect(rb)
+        try:
+            with rb.snapshot() as db:
+                frames |= sessions.collect(db, EntitlementFacts().database_role)
+        except SourceError:
+            """The database is out of reach for the runbook as well."""
+        seen.append(frames)
+        time.sleep(pause)
+    frames = services.concat_samples(*seen)
+    return services.read(frames, given), sessions.read(frames, given)
 
 
 def test_at_work_all_loops_run_and_ten_sessions_each_are_fresh(running: Sandbox) -> None:

@@ -46,10 +46,9 @@ from runbook_lib.view.queries import FILE, declared
 from tests.drills import people, play
 from tests.drills.scenario import Scenario
 from tests.kit import RECORDINGS, states
-from tests.kit.signatures import WITNESSES
+from tests.kit.drills import LATER, LOOK_AFTER_S
 
 SECTIONS = ("3", "2", "4.1", "4.2", "4.3", "4.4", "4.5", "5.1", "5.2", "5.3", "6")
-LOOK_AFTER_S = 30.0
 AT_ONCE = 2
 
 Step = Callable[[Sandbox, play.DrillClock], None]
@@ -134,22 +133,6 @@ async def keep_newest(js: JetStreamContext) -> None:
     """Purge the events' stream but for its newest messages: all that is purged was processed."""
     await js.purge_stream(STREAM, keep=20)
 
-
-#: Faults that show themselves later than others.
-LATER = {
-    "receiver_outage": 45.0,
-    "receiver_slow": 60.0,
-    "second_worker": 60.0,
-    "delivery_held": 45.0,
-    "clock_skew": 45.0,
-    "relay_batch": 60.0,
-    "delivery_batch": 60.0,
-    "receiver_rate_limit": 45.0,
-    **dict.fromkeys(WITNESSES, 45.0),
-    # An event is missing a minute after it was published.
-    "stream_purged": 90.0,
-    "record_deleted": 90.0,
-}
 
 MOMENTS = (
     *(Moment(name, (name,), look_after_s=LATER.get(name, LOOK_AFTER_S)) for name in faults.TABLES),
