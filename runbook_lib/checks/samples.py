@@ -85,7 +85,8 @@ def log(name: str, minutes: float, read: Callable[[], Log], cost: ReadCost) -> L
 
     Raises SourceError, as the other section did.
     """
-    if not (folder := os.environ.get(FOLDER)):
+    folder = os.environ.get(FOLDER)
+    if not folder or not Path(folder).is_dir():  # it may have gone with a run that had ended
         return read()
     file = Path(folder, f"{name}-{minutes:g}.log")
     with file.with_suffix(".lock").open("w") as lock:

@@ -32,6 +32,7 @@ from runbook_lib.receiver.journal import Journal
 from runbook_lib.store.archive import ACTION, LOG, NOTE, VERDICT, Archive, entry_of
 from runbook_lib.store.files import digest
 from tests.kit import ROOT, effort
+from tests.kit.command import runbook
 from tests.kit.dossiers import COUNT, LINES, Verify, cut_off, every_line, fill, rewritten
 from tests.kit.web import reply, web
 from tests.tools import sample
@@ -475,17 +476,15 @@ def test_a_line_that_was_changed_is_one_line_of_every_command(
     ],
     ids=lambda words: words[0] if isinstance(words, list) else "",
 )
-def test_a_dossier_of_version_0_6_stays_as_it_is_and_is_named(
-    arguments: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://runbook@127.0.0.1:1/d")
+def test_a_dossier_of_version_0_6_stays_as_it_is_and_is_named(arguments: list[str], code: int, tmp_path: Path) -> None:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("RUNBOOK_")}
+    env |= {"RUNBOOK_DATABASE_URL": "postgresql://u@127.0.0.1:1/d", "RUNBOOK_NATS_URL": "nats://127.0.0.1:1"}
     there = {"manifest.jsonl": b"{}\n", "notes.jsonl": b"{}\n", "index.html": b"<p>", ".salts": b"[]"}
     (tmp_path / "I").mkdir()
     for name, content in there.items():
         (tmp_path / "I" / name).write_bytes(content)
-    assert main._run_command([*arguments, "--output", str(tmp_path)]) == code
-    said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and "version 0.6" in said.err, said
+    done = runbook(*arguments, "--output", str(tmp_path), env=env, cwd=tmp_path)
+    assert done.returncode == code and done.stderr.count("\n") == 1 and "version 0.6" in done.stderr, done
     assert {path.name: path.read_bytes() for path in (tmp_path / "I").iterdir()} == there
 
 
