@@ -15,7 +15,9 @@ from runbook_lib.runs import forks
 def start(env: dict[str, str], output: Path, store: str, limit: int) -> BaseProcess:
     """Start it; it leaves with 0 when it was carried out and its effect was seen."""
     context: Any = forks.context()
-    process: BaseProcess = context.Process(target=_act, args=({**env, "RUNBOOK_OUTPUT": str(output)}, store, limit))
+    # The server of forks may have begun before the test, with nobody's ledger but the user's own.
+    env = {**env, "XDG_STATE_HOME": os.environ["XDG_STATE_HOME"], "RUNBOOK_OUTPUT": str(output)}
+    process: BaseProcess = context.Process(target=_act, args=(env, store, limit))
     process.start()
     return process
 
