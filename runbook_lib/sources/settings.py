@@ -68,7 +68,8 @@ _ADDRESS_FORMS = {
 #: A variable that a setting names, itself or in a command; those that any program may need, whoever names them.
 _VARIABLE = re.compile(r"\benv:\s*([\w.-]+)|(?:\$\{?|\bprintenv )(\w+)")
 _SHARED_VARIABLES = re.compile(
-    "HOME|PATH|PYTHONPATH|USER|LOGNAME|SHELL|PWD|TMPDIR|TERM|TZ|LANG|LC_.*|XDG_.*|HOSTNAME|KUBECONFIG"
+    "HOME|PATH|PYTHONPATH|VIRTUAL_ENV|USER|LOGNAME|SHELL|PWD|TMPDIR|TERM|TZ|LANG|LC_.*|XDG_.*|HOSTNAME|KUBECONFIG"
+    "|.*_(?:PROXY|proxy)|SSL_CERT_.*|REQUESTS_CA_BUNDLE|AWS_PROFILE|AWS_(?:DEFAULT_)?REGION"
 )
 #: What needs the keys of a store, in the text of a target; and their names.
 _NEEDS_KEYS = re.compile(r'"cmd:|ledger": "\w+://', re.IGNORECASE)

@@ -152,12 +152,13 @@ database_password = "env:SHARED"
 nats_token = "env:shared-token"
 [targets.three]
 nats_url = "cmd:printenv SHARED"
-database_url = "cmd:sh -c 'printenv OF_THREE; echo ${ALSO_THREE:-none} $THIRD >> $HOME/log'"
+database_url = "cmd:sh -c 'printenv OF_THREE; echo ${ALSO_THREE:-none} $THIRD $AWS_PROFILE $HTTPS_PROXY >> $HOME/log'"
 ledger = "s3://bucket/ledger"
 """
 RECEIVERS = {"RUNBOOK_RECEIVER_TOKEN", "RUNBOOK_RECEIVER", "RUNBOOK_NOTIFY_URLS", "CHANNELS"}
 OF_DEFAULT = {"RUNBOOK_DATABASE_URL", "RUNBOOK_NATS_PASSWORD", "RUNBOOK_ACTION_DATABASE_URL", "RUNBOOK_LEDGER"}
 OF_THREE = {"OF_THREE", "ALSO_THREE", "THIRD"}
+ANYBODYS = {"AWS_PROFILE", "HTTPS_PROXY"}
 STORES = {"AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "FSSPEC_S3"}
 
 
@@ -175,14 +176,14 @@ def test_kernels_get_the_secrets_of_the_opened_target_only(
     target: str, kept: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secrets = {*RECEIVERS, *OF_DEFAULT, *OF_THREE, *STORES, "ONE_URL", "TWO_URL", "SHARED", "shared-token"}
-    for name in secrets:
+    for name in (*secrets, *ANYBODYS):
         monkeypatch.setenv(name, '{"workers": 2}' if name == "RUNBOOK_RECEIVER" else "s3://s3cret")
     monkeypatch.setenv("RUNBOOK_DATABASE_URL", "postgresql://127.0.0.1/app")
     monkeypatch.setenv("RUNBOOK_ACTION_DATABASE_URL", "postgresql://127.0.0.1/app")
     monkeypatch.setenv("RUNBOOK_TARGETS__FOUR__NATS_URL", "nats://:s3cret@127.0.0.1")
     _, env = start(tmp_path, monkeypatch, config=TARGETS, target=target)
     assert secrets & {*env} == kept
-    assert "nats://:s3cret@127.0.0.1" not in str(env) and env["PATH"] and env["HOME"]
+    assert "nats://:s3cret@127.0.0.1" not in str(env) and {"PATH", "HOME", *ANYBODYS} <= {*env}
 
 
 def test_of_targets_in_the_environment_a_kernel_gets_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
