@@ -130,7 +130,7 @@ def resolve_incident(incident: str, output: str) -> str:
     every = Archive(output, "").patient()
     for name in reversed(every.newest(_SEARCHED)):
         try:
-            if name != ADHOC and replace(every, incident=name).manifest():
+            if name != ADHOC and replace(every, incident=name).artifacts():
                 return name
         except NotADirectoryError:
             continue

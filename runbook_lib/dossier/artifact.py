@@ -130,7 +130,7 @@ def notebook(content: bytes) -> Notebook:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artifact: its files by name, and its line of the manifest."""
+    """An artifact: its files by name, and its line of the log."""
 
     name: str
     files: dict[str, bytes]
@@ -138,7 +138,7 @@ class Artifact:
 
 
 def make(nb: Notebook, run: Run, parameters: dict[str, Any], stem: str, **more: Any) -> Artifact:
-    """Make the artifact of a run: notebook, page and evidence; `more` goes into its line of the manifest."""
+    """Make the artifact of a run: notebook, page and evidence; `more` goes into its line of the log."""
     made = make_evidence(run, parameters, stem, **more)
     title = f"{run.section} {run.status.name} {parameters['incident_id']}"
     (evidence,) = made.files.values()
@@ -149,7 +149,7 @@ def make(nb: Notebook, run: Run, parameters: dict[str, Any], stem: str, **more: 
 
 
 def make_evidence(run: Run, parameters: dict[str, Any], stem: str, **more: Any) -> Artifact:
-    """Make the artifact of a run without a notebook: its evidence; `more` goes into its line of the manifest."""
+    """Make the artifact of a run without a notebook: its evidence; `more` goes into its line of the log."""
     name = f"{stem}-{run.status.name}"
     entry = {
         "name": name,

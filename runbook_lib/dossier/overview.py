@@ -139,8 +139,8 @@ def _render_page(archive: Archive, copies: Mapping[str, str] | None) -> str:
     logs = read_logs(archive)
     # A run of the postmortem looks back: it says nothing about the present state.
     own = catalog.section_with("postmortem")
-    told = [e for e in logs.manifest if isinstance(e, RunLine) or e.sections != (own,)]
-    logs = replace(logs, manifest=told)
+    told = [e for e in logs.artifacts if isinstance(e, RunLine) or e.sections != (own,)]
+    logs = replace(logs, artifacts=told)
     nows = _list_present(logs)
     now = next(iter(nows), None)
     runs = {v.name: _runs_of(archive, v, logs.runs) for v in nows}

@@ -129,7 +129,7 @@ def _read_dossier(archive: Archive) -> IncidentSummary | Text | None:
     """Return the summary of a dossier, a text if it cannot be read, or None if it holds nothing."""
     try:
         logs = read_logs(archive)
-        if not (logs.manifest or logs.actions or logs.notes):
+        if not (logs.artifacts or logs.actions or logs.notes):
             return None
         draft = (archive.read_or_none(mandatory.MARKDOWN) or b"").decode(errors="replace")
         return summarise(archive.incident, logs, draft)
@@ -143,9 +143,9 @@ def _read_dossier(archive: Archive) -> IncidentSummary | Text | None:
 def summarise(incident: str, logs: Logs, draft: str = "") -> IncidentSummary:
     """Summarise an incident from its logs (one line at least) and its postmortem."""
     logged = [*(a.time for a in logs.actions), *(n.time for n in logs.notes)]
-    begun = min([e.started for e in logs.manifest] + logged)
+    begun = min([e.started for e in logs.artifacts] + logged)
     # A run of the postmortem looks back: it says nothing about the state at its time.
-    looks = [e for e in logs.manifest if e.sections != (catalog.section_with("postmortem"),)]
+    looks = [e for e in logs.artifacts if e.sections != (catalog.section_with("postmortem"),)]
     runs = [e for e in looks if isinstance(e, RunLine)]
     # Only a command's verdict has failure modes; a run from a browser has no such verdict.
     worst_of = located([*(e for e in looks if isinstance(e, VerdictLine)), *runs])

@@ -256,7 +256,7 @@ def _store_partial(s: _StartedRun) -> Run:
 def _store_artifact(
     r: Request, archive: Archive, masker: Masker, stem: str, nb: Any, started: str, problem: str
 ) -> Run:
-    """Turn the executed notebook into the artifact: notebook, page, evidence, manifest line."""
+    """Turn the executed notebook into the artifact: notebook, page, evidence, line of the log."""
     problem = masker.scrub_once(problem)  # a cell's text holds tokens already
     nb = nb if nb is not None else nbformat.v4.new_notebook()
     artifact.scrub(nb, masker)

@@ -281,7 +281,7 @@ class Archive:
             return bytes(self._ask("cat_file", self._path(name)))
 
     def read_sealed(self, sha256: Mapping[str, str], name: str) -> bytes:
-        """Return a file that matches its digest, of those of a manifest line. Raises OSError and NotSealedError."""
+        """Return a file that matches its digest, of those of a line. Raises OSError and NotSealedError."""
         expected = sha256.get(name)
         if expected is None or (content := self.read_file(name)) is None or digest(content) != expected:
             raise NotSealedError(f"{name} is missing or changed: run `runbook verify`")
@@ -337,13 +337,13 @@ class Archive:
         """Return the partial artifacts of runs that died or are still running."""
         return [n for n in self.names() if n.endswith(PARTIAL)]
 
-    def manifest(self) -> Entries:
+    def artifacts(self) -> Entries:
         """Return the entries of runs and verdicts, oldest first."""
         return self.lines(RUN, VERDICT)
 
     def targets(self) -> set[str]:
         """Return the targets of its runs and actions. Raises OSError and ValueError."""
-        parameters = (e.get("parameters") for e in self.manifest())
+        parameters = (e.get("parameters") for e in self.artifacts())
         given = [*(p for p in parameters if isinstance(p, dict)), *self.lines(ACTION)]
         return {str(values["target"]) for values in given if values.get("target")}
 
@@ -429,14 +429,14 @@ class Archive:
     def _remove_unnamed(self, names: Iterable[str]) -> None:
         """Remove those files that no line of the log names: a line may be there although its write failed."""
         with suppress(OSError):
-            named = {name for e in self.manifest() for name in e.get("sha256", {})}
+            named = {name for e in self.artifacts() for name in e.get("sha256", {})}
             for name in {*names} - named:
                 with suppress(OSError):
                     self._remove_file(name)
 
     def of_job(self, job: str) -> dict[str, dict[str, Any]]:
         """Return the lines of a job's runs by section, "" for its verdict. Raises OSError."""
-        return {e.get("section", ""): e for e in self.manifest() if e.get("job") == job}
+        return {e.get("section", ""): e for e in self.artifacts() if e.get("job") == job}
 
     def add_line(
         self, kind: Kind, entry: dict[str, Any], stops: Callable[[Entries], dict[str, Any] | None] | None = None

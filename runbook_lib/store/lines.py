@@ -156,19 +156,19 @@ L = TypeVar("L", bound=LogLine)
 class Logs:
     """The lines of an incident's log, oldest first."""
 
-    manifest: list[RunLine | VerdictLine]
+    artifacts: list[RunLine | VerdictLine]
     actions: list[ActionLine]
     notes: list[NoteLine]
 
     @cached_property
     def runs(self) -> list[RunLine]:
         """The runs of sections."""
-        return [line for line in self.manifest if isinstance(line, RunLine)]
+        return [line for line in self.artifacts if isinstance(line, RunLine)]
 
     @cached_property
     def verdicts(self) -> list[VerdictLine]:
         """What commands concluded."""
-        return [line for line in self.manifest if isinstance(line, VerdictLine)]
+        return [line for line in self.artifacts if isinstance(line, VerdictLine)]
 
     def parameters_of(self, line: RunLine | VerdictLine) -> dict[str, Any]:
         """Return the parameters of a run, or of the first run of a command's verdict; {} if they are not known."""
@@ -178,7 +178,7 @@ class Logs:
         return next((r.parameters for r in self.runs if (r.sections, r.started) == first), {})
 
     def target_of(self, line: RunLine | VerdictLine) -> str:
-        """Return the target of a run or a command's verdict; the manifest's first one if it is not known."""
+        """Return the target of a run or a command's verdict; the first one of the log if it is not known."""
         known = (p.get("target") for p in (self.parameters_of(line), *(r.parameters for r in self.runs)))
         return str(next(filter(None, known), "default"))
 

@@ -105,7 +105,7 @@ def conclusion(cells: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def read_run(archive: Archive, line: RunLine) -> Run:
-    """Return the run of a manifest line, from its evidence file as it was sealed.
+    """Return the run of a line, from its evidence file as it was sealed.
 
     Raises OSError; NotSealedError for a file that was changed, and LookupError and TypeError for what no version wrote.
     """

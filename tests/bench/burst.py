@@ -66,7 +66,7 @@ def measure(scratch: Path) -> Burst:
         _watch_to_the_end(receiver, burst, began)
     for n in range(GROUPS):
         found = [Archive(str(receiver.output), p.name) for p in receiver.output.glob(f"*t{n}")]
-        left = [Counter(e.get("section", "verdict") for e in archive.manifest()) for archive in found]
+        left = [Counter(e.get("section", "verdict") for e in archive.artifacts()) for archive in found]
         if left != [Counter({"2": 1, "verdict": 1})]:
             burst.wrong.append(f"t{n}: {left}")
     return burst

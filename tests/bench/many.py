@@ -93,5 +93,5 @@ def measure(delivered: Filled, scratch: Path, systems: int = SYSTEMS) -> Inciden
 
 
 def _not_once(output: str, order: Order) -> str:
-    left = Counter(e.get("section", "verdict") for e in Archive(output, order.incident).manifest())
+    left = Counter(e.get("section", "verdict") for e in Archive(output, order.incident).artifacts())
     return "" if left["3"] == left["verdict"] == 1 and set(left.values()) == {1} else str(dict(left))

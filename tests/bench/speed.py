@@ -216,7 +216,7 @@ def _alert(sections: Sequence[str], receiver: Receiver) -> None:
     receiver.post(body).raise_for_status()
     archive = Archive(str(receiver.output), incident)
     until = time.monotonic() + _TIMEOUT_S
-    while not set(sections) <= {e.get("section") for e in archive.manifest()}:
+    while not set(sections) <= {e.get("section") for e in archive.artifacts()}:
         if time.monotonic() > until:
             raise RuntimeError(f"no artifact of {incident} within {_TIMEOUT_S:.0f} s")
         time.sleep(0.01)

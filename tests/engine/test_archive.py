@@ -45,7 +45,7 @@ def fill(archive: Archive, count: int = 3) -> None:
 def test_whole(archive: Archive) -> None:
     fill(archive)
     assert archive.problems() == []
-    assert [e["name"] for e in archive.manifest()] == ["a0", "a1", "a2"]
+    assert [e["name"] for e in archive.artifacts()] == ["a0", "a1", "a2"]
 
 
 def test_an_altered_line_is_found(archive: Archive) -> None:
@@ -77,7 +77,7 @@ def test_writers_side_by_side_keep_the_chain(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(write, range(40)))
     archive = Archive(str(tmp_path), "INC-1")
-    assert len(archive.manifest()) == 40
+    assert len(archive.artifacts()) == 40
     assert archive.problems() == []
 
 
@@ -291,7 +291,7 @@ def shared(folder: Path, mode: int) -> Path:
 
 def assert_whole(output: Path, *incidents: str, artifacts: int) -> None:
     for archive in (Archive(str(output), incident) for incident in incidents):
-        assert len(archive.manifest()) == artifacts and archive.problems() == []
+        assert len(archive.artifacts()) == artifacts and archive.problems() == []
 
 
 def persons(output: Path, *who: tuple[str, str]) -> list[str]:

@@ -44,7 +44,7 @@ def test_latest_is_the_incident_with_the_newest_run(two: Path) -> None:
 
 
 def test_a_dossier_that_cannot_be_read_hides_no_other(two: Path) -> None:
-    """Two newer ones: the manifest of one is broken, and of the other a link that leads nowhere."""
+    """Two newer ones: the log of one is broken, and of the other a link that leads nowhere."""
     for name in ("broken", "closed"):
         shutil.copytree(two / "b", two / name)
         (two / name / "log.jsonl").write_text("{")

@@ -83,7 +83,7 @@ def archive() -> Archive:
 
 
 def archived() -> list[dict[str, Any]]:
-    return [e for e in archive().manifest() if e.get("interactive")]
+    return [e for e in archive().artifacts() if e.get("interactive")]
 
 
 def everything() -> str:
@@ -128,10 +128,10 @@ def test_a_concluded_run_is_archived_like_a_headless_one(here: Path) -> None:
     assert archive().partials() == [] and archive().problems() == []
     assert [f.step for f in read_run(archive(), run_line(archive(), entry)).findings] == STEPS
     assert f"{entry['name']}.html" in archive().read("index.html").decode()
-    assert [e["verdict"]["status"] for e in archive().manifest() if "verdict" in e] == ["OK"]
+    assert [e["verdict"]["status"] for e in archive().artifacts() if "verdict" in e] == ["OK"]
 
 
-def test_what_a_parameter_says_of_a_person_is_not_in_the_manifest() -> None:
+def test_what_a_parameter_says_of_a_person_is_not_in_the_log() -> None:
     concluded(found(STEPS[0]), reason=f"user_id={WHO} waits")
     (entry,) = archived()
     assert TOKEN.search(entry["parameters"]["reason"]) and WHO not in everything()
@@ -161,10 +161,10 @@ def test_what_failed_is_a_line_and_added_by_the_next(
     for _ in range(2):
         rb.conclude()
         (entry,) = archived()
-        assert [e.get("section", "") for e in archive().manifest()] == ["4.3", ""]
+        assert [e.get("section", "") for e in archive().artifacts()] == ["4.3", ""]
         assert f"{entry['name']}.html" in archive().read("index.html").decode()
         assert archive().problems() == [] and archive().partials() == []
-    (verdict,) = [e for e in archive().manifest() if "verdict" in e]
+    (verdict,) = [e for e in archive().artifacts() if "verdict" in e]
     assert (verdict["started"], verdict["ended"]) == (entry["started"], entry["ended"])
 
 

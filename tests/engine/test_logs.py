@@ -49,7 +49,7 @@ def test_a_line_of_no_known_kind_names_its_log_and_field(
     for name, whole in ((kinds.RUN, RUN), (kinds.VERDICT, TOLD), (kinds.NOTE, NOTE), (kinds.ACTION, ACTION)):
         archive.add_line(name, whole | {"of": "a later version"})
     logs = read_logs(archive)
-    assert (len(logs.manifest), logs.runs[0].status, logs.verdicts[0].status) == (2, Status.OK, Status.OK)
+    assert (len(logs.artifacts), logs.runs[0].status, logs.verdicts[0].status) == (2, Status.OK, Status.OK)
     assert (logs.notes[0].text, logs.actions[0].action) == ("called", "restart")
     archive.add_line(kind, line)
     with pytest.raises(LogError) as e:

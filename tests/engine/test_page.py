@@ -371,7 +371,7 @@ def test_only_an_address_of_the_web_becomes_a_link(tmp_path: Path, address: str)
     shutil.copytree(SAMPLE, tmp_path / "sample")
     archive = Archive(str(tmp_path), "sample")
     for kind in ("verdict", "section"):  # the newest of each, by another name and with another dashboard
-        entry = next(e for e in reversed(archive.manifest()) if kind in e)
+        entry = next(e for e in reversed(archive.artifacts()) if kind in e)
         kept = {k: v for k, v in entry.items() if k not in ("previous", "sha256")}
         archive.append(kept | {"name": address, "dashboard": address}, {})
     overview.write_index(archive)

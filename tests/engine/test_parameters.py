@@ -118,7 +118,7 @@ def test_free_texts_are_those_in_which_anybody_may_be_named() -> None:
 
 
 def test_no_file_of_a_dossier_holds_what_a_parameter_says_of_a_person(no_settings: None, tmp_path: Path) -> None:
-    """A headless run of a section that can act: parameters cell, metadata, header, manifest, action log, page."""
+    """A headless run of a section that can act: parameters cell, metadata, header, log, page."""
     # A password that is also a word of the parameters which are no free text: these stay as they are.
     env = os.environ | {"RUNBOOK_DATABASE_URL": "postgresql://runbook:default@127.0.0.1:9/app"}
     reason = "reason=user_id=alice.smith waits, password=hunter2"
@@ -129,7 +129,7 @@ def test_no_file_of_a_dossier_holds_what_a_parameter_says_of_a_person(no_setting
     for file in filter(Path.is_file, Path(archive.place).rglob("*")):
         for secret in (b"alice", b"bob.jones", b"hunter2"):
             assert secret not in file.read_bytes(), f"{secret!r} in {file}"
-    (entry,) = [e for e in archive.manifest() if e.get("section")]
+    (entry,) = [e for e in archive.artifacts() if e.get("section")]
     assert (entry["parameters"]["target"], entry["parameters"]["incident_id"]) == ("default", "default-1")
     masked = entry["parameters"]["reason"]
     assert masked.endswith(" waits, password=***") and len(TOKEN.findall(masked)) == 1

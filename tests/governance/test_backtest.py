@@ -139,7 +139,7 @@ def test_a_targets_own_threshold_is_judged_by_shown_and_kept() -> None:
 def own(output: Path) -> Archive:
     """The sample as if its target had had a threshold of its own."""
     archive = Archive(str(output), "sample")
-    lines = archive.manifest()
+    lines = archive.artifacts()
     for entry in lines:
         if (name := f"evidence/{entry['name']}.json") in entry["sha256"]:
             run = json.loads(archive.read(name))

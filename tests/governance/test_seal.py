@@ -186,7 +186,7 @@ def test_what_is_no_file_any_more_is_missing(
 ) -> None:
     archive, seen = victim
     assert archive.local
-    name = LOG if log else next(iter(archive.manifest()[0]["sha256"]))
+    name = LOG if log else next(iter(archive.artifacts()[0]["sha256"]))
     (archive.local / name).unlink()
     make(archive.local / name)
     assert ("seal.cut" if log else "seal.missing") in {t.key for t in check(archive, seen[-1:]).changed}
@@ -444,7 +444,7 @@ def test_a_line_that_was_changed_is_one_line_of_every_command(
     """The sample with a key taken out of each line that has it, or with a value that is none."""
     shutil.copytree(ROOT / sample.OUTPUT / sample.INCIDENT, tmp_path / "I")
     whole = Archive(str(tmp_path), "I")
-    before = whole.manifest()
+    before = whole.artifacts()
     verb, *rest = command
     policies = [str(ROOT / "docs" / "slo.md")] if verb == "backtest" else []
     for value in (None, {"a": 1}, "x"):

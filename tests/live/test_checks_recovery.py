@@ -400,7 +400,7 @@ def test_it_is_waited_for_until_it_is_green(
         out, err = waiting.communicate(timeout=180)
     said = json.loads(out)
     assert waiting.returncode == said["exit_code"] == 0, err
-    looks = [e for e in Archive(str(tmp_path), "W").manifest() if e.get("section") == "6"]
+    looks = [e for e in Archive(str(tmp_path), "W").artifacts() if e.get("section") == "6"]
     assert len(looks) >= 2 and looks[0]["status"] != "OK" and looks[-1]["status"] == "OK"  # each look is kept
     told += err.splitlines()
     assert len(told) == len(looks) - 1 and all("秒後に再確認します" in line for line in told), err

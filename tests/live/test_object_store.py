@@ -183,7 +183,7 @@ def test_machines_that_write_at_once(place: str, tmp_path: Path) -> None:
     archive = Archive(place, "I")
     assert len(archive.lines(NOTE)) == 5 * count
     (name,) = {name for name, _ in said}
-    assert [e["name"] for e in archive.manifest()] == [name]
+    assert [e["name"] for e in archive.artifacts()] == [name]
     assert [n for n in archive.names() if n.endswith(".ipynb")] == [f"{name}.ipynb"]
     assert archive.problems() == []
     stems = [stem for _, stem in said]
@@ -311,14 +311,14 @@ def test_the_newest_incident_is_none_that_was_read_in_place_of_it(
 def test_verify_lists_what_it_could_not_read(place: str, store: Store, patient_client: None, verify: Verify) -> None:
     archive = Archive(place, "I")
     heads = fill(archive)
-    last = f"/I/evidence/{archive.manifest()[-1]['name']}.json"
+    last = f"/I/evidence/{archive.artifacts()[-1]['name']}.json"
     denied = store.failing(f"GET .*{last}", "AccessDenied")
     for fault, words in ((hanging(store, f"GET .*{last}"), "no answer within"), (denied, "credentials")):
         with fault:
             code, said, unread = verify(archive, "--checkpoint", str(heads[-1]))
         assert (code, unread.count("\n")) == (3, 1) and words in unread and last[3:] in unread, unread
         assert "not everything could be read" in said and str(heads[-1]) in said
-    archive.write(f"{archive.manifest()[0]['name']}.ipynb", b"another")
+    archive.write(f"{archive.artifacts()[0]['name']}.ipynb", b"another")
     with hanging(store, f"GET .*{last}"):
         code, _, changed = verify(archive)
     assert code == 2 and "could not be read" in changed and "was changed" in changed
@@ -381,7 +381,7 @@ def test_two_commands_at_once_lose_nothing_and_are_no_false_alarm(place: str, tm
             both.append(running.enter_context(start(*run, env=env)))
         assert [p.communicate(timeout=120)[1] for p in both] == ["", ""]
     archive = Archive(place, "I")
-    assert len({e["name"] for e in archive.manifest()}) == 4 and archive.problems() == []
+    assert len({e["name"] for e in archive.artifacts()}) == 4 and archive.problems() == []
     assert runbook("verify", "I", "--output", place).returncode == 3
 
 
@@ -464,11 +464,11 @@ def test_what_a_silent_store_did_not_take_is_taken_once_when_it_answers(
         finally:
             process.kill()
     assert "could not be written to s3://" in problem and index is None
-    assert archive.manifest() == []
+    assert archive.artifacts() == []
     for _ in range(2):
         done = subprocess.run(again, env=os.environ, capture_output=True, text=True, timeout=90, check=True)
         assert json.loads(done.stdout) == ["", f"{place}/A/index.html"]
-        assert sorted(e.get("section", "verdict") for e in archive.manifest()) == ["4.1", "verdict"]
+        assert sorted(e.get("section", "verdict") for e in archive.artifacts()) == ["4.1", "verdict"]
     assert archive.problems() == []
     assert len([n for n in archive.names() if n.endswith(".ipynb") and not n.endswith(PARTIAL)]) == 1
 

@@ -710,7 +710,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     text = text_of(archive)
     assert "\norigin: FM-NOTI-06\n" in text and "\n## 4. TTD" not in text
     links = re.findall(r"(?<!\\)\]\(([^)]*)\)", text)
-    pages = {f"{e['name']}.html" for e in archive.manifest()}  # the seeded runs have a notebook only
+    pages = {f"{e['name']}.html" for e in archive.artifacts()}  # the seeded runs have a notebook only
     assert links and all(link in pages or archive.read(link) for link in links)
     # A person fills it in; a draft in the other language stands beside it.
     checked = command(servers, archive, "INC", "--check")
@@ -728,7 +728,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     assert text_of(archive) == text
     assert 'href="postmortem.html"' in archive.read("index.html").decode()
     # A look back is not how things stand.
-    assert not any(e.get("sections") == ["7"] for e in archive.manifest())
+    assert not any(e.get("sections") == ["7"] for e in archive.artifacts())
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def test_a_database_that_cannot_be_read(private: Servers, tmp_path: Path, broken
     assert command.processes("MARK", str(tmp_path)) == []
     archive = Archive(str(tmp_path), "I")
     assert (archive.partials(), archive.problems()) == ([], [])
-    assert {Path(name).suffix for e in archive.manifest() for name in e["sha256"]} == {".ipynb", ".html", ".json"}
+    assert {Path(name).suffix for e in archive.artifacts() for name in e["sha256"]} == {".ipynb", ".html", ".json"}
     kept = done.stdout + "".join(p.read_text(encoding="utf-8") for p in (tmp_path / "I").glob("*.*") if p.is_file())
     assert "Traceback" not in kept and "not-the-password" not in kept
 

@@ -52,7 +52,7 @@ def test_all_of_them_by_the_command(servers, db, tmp_path: Path, monkeypatch: py
     numbers = [s.number for s in SECTIONS]
     done = runbook("run", *numbers, "--incident", "T-1", "-p", "window_minutes=30", env=os.environ)
     archive = Archive(str(tmp_path), "T-1")
-    names = {e["section"]: e["name"] for e in archive.manifest() if "section" in e}
+    names = {e["section"]: e["name"] for e in archive.artifacts() if "section" in e}
     assert {*names} == {*numbers}, done.stderr
     for section in SECTIONS:
         ran_whole(section, artifact.notebook(archive.read(f"{names[section.number]}.ipynb")))

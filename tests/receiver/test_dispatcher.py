@@ -146,7 +146,7 @@ class Receiver:
         """How many of each section, "" for verdicts; whole."""
         archive = self.archive(incident)
         assert archive.problems() == []
-        return Counter(e.get("section", "") for e in archive.manifest())
+        return Counter(e.get("section", "") for e in archive.artifacts())
 
     def told(self, incident: str) -> list[dict[str, Any]]:
         return [m for m in self.sink.taken if m["title"].endswith(f" · {incident}")]
@@ -327,7 +327,7 @@ def test_an_investigation_and_a_runner_are_killed(parts: tuple[Receiver, Silent]
     silent.hang_up()
     receiver.ends()
     assert sorted(receiver.jobs("attempts, state")) == [(1, "done"), (2, "done")]
-    entries = [e for i in "IJ" for e in receiver.archive(i).manifest() if "section" in e]
+    entries = [e for i in "IJ" for e in receiver.archive(i).artifacts() if "section" in e]
     assert sorted(e["problem"] for e in entries) == ["", "the runner was killed"]
     for incident in "IJ":
         assert receiver.artifacts(incident) == {SECTION: 1, "": 1}

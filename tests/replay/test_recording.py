@@ -322,7 +322,7 @@ def planted(tmp_path: Path) -> Archive:
     """The sample with names in its texts, a frame, a header and its logs."""
     source, archive = Archive(str(SAMPLE), "sample"), Archive(str(tmp_path / "outputs"), "INC-9")
     archive.prepare()
-    for entry in (e for e in source.manifest() if "section" in e):
+    for entry in (e for e in source.artifacts() if "section" in e):
         files = {name: source.read(name) for name in entry["sha256"]}
         file = f"evidence/{entry['name']}.json"
         run = json.loads(files[file])

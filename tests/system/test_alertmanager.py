@@ -62,24 +62,24 @@ def test_from_alertmanager_to_artifact_and_message(tmp_path: Path, embedded: Ser
 
             until(fire, "Alertmanager takes an alert")
             (incident,) = until(lambda: (tmp_path / "kept").is_dir() and receiver.incidents(), "an incident")
-            until(lambda: "4.1" in sections(incident.manifest()), "the artifact of 4.1")
+            until(lambda: "4.1" in sections(incident.artifacts()), "the artifact of 4.1")
             (first,) = until(lambda: receiver.told[:1], "a message")
             assert incident.incident in first["message"] and "4.1" in first["message"] + first["title"]
 
             assert fire(f"--end={pd.Timestamp.now('UTC').isoformat()}")
-            until(lambda: "6" in sections(incident.manifest()), "the artifact of 6")
+            until(lambda: "6" in sections(incident.artifacts()), "the artifact of 6")
             until(lambda: len(incident.lines(NOTE)) == 3, "the end in the timeline")
-            assert set(sections(incident.manifest()).values()) == {1}
+            assert set(sections(incident.artifacts()).values()) == {1}
 
             assert fire()
-            until(lambda: sections(incident.manifest())["4.1"] == 2, "a run of the second outage")
+            until(lambda: sections(incident.artifacts())["4.1"] == 2, "a run of the second outage")
             again = "a message of the second outage"
             (title,) = until(lambda: [m["title"] for m in receiver.told if m["title"].startswith("Again: ")], again)
             assert incident.incident in title
         finally:
             process.terminate()
             process.wait(20)
-    ran = sections(incident.manifest())
+    ran = sections(incident.artifacts())
     ran.pop("4.3", None)  # 4.1 points to it once the backlog is old enough, as on a slow machine
     assert ran == {"4.1": 2, "6": 1}
     assert incident.problems() == []

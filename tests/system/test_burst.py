@@ -46,7 +46,7 @@ def test_a_thousand_alerts_of_few_groups(tmp_path: Path, capsys: pytest.CaptureF
     assert counted == ALERTS / 10
     assert len(incidents) == GROUPS
     for incident in incidents:
-        left = Counter(e.get("section", "verdict") for e in incident.manifest())
+        left = Counter(e.get("section", "verdict") for e in incident.artifacts())
         assert left == {"2": 1, "verdict": 1}, incident.place
     with capsys.disabled():
         print(

@@ -84,7 +84,7 @@ def test_a_run_leads_to_the_dashboard(tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr
     valid_dossier(tmp_path / "INC-2")
     archive = Archive(str(tmp_path), "INC-2")
-    run, concluded = archive.manifest()
+    run, concluded = archive.artifacts()
     assert re.fullmatch(r"https://grafana\.example/d/abc\?from=\d{13}&to=\d{13}&var-hop=", concluded["dashboard"])
     for name, links in (("index.html", 1), (f"{run['name']}.html", 2)):
         assert archive.read(name).decode().count('href="https://grafana.example/d/abc?from=') >= links, name

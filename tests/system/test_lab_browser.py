@@ -215,7 +215,7 @@ def shot(page: Page, top: Locator, height: int, path: Path) -> None:
 
 
 def runs(server: Server) -> list[str]:
-    return [e["name"] for e in server.archive.manifest() if e.get("interactive")]
+    return [e["name"] for e in server.archive.artifacts() if e.get("interactive")]
 
 
 def test_the_verdict_stands_on_top_and_the_charts_below(page: Page) -> None:

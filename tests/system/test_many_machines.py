@@ -112,7 +112,7 @@ def test_some_systems_into_an_object_store_and_a_silent_one_holds_up_no_other(
     assert not lines[0].startswith("silent")
     for name in names:
         archive = Archive(output, f"S-{name}")
-        left = Counter(e.get("section", "verdict") for e in archive.manifest())
+        left = Counter(e.get("section", "verdict") for e in archive.artifacts())
         assert left["3"] == left["verdict"] == 1 and set(left.values()) == {1} and len(left) > 2
         assert archive.problems() == []
         assert archive.partials() == []
@@ -149,7 +149,7 @@ def test_a_killed_worker_loses_nothing_and_leaves_nothing_behind(cluster: Cluste
     assert done == MANY
     for order in orders:
         archive = Archive(output, order.incident)
-        assert Counter((e["job"], e.get("section")) for e in archive.manifest()) == {
+        assert Counter((e["job"], e.get("section")) for e in archive.artifacts()) == {
             (order.job, "3"): 1,
             (order.job, None): 1,
         }

@@ -29,7 +29,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("page")
     shutil.copytree(SAMPLE, folder / "sample")
     archive = Archive(str(folder), "sample")
-    later = moment(archive.manifest()[-1]["ended"]) + pd.Timedelta("3h")
+    later = moment(archive.artifacts()[-1]["ended"]) + pd.Timedelta("3h")
     archive.add_line(NOTE, {"time": later.isoformat(), "who": "aoki", "text": "called the team", "section": ""})
     overview.write_index(archive)
     return (folder / "sample" / "index.html").as_uri()

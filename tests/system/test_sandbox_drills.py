@@ -45,6 +45,6 @@ def test_an_action_that_is_interrupted_writes_down_what_has_become_of_it(quiet: 
     assert (begun["result"], ended["result"]) == ("begun", "failed") and "interrupted" in ended["why"]["en"]
     entered = Archive(str(quiet.directory / "runbook-ledger"), "sandbox").lines(ACTION)[-2:]
     assert [(e["id"], e["result"]) for e in entered] == [(begun["id"], "begun"), (begun["id"], "failed")]
-    (kept,) = archive.manifest()
+    (kept,) = archive.artifacts()
     assert (kept["section"], kept["problem"]) == ("5.1", "it was interrupted")
     assert archive.partials() == [] and archive.problems() == []

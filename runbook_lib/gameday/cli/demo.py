@@ -52,7 +52,7 @@ def demo(directory: Path, output: Path, fault_name: str, tell: Callable[[str], N
         alert = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         tell(f"\nAn alert fires at {alert}: the notification backlog grows.")
         runbook("triage", "-p", "detected_by=alert", "-p", f"detected_at={alert}", *where)
-        verdicts = [entry["verdict"] for entry in archive.manifest() if "verdict" in entry]
+        verdicts = [entry["verdict"] for entry in archive.artifacts() if "verdict" in entry]
         if not verdicts:
             raise SandboxError("the triage stored no verdict")
         restarts = {f"restart_{service}": service for service in SERVICES}

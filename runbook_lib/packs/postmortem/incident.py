@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class IncidentRun(rows.Row):
-    """A run of the incident, from the manifest and its findings."""
+    """A run of the incident, from the log and its findings."""
 
     name: str = ""
     section: str = ""
