@@ -6,7 +6,6 @@ The header comment of each file says:
     -- index: the index that it uses, or "catalog", or "scan"
     -- cost: catalog | index | scan      (scan: goes through the cost gate first)
     -- answers: present | window         (present: it can only read the present state)
-    -- reuse: 15 s                       (for so long, other steps of a run use the answer; without it, no step does)
     -- continued in: topic/name          (queries with the same end: the file that has the rest)
 
 A query of a room may have `{placeholders}` for a table and its columns. It is asked by no name: the room fills it
@@ -25,7 +24,7 @@ from pathlib import Path
 
 from runbook_lib.book import pack
 
-_HEADER = re.compile(r"^-- (question|index|cost|answers|reuse): *(.+?) *$", re.MULTILINE)
+_HEADER = re.compile(r"^-- (question|index|cost|answers): *(.+?) *$", re.MULTILINE)
 #: A name that a room fills in, such as {table}.
 PLACEHOLDER = re.compile(r"\{[a-z]+\}")
 _CONTINUED = re.compile(r"^-- continued in: *(\S+) *$", re.MULTILINE)
@@ -41,7 +40,6 @@ class Query:
     index: str
     cost: str
     answers: str
-    reuse_s: float = 0.0
 
 
 def query(name: str) -> Query:
@@ -57,8 +55,8 @@ def read(name: str, file: Path) -> Query:
         text += statement(rest)
     head = dict(_HEADER.findall(text))
     body = "\n".join(line for line in text.splitlines() if not _HEADER.match(line))
-    sql, reuse_s = body.strip().rstrip(";"), float(head.get("reuse", "0").removesuffix("s"))
-    return Query(name, sql, head["question"], head["index"], head["cost"], head["answers"], reuse_s)
+    sql = body.strip().rstrip(";")
+    return Query(name, sql, head["question"], head["index"], head["cost"], head["answers"])
 
 
 def names() -> list[str]:

@@ -6,11 +6,13 @@ context never changes its moment.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -19,12 +21,12 @@ import pandas as pd
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import Catalog, Limits, Section, Slo
 from runbook_lib.book.parameters import Parameters
-from runbook_lib.checks import samples
+from runbook_lib.checks.sample import Sample, read_first
 from runbook_lib.model.finding import Finding, Frames, Reason, Signal, Text, Window, say
 from runbook_lib.model.times import moment
 from runbook_lib.model.usage import UsageError
 from runbook_lib.privacy.masking import Masker
-from runbook_lib.sources.answers import Answers
+from runbook_lib.sources.answers import SHARED_S, Answers
 from runbook_lib.sources.jetstream import JetStream
 from runbook_lib.sources.logs import Log
 from runbook_lib.sources.nats_monitor import NatsMonitor
@@ -35,9 +37,6 @@ from runbook_lib.sources.source import ClockOffset, HasClock, Opening, ReadCost,
 from runbook_lib.sources.workloads import Runner
 from runbook_lib.store import capsule
 from runbook_lib.store.archive import Archive
-
-#: Seconds for which the frames of one step are shared with the steps after it.
-SHARED_S = 15.0
 
 S = TypeVar("S")
 Progress = Callable[[float, Text], None]
@@ -72,6 +71,10 @@ class Sources:
             raise SourceError(name, Reason.NO_DATA, messages.text(say("unknown.replayed"), "en"), "replayed")
         return self._opening
 
+    def anew(self, cost: ReadCost) -> Sources:
+        """Return the same sources, opened anew, whose queries another cost counts."""
+        return Sources(self._opening and replace(self._opening, read_cost=cost))
+
     def clocks(self) -> dict[str, ClockOffset]:
         """Measure the clocks of the servers that have one and answer."""
         clocks: dict[str, ClockOffset] = {}
@@ -80,6 +83,25 @@ class Sources:
                 if isinstance(source := self.get(name), HasClock):
                     clocks |= source.clock(self._require_opening(name).target.facts)
         return clocks
+
+
+class AskedOnce:
+    """A source, each of whose calls is asked once for the steps of a run (`Answers.once`)."""
+
+    def __init__(self, name: str, source: Any, answers: Answers, cost: ReadCost) -> None:
+        self._of = name, source, answers, cost
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the source's method of that name; its property as it is."""
+        of, source, answers, cost = self._of
+        found = getattr(source, name)
+        if not callable(found):
+            return found
+
+        def ask(*args: Any, **named: Any) -> Any:
+            return answers.once((of, name, repr(args), repr(named)), cost, partial(found, *args, **named))
+
+        return ask
 
 
 @dataclass(frozen=True)
@@ -177,6 +199,8 @@ class Context:
     progress: Callable[[], AbstractContextManager[Progress]] = lambda: nullcontext(lambda share, text: None)
     asked: dict[Callable[[Context], Frames], SharedFrames] = field(default_factory=dict)
     answers: Answers = field(default_factory=Answers)
+    sample: Sample | None = None
+    """What was read for all sections of the run; None where this one runs alone."""
     brief: bool = False
     """Whether a step of another section collects: only what is judged, not what its own section shows beside it."""
     recorded: Mapping[str, Finding] | None = None
@@ -207,12 +231,13 @@ class Context:
     def source(self, name: str) -> Any: ...
     def source(self, name: str) -> Any:
         """Return a source by its name, of the engine or of a pack's own. Raises SourceError, KeyError."""
-        return self.sources.get(name)
+        found = self.sources.get(name)
+        return AskedOnce(name, found, self.answers, self.read_cost) if self.answers.step else found
 
     @property
     def postgres(self) -> Postgres:
         """The system's database; queries go through `snapshot`."""
-        return cast(Postgres, self.source("postgres"))
+        return cast(Postgres, self.sources.get("postgres"))
 
     def service(self, name: str) -> Exposition:
         """Return a service of the system, to read its metrics."""
@@ -224,13 +249,10 @@ class Context:
         return cast(Runner, self.source("workloads"))
 
     def log(self, name: str, minutes: float) -> Log:
-        """Return the log of a workload's last minutes; the sections of a run read it once. Raises SourceError."""
-
-        def read() -> Log:
-            at = self.now().floor("us").to_pydatetime()
-            return replace(self.workloads.logs(name, minutes), at=at)
-
-        return samples.log(name, minutes, read, self.read_cost)
+        """Return the log of a workload's last minutes, read at a moment of the database's clock. Raises SourceError."""
+        found = self.workloads.logs(name, float(minutes))
+        ahead = self.now() - pd.Timestamp.now("UTC")
+        return replace(found, at=(pd.Timestamp(found.at) + ahead).floor("us").to_pydatetime())
 
     def snapshot(self) -> AbstractContextManager[Snapshot]:
         """Open one short read-only transaction for queries about this window. Raises SourceError."""
@@ -288,6 +310,13 @@ class Context:
             incident=self.parameters.incident_id,
         )
 
+    def first(self, step: str) -> Frames:
+        """Return the frames of the first moment, named "first.NAME", and of the time since (`sample.Part.watch`).
+
+        The present is the second moment: what the step asks after this, or what the run's sample has of it.
+        """
+        return self.sample.first if self.sample else self.shared(step, read_first)
+
     def shared(self, step: str, ask: Callable[[Context], Frames]) -> Frames:
         """Return frames that several steps use, collected once per run; the caller may add frames to them.
 
@@ -300,6 +329,16 @@ class Context:
         return shared.frames
 
 
+#: The sample of the run whose sections this process executes (`inherit`).
+_inherited: Sample | None = None
+
+
+def inherit(sample: Sample | None) -> None:
+    """Take over what was read for a run: the contexts that this process opens from now on are of its sections."""
+    global _inherited
+    _inherited = sample
+
+
 def open_context(section: Section, parameters: Parameters, config: Settings, book: Catalog) -> Context:
     """Open a context: measure the clocks; its moment is the present by the database's clock.
 
@@ -307,13 +346,15 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     """
     if config.replay:
         return _open_replayed(section, parameters, config, book)
-    target = config.target(parameters.target)
+    target, sample = config.target(parameters.target), _inherited
     archive = Archive(config.output, parameters.incident_id)
     masker = Masker.of(target.urls(), parameters.incident_id, archive.salt, remembers=in_lab())
     read_cost = ReadCost(masker)
     name = f"runbook/{section.number}/{parameters.incident_id}"
     sources = Sources(Opening(target, name, config.budget, read_cost))
-    clocks = sources.clocks()
+    clocks = sample.clocks if sample else sources.clocks()
+    if sample:
+        masker.keep_tokens(sample.tokens)
     return Context(
         section=section,
         parameters=parameters,
@@ -324,8 +365,11 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
         masker=masker,
         read_cost=read_cost,
         sources=sources,
-        window=Window.before(_present(clocks), parameters.window_minutes),
+        window=sample.window if sample else Window.before(_present(clocks), parameters.window_minutes),
         clocks=clocks,
+        asked={ask: SharedFrames(frames, math.inf) for ask, frames in sample.shared.items()} if sample else {},
+        answers=Answers(sample.answers if sample else {}),
+        sample=sample,
     )
 
 

@@ -32,8 +32,6 @@ def report(
 ) -> int:
     """Summarise the incidents of a period.
 
-    It counts results, effective actions, false alarms and open work.
-
     It reads only the dossiers, no system. Exit code 0; 3: some could not be read.
     """
     import pandas as pd

@@ -45,6 +45,7 @@ def serve(
     """
     from runbook_lib.runs import forks
 
+    forks.PRELOADED.append(forks.RUNNERS)  # once for all investigations
     forks.context()
     from runbook_lib.runs import quick  # noqa: F401, I001 - before what it makes quick
     from runbook_lib.book import catalog, messages

@@ -263,37 +263,13 @@ def _find_similar(archive: Archive, own: set[str], before: pd.Timestamp) -> list
     return sorted((i for i in like if like[i] >= MIN_SIMILARITY), key=lambda i: (-like[i], -i.begun.value))[:MAX_SHOWN]
 
 
-# Sums -------------------------------------------------------------------------------------------------------
+# The JSON ---------------------------------------------------------------------------------------------------
 
 
 def report(incidents: Sequence[IncidentSummary]) -> dict[str, Any]:
-    """Return the incidents and their sums as plain data."""
-    kinds: dict[tuple[str, str], list[str]] = {}
-    rules: dict[str, list[IncidentSummary]] = {}
-    for i in incidents:
-        for mode in i.modes or ("",) * bool(i.place):
-            kinds.setdefault((mode, " / ".join(i.place)), []).append(i.incident)
-        if i.begun_by == "alert":
-            rules.setdefault(i.alert, []).append(i)
-    nothing = {rule: [i.incident for i in begun if i.worst == Status.OK.name] for rule, begun in rules.items()}
+    """Return the incidents, and the medians of their times, as plain data."""
     return {
         "incidents": [record.plain(asdict(i)) for i in incidents],
-        "modes": [
-            {"mode": mode, "place": place, "incidents": names}
-            for (mode, place), names in sorted(kinds.items(), key=lambda k: (-len(k[1]), k[0]))
-        ],
-        "alerts_for_nothing": [
-            {"alert": rule, "incidents": names, "of": len(rules[rule])}
-            for rule, names in sorted(nothing.items(), key=lambda n: (-len(n[1]), n[0]))
-            if names
-        ],
-        "actions_not_helped": [
-            {"incident": i.incident} | asdict(a) for i in incidents for a in i.actions if a.helped is False
-        ],
-        "open_measures": sorted(
-            ({"incident": i.incident} | asdict(m) for i in incidents for m in i.measures),
-            key=lambda m: (m["due"] or "~", m["incident"]),
-        ),
         "ttd": _summarise_times(i.ttd_s for i in incidents),
         "ttr": _summarise_times(i.ttr_s for i in incidents),
     }

@@ -29,16 +29,18 @@ class Order:
     """The order will be repeated if an artifact is lost, so no verdict is stored then."""
     unattended: bool = False
     """No person watches: no action is executed, even if `parameters` ask for it."""
-    samples: str = ""
-    """A folder of this machine for the samples that the sections share; "" for one of the run's own."""
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """What a run has found so far, as text: one more line, the provisional strip, and what is waited for."""
+    """What a run has found so far, as text: one more line, the provisional strip, and what is waited for.
+
+    `first` is the strip of the first numbers, before any step has one.
+    """
 
     line: str = ""
     status: str = ""
     """The status of that line."""
     strip: tuple[str, ...] = ()
     waits: str = ""
+    first: tuple[str, ...] = ()

@@ -26,12 +26,11 @@ from runbook_lib.actions import action
 from runbook_lib.book import catalog as catalogs
 from runbook_lib.book import messages, pack, queries
 from runbook_lib.book.parameters import mask_free_texts, parameters_class, validate, whoami
-from runbook_lib.checks import samples
 from runbook_lib.checks.check import Check, checks
 from runbook_lib.checks.context import Context, Progress, in_lab, open_context
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, sections_to_follow
-from runbook_lib.model.finding import Answer, Finding, Reason, Status, Verdict, Window, complete, say
+from runbook_lib.model.finding import Answer, Finding, Reason, SentQuery, Status, Verdict, Window, complete, say
 from runbook_lib.model.times import now
 from runbook_lib.model.usage import UsageError, did_you_mean
 from runbook_lib.notebook.notes import keep_note
@@ -326,9 +325,14 @@ class Session:
             self.verdict(),
             self._planned_findings(),
             self._step_titles(),
-            [*samples.queries_before(self.context.section.number), *self.context.read_cost.queries],
+            [*self._sampled_queries(), *self.context.read_cost.queries],
             run=self.opened,
         )
+
+    def _sampled_queries(self) -> list[SentQuery]:
+        """Return the queries that were sent for the run before its sections: the first one counts them as its own."""
+        sample = self.context.sample
+        return sample.queries if sample and sample.section == self.context.section.number else []
 
     def _banner(self, verdict: Verdict | None) -> render.Shown:
         return render.banner(self._header(), verdict, run=self.opened)

@@ -103,6 +103,10 @@ class Masker:
         """Let the tokens in a text that another process has scrubbed stay, wherever they are met."""
         self._issued.update(TOKEN.findall(text))
 
+    def issued(self) -> str:
+        """Return all tokens that it has made or kept, for `keep_tokens` of another process."""
+        return " ".join(self._issued)
+
     def statement(self, text: str) -> str:
         """Take the literals out of an SQL statement; user ids among them become tokens."""
         return redaction.redact_sql(self._remove_own_secrets(text), self._person_token)

@@ -375,7 +375,7 @@ def _name_pattern(name: str) -> str:
 _NAMED_VALUE = re.compile(
     rf"""
     (?P<head>{_name_pattern("k1")},?[^\S\n]*\n\s*{_VALUE_OF})(?:(?P<quoted>{_quoted_pattern("1")})|(?P<rest>[^\s"'\\][^\n]*))
-    | (?P<before>{_VALUE_OF})(?P<first>{_quoted_pattern("2")})(?=,?\s*{_name_pattern("k2")})
+    | (?P<before>{_VALUE_OF})(?P<first>{_quoted_pattern("2")})(?<![^\\]\s)(?=,?\s*{_name_pattern("k2")})
     """,
     re.IGNORECASE | re.VERBOSE,
 )

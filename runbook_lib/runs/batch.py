@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 
@@ -31,6 +32,9 @@ from runbook_lib.store.files import write_whole
 from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import Run, read_run, run_of_cells
 from runbook_lib.view import prose
+
+if TYPE_CHECKING:
+    from runbook_lib.checks.sample import Sample
 
 #: Seconds after its deadline in which a runner may save its notebook before it is killed.
 GRACE_S = 8.0
@@ -69,8 +73,8 @@ class Request:
     """The mark of a run that stores its artifact once, even if it is repeated; "" for a person's run."""
     unattended: bool = False
     """Started by an alert: it runs no action."""
-    samples: str = ""
-    """The folder of the samples that the sections share; "" for none."""
+    sample: Sample | None = None
+    """What was read for all sections of the run."""
 
 
 def request(
@@ -102,6 +106,7 @@ def run_sections(
 
     `follow` gives the sections that a finding of a section adds; they start as soon as there is room.
     """
+    importlib.import_module(forks.RUNNERS)
     requests = list(requests)
     waiting = list(enumerate(requests))
     running: dict[forks.Forked[Run], _StartedRun] = {}
@@ -176,8 +181,10 @@ def _run_in_runner(r: Request, scratch: Path) -> Run:
 
     `scratch` outlives the process: it holds the partial notebook if the archive is not a local folder.
     """
+    from runbook_lib.checks import context
+
     os.environ["RUNBOOK_OUTPUT"] = r.output  # for the cells: where this incident's actions and notes are written
-    os.environ["RUNBOOK_SAMPLES"] = r.samples
+    context.inherit(r.sample)
     if r.unattended:
         os.environ["RUNBOOK_UNATTENDED"] = "1"
     os.setpgid(0, 0)  # what cells start ends with it; a session of its own would not be as polite

@@ -31,8 +31,9 @@ LEAVE_S = 10.0
 
 #: By how much the niceness of these processes is raised.
 NICE = 5
-#: The imports, in order, of the process that others are forked from.
+#: The imports, in order, of the process that others are forked from; what runs sections imports `RUNNERS` too.
 PRELOADED = ["runbook_lib.runs.polite", "runbook_lib.cli.warm"]
+RUNNERS = "runbook_lib.cli.warm_runners"
 
 _is_fork = False
 #: Where this process reports to the one that began it.

@@ -6,19 +6,17 @@ The command, the alert receiver and Dask workers all use it.
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import Catalog
-from runbook_lib.checks import samples
 from runbook_lib.diagnosis import verdict as diagnosis
 from runbook_lib.diagnosis.questions import ask_until_decided, read_answers, sections_to_follow
 from runbook_lib.dossier import overview, postmortem, seal
-from runbook_lib.model.finding import Finding, Status, Verdict, say
+from runbook_lib.model.finding import Finding, Status, Verdict, judged, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch
 from runbook_lib.runs.batch import Request, Steps
@@ -27,6 +25,10 @@ from runbook_lib.store.archive import Archive
 from runbook_lib.store.lines import run_line
 from runbook_lib.store.run import Run, read_run
 from runbook_lib.view import render
+
+if TYPE_CHECKING:
+    from runbook_lib.checks.sample import Sample
+    from runbook_lib.runs import sampler
 
 #: Suffix of an order's job for its second triage. A job that the receiver runs once more has another suffix.
 SECOND_TRIAGE = "/triage-2"
@@ -99,17 +101,19 @@ def _look(
     Both looks are archived; the second one counts if it sees anything. Not late in the deadline.
     """
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="runbook-") as first, tempfile.TemporaryDirectory(prefix="runbook-") as own:
-        order = replace(order, samples=order.samples or first)
-        results, verdict = _run_order(archive, order, config, book, progress)
-        left = order.deadline_s - (time.monotonic() - began)
-        sampled = pack.active_runbook().sampled & {*order.sections}
-        if not (order.follow and sampled and may_tell_later(verdict) and left > order.deadline_s / 2):
-            return results, verdict
-        tell(RunProgress(line=messages.text(say("ui.looks_again")), status=verdict.status.name))
-        again = replace(order, samples=own, deadline_s=left, job=order.job and f"{order.job}{SECOND_TRIAGE}")
-        later, second = _run_order(archive, again, config, book, progress)
+    results, verdict = _run_order(archive, order, config, book, progress, tell)
+    left = order.deadline_s - (time.monotonic() - began)
+    if not (order.follow and is_sampled(order) and may_tell_later(verdict) and left > order.deadline_s / 2):
+        return results, verdict
+    tell(RunProgress(line=messages.text(say("ui.looks_again")), status=verdict.status.name))
+    again = replace(order, deadline_s=left, job=order.job and f"{order.job}{SECOND_TRIAGE}")
+    later, second = _run_order(archive, again, config, book, progress, tell)
     return (results, verdict) if second.status is Status.UNKNOWN else (later, second)
+
+
+def is_sampled(order: Order) -> bool:
+    """Return whether a section of the order compares two moments."""
+    return bool(pack.active_runbook().sampled & {*order.sections})
 
 
 def may_tell_later(verdict: Verdict) -> bool:
@@ -119,8 +123,23 @@ def may_tell_later(verdict: Verdict) -> bool:
     return bool(open_ and verdict.look_again_s is not None and verdict.status is not Status.OK and not verdict.ended)
 
 
+def _take_sample(order: Order, config: Settings, book: Catalog, tell: Tell) -> Sample | None:
+    """Return what is read once for all sections of an order; None where none of them compares two moments."""
+    if config.replay or not is_sampled(order):
+        return None
+    from runbook_lib.runs import sampler
+
+    def show(numbers: sampler.Numbers) -> None:
+        at, hops = numbers
+        title = say("ui.provisional_first", at=at)
+        strip = diagnosis.strip([judged(title, hops=hops)], book.hops)
+        tell(RunProgress(first=tuple(render.provisional_lines(title, strip))))
+
+    return sampler.take(order, config, book, show)
+
+
 def _run_order(
-    archive: Archive, order: Order, config: Settings, book: Catalog, progress: Steps
+    archive: Archive, order: Order, config: Settings, book: Catalog, progress: Steps, tell: Tell
 ) -> tuple[list[Run], Verdict]:
     """Run the sections, and with `follow` those that they point to, each as soon as a finding of theirs names it.
 
@@ -130,12 +149,16 @@ def _run_order(
     values = order.parameters | {"target": order.target, "incident_id": order.incident, "lang": order.lang}
 
     def request(section: str, given: dict[str, Any]) -> Request:
-        marks = {"job": order.job, "unattended": order.unattended, "samples": order.samples}
+        marks = {"job": order.job, "unattended": order.unattended, "sample": sample}
         return batch.request(section, given, config, book, order.output, until, **marks)
 
-    requests = [request(n, values) for n in order.sections]
+    sample: Sample | None = None
+    for n in order.sections:
+        request(n, values)  # it may be refused: before anything is read
     archive.prepare()
     there = archive.of_job(order.job) if order.job else {}
+    if {*order.sections} - there.keys():
+        sample = _take_sample(order, config, book, tell)
     begun, ended = {*order.sections, *there}, dict[str, Run]()
 
     def follow(opened: dict[str, list[str]]) -> list[Request]:
@@ -159,8 +182,8 @@ def _run_order(
         had = {r.section for r in results}
         return [result(n) for n in dict.fromkeys([*opened, *ended]) if n not in had]
 
-    early = sections_to_follow(samples.sections_before(order.samples), begun, book) if order.follow else {}
-    run([*(r for r in requests if r.section not in there), *follow(early)])
+    early = sections_to_follow(sample.sections, begun, book) if sample and order.follow else {}
+    run([*(request(n, values) for n in order.sections if n not in there), *follow(early)])
     results = [result(n) for n in order.sections]
     verdict = batch.combine_verdict(results, book)
     if order.follow:

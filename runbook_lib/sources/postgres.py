@@ -357,7 +357,7 @@ class Snapshot:
 
     def _ask_once(self, q: Query, params: dict[str, Any], ask: Callable[[], pd.DataFrame]) -> pd.DataFrame:
         key = (q.name, q.sql, repr(sorted(params.items())), self._window)
-        return self._answers.once(key, q.reuse_s, self._read_cost, ask).copy()
+        return self._answers.once(key, self._read_cost, ask).copy()
 
     def ask_own(self, text: str, **params: Any) -> pd.DataFrame:
         """Run a person's own SELECT within the same limits and through the cost gate. Raises SourceError.

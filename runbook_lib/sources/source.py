@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 
@@ -32,6 +32,9 @@ class SourceError(Exception):
     def __init__(self, source: str, reason: Reason, detail: str, code: str = "") -> None:
         super().__init__(f"{source}: {detail}")
         self.source, self.reason, self.detail, self.code = source, reason, detail, code
+
+    def __reduce__(self) -> tuple[Any, ...]:  # or a process would receive another error in its place
+        return type(self), (self.source, self.reason, self.detail, self.code), vars(self)
 
 
 @dataclass

@@ -289,6 +289,13 @@ def test_a_line_is_cut_before_a_pattern_sees_it(mask: Callable[[str], str]) -> N
     assert mask("a" * (redaction.LONGEST + 1)) == "a" * (redaction.LONGEST - 10) + " ... (cut)"
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("blank", [" ", "\u3000"])
+def test_a_long_line_takes_time_in_proportion_to_its_length(blank: str) -> None:
+    line = "the name of value='" + blank * (redaction.LONGEST - 50)  # in proportion to its square: ten minutes
+    assert MASKER.without_secrets(line) == line
+
+
 @pytest.mark.parametrize(
     ("text", "most", "shown"),
     [

@@ -13,7 +13,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from runbook_lib.book import messages
-from runbook_lib.checks.check import NOT_READ, failure_frame, failures
+from runbook_lib.checks.check import failures
 from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.model.finding import Frames, Reason
@@ -398,11 +398,11 @@ def test_a_session_that_waits_for_a_lock_forbids_the_restart_of_a_stopped_loop(s
 def test_sessions_that_could_not_be_read_are_a_failure_of_the_step() -> None:
     late = SourceError("postgres", Reason.TIMEOUT, "canceling statement", "statement_timeout")
     rb, parts = MagicMock(now=lambda: NOW, facts=GIVEN.facts), FrameCollector()
-    rb.shared.return_value = {NOT_READ: failure_frame({"sessions": late})}
-    rb.given.return_value, rb.workloads.environment.side_effect = GIVEN, late
+    rb.first.return_value = rb.shared.return_value = {}
+    rb.given.return_value, rb.snapshot.side_effect, rb.workloads.environment.side_effect = GIVEN, late, late
     program.ask(rb, "4.1.3", parts, "relay", late=False)
     assert parts.failures.keys() == {"sessions"} and parts.answers == {}
-    rb.snapshot.side_effect = rb.source.side_effect = rb.workloads.pods.side_effect = late
+    rb.source.side_effect = rb.workloads.pods.side_effect = late
     rb.service.side_effect = late
     logins.collect_without_log(rb, parts, "notification")
     assert parts.failures.keys() == {*logins.PARTS}

@@ -52,13 +52,7 @@ def test_the_trace_of_an_event_loads_no_chart_and_no_check() -> None:
     assert loaded & {"matplotlib", "runbook_lib.packs.entitlement.checks"} == set()
 
 
-def test_the_first_numbers_load_nothing_of_what_the_sections_need() -> None:
-    """And say nothing where the database does not answer."""
-    program = (
-        "from runbook_lib.cli import main, run; from runbook_lib.cli.progress import *;"
-        "from runbook_lib.model.order import Order; from runbook_lib.runs import executors;"
-        "show_first_numbers(Order(('3',), ''), ProgressDisplay(in_pipe=True))"
-    )
-    loaded = loaded_by(program, RUNBOOK_DATABASE_URL="postgresql://u@127.0.0.1:1/d", RUNBOOK_CONFIG="")
-    assert "psycopg" in loaded
-    assert loaded & (HEAVY - {"psycopg"} | {"nbformat", "requests"}) == set()
+def test_a_sample_waits_for_nothing_of_what_the_sections_need() -> None:
+    loaded = loaded_by("import runbook_lib.cli.warm")
+    assert "psycopg" in loaded and "runbook_lib.packs.entitlement.sample" in loaded
+    assert loaded & {"matplotlib", "papermill", "IPython", "jupyter_client"} == set()

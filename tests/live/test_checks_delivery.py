@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import re
 import time
 from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import nats
@@ -19,14 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runbook_lib.book import catalog, messages
-from runbook_lib.checks import samples
 from runbook_lib.checks.check import NOT_READ, checks, failure_frame
-from runbook_lib.cli.progress import ProgressDisplay, show_first_numbers
 from runbook_lib.diagnosis.verdict import conclude
 from runbook_lib.gameday.sandbox import broker as applications
 from runbook_lib.model.finding import Finding, Frames, Reason, Status, Unseen, Value, read_cost, say
 from runbook_lib.model.frames import row
-from runbook_lib.model.order import Order
 from runbook_lib.notebook import session
 from runbook_lib.packs.entitlement.actions.restart import check_servers
 from runbook_lib.packs.entitlement.checks import backlog, database, leases, past, publish, subscriber
@@ -219,7 +214,7 @@ def test_a_worker_that_is_in_time_or_gone_is_not_said_to_be_slow(kind: str) -> N
     frames = late_worker([kind] * 10)
     in_time = frames | {"backlog": frames["backlog"].assign(oldest_due_s=1.0)}
     assert backlog.judge(in_time, make_given()).headline.key == "backlog.flowing"
-    gone = silent(later(frames), 60) | {"activity_later": silent(frames, 60)["activity"]}
+    gone = silent(later(silent(frames, 60)), 60)
     assert weight(backlog.judge(gone, make_given()), "receiver") <= 0
     assert weight(leases.judge_workers(frames | {"holders": holders()}, make_given()), "receiver") == (
         0.75 if kind == "outside" else -0.5
@@ -240,7 +235,7 @@ def test_a_worker_that_is_inside_a_statement_has_not_stopped(kind: str, stopped:
 
 def test_a_worker_that_works_a_backlog_off_names_no_slow_receiver() -> None:
     frames = late_worker(["outside"] * 10)
-    frames |= {name: frames[name].assign(sent_1m=400) for name in ("activity", "activity_later")}
+    frames |= {name: frames[name].assign(sent_1m=400) for name in ("first.activity", "activity")}
     assert weight(backlog.judge(frames, make_given()), "receiver") <= 0
 
 
@@ -331,12 +326,12 @@ def test_a_relay_that_may_hang_since_its_last_publish_is_not_surely_well() -> No
     words(found)
     leased = outbox(due=8, oldest_due_s=1.9, leased=40, last_claim=ago(2.4), last_published=ago(2.4))
     assert publish.judge(leased, make_given()).value("relay.look_again") == 8.0
-    again = frames | {"backlog_later": frames["backlog"].assign(last_published=ago(0.3))}
+    again = frames | {"first.backlog": frames["backlog"], "backlog": frames["backlog"].assign(last_published=ago(0.3))}
     for seen in (again, frames | runs("relay")):
         well = publish.judge(seen, make_given())
         assert (well.status, well.value("relay.look_again")) == (Status.OK, None)
         assert verdict_of(well).confidence == "high"
-    same = frames | {"backlog_later": frames["backlog"]} | runs("delivery")
+    same = frames | {"first.backlog": frames["backlog"]} | runs("delivery")
     assert publish.judge(same, make_given()).value("relay.look_again") == 5.0
     late = outbox(due=75, oldest_due_s=15.0, last_published=ago(15.5))
     assert publish.judge(late, make_given()).value("relay.look_again") is None
@@ -351,7 +346,7 @@ def test_a_subscriber_that_holds_messages_and_was_not_seen_to_handle_one_is_not_
 
     def later_seen(**changes: Any) -> Finding:
         account = {"num_pending": 0, "num_ack_pending": 10, "ack_floor_seq": 40} | changes
-        return subscriber.judge(frames | {"consumer_later": pd.DataFrame([account])}, make_given())
+        return subscriber.judge(frames | {"consumer_now": pd.DataFrame([account])}, make_given())
 
     for unmoved in (later_seen(), later_seen(ack_floor_seq=None)):
         assert unmoved.value("subscriber.look_again") == 8.0
@@ -413,10 +408,10 @@ def test_a_restart_is_proposed_for_a_subscriber_only_where_it_helps(
 
 def test_a_replay_that_only_skips_what_is_registered_is_no_hang() -> None:
     frames = consumer(num_pending=90_000, num_ack_pending=600, ack_floor_seq=5_000)
-    frames |= {"oldest": row(seq=1, age_s=9_000.0), "consumer_later": frames["consumer"].assign(ack_floor_seq=6_200)}
+    frames |= {"oldest": row(seq=1, age_s=9_000.0), "consumer_now": frames["consumer"].assign(ack_floor_seq=6_200)}
     frames["activity"] = frames["activity"].assign(last_processed=ago(40), processed_1m=0)
     expect(subscriber.judge(frames, make_given()), key="subscriber.behind", proposals=[])
-    frames["consumer_later"] = frames["consumer"]
+    frames["consumer_now"] = frames["consumer"]
     expect(subscriber.judge(frames, make_given()), key="subscriber.holds", proposals=["restart_notification"])
 
 
@@ -634,7 +629,7 @@ def test_of_a_broker_out_of_reach_only_failing_publishes_make_a_broken_one(tried
 def test_a_relay_that_finishes_rows_of_its_batch_has_not_stopped(before: dict[str, Any], later: dict[str, Any]) -> None:
     late: dict[str, Any] = {"due": 75, "oldest_due_s": 40.0, "last_published": ago(40)}
     frames = outbox(**late | before)
-    frames["backlog_later"] = frames["backlog"].assign(**later)
+    frames |= {"first.backlog": frames["backlog"], "backlog": frames["backlog"].assign(**later)}
     expect(publish.judge(frames, make_given()), key="publish.late")
 
 
@@ -1242,34 +1237,6 @@ def test_sessions_of_another_application_are_not_a_second_process(servers: Serve
     assert found == {"entitlement": 0, "notification": 4, "either": 0}, "what names nothing is of the one service there"
 
 
-def test_the_first_numbers_are_counted_and_spare_a_later_section_its_pause(
-    servers: Servers,
-    db: psycopg.Connection,
-    broker: str,
-    default_target: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    notify(db, 7, "PENDING", 120)
-    monkeypatch.setenv(samples.FOLDER, str(tmp_path))
-    own = run(servers, "4.1.1")["4.1.1"]
-    for file in tmp_path.iterdir():
-        file.unlink()
-    for name, value in {"looks.apart": 0.5, "looks.shared": 600.0, "samples.least": 1}.items():
-        monkeypatch.setitem(catalog.load().numbers, name, value)
-    show_first_numbers(Order(("3",), "", incident="test"), ProgressDisplay(in_pipe=True))
-    shown = capsys.readouterr().err
-    assert shown.startswith("Provisional") and re.search(r"delivery worker .* 7 +1\d\d s", shown) and "✖" not in shown
-    counted = {q.name for q in samples.queries_before("3")}
-    assert {"notifications/backlog", "notifications/held", "alive/delivery"} <= counted
-    assert not samples.queries_before("4.1")
-    assert samples.sections_before(str(tmp_path)) == ["4.1", "4.3"]
-    found = run(servers, "4.1.1")["4.1.1"]
-    assert {"held_earlier"} == {n for n in found.frames if n in ("held_earlier", "held_later")}
-    assert "held_later" in own.frames and found.headline.key == own.headline.key and found.status is own.status
-
-
 @pytest.mark.slow
 def test_steps_share_two_looks_and_a_step_run_again_takes_its_own(
     servers: Servers, db: psycopg.Connection, broker: str
@@ -1277,8 +1244,8 @@ def test_steps_share_two_looks_and_a_step_run_again_takes_its_own(
     notify(db, 3, "PROCESSING", 120, by="one", locked=90, over=60)
     found = run(servers, "4.3.1", "4.3.2", "4.3.3")
     assert len(held_questions(*found.values())) == 2
-    assert found["4.3.3"].frames["first"].equals(found["4.3.1"].frames["held"])
-    assert found["4.3.3"].frames["second"].equals(found["4.3.2"].frames["held_later"])
+    assert found["4.3.3"].frames["first"].equals(found["4.3.1"].frames["first.held"])
+    assert found["4.3.3"].frames["second"].equals(found["4.3.2"].frames["held"])
     notify(db, 2, "PROCESSING", 10, by="two", locked=1, over=-29)
     again = run(servers, "4.3.1", "4.3.3", "4.3.3")["4.3.3"]
     assert len(held_questions(again)) == 2

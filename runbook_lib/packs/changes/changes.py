@@ -115,6 +115,31 @@ def collect(of: Callable[[TargetFacts], Surroundings], rb: Context) -> Frames:
     return parts.frames()
 
 
+def ask_tables(around: Surroundings, rb: Context) -> None:
+    """Ask the database for what `collect` reads of it. Raises SourceError."""
+    _exhaust(_read_database_changes(rb, around, FrameCollector(), [], []))
+
+
+def ask_broker(around: Surroundings, rb: Context) -> None:
+    """Ask the broker for what `collect` reads of it. Raises SourceError."""
+    if around.broker:
+        _exhaust(_read_stream_changes(rb, around.broker, []))
+        _exhaust(_read_broker_changes(rb, [], []))
+
+
+def ask_workloads(around: Surroundings, rb: Context) -> None:
+    """Ask the workloads for what `collect` reads of them."""
+    for name in around.workloads:
+        for ask in (rb.workloads.replicas, rb.workloads.environment, rb.workloads.template, rb.workloads.pods):
+            with suppress(SourceError):
+                ask(name)
+
+
+def _exhaust(found: Iterator[Change]) -> None:
+    for _ in found:
+        pass
+
+
 def _build_change(at: Any, kind: str, what: str, source: str, time: str = "of the newest") -> Change:
     return {"at": pd.Timestamp(at), "kind": kind, "what": what, "source": source, "time": time}
 
@@ -199,7 +224,7 @@ def _watch_starts(rb: Context, around: Surroundings, seen: Mapping[str, list[Sta
     watch_s = rb.number("again.watch") if impact is None or impact.status is Status.OK else 0.0
     sessions = list[Start]()
     with suppress(SourceError):
-        sessions += around.sessions(rb.of(""))
+        sessions += around.sessions(rb)
     watched: list[tuple[starts.Reader, list[Start]]] = [
         (_read_database_start, seen["postgres"]),
         (lambda rb: _broker_starts(rb.source("nats_monitor").servers()), seen["nats_monitor"]),

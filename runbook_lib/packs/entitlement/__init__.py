@@ -24,11 +24,7 @@ PACK = Pack(
     sources={"receiver": "evidence.receiver:ReceiverProbe"},
     sampled=frozenset({"3", "4.1", "4.3"}),
     required=("postgres", "jetstream", "nats_monitor"),
-    hooks={
-        "first_numbers": "first_look:take_numbers",
-        "first_samples": "first_look:take_samples",
-        "first_sections": "first_look:sections_of_late_hops",
-    },
+    hooks={"sampling": "sample:SAMPLING"},
     uses=(
         "runbook_lib.packs.postgres",
         "runbook_lib.packs.changes",

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pandas as pd
 
-from runbook_lib.checks.context import SHARED_S
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.frames import row
@@ -123,23 +122,12 @@ def none_if_missing(ask: Callable[[], T]) -> T | None:
         raise
 
 
-def ask_stream(rb: Context, name: str) -> dict[str, Any]:
-    """Return STREAM.INFO, which another step of the run may have read a moment ago. Raises SourceError."""
-    ask = partial(rb.source("jetstream").stream, name)
-    return rb.answers.once(("STREAM.INFO", name), SHARED_S, rb.read_cost, ask)
-
-
-def ask_consumer(rb: Context, stream: str, durable: str) -> Consumer:
-    """Return CONSUMER.INFO, which another step of the run may have read a moment ago. Raises SourceError."""
-    ask = partial(rb.source("jetstream").consumer, stream, durable)
-    return rb.answers.once(("CONSUMER.INFO", stream, durable), SHARED_S, rb.read_cost, ask)
-
-
 def read_pairs(rb: Context, durables: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any], str, Consumer | None]]:
     """Yield each stream with its STREAM.INFO ({} if missing), and its durable consumer (None if missing)."""
+    broker = rb.source("jetstream")
     for stream, durable in durables.items():
-        info = none_if_missing(partial(ask_stream, rb, stream))
-        yield stream, info or {}, durable, none_if_missing(partial(ask_consumer, rb, stream, durable)) if info else None
+        info = none_if_missing(partial(broker.stream, stream))
+        yield stream, info or {}, durable, none_if_missing(partial(broker.consumer, stream, durable)) if info else None
 
 
 def read_consumer(rb: Context, stream: str, durable: str) -> tuple[Frames, ConsumerPosition]:
@@ -151,7 +139,8 @@ def read_consumer(rb: Context, stream: str, durable: str) -> tuple[Frames, Consu
     first_message: time if it has deleted earlier ones); replicas (fields of `quorum.Member`) in a cluster; oldest (seq:
     number, stored: time, age_s: s) if messages wait.
     """
-    info, consumer = ask_stream(rb, stream), ask_consumer(rb, stream, durable)
+    broker = rb.source("jetstream")
+    info, consumer = broker.stream(stream), broker.consumer(stream, durable)
     config, state = consumer.config, info["state"]
     seen = {
         "ts": consumer.info.get("ts"),

@@ -47,8 +47,8 @@ def held(*rows: tuple[str, str, float, float]) -> pd.DataFrame:
 
 
 def later(frames: Frames, **changes: pd.DataFrame) -> Frames:
-    """The second look, the same as the first but for what is given."""
-    return frames | {f"{n}_later": changes.get(n, frames[n]) for n in ("activity", "attempts", "held")}
+    """Both moments, the second the same as the first but for what is given."""
+    return frames | {f"first.{n}": frames[n] for n in ("activity", "attempts", "held")} | changes
 
 
 def silent(frames: Frames, seconds: float) -> Frames:

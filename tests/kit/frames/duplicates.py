@@ -41,10 +41,10 @@ FRAMES: dict[str, Frames] = {
         "arrivals": pd.DataFrame({"minute": [NOW.floor("min")], "n": [60]}),
     },
     "4.2.3": {
-        "consumer": look(),
-        "consumer_later": look(ts=(NOW + pd.Timedelta(seconds=3)).isoformat(), delivered=115, delivered_stream_seq=113),
+        "first.consumer": look(),
+        "consumer": look(ts=(NOW + pd.Timedelta(seconds=3)).isoformat(), delivered=115, delivered_stream_seq=113),
+        "first.held": HELD,
         "held": HELD,
-        "held_later": HELD,
         **duplicates.log_frames(read_log(), 60, 60),
         "not_read": failures(),
     },

@@ -14,6 +14,7 @@ from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
+from runbook_lib.checks.sample import FIRST
 from runbook_lib.diagnosis import history
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
@@ -85,13 +86,32 @@ COUNTS = {"older_than_10min": OlderCount.QUERY, "counted": "notifications/count_
 def collect(rb: Context) -> Frames:
     """Collect the backlog by status, the seed runbook's two queries, and the history of the window.
 
-    Evidence of the process comes from `program.ask`. If it does not show that the loop runs, the rows are sampled a
-    second time. While sends fail, the receiver itself is asked.
+    Evidence of the process comes from `program.ask`. While tries fail, the receiver itself is asked.
 
-    Frames: those of `delivery.collect`, `delivery.collect_again` and `receiver.probe`; activity_after (as activity,
+    Frames: those of `delivery.collect`, `delivery.collect_first` and `receiver.probe`; activity_after (as activity,
     after the receiver has answered); ages; older_than_10min, letters and that of `past.ask` where cheap; by_status
     (status: text, count: text, an estimate begins with ≈).
     """
+    first, parts = delivery.collect_first(rb, "4.1.1"), ask_tables(rb)
+    frames = parts.answers
+    frames |= first
+    late = rb.catalog.limits["delivery.silence"].reached(rows.one(frames["backlog"], Notifications).oldest_s)
+    # A second `locked_by` is an instance that has ended or a second worker: `program.ask` tells which.
+    late = late or len({h.locked_by for h in rows.each(frames["held"], HeldRow)}) > 1
+    worker = delivery.read_delivery(frames)
+    program.ask(rb, "4.1.1", parts, "delivery", late, at_work=worker.finishes(rb.given()))
+    if worker.tried:
+        frames |= receiver.probe(rb)
+        if receiver.observation(frames) == "receiver.answers":
+            # Both may speak of different moments: it may accept again what failed just now.
+            time.sleep(program.cycle_s(rb))
+            with parts.part("activity_after") as answers, rb.of("").snapshot() as db:
+                answers["activity_after"] = db.ask(Activity.QUERY)
+    return parts.frames()
+
+
+def ask_tables(rb: Context) -> FrameCollector:
+    """Ask the tables for what 4.1.1 reads of the second moment. Raises SourceError."""
     parts = FrameCollector()
     frames = parts.answers
     with rb.snapshot() as db:
@@ -103,23 +123,7 @@ def collect(rb: Context) -> Frames:
             counted = frames.pop("counted", None)
             frames["by_status"] = _format_counts_by_status(frames["by_status"], counted)
             frames |= past.ask(rb, db, past.window(rb.given()), ["notifications"])
-    late = rb.catalog.limits["delivery.silence"].reached(rows.one(frames["backlog"], Notifications).oldest_s)
-    # A second `locked_by` is an instance that has ended or a second worker: `program.ask` tells which.
-    late = late or len({h.locked_by for h in rows.each(frames["held"], HeldRow)}) > 1
-    worker = delivery.read_delivery(frames)
-    program.ask(rb, "4.1.1", parts, "delivery", late, at_work=worker.finishes(rb.given()))
-    has_work = bool(worker.total) or worker.finishes(rb.given())
-    unproven = has_work and not program.seen_running(frames, rb.given(), "delivery")
-    frames |= delivery.collect_again(rb, frames, always=unproven)
-    seen = _read_backlog(frames, rb.given())
-    if seen.refusing not in ("", "delivery.refused_some"):
-        frames |= receiver.probe(rb)
-        if receiver.observation(frames) == "receiver.answers":
-            # Both may speak of different moments: it may accept again what failed just now.
-            time.sleep(program.cycle_s(rb))
-            with parts.part("activity_after") as answers, rb.of("").snapshot() as db:
-                answers["activity_after"] = db.ask(Activity.QUERY)
-    return parts.frames()
+    return parts
 
 
 def _format_counts_by_status(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
@@ -202,7 +206,7 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
         stopping,
         refusing,
         program.with_due_rows(program.loop_state(frames, given, "delivery"), stopping == "delivery.stopped"),
-        find_competing_workers(known.started, frames.get("held"), *(delivery.two_samples(frames, "held") or ())),
+        find_competing_workers(known.started, frames.get("held"), frames.get(f"{FIRST}held")),
         bool(worker.moved) or program.seen_running(frames, given, "delivery"),
         bool(given.limits["backlog.oldest_due"].reached(worker.queue.oldest_s)),
         spends,
@@ -216,7 +220,7 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
 def _accepts_again(frames: Frames) -> bool:
     """Return whether a send has succeeded since the samples."""
     after = rows.one(frames.get("activity_after"), Activity).last_sent
-    before = [rows.one(frames.get(name), Activity).last_sent for name in ("activity", "activity_later")]
+    before = [rows.one(frames.get(name), Activity).last_sent for name in (f"{FIRST}activity", "activity")]
     return after is not None and after > max(filter(None, before), default=pd.Timestamp.min.tz_localize("UTC"))
 
 

@@ -241,10 +241,10 @@ def collect_transient(rb: Context) -> Frames:
     """4.4.2: collect errors of given-up rows, current retries, and messages that ran out of deliveries.
 
     Frames: outbox_failed, letters, sent_per_minute, older, retrying, tries, errors, outbox, those of
-    `given_up.collect_advisories`, `fetch_messages` and `query_follow_up`, `delivery.collect` and `collect_again`, and
+    `given_up.collect_advisories`, `fetch_messages` and `query_follow_up`, `delivery.collect` and `collect_first`, and
     of `outage.ask`; program while the receiver refuses.
     """
-    parts = FrameCollector()
+    parts = FrameCollector(delivery.collect_first(rb, "4.4.2"))
     answers = parts.answers
     given_up.collect_advisories(rb, parts)
     given_up.fetch_messages(rb, parts, "exhausted")
@@ -264,8 +264,6 @@ def collect_transient(rb: Context) -> Frames:
         with parts.part("notifications"):  # last: a failed query makes the snapshot unusable
             answers["retrying"] = db.ask(Retrying.QUERY)
             answers |= delivery.collect(rb, db)
-    if "backlog" in answers:
-        answers |= delivery.collect_again(rb, answers)
     if Transient.of(parts.frames(), rb.given("4.4.2")).relieved:
         answers |= program.collect_settings(rb, "delivery")
     return parts.frames()

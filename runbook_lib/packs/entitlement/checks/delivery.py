@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.checks import samples
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import seconds_between
+from runbook_lib.checks.sample import FIRST
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Text, say
 from runbook_lib.packs.entitlement.checks.loop import TableLoop
 from runbook_lib.packs.entitlement.evidence import sessions
 from runbook_lib.packs.entitlement.evidence.sessions import TimeUse
-from runbook_lib.packs.entitlement.first_look import DELIVERY, keep_delivery
 from runbook_lib.packs.entitlement.rows import Activity, Attempts, HeldRow, Notifications, Tries
 
 if TYPE_CHECKING:
@@ -147,63 +146,28 @@ def collect(rb: Context, db: Snapshot) -> Frames:
     }
 
 
-def collect_again(rb: Context, first: Frames, always: bool = False) -> Frames:
-    """Collect a second sample `looks.apart` seconds apart if a row is due for too long, or `always`; {} if not.
+def collect_first(rb: Context, step: str, *more: str) -> Frames:
+    """Collect the first moment, and wait for the second one, of which `collect` then is.
 
-    An earlier step's sample of this run is the other one if it is old enough: then there is no pause, unless the worker
-    of rows that are due for too long was not watched yet. The time that passed since the first sample counts towards
-    the pause, in which the worker is watched.
-    Frames: activity, attempts and held with the suffix _later, or _earlier where that sample is an earlier step's; that
-    of `sessions.watch_worker`.
+    Frames: first.activity, first.attempts, first.held and `more` of `sample.SAMPLING`; worker_samples.
     """
-    late = rb.catalog.limits["delivery.silence"].reached(rows.one(first["backlog"], Notifications).oldest_s)
-    if not always and not late:
-        return {}
-    taken, apart_s = rows.one(first["activity"], Activity).now, rb.number("looks.apart")
-    before, kept = samples.earlier("delivery", taken, apart_s, rb.number("looks.shared"))
-    keep_delivery(first)
-    earlier = {f"{name}_earlier": frame for name, frame in kept.items()}
-    kept_watch = samples.earlier("worker", rb.now(), 0.0, rb.number("looks.shared"))[1]
-    watched = max(first, kept_watch, key=lambda frames: len(frames.get("worker_samples", ())))
-    least, each_s = rb.number("samples.least"), rb.number("samples.apart")
-    must_watch = late and len(watched.get("worker_samples", ())) < least
-    between_s = seconds_between(before, taken)
-    if between_s is not None and between_s >= apart_s and not must_watch:
-        return earlier | watched
-    taken, passed_s = before or taken, 0.0
-    if taken is not None and "postgres" in rb.clocks:  # else the two clocks may differ
-        passed_s = (rb.now() - taken).total_seconds()
-    pause_s = max(apart_s - passed_s, (least + 2) * each_s if must_watch else 0.0)
-    frames = sessions.watch_worker(rb, min(pause_s, apart_s), watched)
-    samples.keep("worker", rb.now(), frames)
-    with rb.of("").snapshot() as db:
-        later = {name: db.ask(query) for name, query in DELIVERY.items()}
-    keep_delivery(later)
-    return frames | earlier | {f"{name}_later": frame for name, frame in later.items()}
-
-
-def two_samples(frames: Frames, name: str) -> tuple[pd.DataFrame | None, pd.DataFrame | None] | None:
-    """Return the earlier and the later sample of a frame of `collect_again`; None if there is only one."""
-    if not {f"{name}_earlier", f"{name}_later"} & frames.keys():
-        return None
-    one = frames.get(name)
-    return frames.get(f"{name}_earlier", one), frames.get(f"{name}_later", one)
+    wanted = (*(f"{FIRST}{name}" for name in ("activity", "attempts", "held")), "worker_samples", *more)
+    return {name: frame for name, frame in rb.first(step).items() if name in wanted}
 
 
 def read_delivery(frames: Frames) -> Delivery:
-    """Read the frames of `collect`, and of `collect_again` if there was a second sample."""
+    """Read the frames of `collect`, and of `collect_first` if there was an earlier moment."""
     queue = rows.one(frames.get("backlog"), Notifications)
     known = Tries.of("delivery", frames) if "tries" in frames else None
     activity = rows.one(frames.get("activity"), Activity)
     moved, accepted, apart_s = None, None, None
-    held, seen = two_samples(frames, "held"), two_samples(frames, "activity")
-    claims, claims_later = (_read_claims(frame) for frame in held or (None, None))
-    if held and seen:
-        before, later = (rows.one(frame, Activity) for frame in seen)
-        accepted, apart_s = _is_newer(before.last_sent, later.last_sent), seconds_between(before.now, later.now)
-        claimed = _is_newer(before.last_claim, later.last_claim)
-        tried = [_count_tries(frame) for frame in two_samples(frames, "attempts") or ()]
-        moved = accepted or claimed or bool(claims - claims_later) or tried[1:] != tried[:1]
+    claims_before, claims = (_read_claims(frames.get(name)) for name in (f"{FIRST}held", "held"))
+    if {f"{FIRST}held", f"{FIRST}activity"} <= frames.keys():
+        before = rows.one(frames[f"{FIRST}activity"], Activity)
+        accepted, apart_s = _is_newer(before.last_sent, activity.last_sent), seconds_between(before.now, activity.now)
+        claimed = _is_newer(before.last_claim, activity.last_claim)
+        tried = _count_tries(frames.get(f"{FIRST}attempts")) != _count_tries(frames.get("attempts"))
+        moved = accepted or claimed or bool(claims_before - claims) or tried
     signs = [activity.last_claim, activity.last_sent]
     if moved is not False or queue.leased:
         signs.append(activity.last_try)  # an upper bound
@@ -219,8 +183,8 @@ def read_delivery(frames: Frames) -> Delivery:
         failed_now=known.failed_now if known else None,
         accepted=accepted,
         apart_s=apart_s,
-        in_batch=bool(claims & claims_later),
-        finished=len(claims - claims_later),
+        in_batch=bool(claims_before & claims),
+        finished=len(claims_before - claims),
         use=sessions.read_time_use(frames),
     )
 

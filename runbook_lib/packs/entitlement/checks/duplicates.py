@@ -13,6 +13,7 @@ from runbook_lib.book import patterns
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, collector, seconds_between
+from runbook_lib.checks.sample import FIRST
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Hop, Status, Text, Value, judged, say, worst
 from runbook_lib.model.frames import row, table
@@ -223,7 +224,7 @@ def _order_notes(frames: Frames, found: dict[str, int], facts: dict[str, Any]) -
 def collect_absorbed(rb: Context) -> Frames:
     """4.2.3: collect two samples of the consumer and the tables, and the log.
 
-    Frames, those of the second sample with the suffix `_later`: held, consumer (ts, created: time; delivered,
+    Frames, those of the first sample named "first.NAME": held, consumer (ts, created: time; delivered,
     num_ack_pending, num_pending, num_redelivered: messages; delivered_stream_seq: id; bound: flag). Once: those of
     `log_frames`.
     """
@@ -231,13 +232,13 @@ def collect_absorbed(rb: Context) -> Frames:
 
     def sample(name: str) -> None:
         with rb.snapshot() as db:
-            parts.answers["held" + name] = db.ask("notifications/held")
+            parts.answers[f"{name}held"] = db.ask("notifications/held")
         with parts.part("consumer") as answers:
-            answers["consumer" + name] = _read_consumer(rb)
+            answers[f"{name}consumer"] = _read_consumer(rb)
 
-    sample("")
+    sample(FIRST)
     time.sleep(rb.number("looks.apart"))
-    sample("_later")
+    sample("")
     with parts.part("log") as answers:
         minutes = min(rb.parameters.window_minutes, int(rb.number("log.longest")))
         read = rb.log(facts_of(rb).workloads.notification, minutes)
@@ -371,14 +372,14 @@ LOG_EVIDENCE = {
 
 def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
     """4.2.3: judge duplicates that redeliveries left, and rows that two workers process; redeliveries are normal."""
-    first, second = (rows.first(frames.get(name), ConsumerCounters) for name in ("consumer", "consumer_later"))
+    first, second = (rows.first(frames.get(name), ConsumerCounters) for name in (f"{FIRST}consumer", "consumer"))
     before = next((f for f in given.earlier if f.step == "4.2.2"), None)
     reached = before.value("duplicates") if before else None
     seconds = (first and second and seconds_between(first.ts, second.ts)) or given.number("looks.apart")
     moved = ConsumerProgress.between(first, second)
     rate = moved.again / seconds * 60 if moved else None
     locks = leases.judge_locks(
-        {name: frames[kept] for name, kept in (("first", "held"), ("second", "held_later")) if kept in frames}, given
+        {name: frames[kept] for name, kept in (("first", f"{FIRST}held"), ("second", "held")) if kept in frames}, given
     )
     race = bool({s.observation for s in locks.signals} & TWO_WORKERS)
     log = rows.first(frames.get("log"), DuplicatesLog)
@@ -448,7 +449,7 @@ def judge_absorbed(frames: Frames, given: JudgeInput) -> Finding:
         next_sections=("4.3",) if race or recent else (),
         show=(
             *(("sent_twice",) if len(frames.get("sent_twice", ())) else ()),
-            *(("held_later",) if locks.show else ()),
+            *(("held",) if locks.show else ()),
         ),
     )
 
@@ -466,5 +467,5 @@ def _absorbed_notes(given: JudgeInput, facts: dict[str, Any], race: Finding | No
 CHECKS: tuple[Check, ...] = (
     Check("4.2.1", collector(key=KeyIndex.QUERY), judge_key, needs=("key",)),
     Check("4.2.2", collect_order, judge_order, needs=("duplicates",), optional=("arrivals", "oldest")),
-    Check("4.2.3", collect_absorbed, judge_absorbed, needs=("held", "held_later"), optional=("log",)),
+    Check("4.2.3", collect_absorbed, judge_absorbed, needs=("held", f"{FIRST}held"), optional=("log",)),
 )

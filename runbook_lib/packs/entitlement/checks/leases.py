@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
+from runbook_lib.checks.sample import FIRST
 from runbook_lib.diagnosis.stats import percentile
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Finding, Frames, Hop, Signal, Status, Threshold, Value, judged, say
@@ -79,22 +79,18 @@ def _max_or_zero(values: Iterable[float]) -> float:
     return max(values, default=0.0)
 
 
-def _take_first_sample(rb: Context) -> Frames:
+def _take_samples(rb: Context, step: str, *names: str) -> Frames:
+    """Return the named frames of the present, and those of the first moment."""
+    first = delivery.collect_first(rb, step)
+    frames = first | rb.shared(step, _read_present)
+    return {name: frame for name, frame in frames.items() if name.removeprefix(FIRST) in names}
+
+
+def _read_present(rb: Context) -> Frames:
     with rb.snapshot() as db:
         frames = {name: db.ask(f"notifications/{name}") for name in ("leases", "holders")} | delivery.collect(rb, db)
         oldest = db.try_ask("notifications/processing_oldest")
     return frames if oldest is None else frames | {"processing_oldest": oldest}
-
-
-def _take_samples(rb: Context, step: str, *names: str, twice: bool = False) -> Frames:
-    """Return the named frames of the sample that the steps of this section share, and of a second one.
-
-    The second sample is taken if rows are due for too long, or always if `twice`.
-    """
-    frames = rb.shared(step, _take_first_sample)
-    if delivery.two_samples(frames, "held") is None:
-        frames |= delivery.collect_again(rb, frames, always=twice)
-    return {name: frame for name, frame in frames.items() if re.sub("_(earlier|later)$", "", name) in names}
 
 
 _WORKER_FRAMES = ("backlog", "activity", "attempts", "held", "worker_samples")
@@ -104,9 +100,9 @@ _WORKER_FRAMES = ("backlog", "activity", "attempts", "held", "worker_samples")
 
 
 def collect_leases(rb: Context) -> Frames:
-    """4.3.1: read the leases around now and their holders; a second sample if rows are due for too long.
+    """4.3.1: read the leases around now and their holders.
 
-    Frames: leases, holders; processing_oldest where cheap; those of `delivery.collect` and `delivery.collect_again`.
+    Frames: leases, holders; processing_oldest where cheap; those of `delivery.collect` and `delivery.collect_first`.
     """
     return _take_samples(rb, "4.3.1", "leases", "holders", "processing_oldest", *_WORKER_FRAMES)
 
@@ -196,9 +192,9 @@ def chart_leases(frames: Frames, given: JudgeInput) -> charts.Chart | None:
 def collect_workers(rb: Context) -> Frames:
     """4.3.2: read the holders, and in two samples whether rows are finished.
 
-    Frames: holders, those of `delivery.collect` and `delivery.collect_again`.
+    Frames: holders, those of `delivery.collect` and `delivery.collect_first`.
     """
-    return _take_samples(rb, "4.3.2", "holders", *_WORKER_FRAMES, twice=True)
+    return _take_samples(rb, "4.3.2", "holders", *_WORKER_FRAMES)
 
 
 def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
@@ -254,9 +250,8 @@ def judge_workers(frames: Frames, given: JudgeInput) -> Finding:
 
 def collect_locks(rb: Context) -> Frames:
     """4.3.3: read the held rows twice, since a lost lock leaves no trace in a table. Frames: first, second (held)."""
-    frames = _take_samples(rb, "4.3.3", "held", twice=True)
-    held = delivery.two_samples(frames, "held") or ()
-    return {name: frame for name, frame in zip(("first", "second"), held, strict=False) if frame is not None}
+    held = _take_samples(rb, "4.3.3", "held")
+    return {name: held[of] for name, of in (("first", f"{FIRST}held"), ("second", "held")) if of in held}
 
 
 @dataclass(frozen=True)

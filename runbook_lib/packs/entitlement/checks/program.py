@@ -17,10 +17,9 @@ import pandas as pd
 
 from runbook_lib.actions.proposals import logs, pods, restart, start, undo_settings
 from runbook_lib.book import patterns
-from runbook_lib.checks import samples
-from runbook_lib.checks.check import NOT_READ, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector
+from runbook_lib.checks.sample import FIRST
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Proposal, Status, Text, say
 from runbook_lib.model.frames import row
@@ -31,7 +30,6 @@ from runbook_lib.packs.entitlement.evidence import logins, services, sessions
 from runbook_lib.packs.entitlement.evidence.services import LoopActivity, RequestResult
 from runbook_lib.packs.entitlement.evidence.sessions import SessionState
 from runbook_lib.packs.entitlement.facts import facts_of
-from runbook_lib.packs.entitlement.first_look import sample_processes
 from runbook_lib.sources.source import SourceError
 
 if TYPE_CHECKING:
@@ -135,10 +133,10 @@ def ask(rb: Context, step: str, parts: FrameCollector, side: str, late: bool, at
     evidence than a process that was not seen.
     Frames: those of `evidence.services.look` and `evidence.sessions.look`; program (one row, see `Program`).
     """
-    samples = dict(rb.shared(step, take_two_samples))
+    looked = look_twice(rb, step)
+    samples = looked.answers
     if "service_sessions" not in samples:
-        parts.failures |= failures(samples)
-    samples.pop(NOT_READ, None)
+        parts.failures |= looked.failures
     others = bool(sessions.sessions_beyond_pool(samples, rb.given(), change.SIDES[side][0]))
     if at_work and not late and not others:
         if seen_running(samples, rb.given(), side):
@@ -199,32 +197,16 @@ def _read_instances(rb: Context, name: str) -> tuple[list[dict[str, Any]], bool,
     return pods, not failed and not any(pod["restarts"] for pod in pods), failed
 
 
-def take_two_samples(rb: Context) -> Frames:
-    """Take two samples of the processes; only one if it shows no process.
-
-    The first may be an earlier step's. The second follows after one cycle of the loops; if it does not show each loop
-    running, it is taken again `looks.apart` seconds after the first. The delivery worker is watched in the pauses.
-    """
-    soon_s, apart_s = cycle_s(rb), rb.number("looks.apart")
-    at, first = samples.earlier("processes", rb.now(), apart_s, rb.number("looks.shared"))
-    if at is None or not _shows_a_process(first):
-        at, first = rb.now(), sample_processes(rb)
-    if not _shows_a_process(first):
-        return first
-    first |= sessions.watch_worker(rb, max(soon_s - (rb.now() - at).total_seconds(), 0.0), first)
-    if "worker_samples" not in first:
-        first |= samples.earlier("worker", rb.now(), 0.0, rb.number("looks.shared"))[1]
-    both = services.concat_samples(first, sample_processes(rb))
-    left_s = apart_s - (rb.now() - at).total_seconds()
-    if left_s <= 0 or all(seen_running(both, rb.given(), side) for side in change.SIDES):
-        return both
-    first |= sessions.watch_worker(rb, left_s, first)
-    return services.concat_samples(first, sample_processes(rb))
-
-
-def _shows_a_process(sample: Frames) -> bool:
-    seen = rows.each(sample.get("service_sessions"), sessions.Sessions)
-    return not sample["service_samples"].empty or any(s.sessions for s in seen)
+def look_twice(rb: Context, step: str) -> FrameCollector:
+    """Return what each process does, by itself and by its sessions, at both moments; the failure of the latter."""
+    names = ("service_samples", "service_asked", "service_sessions", "transactions")
+    first = rb.first(step)
+    now = FrameCollector(dict(rb.shared(step, services.collect)))
+    with now.part("sessions") as answers, rb.snapshot() as db:
+        answers |= sessions.collect(db, facts_of(rb).database_role)
+    before = {name: first[f"{FIRST}{name}"] for name in names if f"{FIRST}{name}" in first}
+    watched = {name: first[name] for name in ("worker_samples",) if name in first}
+    return FrameCollector(services.concat_samples(before, now.answers) | watched, now.failures)
 
 
 def cycle_s(rb: Context) -> float:

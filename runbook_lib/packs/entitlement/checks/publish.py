@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
+from runbook_lib.checks.sample import FIRST
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
@@ -43,7 +43,6 @@ from runbook_lib.packs.entitlement.evidence import services
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Delay, Outbox
 from runbook_lib.packs.jetstream import quorum
-from runbook_lib.packs.jetstream.consumer import ask_stream
 
 if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
@@ -154,8 +153,34 @@ def collect(rb: Context) -> Frames:
     Frames: delay, delay_now (of the last minute), backlog, errors; arrived where publishes fail; batches of a relay
     that publishes late; that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects:
     text, created: time), replicas (fields of `quorum.Member`) in a cluster; those of `outage.ask` and `program.ask`;
-    backlog_later where the latter have not shown the loop running, or it seems to have stopped.
+    first.backlog (the same at the first moment).
     """
+    first = rb.first("4.1.3")
+    parts = ask_tables(rb)
+    frames = parts.answers
+    if f"{FIRST}outbox" in first:
+        frames[f"{FIRST}backlog"] = first[f"{FIRST}outbox"]
+    queue = rows.one(frames["backlog"], Outbox)
+    late = rb.catalog.limits["outbox.oldest_due"].reached(queue.oldest_s)
+    publishes = read_loop(queue).finishes(rb.given())
+    if late and publishes:
+        with rb.snapshot() as db:
+            parts.ask(db, {"batches": RelayBatch.QUERY})
+    program.ask(rb, "4.1.3", parts, "relay", late, at_work=publishes)
+    with parts.part("broker") as answers:
+        stream = rb.source("jetstream").stream(facts_of(rb).streams.events)
+        answers["broker"] = row(
+            answers=True,
+            last_seq=stream.get("state", {}).get("last_seq"),
+            subjects=", ".join(stream.get("config", {}).get("subjects") or ()),
+            created=stream.get("created"),
+        )
+        answers["replicas"] = rows.frame(quorum.members(facts_of(rb).streams.events, stream), quorum.Member)
+    return parts.frames()
+
+
+def ask_tables(rb: Context) -> FrameCollector:
+    """Ask the outbox for what 4.1.3 reads of the second moment. Raises SourceError."""
     parts = FrameCollector()
     frames = parts.answers
     with rb.snapshot() as db:
@@ -166,34 +191,7 @@ def collect(rb: Context) -> Frames:
         if not rb.brief:
             frames |= past.ask(rb, db, past.window(rb.given()), ["outbox"])
         outage.ask(rb, db, parts, "published")
-    queue = rows.one(frames["backlog"], Outbox)
-    late = rb.catalog.limits["outbox.oldest_due"].reached(queue.oldest_s)
-    publishes = read_loop(queue).finishes(rb.given())
-    if late and publishes:
-        with rb.snapshot() as db:
-            parts.ask(db, {"batches": RelayBatch.QUERY})
-    program.ask(rb, "4.1.3", parts, "relay", late, at_work=publishes)
-    pause_s = None
-    if late:
-        # The times of a batch are its start, so a relay at work may look as if it had stopped.
-        if _read_relay(parts.frames(), rb.given(), queue, None).stopped:
-            pause_s = rb.number("looks.apart") - (rb.now() - (queue.now or rb.now())).total_seconds()
-    elif publishes or queue.ready or queue.leased:
-        pause_s = None if program.seen_running(parts.answers, rb.given(), "relay") else program.cycle_s(rb)
-    if pause_s is not None:
-        time.sleep(max(pause_s, 0.0))
-        with rb.of("").snapshot() as db:
-            frames["backlog_later"] = db.ask("outbox/backlog")
-    with parts.part("broker") as answers:
-        stream = ask_stream(rb, facts_of(rb).streams.events)
-        answers["broker"] = row(
-            answers=True,
-            last_seq=stream.get("state", {}).get("last_seq"),
-            subjects=", ".join(stream.get("config", {}).get("subjects") or ()),
-            created=stream.get("created"),
-        )
-        answers["replicas"] = rows.frame(quorum.members(facts_of(rb).streams.events, stream), quorum.Member)
-    return parts.frames()
+    return parts
 
 
 def kind_of(error: object) -> str:
@@ -283,7 +281,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
 
 
 def _read_relay(frames: Frames, given: JudgeInput, queue: Outbox, n: float | None) -> Relay:
-    limit, loop = given.limits["outbox.oldest_due"], read_loop(queue, rows.first(frames.get("backlog_later"), Outbox))
+    limit, loop = given.limits["outbox.oldest_due"], read_loop(queue, rows.first(frames.get(f"{FIRST}backlog"), Outbox))
     publishes = loop.finishes(given)
     live, kind = count_live_errors(frames)
     # A try of an earlier process shows nothing of the present one.
@@ -361,15 +359,15 @@ def _is_overloaded(frames: Frames, given: JudgeInput, queue: Outbox) -> bool:
     return bool(not keeps_up and sum(busy) < given.number("overload.busy") * sum(cycles))
 
 
-def read_loop(queue: Outbox, later: Outbox | None = None) -> TableLoop:
-    """Return the relay's work; it moved if it claimed, published, or finished a row of its batch before `later`."""
-    signs = [max(filter(None, (seen.last_claim, seen.last_published)), default=None) for seen in (queue, later) if seen]
+def read_loop(queue: Outbox, before: Outbox | None = None) -> TableLoop:
+    """Return the relay's work; it moved if it claimed, published, or finished a row of its batch since `before`."""
+    signs = [max(filter(None, (s.last_claim, s.last_published)), default=None) for s in (queue, before) if s]
     moved = None
-    if later is not None:
+    if before is not None:
         # Its batch is the same, or over.
-        same = later.last_claim in (queue.last_claim, None)
-        moved = same and later.leased + later.expired < queue.leased + queue.expired
-        moved = moved or (signs[1] is not None and (signs[0] is None or signs[1] > signs[0]))
+        same = queue.last_claim in (before.last_claim, None)
+        moved = same and queue.leased + queue.expired < before.leased + before.expired
+        moved = moved or (signs[0] is not None and (signs[1] is None or signs[0] > signs[1]))
     return TableLoop(
         "relay", queue, seconds_between(signs[0], queue.now), seconds_between(queue.last_published, queue.now), moved
     )

@@ -116,6 +116,16 @@ def collect_impact(rb: Context) -> Frames:
     recent); requests (success: %, p95: s); slis (slo: text, sli: text, now: number, objective: text, met: flag,
     why: text).
     """
+    parts = ask_tables(rb)
+    with parts.part("prometheus") as answers:
+        answers["requests"] = query_requests(rb)
+    if parts.answers:
+        parts.answers["slis"] = ImpactSample(parts.frames(), rb.given()).slis
+    return parts.frames()
+
+
+def ask_tables(rb: Context) -> FrameCollector:
+    """Ask the tables for what 3.1 reads. Raises SourceError."""
     parts, given = FrameCollector(), rb.given()
     now = rb.as_of - pd.Timedelta(minutes=rb.number("sli.now"))
     with rb.snapshot() as db:
@@ -136,11 +146,7 @@ def collect_impact(rb: Context) -> Frames:
         if seen.newest is not None and seen.without_event_s is not None:
             before = seen.newest - pd.Timedelta(minutes=given.window_minutes)
             ask_per_minute(rb, db, parts, "outbox", since=before, published_before="n")
-    with parts.part("prometheus") as answers:
-        answers["requests"] = _query_requests(rb)
-    if parts.answers:
-        parts.answers["slis"] = ImpactSample(parts.frames(), given).slis
-    return parts.frames()
+    return parts
 
 
 def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None:
@@ -156,7 +162,7 @@ def _ask_for_deletions(rb: Context, db: Snapshot, parts: FrameCollector) -> None
             answers["consumer"] = row(pending=consumer.num_pending, unacknowledged=consumer.num_ack_pending)
 
 
-def _query_requests(rb: Context) -> pd.DataFrame:
+def query_requests(rb: Context) -> pd.DataFrame:
     """Query Prometheus for the requests of the two POST routes: the share that succeeded, the p95 of their duration."""
     route = 'uri=~"/v1/entitlements/(grants|revokes)",method="POST"'
     window = f"[{rb.number('sli.now'):g}m]"

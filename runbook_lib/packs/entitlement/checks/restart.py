@@ -46,7 +46,7 @@ def collect_restart(rb: Context) -> Frames:
     """
     outcome = rb.outcomes.get("restart")
     if outcome is None:
-        one = rb.in_one_cluster()
+        one = rb.of("").in_one_cluster()
         outcome = rb.outcomes["restart"] = perform(ACTIONS["restart"](one, workload=parameters_of(rb).workload), one)
     about = row(**outcome.what, leased=outcome.before.get("leased"), stream=facts_of(rb).streams.events)
     return {**frames_of(outcome), "about": about}

@@ -152,18 +152,13 @@ class SubscriberReading:
 def collect(rb: Context) -> Frames:
     """Query the consumer, then the broker's clients, then the tables; each may fail on its own.
 
-    Frames: those of `jetstream.consumer.read_consumer`, and consumer_later (as consumer) if it may hang; those of
+    Frames: those of `jetstream.consumer.read_consumer`, and consumer_now (as consumer) if it has messages; those of
     `clients.list_clients`, `clients.count_closed` and `quorum.nodes`; others (that of `balance.read`); if no client is
     bound, own_settings (listens: flag) and those of `program.ask`; unprocessed, and that of `missing.locate`; nats_dlq
     and activity if their queries are cheap.
     """
-    parts, before = FrameCollector(), None
-    with parts.part("consumer") as frames:
-        found, before = _read_consumer(rb)
-        frames |= found
-    with parts.part("clients") as frames:
-        frames |= _read_clients(rb, rows.one(frames.get("consumer"), ConsumerRow).deliver_subject)
-    consumer = rows.first(frames.get("consumer"), ConsumerRow)
+    parts, before = ask_broker_and_tables(rb)
+    consumer = rows.first(parts.answers.get("consumer"), ConsumerRow)
     if consumer is not None and not consumer.bound:
         with parts.part("own_settings") as frames:
             environment = rb.workloads.environment(rb.facts.workloads.program("notification"))
@@ -173,26 +168,33 @@ def collect(rb: Context) -> Frames:
     if consumer is not None:
         with parts.part("others") as frames:
             frames["others"] = balance.read(rb, stream.ledgers(rb))
+    missing.locate(rb, parts, before)
+    if consumer is not None and consumer.num_ack_pending:
+        with parts.part("consumer_now") as frames:
+            frames |= rb.shared("4.1.2", read_consumer_now)
+    return parts.frames()
+
+
+def ask_broker_and_tables(rb: Context) -> tuple[FrameCollector, ConsumerPosition | None]:
+    """Ask for the consumer and the broker's clients, then the tables; return the consumer's position before these."""
+    parts, before = FrameCollector(), None
+    with parts.part("consumer") as frames:
+        found, before = _read_consumer(rb)
+        frames |= found
+    with parts.part("clients") as frames:
+        frames |= _read_clients(rb, rows.one(frames.get("consumer"), ConsumerRow).deliver_subject)
     with parts.part("events") as frames, rb.snapshot() as db:
         ask_since(rb, db, parts, Letters.QUERY, nats_dlq="window")
         parts.ask(db, {"activity": "notifications/registered"})
         frames["unprocessed"] = db.ask(missing.Unprocessed.QUERY, settled_s=missing.settled_s(rb, before))
-    missing.locate(rb, parts, before)
-    seen = _read_subscriber(parts.frames(), rb.given())
-    if seen.may_hang or seen.holds:
-        with parts.part("consumer_later") as frames:
-            frames |= _sample_consumer_again(rb, frames)
-    return parts.frames()
+    return parts, before
 
 
-def _sample_consumer_again(rb: Context, first: Frames) -> Frames:
-    """Sample the consumer again: at once, as a message takes milliseconds, and a cycle later if none was processed."""
-    for pause_s in (0.0, program.cycle_s(rb)):
-        time.sleep(pause_s)
-        later = {"consumer_later": _read_consumer(rb)[0]["consumer"]}
-        if _read_subscriber(first | later, rb.given()).handled:
-            break
-    return later
+def read_consumer_now(rb: Context) -> Frames:
+    """Read the consumer again: a message takes milliseconds. Frame consumer_now, as consumer. Raises SourceError."""
+    if rb.sample is None and rb.answers.step:  # else the sample's two moments are apart
+        time.sleep(program.cycle_s(rb))
+    return {"consumer_now": _read_consumer(rb.of(""))[0]["consumer"]}
 
 
 def _read_consumer(rb: Context) -> tuple[Frames, ConsumerPosition]:
@@ -342,7 +344,7 @@ def _read_subscriber(frames: Frames, given: JudgeInput) -> SubscriberReading:
         thin=tuple(g for g in groups if g.writes and g.away),
         expires=expires,
         deleted=None if limited is None else _count_deleted(frames, limited),
-        handled=handled_between(consumer, rows.first(frames.get("consumer_later"), ConsumerRow)),
+        handled=handled_between(consumer, rows.first(frames.get("consumer_now"), ConsumerRow)),
         others=balance.find_problems(frames, given, "others"),
     )
 
@@ -635,7 +637,7 @@ CHECKS: tuple[Check, ...] = (
             "nats_dlq",
             "activity",
             "own_settings",
-            "consumer_later",
+            "consumer_now",
             *missing.TRACES,
             "program",
         ),

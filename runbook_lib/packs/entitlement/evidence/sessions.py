@@ -131,15 +131,14 @@ def _shows_own_sessions(db: Snapshot) -> bool:
     return not (db.place.replica or db.place.pooled)
 
 
-def watch_worker(rb: Context, pause_s: float, earlier: Frames, apart: str = "samples.apart") -> Frames:
-    """Wait `pause_s` seconds, and sample meanwhile what the delivery worker does, at the distance `apart` (a number).
+def watch_worker(rb: Context, until: float, *, often: bool) -> Frames:
+    """Wait until a time of `time.monotonic`, and sample meanwhile `often` what the delivery worker does.
 
-    Frame worker_samples: the columns of alive/delivery; the samples of `earlier` first.
+    Frame worker_samples: the columns of alive/delivery; none if it was not watched.
     """
-    until, apart_s = time.monotonic() + pause_s, rb.number(apart)
-    samples = [earlier["worker_samples"]] if "worker_samples" in earlier else []
+    apart_s, samples = rb.number("samples.apart"), list[pd.DataFrame]()
     with suppress(SourceError):  # the samples before and after the pause tell why
-        while time.monotonic() + apart_s < until:
+        while often and time.monotonic() + apart_s < until:
             time.sleep(apart_s)
             with rb.snapshot() as db:
                 if not _shows_own_sessions(db):

@@ -2,7 +2,6 @@
 -- index: notifications_retention_*_idx, outbox_pick_idx, notifications_user_idx, a range of the audit's heap, entitlements_pkey, outbox_events_pkey, processed_events_pkey
 -- cost: index
 -- answers: window
--- reuse: 15 s
 WITH recent AS MATERIALIZED (
     SELECT event_id, user_id, status, occurred_at, created_at,
         payload ->> 'stock_keeping_unit' AS item,

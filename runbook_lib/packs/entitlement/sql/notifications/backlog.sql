@@ -2,7 +2,6 @@
 -- index: notifications_pending_idx, notifications_processing_idx
 -- cost: index
 -- answers: present
--- reuse: 15 s
 SELECT
     now() AS now,
     pending.due,

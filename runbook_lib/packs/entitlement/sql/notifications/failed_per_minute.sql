@@ -2,7 +2,6 @@
 -- index: scan of notification_dlq, which is small where things work
 -- cost: scan
 -- answers: window
--- reuse: 15 s
 SELECT date_trunc('minute', created_at) AS minute, count(*) AS n
 FROM notification.notification_dlq
 WHERE created_at >= CAST(:since AS timestamptz) AND created_at <= CAST(:as_of AS timestamptz)

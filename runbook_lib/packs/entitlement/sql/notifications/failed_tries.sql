@@ -2,7 +2,6 @@
 -- index: notifications_pending_idx
 -- cost: index
 -- answers: present
--- reuse: 15 s
 -- A retry time is batch start + backoff x 0.5 to 1.5, so the try was not before retry time - backoff x 1.5. If that is
 -- yet to come (5 s for its clock), the backoff is another one, and nothing tells when the try was.
 SELECT

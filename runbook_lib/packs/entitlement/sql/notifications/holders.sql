@@ -2,7 +2,6 @@
 -- index: notifications_processing_idx
 -- cost: index
 -- answers: present
--- reuse: 15 s
 SELECT
     now() AS now,
     locked_by,

@@ -2,7 +2,6 @@
 -- index: outbox_pick_idx
 -- cost: index
 -- answers: present
--- reuse: 15 s
 -- A time that is further ahead than clocks differ is not read: 4.3.5 counts such rows.
 SELECT
     now() AS now,

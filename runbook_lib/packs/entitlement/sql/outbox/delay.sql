@@ -2,7 +2,6 @@
 -- index: outbox_published_at_idx
 -- cost: index
 -- answers: window
--- reuse: 15 s
 WITH published AS MATERIALIZED (
     SELECT
         published_at,

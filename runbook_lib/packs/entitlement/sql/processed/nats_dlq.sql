@@ -2,7 +2,6 @@
 -- index: scan of notification_nats_dlq, which is small where things work
 -- cost: scan
 -- answers: window
--- reuse: 15 s
 SELECT nth, count(created_at) AS n
 FROM unnest(CAST(:begins AS timestamptz[])) WITH ORDINALITY AS moment (begin_at, nth)
 LEFT JOIN notification.notification_nats_dlq ON created_at >= begin_at AND created_at <= CAST(:as_of AS timestamptz)

@@ -2,7 +2,6 @@
 -- index: scan of the two dead-letter tables, which have no index on the time
 -- cost: scan
 -- answers: window
--- reuse: 15 s
 SELECT kind, CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - created_at) / 10) AS integer) AS tens_ago,
     count(*) AS n, max(created_at) AS last
 FROM (

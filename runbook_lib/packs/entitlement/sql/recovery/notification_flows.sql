@@ -2,7 +2,6 @@
 -- index: notifications_retention_sent_failed_idx, notifications_retention_active_idx
 -- cost: scan
 -- answers: window
--- reuse: 15 s
 WITH flows AS (
     SELECT created_at AS at, 1 AS arrived, 0 AS gone, false AS event, false AS tried, false AS slow
     FROM notification.notifications

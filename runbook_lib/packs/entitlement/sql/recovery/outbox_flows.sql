@@ -2,7 +2,6 @@
 -- index: outbox_published_at_idx, outbox_pick_idx
 -- cost: scan
 -- answers: window
--- reuse: 15 s
 SELECT CAST(floor(extract(epoch FROM CAST(:as_of AS timestamptz) - at) / 10) AS integer) AS tens_ago,
     sum(arrived) AS arrived, sum(gone) AS gone,
     coalesce(sum(arrived) FILTER (WHERE at > CAST(:as_of AS timestamptz) - interval '4 seconds'), 0) AS arrived_now,

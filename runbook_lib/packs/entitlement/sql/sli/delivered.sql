@@ -2,7 +2,6 @@
 -- index: notifications_retention_sent_failed_idx
 -- cost: scan
 -- answers: window
--- reuse: 15 s
 WITH sent AS MATERIALIZED (
     SELECT sent_at, greatest(extract(epoch FROM sent_at - occurred_at), 0) AS delay_s
     FROM notification.notifications

@@ -2,7 +2,6 @@
 -- index: catalog
 -- cost: catalog
 -- answers: present
--- reuse: 15 s
 SELECT
     coalesce(nullif(application_name, ''), host(client_addr), '-') AS application,
     usename AS role,

@@ -2,7 +2,6 @@
 -- index: scan
 -- cost: scan
 -- answers: present
--- reuse: 15 s
 SELECT
     count(*) FILTER (WHERE is_due) AS due,
     count(*) FILTER (WHERE is_waiting AND NOT is_due) AS later,

@@ -2,7 +2,6 @@
 -- index: scan
 -- cost: scan
 -- answers: present
--- reuse: 15 s
 SELECT
     text,
     count(*) FILTER (WHERE has_failed AND at IS NOT NULL) AS failed,

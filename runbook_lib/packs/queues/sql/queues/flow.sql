@@ -2,7 +2,6 @@
 -- index: scan
 -- cost: scan
 -- answers: present
--- reuse: 15 s
 SELECT
     CAST(floor(extract(epoch FROM now() - at) / 10) AS integer) AS tens_ago,
     count(*) FILTER (WHERE what = 'arrived') AS arrived,

@@ -2,7 +2,6 @@
 -- index: scan
 -- cost: scan
 -- answers: present
--- reuse: 15 s
 SELECT
     name,
     count(*) FILTER (WHERE is_due) AS due,

@@ -2,7 +2,6 @@
 -- index: scan
 -- cost: scan
 -- answers: present
--- reuse: 15 s
 SELECT
     CAST({owner} AS text) AS worker,
     count(*) AS working,

@@ -1,0 +1,104 @@
+"""What a run reads once for all of its sections: of each part of a system, at two moments.
+
+A pack says what it reads (its hook `sampling`); `runs.sampler` reads it, each part in a thread, before the sections
+start. A section that runs alone, as in JupyterLab, reads its own first moment, waits, and goes on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from runbook_lib.book import pack
+from runbook_lib.model.finding import Frames, Hop, SentQuery, Window
+from runbook_lib.sources.answers import KeptAnswer
+from runbook_lib.sources.source import ClockOffset
+
+if TYPE_CHECKING:
+    from runbook_lib.book.catalog import Catalog
+    from runbook_lib.checks.context import Context
+
+Collect = Callable[["Context"], Frames]
+#: A frame of the first moment has this before its name.
+FIRST = "first."
+
+
+def no_frames(rb: Context) -> Frames:
+    """Return no frames."""
+    return {}
+
+
+def wait(rb: Context, first: Frames, until: float) -> Frames:
+    """Wait until a time of `time.monotonic`."""
+    time.sleep(max(until - time.monotonic(), 0.0))
+    return {}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is read of one part of a system. What a source does not answer is left out.
+
+    `first` returns the frames of the first moment, for who compares two. `once` asks what steps ask of it in between,
+    with those frames. `watch` returns further frames of the time until the second moment, at `until`. `again` asks at
+    the second moment what the steps take as the present; frames that steps share by a function are in its result.
+    """
+
+    first: Collect = no_frames
+    once: Callable[[Context, Frames], None] = lambda rb, first: None
+    watch: Callable[[Context, Frames, float], Frames] = wait
+    again: Callable[[Context], Mapping[Collect, Frames]] = lambda rb: {}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a pack samples: its parts, and how their first moment is shown.
+
+    `numbers` returns the database's time and the hops, as far as the frames of the first moment show them. `sections`
+    returns the sections to which these point: they start with the others. `shown` is the part that they are of. The
+    numbers `apart` and `longest` are the seconds between the two moments, and for which all of it may take.
+    """
+
+    parts: Mapping[str, Part]
+    shown: str
+    numbers: Callable[[Frames], tuple[pd.Timestamp | None, tuple[Hop, ...]]]
+    sections: Callable[[tuple[Hop, ...], Catalog], tuple[str, ...]]
+    apart: str
+    longest: str
+
+
+@dataclass
+class Sample:
+    """What was read for a run: of the first moment, since then, and the answers that its steps take as the present.
+
+    `section` is the one that counts the queries as its own; `tokens` are those in the answers.
+    """
+
+    section: str
+    window: Window
+    clocks: dict[str, ClockOffset]
+    first: Frames = field(default_factory=dict)
+    shared: dict[Collect, Frames] = field(default_factory=dict)
+    answers: dict[tuple[object, ...], KeptAnswer] = field(default_factory=dict)
+    queries: list[SentQuery] = field(default_factory=list)
+    tokens: str = ""
+    sections: tuple[str, ...] = ()
+
+
+def read_first(rb: Context) -> Frames:
+    """Return the frames of the first moment, named "first.NAME", and of the time since: the second moment is now."""
+    sampling: Sampling = pack.hook("sampling")
+    rb, until, sent = rb.of(""), time.monotonic() + rb.number(sampling.apart), len(rb.read_cost.queries)
+    first = {name: part.first(rb) for name, part in sampling.parts.items()}
+    found = {f"{FIRST}{name}": frame for own in first.values() for name, frame in own.items()}
+    for name, part in sampling.parts.items():
+        found |= part.watch(rb, first[name], until)
+    # What other steps have read of the same is not of the second moment.
+    twice = {q.name for q in rb.read_cost.queries[sent:]}
+    for key, kept in [*rb.answers.kept.items()]:
+        if any(q.name in twice for q in kept.sent):
+            del rb.answers.kept[key]
+    return found

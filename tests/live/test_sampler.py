@@ -1,0 +1,48 @@
+"""The sample of a run (`runs.sampler`), of real servers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from copy import deepcopy
+
+import psycopg
+import pytest
+
+from runbook_lib.book import catalog
+from runbook_lib.book.parameters import validate
+from runbook_lib.checks import context
+from runbook_lib.checks.check import checks
+from runbook_lib.model.finding import Status
+from runbook_lib.model.order import Order
+from runbook_lib.runs import sampler
+from runbook_lib.sources import settings
+from tests.kit import steps
+
+
+@pytest.fixture(autouse=True)
+def _ends(default_target: None) -> Iterator[None]:
+    yield
+    context.inherit(None)
+
+
+def test_the_sections_of_a_run_read_nothing_that_its_sample_has(db: psycopg.Connection, broker: str) -> None:
+    steps.events(db, 7, 120, audit=False, outbox=None, processed=False, status="PENDING")
+    book, config, heard = catalog.load(), settings.load(), list[sampler.Numbers]()
+    sample = sampler.take(Order(("3",), ""), config, book, heard.append)
+    assert sample is not None and sample.sections == ("4.1", "4.3")
+    ((_, hops),) = heard
+    assert any(h.name == "delivery_worker" and h.waiting == 7 and (h.oldest_s or 0) >= 120 for h in hops)
+    assert len(sample.first["first.held"]) == 0 and len(sample.first["worker_samples"]) >= 4
+    asked, anew = {q.name for q in sample.queries}, Counter[str]()
+    for section in ("3", "4.1"):
+        context.inherit(deepcopy(sample))  # as a fork has it
+        rb = context.open_context(book.sections[section], validate({}), config, book)
+        assert rb.as_of == sample.window.as_of
+        for step in book.sections[section].steps:
+            rb.findings[step.id] = found = checks()[step.id].run(rb)
+            assert found.status is not Status.UNKNOWN or step.id not in ("3.1", "4.1.1"), found
+        sent = {(q.name, q.started) for q in sample.queries}
+        anew += Counter(q.name for q in rb.read_cost.queries if (q.name, q.started) not in sent)
+    # Each section has a connection of its own, and what has just started is watched.
+    assert not anew.keys() & asked - {"connect", "get deploy"}, anew
