@@ -16,20 +16,25 @@ from runbook_lib.checks.check import checks
 from runbook_lib.model.finding import Status
 from runbook_lib.model.order import Order
 from runbook_lib.runs import sampler
-from runbook_lib.sources import settings
+from runbook_lib.sources.settings import Settings
 from tests.kit import steps
+from tests.kit.servers import Servers
 
 
 @pytest.fixture(autouse=True)
-def _ends(default_target: None) -> Iterator[None]:
+def _ends() -> Iterator[None]:
     yield
     context.inherit(None)
 
 
-def test_the_sections_of_a_run_read_nothing_that_its_sample_has(db: psycopg.Connection, broker: str) -> None:
+def test_the_sections_of_a_run_read_nothing_that_its_sample_has(
+    servers: Servers, db: psycopg.Connection, broker: str
+) -> None:
     steps.events(db, 7, 120, audit=False, outbox=None, processed=False, status="PENDING")
-    book, config, heard = catalog.load(), settings.load(), list[sampler.Numbers]()
-    sample = sampler.take(Order(("3",), ""), config, book, heard.append)
+    # Not by the environment: the process that others are forked from has that of an earlier test.
+    target = {name.removeprefix("RUNBOOK_").lower(): value for name, value in servers.env.items()}
+    book, config, heard = catalog.load(), Settings(targets={"t": target}), list[sampler.Numbers]()
+    sample = sampler.take(Order(("3",), "", target="t"), config, book, heard.append)
     assert sample is not None and sample.sections == ("4.1", "4.3")
     ((_, hops),) = heard
     assert any(h.name == "delivery_worker" and h.waiting == 7 and (h.oldest_s or 0) >= 120 for h in hops)
@@ -37,7 +42,7 @@ def test_the_sections_of_a_run_read_nothing_that_its_sample_has(db: psycopg.Conn
     asked, anew = {q.name for q in sample.queries}, Counter[str]()
     for section in ("3", "4.1"):
         context.inherit(deepcopy(sample))  # as a fork has it
-        rb = context.open_context(book.sections[section], validate({}), config, book)
+        rb = context.open_context(book.sections[section], validate({"target": "t"}), config, book)
         assert rb.as_of == sample.window.as_of
         for step in book.sections[section].steps:
             rb.findings[step.id] = found = checks()[step.id].run(rb)
