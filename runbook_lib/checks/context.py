@@ -47,17 +47,20 @@ class Sources:
     """The sources of a target by name, each opened on first use.
 
     A source that the target does not declare raises SourceError (not_configured), and in a replay every source raises
-    it (no_data): there is no `opening` then.
+    it (no_data): there is no `opening` then. `down` are those that did not answer a moment ago, and when: each is not
+    asked again for some seconds.
     """
 
-    def __init__(self, opening: Opening | None) -> None:
-        self._opening, self._opened = opening, dict[str, Any]()
+    def __init__(self, opening: Opening | None, down: Mapping[str, tuple[float, SourceError]] | None = None) -> None:
+        self._opening, self._opened, self._down = opening, dict[str, Any](), dict(down or {})
 
     def get(self, name: str) -> Any:
         """Return a source (`Pack.sources`). Raises SourceError, and KeyError for an unknown name."""
         opening = self._require_opening(name)
         if name not in self._opened:
-            self._opened[name] = pack.active_runbook().source(name).declared(opening)
+            self._opened[name] = found = pack.active_runbook().source(name).declared(opening)
+            if found is not None and name in self._down:
+                found.down = self._down[name]
         return _require_declared(self._opened[name], name)
 
     def service(self, name: str) -> Exposition:
@@ -73,12 +76,17 @@ class Sources:
 
     def anew(self, cost: ReadCost) -> Sources:
         """Return the same sources, opened anew, whose queries another cost counts."""
-        return Sources(self._opening and replace(self._opening, read_cost=cost))
+        return Sources(self._opening and replace(self._opening, read_cost=cost), self.down())
 
-    def clocks(self) -> dict[str, ClockOffset]:
-        """Measure the clocks of the servers that have one and answer."""
+    def down(self) -> dict[str, tuple[float, SourceError]]:
+        """Return those that did not answer a moment ago, and when (`time.monotonic`)."""
+        seen = {name: getattr(source, "down", None) for name, source in [*self._opened.items()]}
+        return self._down | {name: down for name, down in seen.items() if down is not None}
+
+    def clocks(self, *names: str) -> dict[str, ClockOffset]:
+        """Measure the clocks of the servers that have one and answer, or of these."""
         clocks: dict[str, ClockOffset] = {}
-        for name in pack.active_runbook().sources:
+        for name in names or pack.active_runbook().sources:
             with suppress(SourceError):
                 if isinstance(source := self.get(name), HasClock):
                     clocks |= source.clock(self._require_opening(name).target.facts)
@@ -339,8 +347,8 @@ def inherit(sample: Sample | None) -> None:
     _inherited = sample
 
 
-def open_context(section: Section, parameters: Parameters, config: Settings, book: Catalog) -> Context:
-    """Open a context: measure the clocks; its moment is the present by the database's clock.
+def open_context(section: Section, parameters: Parameters, config: Settings, book: Catalog, *clocks_of: str) -> Context:
+    """Open a context: measure the clocks, or these; its moment is the present by the database's clock.
 
     Raises UsageError for a target that does not exist; nothing for a source that is silent: the steps say so.
     """
@@ -351,8 +359,8 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
     masker = Masker.of(target.urls(), parameters.incident_id, archive.salt, remembers=in_lab())
     read_cost = ReadCost(masker)
     name = f"runbook/{section.number}/{parameters.incident_id}"
-    sources = Sources(Opening(target, name, config.budget, read_cost))
-    clocks = sample.clocks if sample else sources.clocks()
+    sources = Sources(Opening(target, name, config.budget, read_cost), sample.down if sample else {})
+    clocks = sample.clocks if sample else sources.clocks(*clocks_of)
     if sample:
         masker.keep_tokens(sample.tokens)
     return Context(
@@ -365,7 +373,7 @@ def open_context(section: Section, parameters: Parameters, config: Settings, boo
         masker=masker,
         read_cost=read_cost,
         sources=sources,
-        window=sample.window if sample else Window.before(_present(clocks), parameters.window_minutes),
+        window=Window.before(sample.as_of if sample else _present(clocks), parameters.window_minutes),
         clocks=clocks,
         asked={ask: SharedFrames(frames, math.inf) for ask, frames in sample.shared.items()} if sample else {},
         answers=Answers(sample.answers if sample else {}),

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from runbook_lib.book import pack
-from runbook_lib.model.finding import Frames, Hop, SentQuery, Window
+from runbook_lib.model.finding import Frames, Hop, SentQuery
 from runbook_lib.sources.answers import KeptAnswer
-from runbook_lib.sources.source import ClockOffset
+from runbook_lib.sources.source import ClockOffset, SourceError
 
 if TYPE_CHECKING:
     from runbook_lib.book.catalog import Catalog
@@ -42,13 +42,13 @@ def wait(rb: Context, first: Frames, until: float) -> Frames:
 class Part:
     """What is read of one part of a system. What a source does not answer is left out.
 
-    `first` returns the frames of the first moment, for who compares two. `once` asks what steps ask of it in between,
-    with those frames. `watch` returns further frames of the time until the second moment, at `until`. `again` asks at
+    `first` returns the frames of the first moment, for who compares two. `once` asks what steps ask of it in between.
+    `watch` returns further frames of the time until the second moment, at `until`. `again` asks at
     the second moment what the steps take as the present; frames that steps share by a function are in its result.
     """
 
     first: Collect = no_frames
-    once: Callable[[Context, Frames], None] = lambda rb, first: None
+    once: Callable[[Context], None] = lambda rb: None
     watch: Callable[[Context, Frames, float], Frames] = wait
     again: Callable[[Context], Mapping[Collect, Frames]] = lambda rb: {}
 
@@ -74,12 +74,14 @@ class Sampling:
 class Sample:
     """What was read for a run: of the first moment, since then, and the answers that its steps take as the present.
 
-    `section` is the one that counts the queries as its own; `tokens` are those in the answers.
+    `section` is the one that counts the queries as its own; `tokens` are those in the answers; `down` are the sources
+    that did not answer.
     """
 
     section: str
-    window: Window
+    as_of: pd.Timestamp
     clocks: dict[str, ClockOffset]
+    down: dict[str, tuple[float, SourceError]] = field(default_factory=dict)
     first: Frames = field(default_factory=dict)
     shared: dict[Collect, Frames] = field(default_factory=dict)
     answers: dict[tuple[object, ...], KeptAnswer] = field(default_factory=dict)

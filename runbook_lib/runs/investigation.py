@@ -131,6 +131,8 @@ def _take_sample(order: Order, config: Settings, book: Catalog, tell: Tell) -> S
 
     def show(numbers: sampler.Numbers) -> None:
         at, hops = numbers
+        if not hops:
+            return  # the sections say what is wrong
         title = say("ui.provisional_first", at=at)
         strip = diagnosis.strip([judged(title, hops=hops)], book.hops)
         tell(RunProgress(first=tuple(render.provisional_lines(title, strip))))

@@ -19,17 +19,19 @@ import pandas as pd
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import Catalog
 from runbook_lib.book.parameters import validate
-from runbook_lib.checks.context import Context, open_context
+from runbook_lib.checks.context import Context, Sources, open_context
 from runbook_lib.checks.sample import FIRST, Collect, Part, Sample, Sampling
 from runbook_lib.model.finding import Frames, Hop
 from runbook_lib.model.order import Order
 from runbook_lib.runs import forks
 from runbook_lib.sources.answers import Answers, KeptAnswer
 from runbook_lib.sources.settings import Settings
-from runbook_lib.sources.source import ReadCost
+from runbook_lib.sources.source import ClockOffset, ReadCost
 
 #: The step for which the sample's answers are asked.
 _STEP = "sample"
+#: Whose clock the moment of a run is of, and the part that measures the clocks of the others.
+_DATABASE, _CLOCKS = "postgres", "clocks"
 #: Seconds after its deadline in which the process may send what it has.
 _LEAVE_S = 3.0
 
@@ -63,6 +65,8 @@ class _Read:
     """What a thread has read of a part so far."""
 
     cost: ReadCost
+    sources: Sources
+    clocks: dict[str, ClockOffset] = field(default_factory=dict)
     first: Frames = field(default_factory=dict)
     watched: Frames = field(default_factory=dict)
     shared: dict[Collect, Frames] = field(default_factory=dict)
@@ -71,16 +75,22 @@ class _Read:
 
 def _take(order: Order, config: Settings, book: Catalog) -> Sample:
     messages.use(order.lang)
-    section = order.sections[0]
+    began, section = time.monotonic(), order.sections[0]
     named = validate({"target": order.target, "incident_id": order.incident} | order.parameters)
-    rb = open_context(book.sections[section], named, config, book)
+    # The moment is of the database's clock; another server that hangs holds up its own part only.
+    rb = open_context(book.sections[section], named, config, book, _DATABASE)
     sampling: Sampling = pack.hook("sampling")
-    sample, told = Sample(section, rb.window, rb.clocks), SimpleQueue[str]()
-    began = time.monotonic()
-    until, ends = began + rb.number(sampling.apart), began + rb.number(sampling.longest)
-    parts = {name: _Read(ReadCost(rb.masker)) for name in sampling.parts}
+    sample, told = Sample(section, rb.as_of, rb.clocks), SimpleQueue[str]()
+    until, ends = time.monotonic() + rb.number(sampling.apart), began + rb.number(sampling.longest)
+
+    def read_of() -> _Read:
+        cost = ReadCost(rb.masker)
+        return _Read(cost, rb.sources.anew(cost))
+
+    parts = {name: read_of() for name in (_CLOCKS, *sampling.parts)}
     for name, part in sampling.parts.items():
         Thread(target=_read_part, args=(rb, name, part, parts[name], until, told), daemon=True).start()
+    Thread(target=_measure_clocks, args=(parts[_CLOCKS], told), daemon=True).start()
     left = {*parts}
     while left:
         try:
@@ -93,22 +103,25 @@ def _take(order: Order, config: Settings, book: Catalog) -> Sample:
             sample.sections = sampling.sections(numbers[1], rb.catalog)
             forks.report(numbers)
     sample.queries += rb.read_cost.queries
+    sample.down |= rb.sources.down()
     # Of a part that hangs, what is there: its thread may still add to it.
     for read in parts.values():
         sample.first |= {f"{FIRST}{name}": frame for name, frame in [*read.first.items()]} | read.watched
         sample.shared |= dict([*read.shared.items()])
         sample.answers |= {key: KeptAnswer(kept.value, kept.sent) for key, kept in [*read.answers.items()]}
         sample.queries += read.cost.queries
+        sample.down |= read.sources.down()
+        sample.clocks |= read.clocks
     sample.tokens = rb.masker.issued()
     return sample
 
 
 def _read_part(rb: Context, name: str, part: Part, read: _Read, until: float, told: SimpleQueue[str]) -> None:
-    rb = replace(rb, read_cost=read.cost, sources=rb.sources.anew(read.cost), answers=Answers(read.answers, _STEP))
+    rb = replace(rb, read_cost=read.cost, sources=read.sources, answers=Answers(read.answers, _STEP))
     try:
         read.first |= part.first(rb.of(""))
         told.put(FIRST + name)
-        part.once(rb, read.first)
+        part.once(rb)
         read.watched |= part.watch(rb.of(""), read.first, until)
         read.shared |= part.again(rb)
     except Exception:
@@ -116,3 +129,10 @@ def _read_part(rb: Context, name: str, part: Part, read: _Read, until: float, to
             raise  # else the step that asks the same says what is wrong
     finally:
         told.put(name)
+
+
+def _measure_clocks(read: _Read, told: SimpleQueue[str]) -> None:
+    try:
+        read.clocks |= read.sources.clocks(*(name for name in pack.active_runbook().sources if name != _DATABASE))
+    finally:
+        told.put(_CLOCKS)

@@ -129,7 +129,7 @@ class JetStream:
         self._urls, self._name, self._read_cost, self._access = split_urls(url), name, read_cost, access or NatsAccess()
         own = f"$JS.{self._access.domain}.API" if self._access.domain else "$JS.API"
         self._prefix = (self._access.api_prefix or own).rstrip(".")
-        self._down: tuple[float, SourceError] | None = None
+        self.down: tuple[float, SourceError] | None = None
 
     @classmethod
     def declared(cls, opening: Opening) -> JetStream | None:
@@ -279,8 +279,8 @@ class JetStream:
                 answer.set_exception(e)
 
         with self._read_cost.query("jetstream", name, text) as asked:
-            if self._down and time.monotonic() - self._down[0] < 15:
-                raise self._down[1]
+            if self.down and time.monotonic() - self.down[0] < 15:
+                raise self.down[1]
             threading.Thread(target=lambda: asyncio.run(run()), daemon=True).start()
             try:
                 found = answer.result((CONNECT_TIMEOUT_S + 1) * len(self._urls) + _timeout_s(of_batch) + 6)
@@ -300,7 +300,7 @@ class JetStream:
         try:
             client = await self._connect_to_node(errors)
         except SourceError as e:
-            self._down = (time.monotonic(), e)
+            self.down = (time.monotonic(), e)
             raise
         try:
             return await asyncio.wait_for(ask(client), _timeout_s(of_batch) + 1)
@@ -312,7 +312,7 @@ class JetStream:
                 raise _error(Reason.DENIED, "this user may not ask that", "permission_denied") from None
             unanswered = await _unanswered_error(client, of_batch)
             if unanswered.code != "slow":
-                self._down = (time.monotonic(), unanswered)
+                self.down = (time.monotonic(), unanswered)
             raise unanswered from None
         except broker_client.errors.Error as e:
             raise _error(Reason.ERROR, str(e)) from None

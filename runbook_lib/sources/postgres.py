@@ -115,7 +115,7 @@ class Postgres:
         self.budget, self.read_cost, self.replica, self._console = budget, read_cost, replica, console
         self._url = url if secret.is_command(url) else libpq_url(url, "database_url")
         self._password = password
-        self._down: tuple[float, SourceError] | None = None
+        self.down: tuple[float, SourceError] | None = None
         self._idle: list[psycopg.Connection[Any]] = []
         self._closing: threading.Timer | None = None
         self._last_lag: tuple[float, float] | None = None
@@ -161,8 +161,8 @@ class Postgres:
 
         Raises SourceError; a database that did not answer is not asked again for 15 seconds.
         """
-        if self._down and time.monotonic() - self._down[0] < 15:
-            raise self._down[1]
+        if self.down and time.monotonic() - self.down[0] < 15:
+            raise self.down[1]
         with ExitStack() as open_ones:
             try:
                 snapshot = Snapshot(self, window, open_ones, answers)
@@ -170,7 +170,7 @@ class Postgres:
                 snapshot.start()
             except SourceError as e:
                 if e.code != "readers":
-                    self._down = (time.monotonic(), e)
+                    self.down = (time.monotonic(), e)
                 raise
             yield snapshot
 

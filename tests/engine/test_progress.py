@@ -15,7 +15,7 @@ from runbook_lib.book import catalog
 from runbook_lib.checks.sample import Sample
 from runbook_lib.cli.progress import ProgressDisplay
 from runbook_lib.diagnosis.verdict import conclude
-from runbook_lib.model.finding import Finding, Hop, Status, Window, say
+from runbook_lib.model.finding import Finding, Hop, Status, say
 from runbook_lib.model.order import Order, RunProgress
 from runbook_lib.runs import batch, investigation
 from runbook_lib.runs.batch import Request
@@ -57,7 +57,7 @@ def test_a_section_starts_with_the_finding_that_names_it_and_only_section_3_name
     order = Order(("3",), str(tmp_path), target="t", incident="I", follow=True)
     config = Settings(targets={"t": {"database_url": "postgresql://u@127.0.0.1:1/d"}})
     # What the first numbers open begins before any finding.
-    sample = Sample("3", Window.before(pd.Timestamp("2026-01-31T03:00:00Z"), 60), {}, sections=("4.3",))
+    sample = Sample("3", pd.Timestamp("2026-01-31T03:00:00Z"), {}, sections=("4.3",))
     monkeypatch.setattr(investigation, "_take_sample", lambda *_: sample if early else None)
     archive, book = Archive(order.output, "I"), catalog.load()
     results, _ = investigation._run_order(archive, order, config, book, lambda *_: None, lambda *_: None)

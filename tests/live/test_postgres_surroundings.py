@@ -449,7 +449,7 @@ def test_a_command_prints_the_password_or_the_whole_url(tls: tuple[Path, int], t
     with pytest.raises(SourceError) as refused, source.snapshot():
         pass
     assert (refused.value.reason, refused.value.code) == (Reason.DENIED, "wrong_password")
-    source._down = None
+    source.down = None
     for _ in range(3):
         with source.snapshot():
             pass

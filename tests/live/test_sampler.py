@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 
+import pandas as pd
 import psycopg
 import pytest
 
@@ -17,6 +19,7 @@ from runbook_lib.model.finding import Status
 from runbook_lib.model.order import Order
 from runbook_lib.runs import sampler
 from runbook_lib.sources.settings import Settings
+from runbook_lib.sources.source import SourceError
 from tests.kit import steps
 from tests.kit.servers import Servers
 
@@ -43,7 +46,7 @@ def test_the_sections_of_a_run_read_nothing_that_its_sample_has(
     for section in ("3", "4.1"):
         context.inherit(deepcopy(sample))  # as a fork has it
         rb = context.open_context(book.sections[section], validate({"target": "t"}), config, book)
-        assert rb.as_of == sample.window.as_of
+        assert rb.as_of == sample.as_of
         for step in book.sections[section].steps:
             rb.findings[step.id] = found = checks()[step.id].run(rb)
             assert found.status is not Status.UNKNOWN or step.id not in ("3.1", "4.1.1"), found
@@ -51,3 +54,23 @@ def test_the_sections_of_a_run_read_nothing_that_its_sample_has(
         anew += Counter(q.name for q in rb.read_cost.queries if (q.name, q.started) not in sent)
     # Each section has a connection of its own, and what has just started is watched.
     assert not anew.keys() & asked - {"connect", "get deploy"}, anew
+
+
+def test_a_server_that_does_not_answer_is_waited_for_once(servers: Servers, db: psycopg.Connection) -> None:
+    """And the sections take the moment from the sample, each with its own window."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and never says a word
+        url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
+        target = {"database_url": servers.database_url, "nats_url": url}
+        book, config, heard = catalog.load(), Settings(targets={"t": target}), list[sampler.Numbers]()
+        sample = sampler.take(Order(("3",), "", target="t"), config, book, heard.append)
+        assert sample is not None and sample.down.keys() == {"jetstream"} and len(heard) == 1
+        context.inherit(deepcopy(sample))
+        for section, minutes in (("3", 60), ("6", 15)):
+            rb = context.open_context(
+                book.sections[section], validate({"target": "t", "window_minutes": minutes}), config, book
+            )
+            assert (rb.as_of, rb.as_of - rb.since) == (sample.as_of, pd.Timedelta(minutes=minutes))
+            with pytest.raises(SourceError) as e:
+                rb.source("jetstream").stream("any")
+            assert e.value is rb.sources.down()["jetstream"][1], "it was not asked again"
+            assert [q.name for q in rb.read_cost.queries] == ["STREAM.INFO.any"]

@@ -121,10 +121,11 @@ def ask_tables(around: Surroundings, rb: Context) -> None:
 
 
 def ask_broker(around: Surroundings, rb: Context) -> None:
-    """Ask the broker for what `collect` reads of it. Raises SourceError."""
+    """Ask the broker for what `collect` reads of it."""
     if around.broker:
-        _exhaust(_read_stream_changes(rb, around.broker, []))
-        _exhaust(_read_broker_changes(rb, [], []))
+        for found in (_read_stream_changes(rb, around.broker, []), _read_broker_changes(rb, [], [])):
+            with suppress(SourceError):
+                _exhaust(found)
 
 
 def ask_workloads(around: Surroundings, rb: Context) -> None:

@@ -47,7 +47,7 @@ def _read_tables(rb: Context) -> Frames:
     return found
 
 
-def _ask_tables(rb: Context, first: Frames) -> None:
+def _ask_tables(rb: Context) -> None:
     for step, ask in (
         ("3.1", response.ask_tables),
         ("4.1.1", backlog.ask_tables),
@@ -74,15 +74,14 @@ def _read_services_again(rb: Context) -> Mapping[Collect, Frames]:
     return {services.collect: services.collect(rb)}
 
 
-def _ask_requests(rb: Context, first: Frames) -> None:
+def _ask_requests(rb: Context) -> None:
     with suppress(SourceError):
         response.query_requests(rb)
 
 
-def _ask_broker(rb: Context, first: Frames) -> None:
+def _ask_broker(rb: Context) -> None:
     subscriber.ask_broker_and_tables(rb.of(f"{rb.answers.step} 4.1.2"))
-    with suppress(SourceError):
-        changes.ask_broker(changed.surroundings(rb.facts), rb.of(f"{rb.answers.step} 3.6"))
+    changes.ask_broker(changed.surroundings(rb.facts), rb.of(f"{rb.answers.step} 3.6"))
 
 
 def _read_broker_again(rb: Context) -> Mapping[Collect, Frames]:
@@ -91,7 +90,7 @@ def _read_broker_again(rb: Context) -> Mapping[Collect, Frames]:
     return {}
 
 
-def _ask_workloads(rb: Context, first: Frames) -> None:
+def _ask_workloads(rb: Context) -> None:
     changes.ask_workloads(changed.surroundings(rb.facts), rb)
 
 
