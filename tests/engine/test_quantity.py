@@ -22,7 +22,8 @@ def test_what_is_measured_has_no_exponent_and_at_most_four_digits(value: float, 
 
 @given(st.integers(-(2**53), 2**53), st.sampled_from(LANGUAGES))
 def test_what_is_counted_is_whole(value: int, lang: str) -> None:
-    assert quantity(value, "rows", lang) == quantity(float(value), "rows", lang) == f"{value:,} rows"
+    shown = quantity(value, "rows", lang)
+    assert shown == quantity(float(value), "rows", lang) and shown.split()[0] == f"{value:,}"
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,8 @@ def test_what_is_counted_is_whole(value: int, lang: str) -> None:
         (2876, "ratio", "2,880 times", "2,880 倍"),
         (99.9996, "%", "99.99 %", "99.99 %"),
         (1e-9, "s", "≈0 ms", "≈0 ミリ秒"),
+        (1, "rows", "1 row", "1 行"),
+        (2, "deliveries", "2 deliveries", "2 回"),
         (2656.9, "1/min", "2,657/min", "2,657 件/分"),
         (float("nan"), "s", "–", "–"),
         ("16.14", "", "16.14", "16.14"),

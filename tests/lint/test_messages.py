@@ -108,7 +108,7 @@ FAMILIES: dict[str, Iterable[str]] = {
     "throttle.who_": program.SIGNS,
     "ui.": (*PROPOSAL_PARTS[1:], "waiting", "came", "gone"),
     "ui.because_": "observed excludes contradicted unseen elsewhere",
-    "unit.": "ms s min h d % ratio 1/min",
+    "unit.": "ms s min h d % ratio 1/min rows events messages deliveries users tries jobs",
     "unknown.": Reason,
 }
 COMPOSED = {
