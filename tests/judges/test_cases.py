@@ -101,6 +101,7 @@ LATE = backlog._read_backlog(look(due=9, oldest_due_s=20), make_given())
 ONE_HAND = leases.HolderChanges(rows=9, taken=0, again=0, stolen=0, alive=False, side_by_side=False)
 #: Those that no recording comes to, or only by chance.
 STATES: dict[str, object] = {
+    "publish.dated_back": replace(FLOWING, dated_back=True),
     "backlog.two_workers": replace(LATE, workers=("a", "b")),
     "backlog.elsewhere": replace(LATE, loop=program.LoopState("delivery", others=10)),
     "backlog.slow_outside": replace(LATE, spends="delivery.slow_outside"),

@@ -252,7 +252,8 @@ _MATCHES = {
 _BALANCE = {*_MATCHES, "jetstream STREAM.MSG.GET.matchmaking-events", "dead_letters/processed"}
 NOT_RECORDED = {
     "2.3": _MATCHES,
-    **{step: {"consistency/surplus"} for step in ("3.1", "4.2.2", "5.3.5")},
+    "3.1": {"consistency/half_processed", "consistency/surplus"},
+    **{step: {"consistency/surplus"} for step in ("4.2.2", "5.3.5")},
     "3.2": {"journey/registered", "notifications/registered", "consistency/surplus", *_BALANCE},
     "3.6": _MATCHES,
     "4.1.2": {"alive/delivery", "journey/registered", "notifications/registered", *_BALANCE},

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.rows import Row, one
+
+if TYPE_CHECKING:
+    from runbook_lib.checks.context import JudgeInput
 
 
 def parse_uuid(text: str) -> str | None:
@@ -39,6 +43,11 @@ class QueueCounts(Row):
     def ready(self) -> float:
         """Return the rows that a worker may claim: due, or under an expired lease."""
         return self.due + self.expired
+
+    @property
+    def total(self) -> float:
+        """Return the number of unfinished rows."""
+        return self.ready + self.leased + self.waiting_retry
 
     @property
     def oldest_s(self) -> float:
@@ -109,13 +118,25 @@ class DatabaseIdentity(Row, query="scope/database"):
 
 
 class Delay(Row, query="outbox/delay"):
-    """Delays, in seconds, of the events that were published in the window."""
+    """Delays, in seconds, of the events that were published in the window; `span_s` from the first to the last."""
 
     n: float | None = None
     p50: float | None = None
     p95: float | None = None
     p99: float | None = None
     negative: float | None = None
+    span_s: float = 0.0
+
+    def is_dated_back(self, waiting: float, given: JudgeInput) -> bool:
+        """Return whether the events were not late, but have times behind those of their publishing.
+
+        By Little's law, as many events wait as come in during a delay that stays the same. `waiting` are unpublished.
+        """
+        limit_s = given.slos["ENT-C"].number
+        if not (self.n and self.p50 and self.p99) or self.p50 <= limit_s or self.p99 - self.p50 > limit_s:
+            return False
+        long_enough = self.span_s >= given.number("success.lately")
+        return long_enough and waiting < given.number("delay.waiting_share") * self.p50 * self.n / self.span_s
 
 
 class OutboxAges(Row, query="outbox/ages"):

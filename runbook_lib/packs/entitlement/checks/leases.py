@@ -17,7 +17,20 @@ from runbook_lib.checks.parts import FrameCollector, seconds_between
 from runbook_lib.checks.sample import FIRST
 from runbook_lib.diagnosis.stats import percentile
 from runbook_lib.model import rows
-from runbook_lib.model.finding import Finding, Frames, Hop, Signal, Status, Threshold, Value, judged, say
+from runbook_lib.model.finding import (
+    Finding,
+    Frames,
+    Hop,
+    Signal,
+    Status,
+    Text,
+    Threshold,
+    Value,
+    hop_text,
+    judged,
+    replace,
+    say,
+)
 from runbook_lib.model.frames import table
 from runbook_lib.packs.entitlement.actions import remedies
 from runbook_lib.packs.entitlement.checks import delivery, program
@@ -471,11 +484,20 @@ class SubscriberClock(rows.Row, query="processed/clock"):
 
 
 class RowsAhead(rows.Row, query="scope/ahead"):
-    """The rows of a table with a time later than the database's, and the seconds of the most distant one."""
+    """The rows whose time in a column is later than the database's: the furthest, since when, and who writes it."""
 
-    table_name: str = ""
+    column_name: str = ""
+    writer: str = ""
     n: float = 0.0
     ahead_s: float = 0.0
+    since: pd.Timestamp | None = None
+
+    @property
+    def text(self) -> Text:
+        """The sentence on these rows."""
+        since = None if self.since is None else f"{self.since:%Y-%m-%d %H:%M:%S}"
+        return say("leases.rows_ahead", n=self.n, column=self.column_name, s=self.ahead_s, since=since,
+                   writer=hop_text(self.writer))  # fmt: skip
 
 
 def collect_clocks(rb: Context) -> Frames:
@@ -500,23 +522,23 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
     name, skew = max(skews.items(), key=lambda item: abs(item[1]), default=("", 0.0))
     offset = limits.value("clock.offset", abs(skew))
     share = limits.value("clock.lease_share", abs(skew) / lease_s)
+    column = abs(skew) > given.number("clock.differs_most") and _is_column_alone(name, skew, worker, subscriber)
+    if column:  # no lease is set by it
+        offset, share = (replace(v, threshold=None) for v in (offset, share))
     too_long = limits.value("lease.too_long", max(worker.lease_ahead_s - lease_s, 0.0))
     born = worker.born_expired > 0
-    apart = born or offset.status is not Status.OK or share.status is not Status.OK
+    apart = born or (not column and any(v.status is not Status.OK for v in (offset, share)))
     evidence = bool(worker.held or worker.sent or subscriber.n)
     # What no writer's clock explains was written by something else; no query computes an age from it.
-    explained_s = _max_or_zero(skews.values())
+    explained_s = 0.0 if column else _max_or_zero(skews.values())
     unexplained = [
         r
         for r in rows.each(frames.get("ahead"), RowsAhead)
         if limits["clock.offset"].status(r.ahead_s - explained_s) is not Status.OK
     ]
-    ahead = say(
-        "leases.rows_ahead",
-        n=sum(r.n for r in unexplained),
-        tables=", ".join(r.table_name for r in unexplained),
-        s=_max_or_zero(r.ahead_s for r in unexplained),
-    )
+    odd = [r.text for r in unexplained]
+    if column and (skew < 0 or not odd):
+        odd.append(say("leases.column_apart", who=name, skew=skew))
     behind_unseen = _may_be_behind(worker, subscriber, limits["clock.offset"])
     signals: list[Signal] = []
     if apart:
@@ -525,13 +547,11 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
         )
         if share.status is Status.CRITICAL:
             signals += given.evidence("leases.clock_outlives_leases")
-    elif evidence and not absent and not behind_unseen and not unexplained:
+    elif evidence and not absent and not behind_unseen and not odd:
         signals += given.evidence("leases.clock_agrees")
-    if unexplained:
+    if odd:
         signals += given.evidence("leases.rows_ahead")
-    notes = [] if worker.tracked else [say("leases.clock_untracked")]
-    if unexplained and apart:
-        notes.append(ahead)
+    notes = [*odd[0 if apart else 1 :], *([] if worker.tracked else [say("leases.clock_untracked")])]
     if apart:
         key = "leases.clock_apart"
     elif too_long.status is not Status.OK:
@@ -542,20 +562,30 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
         key = "leases.clock_not_ahead" if behind_unseen else "leases.clock_agrees"
     headline = say(key, who=name, skew=skew, lease=lease_s, share=100 * abs(skew) / lease_s, too_long=too_long.value)
     return judged(
-        ahead if unexplained and not apart else headline,
+        odd[0] if odd and not apart else headline,
         [
             offset,
             share,
             too_long,
             Value("processing.born_expired", worker.born_expired, "rows"),
-            *(Value(f"{r.table_name}.ahead", r.ahead_s, "s") for r in unexplained),
+            *(Value(f"{r.column_name}.ahead", r.ahead_s, "s") for r in unexplained),
             *(Value(f"clock.{who}", s, "s") for who, s in skews.items()),
         ],
-        at_least=Status.WARNING if born or unexplained else Status.OK,
+        at_least=Status.WARNING if born or odd else Status.OK,
         notes=tuple(notes),
         signals=tuple(signals),
         proposals=(remedies.check_clocks(given),) if apart else (),
     )
+
+
+def _is_column_alone(name: str, skew: float, worker: WorkerClock, subscriber: SubscriberClock) -> bool:
+    """Return whether a skew is that of one column: subscriber and worker share a clock, and the other's is right.
+
+    What a claim shows is the worker's own clock, which sets its leases.
+    """
+    claimed = name == "delivery_worker" and abs(worker.claim_ahead_s or 0.0) > abs(skew) / 2
+    other_s = worker.sent_ahead_s if name == "subscriber" else subscriber.ahead_s if subscriber.n else None
+    return not claimed and other_s is not None and abs(other_s) < abs(skew) / 2
 
 
 def _clock_skews(worker: WorkerClock, subscriber: SubscriberClock, lease_s: float) -> dict[str, float]:

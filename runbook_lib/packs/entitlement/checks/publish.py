@@ -111,6 +111,7 @@ class Relay(TableLoop):
       their next try, with the error of the last one, and others have been published since.
     - `writes`: whether the broker's cluster can store an event; None if that is not known.
     - `overloaded`: its settings let through less than what arrives (see `_is_overloaded`).
+    - `dated_back`: their times are behind, and none of them is late.
     - `slow`: the newest events were published late. `passed`: but not the very last ones. `ended`: the outage that
       delayed them is over.
     - `n`: events published in the last `publish.now` minutes.
@@ -128,6 +129,7 @@ class Relay(TableLoop):
     stands: program.LoopState
     ran: bool
     n: float | None
+    dated_back: bool = False
     slow: bool = False
     passed: bool = False
     ended: OutageEnd | None = None
@@ -150,8 +152,8 @@ def collect(rb: Context) -> Frames:
 
     Only the table of the outbox is needed, so that a lock on another table does not matter.
 
-    Frames: delay, delay_now (of the last minute), backlog, errors; arrived where publishes fail; batches of a relay
-    that publishes late; that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects:
+    Frames: delay, delay_now (of the last minute), delay_lately, backlog, errors; arrived where publishes fail; batches
+    of a relay that publishes late; that of `past.ask` where cheap; broker (answers: flag, last_seq: number, subjects:
     text, created: time), replicas (fields of `quorum.Member`) in a cluster; those of `outage.ask` and `program.ask`;
     first.backlog (the same at the first moment).
     """
@@ -184,7 +186,7 @@ def ask_tables(rb: Context) -> FrameCollector:
     parts = FrameCollector()
     frames = parts.answers
     with rb.snapshot() as db:
-        ask_since(rb, db, parts, Delay.QUERY, delay="window", delay_now="minute")
+        ask_since(rb, db, parts, Delay.QUERY, delay="window", delay_now="minute", delay_lately="lately")
         frames |= {name: db.ask(f"outbox/{name}") for name in ("backlog", "errors")}
         if len(frames["errors"]):
             parts.ask(db, {"arrived": Arrived.QUERY})
@@ -209,7 +211,11 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
     limits = given.limits
     # An incident that is over stays in the window's percentile for long, so the newest events decide.
     window, lately = (rows.one(frames.get(name), Delay) for name in ("delay", "delay_now"))
+    queue = rows.one(frames["backlog"], Outbox)
+    dated_back = rows.one(frames.get("delay_lately"), Delay).is_dated_back(queue.total, given)
     delay_value = limits.value("outbox.publish_delay_p95", lately.p95)
+    if dated_back:
+        delay_value = replace(delay_value, threshold=None)
     values = [
         *([delay_value] if lately.n else []),
         Value("outbox.window_delay_p95", window.p95, "s"),
@@ -222,7 +228,6 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         notes.append(say("publish.nothing_published", minutes=given.window_minutes))
     if window.negative:
         notes.append(say("publish.negative", n=window.negative))
-    queue = rows.one(frames["backlog"], Outbox)
     seen = _read_relay(frames, given, queue, lately.n)
     if not (seen.ran or seen.wrong):
         again_value, note = seen.may_hang(given)
@@ -237,10 +242,14 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
         Value("outbox.tried_before", queue.tried, "rows"),
         Value("outbox.silence", seen.silence_s, "s"),
     ]
-    slow = bool(lately.n) and delay_value.status is not Status.OK
+    slow = bool(lately.n) and not dated_back and delay_value.status is not Status.OK
     passed = slow and not (seen.wrong or queue.tried or queue.failed) and outage.has_passed(frames, given, "published")
     seen = replace(
-        seen, slow=slow, passed=passed, ended=outage.find_end(frames, given, "published") if passed else None
+        seen,
+        slow=slow,
+        dated_back=dated_back,
+        passed=passed,
+        ended=outage.find_end(frames, given, "published") if passed else None,
     )
     again = outage.look_again_s(frames, given, "published") if passed else None
     if passed:
@@ -481,6 +490,13 @@ OUTBOX = Cases[Relay](
     Case("publish.over", lambda seen: seen.ended, Status.WARNING),
     Case("publish.passed", lambda seen: seen.passed, Status.WARNING),
     Case("publish.slow", lambda seen: seen.slow),
+    Case(
+        "publish.dated_back",
+        lambda seen: seen.dated_back,
+        Status.WARNING,
+        evidence="publish.dated_back",
+        says=lambda seen, facts: say("publish.dated_back", **facts, unfinished=seen.queue.total),
+    ),
     Case("publish.flowing", lambda seen: seen.n),
     Case("publish.waiting", lambda seen: seen.queue.waiting_retry, Status.WARNING),
     Case("publish.quiet"),

@@ -61,7 +61,7 @@ BURN_FAST, BURN_SLOW = ("burn.fast_long", "burn.fast_short"), ("burn.slow_long",
 _TABLES = ("affected", "outbox", "notifications")
 #: The parts of 3.1 that tell since when, and whether it is over, of what the others show.
 _COURSE = (
-    *("publish_delay_lately", "published_before", "deletions", "consumer"),
+    *("publish_delay_lately", "published_before", "deletions", "consumer", "halves"),
     *("sent", "dead", "published", "processed", "created", "published_steps", "sent_steps"),
 )
 #: The hop at which an event of a place (sli/affected) waits.
@@ -112,9 +112,9 @@ def collect_impact(rb: Context) -> Frames:
 
     Frames: affected, those of `_ask_for_deletions`, surplus, outbox, outbox_age, publish_delay, publish_delay_lately,
     notifications, last_event; where cheap delivered, given_up, given_up_messages, sent, dead, published, processed,
-    created, those of `outage.ask`, and published_before (of the window before the newest event, if that is not
-    recent); requests (success: %, p95: s); slis (slo: text, sli: text, now: number, objective: text, met: flag,
-    why: text).
+    created, those of `outage.ask`, published_before (of the window before the newest event, if that is not recent),
+    and halves (of events, if the counts of both sides differ); requests (success: %, p95: s); slis (slo: text, sli:
+    text, now: number, objective: text, met: flag, why: text).
     """
     parts = ask_tables(rb)
     with parts.part("prometheus") as answers:
@@ -143,6 +143,8 @@ def ask_tables(rb: Context) -> FrameCollector:
         parts.ask(db, {"processed": "processed/per_minute"})
         outage.ask(rb, db, parts, *outage.FLOWS)
         seen = ImpactSample(parts.answers, given)
+        if seen.unpaired:  # by their times; whether one is missing is known by its id
+            parts.ask(db, {"halves": "consistency/half_processed"})
         if seen.newest is not None and seen.without_event_s is not None:
             before = seen.newest - pd.Timedelta(minutes=given.window_minutes)
             ask_per_minute(rb, db, parts, "outbox", since=before, published_before="n")
@@ -242,10 +244,12 @@ class ImpactSample:
         ended = delivered.n + given_up.events if delivered and given_up else None
         waits = self._oldest_at_p95(delivered.n) if delivered else None
         e2e = delivered.p95 if delivered else None
+        lately = rows.one(frames.get("publish_delay_lately"), Delay)
+        dated_back = outbox is not None and lately.is_dated_back(outbox.total, given)
         observed: dict[str, float | None] = {
             "ENT-A": requests.success,
             "ENT-B": requests.p95,
-            "ENT-C": rows.one(frames.get("publish_delay"), Delay).p95,
+            "ENT-C": None if dated_back else rows.one(frames.get("publish_delay"), Delay).p95,
             "ENT-D": outbox_age.p95 if outbox_age else None,
             "ENT-E": outbox.failed if outbox else None,
             "NOTI-A": 100 * delivered.n / ended if delivered and ended else None,
@@ -368,6 +372,9 @@ class ImpactSample:
         The subscriber writes both in one transaction, with one time, and both are read in one. None if they agree, or
         if one of them was not read whole.
         """
+        if (halves := self.frames.get("halves")) is not None and not halves.attrs.get("capped"):
+            kinds = halves["kind"].value_counts()
+            return float(kinds.get("registered_only", 0)) or -float(kinds.get("queued_only", 0)) or None
         registered, created = (self.frames.get(name) for name in ("processed", "created"))
         if registered is None or created is None or registered.attrs.get("capped") or created.attrs.get("capped"):
             return None

@@ -1,5 +1,5 @@
 -- question: which events of the window have only one half: registered, or queued (of the last 20,000 of each)?
--- index: processed_events_processed_at_idx, processed_events_pkey, notifications_retention_*_idx
+-- index: processed_events_processed_at_idx, processed_events_pkey, notifications_retention_*_idx, outbox_events_pkey, notifications_user_idx
 -- cost: index
 -- answers: window
 WITH registered AS (
@@ -12,12 +12,10 @@ WITH registered AS (
     SELECT event_id, notification_id, created_at FROM notification.notifications
     WHERE status IN ('SENT', 'FAILED')
       AND created_at >= (SELECT min(processed_at) FROM registered) - interval '1 minute'
-      AND created_at <= CAST(:as_of AS timestamptz) + interval '1 minute'
     UNION ALL
     SELECT event_id, notification_id, created_at FROM notification.notifications
     WHERE status IN ('PENDING', 'PROCESSING')
       AND created_at >= (SELECT min(processed_at) FROM registered) - interval '1 minute'
-      AND created_at <= CAST(:as_of AS timestamptz) + interval '1 minute'
 ), newest AS (
     SELECT event_id, notification_id, created_at FROM (
         SELECT event_id, notification_id, created_at FROM notification.notifications
@@ -30,16 +28,24 @@ WITH registered AS (
     ) created
     ORDER BY created_at DESC
     LIMIT 20000
+), unqueued AS MATERIALIZED (
+    SELECT r.event_id, r.processed_at
+    FROM registered r
+    LEFT JOIN queued q ON q.event_id = r.event_id
+    WHERE q.event_id IS NULL
 ), unseen AS MATERIALIZED (
     SELECT n.event_id, n.notification_id, n.created_at
     FROM newest n
     LEFT JOIN registered r ON r.event_id = n.event_id
     WHERE r.event_id IS NULL
 )
-SELECT 'registered_only' AS kind, r.event_id, CAST(NULL AS uuid) AS notification_id, r.processed_at AS at
-FROM registered r
-LEFT JOIN queued q ON q.event_id = r.event_id
-WHERE q.event_id IS NULL
+SELECT 'registered_only' AS kind, u.event_id, CAST(NULL AS uuid) AS notification_id, u.processed_at AS at
+FROM unqueued u
+-- By its user it is found whatever time it has.
+WHERE (SELECT true FROM notification.notifications n
+       WHERE n.event_id = u.event_id AND n.user_id = (
+           SELECT substring(o.aggregate_key FROM '^(.*):[^:]*$') FROM entitlement.outbox_events o WHERE o.event_id = u.event_id
+       ) LIMIT 1) IS NULL
 UNION ALL
 SELECT 'queued_only', n.event_id, n.notification_id, n.created_at
 FROM unseen n

@@ -75,7 +75,6 @@ WITH recent AS MATERIALIZED (
             0))
         ) AS tid)
       AND occurred_at >= (SELECT min(since) FROM groups)
-      AND occurred_at <= CAST(:as_of AS timestamptz) + interval '1 minute'
 ), unaudited AS MATERIALIZED (
     SELECT g.user_id, g.item, g.notifications, count(a.occurred_at) AS changes
     FROM groups g

@@ -22,7 +22,7 @@ SELECT
        AND published_at <= now() + interval '5 minutes') AS published_1m,
     (SELECT count(*) FROM entitlement.outbox_events
      WHERE status = 'PUBLISHED' AND published_at > now() - interval '2 minutes'
-       AND created_at > now() - interval '1 minute' AND created_at <= now() + interval '5 minutes')
+       AND least(created_at, published_at) > now() - interval '1 minute' AND published_at <= now() + interval '5 minutes')
     + (SELECT count(*) FROM entitlement.outbox_events
        WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED')
          AND created_at > now() - interval '1 minute' AND created_at <= now() + interval '5 minutes') AS arrived_1m,

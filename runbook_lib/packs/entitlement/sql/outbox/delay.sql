@@ -20,7 +20,8 @@ SELECT
     percentile_cont(0.50) WITHIN GROUP (ORDER BY delay_s) AS p50,
     percentile_cont(0.95) WITHIN GROUP (ORDER BY delay_s) AS p95,
     percentile_cont(0.99) WITHIN GROUP (ORDER BY delay_s) AS p99,
-    count(*) FILTER (WHERE negative) AS negative
+    count(*) FILTER (WHERE negative) AS negative,
+    extract(epoch FROM max(published_at) - min(published_at)) AS span_s
 FROM unnest(CAST(:begins AS timestamptz[])) WITH ORDINALITY AS moment (begin_at, nth)
 LEFT JOIN published ON published_at >= begin_at
 GROUP BY nth
@@ -32,7 +33,8 @@ SELECT
     percentile_cont(0.50) WITHIN GROUP (ORDER BY delay_s),
     percentile_cont(0.95) WITHIN GROUP (ORDER BY delay_s),
     percentile_cont(0.99) WITHIN GROUP (ORDER BY delay_s),
-    count(*) FILTER (WHERE negative)
+    count(*) FILTER (WHERE negative),
+    NULL
 FROM published
 GROUP BY 2
 ORDER BY nth, minute DESC
