@@ -304,7 +304,6 @@ def act(
         os.environ["RUNBOOK_OUTPUT"] = output
     words = {"approved_by": approved_by, "reason": reason, "wait_s": wait_s}
     rb = quiet_session(section, target=target, incident_id=incident, lang=messages.language(), execute=execute, **words)
-    rb.context.archive.prepare()
     outcome = rb.act(name, execute=execute, approved_by=approved_by, reason=reason, **what).outcome
     sealed = seal.seal_text(rb.context.archive)
     if as_json:

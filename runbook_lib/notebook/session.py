@@ -215,6 +215,8 @@ class Session:
             asked = known[name](rb, **what)
         except TypeError as e:  # an argument that it does not have
             raise UsageError(f"{name}: {e}") from None
+        if rb.recorded is None:
+            rb.archive.prepare()  # before the first token is made
         with self.progress() as progress:
             outcome = action.perform(
                 asked, rb, execute=execute, approved_by=approved_by, reason=reason, progress=progress

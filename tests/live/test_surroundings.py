@@ -297,6 +297,7 @@ DEADLINE = "Invalid value for '--deadline'"
         (["postmortem", "x", "--deadline", "nan"], DEADLINE),
         *((["act", "restart", "notification", "--wait", n], "'--wait'") for n in ("nan", "inf")),
         (["act", "restart", "notification", "--wait", "0"], "parameter wait_s="),
+        (["act", "canary", "--incident", "I"], "the target has no canary_user"),
         (["sandbox", "up", "--rate", "nan"], "Invalid value for '--rate'"),
         (["note", "x", "hi", "--output", os.fsdecode(b"caf\xe9")], "is not UTF-8"),
         (["run", "4.1", "--incident", "a/b"], "parameter incident_id='a/b'"),

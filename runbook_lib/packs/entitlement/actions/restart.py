@@ -14,12 +14,13 @@ from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Authorization
 from runbook_lib.book import pack
 from runbook_lib.checks.context import Context, Progress
+from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.outcome import Precondition
 from runbook_lib.model.times import duration
 from runbook_lib.model.usage import UsageError, did_you_mean
-from runbook_lib.packs.entitlement.evidence import logins, sessions
+from runbook_lib.packs.entitlement.evidence import logins, services, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import (
     Activity,
@@ -295,9 +296,12 @@ def check_only_worker(rb: Context, name: str, frames: Frames) -> Precondition:
     for longer than a batch takes: the later of two workers takes over the rows of the earlier one, so one sample shows
     only one of them. `frames` are those of `logins.collect`.
     """
-    pods, pool = rb.workloads.pods(name), rb.number("sessions.most")
+    pods, pool, asked = rb.workloads.pods(name), rb.number("sessions.most"), FrameCollector()
+    with asked.part("services") as found:
+        found |= services.collect(rb)
     ready = sum(pod["ready"] for pod in pods)
-    others = sessions.sessions_beyond_pool(frames, rb.given(), "notification", instances=ready, assumed=pool)
+    seen, given = frames | asked.answers, rb.given()
+    others = sessions.sessions_beyond_pool(seen, given, "notification", instances=ready, assumed=pool)
     alone = Precondition(say("action.restart.claims_alone", name=name), ok=True)
     if others == 0:
         return alone

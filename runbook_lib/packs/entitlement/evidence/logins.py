@@ -22,7 +22,7 @@ from runbook_lib.model.finding import Frames
 from runbook_lib.model.frames import row
 from runbook_lib.model.rows import each
 from runbook_lib.packs.entitlement import PACK
-from runbook_lib.packs.entitlement.evidence import addresses, services, sessions
+from runbook_lib.packs.entitlement.evidence import addresses, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Outbox, Registered
 from runbook_lib.packs.logs.logs import Attempt, LoginResult, LoginSign, read_attempts
@@ -102,13 +102,11 @@ class LoginState:
 def collect(rb: Context, workload: str) -> Frames:
     """Query every source on a service's logins; each source may fail on its own.
 
-    Frames: logins (see `logs.read_attempts`), those of `services.collect` and of `collect_without_log`.
+    Frames: logins (see `logs.read_attempts`) and those of `collect_without_log`.
     """
     parts, name = FrameCollector(), rb.facts.workloads.program(workload)
     with parts.part("log") as found:
         found["logins"] = read_attempts(rb.workloads.logs(name, rb.number("login.log")).entries, SIGNS)
-    with parts.part("services") as found:
-        found |= services.collect(rb)
     collect_without_log(rb, parts, workload)
     return parts.answers
 
