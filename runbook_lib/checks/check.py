@@ -98,7 +98,7 @@ class Check:
 
     def collected(self, rb: Context) -> Frames:
         """Collect the frames; if a source fails as a whole, only the frame of that failure."""
-        rb = rb.of(self.step)
+        rb = rb.begin(self.step)
         try:
             every = rb.shared(self.step, self.shared) if self.shared else {}
             own = self.collect(rb) if self.collect else {}

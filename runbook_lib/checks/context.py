@@ -273,6 +273,13 @@ class Context:
         """
         return replace(self, answers=replace(self.answers, step=step))
 
+    def begin(self, step: str) -> Context:
+        """Return a copy that collects for a step from its beginning: a step that is run again shares nothing old."""
+        for ask, shared in [*self.asked.items()]:
+            if step in shared.served:
+                del self.asked[ask]
+        return self.of(step)
+
     def number(self, name: str) -> float:
         """Return a number that decides and is no threshold (numbers.md). Raises KeyError."""
         return self.catalog.numbers[name]
@@ -328,10 +335,10 @@ class Context:
     def shared(self, step: str, ask: Callable[[Context], Frames]) -> Frames:
         """Return frames that several steps use, collected once per run; the caller may add frames to them.
 
-        A step that is run again has it asked anew, and so has one that comes more than `SHARED_S` seconds later.
+        A step that is run again has it asked anew (`begin`), and so has one that comes more than `SHARED_S` seconds later.
         """
         shared = self.asked.get(ask)
-        if shared is None or step in shared.served or time.monotonic() > shared.until:
+        if shared is None or time.monotonic() > shared.until:
             shared = self.asked[ask] = SharedFrames(ask(self), time.monotonic() + SHARED_S)
         shared.served.add(step)
         return shared.frames

@@ -19,4 +19,6 @@ def test_frames_are_collected_once_until_a_step_runs_again() -> None:
     rb = open_target("4.3", TARGET)
     first = rb.shared("4.3.1", ask)
     assert rb.shared("4.3.2", ask) is first
+    assert rb.shared("4.3.2", ask) is first
+    rb.begin("4.3.1")
     assert rb.shared("4.3.1", ask) is not first

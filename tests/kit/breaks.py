@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import tempfile
 import time
@@ -74,6 +75,10 @@ def frozen(servers: Servers, env: Env, program: str) -> Iterator[None]:
         for process in tree:
             with suppress(psutil.NoSuchProcess):  # a connection's own, whose client went meanwhile
                 process.resume()
+
+
+#: What a run says on its way: its first numbers, what it waits for, the steps that it has.
+_PROGRESS = re.compile(r"Provisional: |  ┆ |\S \d\.\d")
 
 
 def default_interrupt() -> None:
