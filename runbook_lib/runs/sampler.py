@@ -34,6 +34,8 @@ _STEP = "sample"
 _DATABASE, _CLOCKS = "postgres", "clocks"
 #: Seconds after its deadline in which the process may send what it has.
 _LEAVE_S = 3.0
+#: The shares of an order's deadline within which the sample is taken, and is there: its sections need the rest.
+_SHARE, _LAST = 0.4, 0.5
 
 Numbers = tuple[pd.Timestamp | None, tuple[Hop, ...]]
 
@@ -44,7 +46,7 @@ def take(order: Order, config: Settings, book: Catalog, hear: Callable[[Numbers]
     Meanwhile this process imports what runs the sections.
     """
     sampling: Sampling = pack.hook("sampling")
-    until = time.monotonic() + book.numbers[sampling.longest] + _LEAVE_S
+    until = time.monotonic() + min(book.numbers[sampling.longest] + _LEAVE_S, _LAST * order.deadline_s)
     taken = forks.start(_take, order, config, book, hear=hear)
     imports = Thread(target=importlib.import_module, args=(forks.RUNNERS,))
     imports.start()
@@ -81,7 +83,8 @@ def _take(order: Order, config: Settings, book: Catalog) -> Sample:
     rb = open_context(book.sections[section], named, config, book, _DATABASE)
     sampling: Sampling = pack.hook("sampling")
     sample, told = Sample(section, rb.as_of, rb.clocks), SimpleQueue[str]()
-    until, ends = time.monotonic() + rb.number(sampling.apart), began + rb.number(sampling.longest)
+    until = time.monotonic() + rb.number(sampling.apart)
+    ends = began + min(rb.number(sampling.longest), _SHARE * order.deadline_s)
 
     def read_of() -> _Read:
         cost = ReadCost(rb.masker)

@@ -115,7 +115,7 @@ def interrupted(
             for one in command.processes("INTERRUPTED", mark):
                 with suppress(psutil.Error):
                     one.kill()
-        told = [line for line in problems.read_text().splitlines() if not line.startswith(("Provisional: ", "  ┆ "))]
+        told = [line for line in problems.read_text().splitlines() if not _PROGRESS.match(line)]
         assert (code, told, left) == (128 + number, ["runbook: interrupted"], [])
         files = [p.name for p in Path(temporary).iterdir()]
         files += [p.name for p in (tmp_path / "out").rglob("*") if ".partial" in p.name or p.name.endswith(".new")]

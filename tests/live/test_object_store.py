@@ -128,7 +128,7 @@ def test_a_run_that_died_is_listed_with_what_it_saw(place: str) -> None:
         try:
             wait_for(lambda: archive.partials(), process)
             runner = wait_for(lambda: _runner(process.pid), process)
-            time.sleep(1)  # into its first questions
+            time.sleep(0.3)  # into its first questions
             runner.kill()
             out, err = process.communicate(timeout=60)
         finally:

@@ -473,8 +473,8 @@ def test_who_reads_it_may_go_and_the_exit_code_stays(own: Servers, tmp_path: Pat
 )
 def test_an_interrupt_leaves_nothing(own: Servers, tmp_path: Path, asked: list[str], number: signal.Signals) -> None:
     env = environment(own)
-    moments = [after(s) for s in (0, 0.7)] + [after(s, a_section_runs) for s in (0, 2)]
-    with frozen("postgres")(own, env):  # makes the run last
+    moments = [after(s) for s in (0, 0.7)] + [after(s, a_section_runs) for s in (0, 0.3)]
+    with frozen("postgres")(own, env):  # makes the sample last
         for n, when in enumerate(moments):
             interrupted(env, asked, when, number, tmp_path / str(n))
 
@@ -543,7 +543,7 @@ def test_a_killed_runner_is_listed_as_such(own: Servers, tmp_path: Path) -> None
 def test_the_deadline_holds_and_leaves_a_truthful_artifact(own: Servers, tmp_path: Path) -> None:
     env = environment(own)
     with frozen("postgres")(own, env):
-        said = run(own, env, tmp_path, "run", "4.3", "--deadline", "2")
+        said = run(own, env, tmp_path, "run", "4.3", "--deadline", "5")
     assert said["status"] == "UNKNOWN"
     assert "not_run" in {f["reason"] for f in said["runs"][0]["findings"]}
     assert "deadline" in said["runs"][0]["problem"]
