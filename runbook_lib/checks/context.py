@@ -335,7 +335,7 @@ class Context:
     def shared(self, step: str, ask: Callable[[Context], Frames]) -> Frames:
         """Return frames that several steps use, collected once per run; the caller may add frames to them.
 
-        A step that is run again has it asked anew (`begin`), and so has one that comes more than `SHARED_S` seconds later.
+        A step that is run again (`begin`), or comes more than `SHARED_S` seconds later, has it asked anew.
         """
         shared = self.asked.get(ask)
         if shared is None or time.monotonic() > shared.until:

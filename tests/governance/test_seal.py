@@ -376,7 +376,7 @@ def _goes_on(before: bytes, content: bytes) -> bool:
     for n in range(len(before.splitlines()), len(lines)):
         entry = entry_of(lines[n]) or {}
         whole = json.dumps(entry, ensure_ascii=False, sort_keys=True).encode(errors="surrogatepass") == lines[n]
-        names_files = b"sha256" not in before or bool(entry.get("sha256"))
+        names_files = entry.get("kind") not in ("run", "verdict") or bool(entry.get("sha256"))
         if not whole or not names_files or entry.get("previous") != digest(lines[n - 1]):
             return False
     return True
