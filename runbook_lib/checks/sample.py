@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from threading import Event
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -32,9 +33,27 @@ def no_frames(rb: Context) -> Frames:
     return {}
 
 
-def wait(rb: Context, first: Frames, until: float) -> Frames:
-    """Wait until a time of `time.monotonic`."""
-    time.sleep(max(until - time.monotonic(), 0.0))
+@dataclass
+class SecondMoment:
+    """The time of `time.monotonic` at which all parts are read again: `at`, or sooner as the first moment shows."""
+
+    at: float
+    known: Event = field(default_factory=Event)
+
+    def set(self, at: float) -> None:
+        """Make it sooner."""
+        self.at = min(self.at, at)
+        self.known.set()
+
+    def wait(self) -> None:
+        """Wait until it has come."""
+        self.known.wait(max(self.at - time.monotonic(), 0.0))
+        time.sleep(max(self.at - time.monotonic(), 0.0))
+
+
+def wait(rb: Context, first: Frames, second: SecondMoment) -> Frames:
+    """Wait for the second moment."""
+    second.wait()
     return {}
 
 
@@ -43,13 +62,13 @@ class Part:
     """What is read of one part of a system. What a source does not answer is left out.
 
     `first` returns the frames of the first moment, for who compares two. `once` asks what steps ask of it in between.
-    `watch` returns further frames of the time until the second moment, at `until`. `again` asks at
-    the second moment what the steps take as the present; frames that steps share by a function are in its result.
+    `watch` waits for the second moment and returns further frames of the time until then. `again` asks at the second
+    moment what the steps take as the present; frames that steps share by a function are in its result.
     """
 
     first: Collect = no_frames
     once: Callable[[Context], None] = lambda rb: None
-    watch: Callable[[Context, Frames, float], Frames] = wait
+    watch: Callable[[Context, Frames, SecondMoment], Frames] = wait
     again: Callable[[Context], Mapping[Collect, Frames]] = lambda rb: {}
 
 
@@ -59,14 +78,16 @@ class Sampling:
 
     `numbers` returns the database's time and the hops, as far as the frames of the first moment show them. `sections`
     returns the sections to which these point: they start with the others. `shown` is the part that they are of. The
-    numbers `apart` and `longest` are the seconds between the two moments, and for which all of it may take.
+    function `apart` returns the seconds between the two moments, as that part's first moment shows; the numbers `most`
+    and `longest` are those that they are at most, and for which all of it may take.
     """
 
     parts: Mapping[str, Part]
     shown: str
     numbers: Callable[[Frames], tuple[pd.Timestamp | None, tuple[Hop, ...]]]
     sections: Callable[[tuple[Hop, ...], Catalog], tuple[str, ...]]
-    apart: str
+    apart: Callable[[Context, Frames], float]
+    most: str
     longest: str
 
 
@@ -93,11 +114,13 @@ class Sample:
 def read_first(rb: Context) -> Frames:
     """Return the frames of the first moment, named "first.NAME", and of the time since: the second moment is now."""
     sampling: Sampling = pack.hook("sampling")
-    rb, until, sent = rb.of(""), time.monotonic() + rb.number(sampling.apart), len(rb.read_cost.queries)
+    rb, began, sent = rb.of(""), time.monotonic(), len(rb.read_cost.queries)
     first = {name: part.first(rb) for name, part in sampling.parts.items()}
     found = {f"{FIRST}{name}": frame for own in first.values() for name, frame in own.items()}
+    second = SecondMoment(began + sampling.apart(rb, first[sampling.shown]))
+    second.known.set()
     for name, part in sampling.parts.items():
-        found |= part.watch(rb, first[name], until)
+        found |= part.watch(rb, first[name], second)
     # What other steps have read of the same is not of the second moment.
     twice = {q.name for q in rb.read_cost.queries[sent:]}
     for key, kept in [*rb.answers.kept.items()]:

@@ -20,7 +20,7 @@ from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import Catalog
 from runbook_lib.book.parameters import validate
 from runbook_lib.checks.context import Context, Sources, open_context
-from runbook_lib.checks.sample import FIRST, Collect, Part, Sample, Sampling
+from runbook_lib.checks.sample import FIRST, Collect, Part, Sample, Sampling, SecondMoment
 from runbook_lib.model.finding import Frames, Hop
 from runbook_lib.model.order import Order
 from runbook_lib.runs import forks
@@ -83,7 +83,8 @@ def _take(order: Order, config: Settings, book: Catalog) -> Sample:
     rb = open_context(book.sections[section], named, config, book, _DATABASE)
     sampling: Sampling = pack.hook("sampling")
     sample, told = Sample(section, rb.as_of, rb.clocks), SimpleQueue[str]()
-    until = time.monotonic() + rb.number(sampling.apart)
+    opened = time.monotonic()
+    second = SecondMoment(opened + rb.number(sampling.most))
     ends = began + min(rb.number(sampling.longest), _SHARE * order.deadline_s)
 
     def read_of() -> _Read:
@@ -92,7 +93,7 @@ def _take(order: Order, config: Settings, book: Catalog) -> Sample:
 
     parts = {name: read_of() for name in (_CLOCKS, *sampling.parts)}
     for name, part in sampling.parts.items():
-        Thread(target=_read_part, args=(rb, name, part, parts[name], until, told), daemon=True).start()
+        Thread(target=_read_part, args=(rb, name, part, parts[name], second, told), daemon=True).start()
     Thread(target=_measure_clocks, args=(parts[_CLOCKS], told), daemon=True).start()
     left = {*parts}
     while left:
@@ -102,7 +103,9 @@ def _take(order: Order, config: Settings, book: Catalog) -> Sample:
             break
         left.discard(said)
         if said == FIRST + sampling.shown:
-            numbers = sampling.numbers(parts[sampling.shown].first)
+            first = parts[sampling.shown].first
+            second.set(opened + sampling.apart(rb, first))
+            numbers = sampling.numbers(first)
             sample.sections = sampling.sections(numbers[1], rb.catalog)
             forks.report(numbers)
     sample.queries += rb.read_cost.queries
@@ -119,13 +122,13 @@ def _take(order: Order, config: Settings, book: Catalog) -> Sample:
     return sample
 
 
-def _read_part(rb: Context, name: str, part: Part, read: _Read, until: float, told: SimpleQueue[str]) -> None:
+def _read_part(rb: Context, name: str, part: Part, read: _Read, second: SecondMoment, told: SimpleQueue[str]) -> None:
     rb = replace(rb, read_cost=read.cost, sources=read.sources, answers=Answers(read.answers, _STEP))
     try:
         read.first |= part.first(rb.of(""))
         told.put(FIRST + name)
         part.once(rb)
-        read.watched |= part.watch(rb.of(""), read.first, until)
+        read.watched |= part.watch(rb.of(""), read.first, second)
         read.shared |= part.again(rb)
     except Exception:
         if os.environ.get("RUNBOOK_DEBUG"):

@@ -10,12 +10,18 @@ import pytest
 
 from runbook_lib.book import catalog
 from runbook_lib.checks.context import AskedOnce
-from runbook_lib.model.finding import Hop, Reason
+from runbook_lib.model import rows
+from runbook_lib.model.finding import Frames, Hop, Reason
+from runbook_lib.model.frames import row
 from runbook_lib.packs.entitlement import sample
+from runbook_lib.packs.entitlement.rows import HeldRow
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import answers
 from runbook_lib.sources.answers import Answers
 from runbook_lib.sources.source import ReadCost, SourceError
+from tests.kit.steps import open_target
+
+NOW = pd.Timestamp("2026-01-31T03:00Z")
 
 
 class Monitor:
@@ -92,3 +98,25 @@ def test_rows_that_are_late_by_the_first_numbers_open_their_sections(
     hops: tuple[Hop, ...], sections: tuple[str, ...]
 ) -> None:
     assert sample.sections_of_late_hops(hops, catalog.load()) == sections
+
+
+FLOWING = {
+    "backlog": row(now=NOW, due=2, oldest_due_s=0.1),
+    "outbox": row(now=NOW),
+    "activity": row(now=NOW),
+    "held": rows.frame([], HeldRow),
+}
+
+
+@pytest.mark.parametrize(
+    ("first", "seconds"),
+    [
+        (FLOWING, 1.5),
+        (FLOWING | {"backlog": row(now=NOW, due=9, oldest_due_s=600.0)}, 2.5),
+        ({"held": FLOWING["held"]}, 2.5),
+    ],
+    ids=["flowing", "late", "unread"],
+)
+def test_the_moments_are_further_apart_where_rows_are_late(first: Frames, seconds: float) -> None:
+    rb = open_target("4.1", {"nats_url": "nats://127.0.0.1:9"})
+    assert sample.seconds_apart(rb, first) == seconds

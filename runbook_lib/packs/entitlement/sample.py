@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from runbook_lib.checks.sample import Collect, Part, Sampling
+from runbook_lib.checks.sample import Collect, Part, Sampling, SecondMoment
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Hop
 from runbook_lib.packs.changes import changes
-from runbook_lib.packs.entitlement.checks import backlog, changed, database, publish, response, subscriber
+from runbook_lib.packs.entitlement.checks import backlog, changed, database, program, publish, response, subscriber
 from runbook_lib.packs.entitlement.evidence import services, sessions
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.packs.entitlement.rows import Activity, Attempts, HeldRow, Notifications, Outbox
@@ -60,9 +60,9 @@ def _ask_tables(rb: Context) -> None:
                 ask(rb.of(f"{rb.answers.step} {step}"))
 
 
-def _watch_sessions(rb: Context, first: Frames, until: float) -> Frames:
+def _watch_sessions(rb: Context, first: Frames, second: SecondMoment) -> Frames:
     late = any(_is_late(rb.catalog, hop) for hop in _hops(first))
-    return sessions.watch_worker(rb, until, often=late)
+    return sessions.watch_worker(rb, second, often=late)
 
 
 def _read_tables_again(rb: Context) -> Mapping[Collect, Frames]:
@@ -111,6 +111,17 @@ def _is_late(book: Catalog, hop: Hop) -> bool:
     return hop.name in _LATE and book.limits[_LATE[hop.name]].reached(hop.oldest_s)
 
 
+def seconds_apart(rb: Context, first: Frames) -> float:
+    """Return the seconds between the moments: those in which a loop begins anew, if the tables show no late row."""
+    silence, holders = (
+        rb.catalog.limits["delivery.silence"],
+        {h.locked_by for h in rows.each(first.get("held"), HeldRow)},
+    )
+    slow = any(_is_late(rb.catalog, hop) or silence.reached(hop.oldest_s) for hop in _hops(first))
+    flows = {"outbox", "backlog", "activity", "held"} <= first.keys() and not slow and len(holders) < 2
+    return program.cycle_s(rb) if flows else rb.number("looks.apart")
+
+
 def first_numbers(first: Frames) -> tuple[pd.Timestamp | None, tuple[Hop, ...]]:
     """Return the database's time and the hops, as far as the first moment shows them."""
     seen = [rows.first(first.get("backlog"), Notifications), rows.first(first.get("outbox"), Outbox)]
@@ -133,6 +144,7 @@ SAMPLING = Sampling(
     shown="tables",
     numbers=first_numbers,
     sections=sections_of_late_hops,
-    apart="looks.apart",
+    apart=seconds_apart,
+    most="looks.apart",
     longest="samples.longest",
 )

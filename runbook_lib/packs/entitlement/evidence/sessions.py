@@ -19,6 +19,7 @@ from textwrap import shorten
 import pandas as pd
 
 from runbook_lib.checks.context import Context, JudgeInput
+from runbook_lib.checks.sample import SecondMoment
 from runbook_lib.model.finding import Frames
 from runbook_lib.model.rows import Row, each
 from runbook_lib.packs.entitlement.evidence import services
@@ -131,14 +132,14 @@ def _shows_own_sessions(db: Snapshot) -> bool:
     return not (db.place.replica or db.place.pooled)
 
 
-def watch_worker(rb: Context, until: float, *, often: bool) -> Frames:
-    """Wait until a time of `time.monotonic`, and sample meanwhile `often` what the delivery worker does.
+def watch_worker(rb: Context, second: SecondMoment, *, often: bool) -> Frames:
+    """Wait for the second moment, and sample meanwhile `often` what the delivery worker does.
 
     Frame worker_samples: the columns of alive/delivery; none if it was not watched.
     """
     apart_s, samples = rb.number("samples.apart"), list[pd.DataFrame]()
     with suppress(SourceError):  # the samples before and after the pause tell why
-        while often and time.monotonic() + apart_s < until:
+        while often and time.monotonic() + apart_s < second.at:
             time.sleep(apart_s)
             with rb.snapshot() as db:
                 if not _shows_own_sessions(db):
@@ -146,7 +147,7 @@ def watch_worker(rb: Context, until: float, *, often: bool) -> Frames:
                 sample = db.ask(WorkerSample.QUERY, waited=rb.number("samples.waited"))
             shown = [s and shorten(rb.masker.statement(s), 80) for s in sample["statement"]]
             samples.append(sample.assign(statement=shown))
-    time.sleep(max(until - time.monotonic(), 0.0))
+    second.wait()
     return {"worker_samples": pd.concat(samples, ignore_index=True)} if samples else {}
 
 
