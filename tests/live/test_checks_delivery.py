@@ -15,6 +15,7 @@ import psycopg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from psycopg import sql
 
 from runbook_lib.book import catalog, messages
 from runbook_lib.checks.check import NOT_READ, checks, failure_frame
@@ -1046,6 +1047,28 @@ def test_postponed_events_are_counted(servers: Servers, db: psycopg.Connection, 
     found = run(servers, "4.1.3")["4.1.3"]
     values = {"outbox.postponed": 7, "outbox.waiting_retry": 9, "outbox.tried_before": 2}
     expect(found, Status.WARNING, "publish.postponed", values=values)
+
+
+@pytest.mark.parametrize(
+    ("table", "step", "key"),
+    [
+        ("entitlement.outbox_events", "4.1.3", "publish.stray"),
+        ("notification.notifications", "4.1.1", "backlog.stray"),
+    ],
+)
+def test_rows_in_a_state_that_no_program_takes_are_named(
+    servers: Servers, db: psycopg.Connection, broker: str, table: str, step: str, key: str
+) -> None:
+    steps.events(db, 3, 100)
+    name, constraint = sql.Identifier(*table.split(".")), sql.Identifier(table.partition(".")[2] + "_status_check")
+    db.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(name, constraint))
+    for n, state in enumerate(("ON_HOLD", "A", "ZZ")):
+        held = sql.SQL(
+            "UPDATE {0} SET status = %s WHERE event_id = (SELECT event_id FROM {0} ORDER BY 1 OFFSET %s LIMIT 1)"
+        )
+        db.execute(held.format(name), [state, n])
+    found = run(servers, step)[step]
+    expect(found, Status.WARNING, key, weights={"FM-NOTI-09": "> 0.8"}, says=("3 ", "(A, ON_HOLD, ZZ)"))
 
 
 def test_failed_publishes_that_arrived_are_counted(servers: Servers, db: psycopg.Connection, broker: str) -> None:

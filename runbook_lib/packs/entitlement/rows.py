@@ -29,7 +29,10 @@ def list_ids(ids: Sequence[str], most: int = 5) -> str:
 
 
 class QueueCounts(Row):
-    """The backlog of a table now: numbers of rows, and seconds since the oldest became due or its lease expired."""
+    """The backlog of a table now: numbers of rows, and seconds since the oldest became due or its lease expired.
+
+    `strays` have a state that no program takes, of which `stray_states` lists the names.
+    """
 
     now: pd.Timestamp | None = None
     due: float = 0.0
@@ -38,6 +41,8 @@ class QueueCounts(Row):
     leased: float = 0.0
     expired: float = 0.0
     oldest_expired_s: float = 0.0
+    strays: float = 0.0
+    stray_states: str | None = None
 
     @property
     def ready(self) -> float:

@@ -172,6 +172,8 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             seconds=worker.apart_s or given.number("looks.apart"),
             who=", ".join(seen.workers),
             postponed=seen.postponed,
+            strays=queue.strays,
+            states=queue.stray_states,
             others=seen.loop.others,
             failed=worker.tried or None,
             receiver=receiver.describe(frames),
@@ -243,7 +245,10 @@ def _build_notes(frames: Frames) -> list[Text]:
 
 
 def _weigh_reading(seen: BacklogReading, given: JudgeInput) -> list[Signal]:
-    others = ("leases.two_workers" if seen.workers else "", "backlog.postponed" if seen.postponed else "")
+    others = (
+        "leases.two_workers" if seen.workers else "",
+        "backlog.postponed" if seen.postponed or seen.worker.queue.strays else "",
+    )
     observed = (*seen.loop.observations, seen.stopping, seen.refusing, seen.receiver, seen.spends, *others)
     found = [*given.evidence_of(filter(None, observed))]
     if seen.stopping in delivery.STOPPED_OBSERVATIONS:
@@ -333,6 +338,7 @@ CASES = Cases[BacklogReading](
     ),
     Case("backlog.accepts_again", lambda seen: seen.accepts_again, Status.WARNING),
     Case("backlog.two_workers", lambda seen: seen.workers, Status.WARNING, says="leases.two_workers"),
+    Case("backlog.stray", lambda seen: seen.worker.queue.strays and not seen.late, Status.WARNING),
     Case("backlog.empty", lambda seen: not seen.worker.total),
     Case("backlog.postponed", lambda seen: seen.postponed, Status.WARNING),
     Case("backlog.slow_outside", lambda seen: seen.spends == "delivery.slow_outside"),

@@ -10,8 +10,18 @@ SELECT
     processing.leased,
     processing.expired,
     extract(epoch FROM now() - processing.oldest) AS oldest_expired_s,
-    pending.overdue AS overdue_10min
+    pending.overdue AS overdue_10min,
+    strays.n AS strays,
+    strays.states AS stray_states
 FROM
+    -- By ranges of the index: of what is finished nothing is read.
+    (SELECT count(*) AS n, string_agg(DISTINCT status, ', ') AS states
+     FROM (
+         SELECT status FROM notification.notifications
+         WHERE status < 'FAILED' OR (status > 'FAILED' AND status < 'PENDING') OR (status > 'PENDING' AND status < 'PROCESSING')
+            OR (status > 'PROCESSING' AND status < 'SENT') OR status > 'SENT'
+         LIMIT 5000
+     ) others) strays,
     (SELECT
         count(*) FILTER (WHERE since <= now()) AS due,
         min(since) FILTER (WHERE since <= now()) AS oldest,

@@ -27,8 +27,18 @@ SELECT
        WHERE status IN ('PENDING', 'IN_FLIGHT', 'FAILED')
          AND created_at > now() - interval '1 minute' AND created_at <= now() + interval '5 minutes') AS arrived_1m,
     -- The relay sets a retry time only after a failed try, and none later than this (and 5 s for its clock).
-    waiting.postponed
+    waiting.postponed,
+    strays.n AS strays,
+    strays.states AS stray_states
 FROM
+    -- By ranges of the index: of what is finished nothing is read.
+    (SELECT count(*) AS n, string_agg(DISTINCT status, ', ') AS states
+     FROM (
+         SELECT status FROM entitlement.outbox_events
+         WHERE status < 'FAILED' OR (status > 'FAILED' AND status < 'IN_FLIGHT') OR (status > 'IN_FLIGHT' AND status < 'PENDING')
+            OR (status > 'PENDING' AND status < 'PUBLISHED') OR status > 'PUBLISHED'
+         LIMIT 5000
+     ) others) strays,
     (SELECT count(*) AS n, min(least(created_at, now())) AS oldest
      FROM entitlement.outbox_events
      WHERE status = 'PENDING' AND next_retry_at IS NULL) fresh,
