@@ -35,14 +35,14 @@ def no_frames(rb: Context) -> Frames:
 
 @dataclass
 class SecondMoment:
-    """The time of `time.monotonic` at which all parts are read again: `at`, or sooner as the first moment shows."""
+    """The time of `time.monotonic` at which all parts are read again: `at`, or as the first moment shows."""
 
     at: float
     known: Event = field(default_factory=Event)
 
     def set(self, at: float) -> None:
-        """Make it sooner."""
-        self.at = min(self.at, at)
+        """Set it by what the first moment shows."""
+        self.at = at
         self.known.set()
 
     def wait(self) -> None:
@@ -90,6 +90,12 @@ class Sampling:
     most: str
     longest: str
 
+    def second(self, rb: Context, first: Frames) -> float:
+        """Return the time of `time.monotonic` of the second moment, by the database's time of the first one."""
+        at, _ = self.numbers(first)
+        spent_s = (rb.now() - at).total_seconds() if at is not None else 0.0
+        return time.monotonic() + self.apart(rb, first) - max(spent_s, 0.0)
+
 
 @dataclass
 class Sample:
@@ -114,16 +120,14 @@ class Sample:
 def read_first(rb: Context) -> Frames:
     """Return the frames of the first moment, named "first.NAME", and of the time since: the second moment is now."""
     sampling: Sampling = pack.hook("sampling")
-    rb, began, sent = rb.of(""), time.monotonic(), len(rb.read_cost.queries)
+    rb, sent = rb.of(""), len(rb.read_cost.queries)
     first = {name: part.first(rb) for name, part in sampling.parts.items()}
     found = {f"{FIRST}{name}": frame for own in first.values() for name, frame in own.items()}
-    second = SecondMoment(began + sampling.apart(rb, first[sampling.shown]))
-    second.known.set()
+    second = SecondMoment(0.0)
+    second.set(sampling.second(rb, first[sampling.shown]))
     for name, part in sampling.parts.items():
         found |= part.watch(rb, first[name], second)
-    # What other steps have read of the same is not of the second moment.
-    twice = {q.name for q in rb.read_cost.queries[sent:]}
-    for key, kept in [*rb.answers.kept.items()]:
-        if any(q.name in twice for q in kept.sent):
-            del rb.answers.kept[key]
+    rb.answers.forget(
+        rb.read_cost.queries[sent:]
+    )  # what other steps have read of the same was not at the second moment
     return found

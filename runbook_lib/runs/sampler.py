@@ -83,8 +83,7 @@ def _take(order: Order, config: Settings, book: Catalog) -> Sample:
     rb = open_context(book.sections[section], named, config, book, _DATABASE)
     sampling: Sampling = pack.hook("sampling")
     sample, told = Sample(section, rb.as_of, rb.clocks), SimpleQueue[str]()
-    opened = time.monotonic()
-    second = SecondMoment(opened + rb.number(sampling.most))
+    second = SecondMoment(time.monotonic() + rb.number(sampling.most))
     ends = began + min(rb.number(sampling.longest), _SHARE * order.deadline_s)
 
     def read_of() -> _Read:
@@ -104,7 +103,7 @@ def _take(order: Order, config: Settings, book: Catalog) -> Sample:
         left.discard(said)
         if said == FIRST + sampling.shown:
             first = parts[sampling.shown].first
-            second.set(opened + sampling.apart(rb, first))
+            second.set(sampling.second(rb, first))
             numbers = sampling.numbers(first)
             sample.sections = sampling.sections(numbers[1], rb.catalog)
             forks.report(numbers)
@@ -127,8 +126,10 @@ def _read_part(rb: Context, name: str, part: Part, read: _Read, second: SecondMo
     try:
         read.first |= part.first(rb.of(""))
         told.put(FIRST + name)
+        twice = [*read.cost.queries]
         part.once(rb)
         read.watched |= part.watch(rb.of(""), read.first, second)
+        rb.answers.forget(twice)  # it was not at the second moment
         read.shared |= part.again(rb)
     except Exception:
         if os.environ.get("RUNBOOK_DEBUG"):

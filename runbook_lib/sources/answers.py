@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 
@@ -55,6 +55,13 @@ class Answers:
         if isinstance(known.value, SourceError):
             raise known.value
         return cast(T, known.value)
+
+    def forget(self, sent: Iterable[SentQuery]) -> None:
+        """Drop what these queries, and others of their names, have answered: it is asked anew."""
+        names = {q.name for q in sent}
+        for key, kept in [*self.kept.items()]:
+            if any(q.name in names for q in kept.sent):
+                del self.kept[key]
 
 
 def _ask(cost: ReadCost, ask: Callable[[], object]) -> KeptAnswer:

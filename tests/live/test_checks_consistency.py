@@ -25,6 +25,7 @@ from tests.kit.steps import (
     run,
     statuses,
     traffic,
+    verdict_of,
     weight,
     words,
 )
@@ -147,6 +148,21 @@ def test_notifications_of_events_that_nobody_sent_here(servers: Servers, db: psy
         assert "4 notifications of 4 users are more than" in said and "This outbox never had their events" in said
     db.execute("UPDATE notification.notifications SET type = 'MatchFound'")  # a match has no outbox row
     expect(run(servers, "5.3.5")["5.3.5"], Status.OK)
+
+
+@pytest.mark.parametrize("how", ["DELETE FROM", "TRUNCATE"])
+def test_notifications_that_were_deleted_by_hand_are_nobody_s_silence(
+    servers: Servers, db: psycopg.Connection, broker: str, how: str
+) -> None:
+    traffic(db, until=30)
+    db.execute(f"{how} notification.notifications".encode())
+    traffic(db, seconds=20)  # and it goes on
+    with bound(broker):
+        found = run(servers, "3.1", "3.2") | run(servers, "4.2.2") | run(servers, "5.3.3")
+    for step in ("3.1", "4.2.2", "5.3.3"):
+        expect(found[step], weights={"FM-DB-07": "> 0.8", "subscriber": "== 0"}, says="older than every notification")
+    verdict = verdict_of(found["3.1"], found["3.2"])
+    assert (verdict.status, verdict.stuck_at, verdict.undecided) == (Status.WARNING, None, ())
 
 
 def test_the_gate_leaves_the_window(servers: Servers, db: psycopg.Connection, monkeypatch: pytest.MonkeyPatch) -> None:

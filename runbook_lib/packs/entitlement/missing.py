@@ -281,6 +281,19 @@ def judge_missing(frames: Frames, given: JudgeInput, lag: float | None) -> Missi
     )
 
 
+class Half(rows.Row, query="consistency/half_processed"):
+    """An event that is only registered or only queued; `emptied`: it is older than every notification that there is."""
+
+    kind: str = ""
+    emptied: bool = False
+
+
+def is_emptied(halves: pd.DataFrame | None) -> bool:
+    """Return whether what is registered without a notification shows one thing: the notifications were deleted."""
+    alone = [half for half in rows.each(halves, Half) if half.kind == "registered_only"]
+    return bool(alone) and all(half.emptied for half in alone)
+
+
 class Surplus(rows.Row, query="consistency/surplus"):
     """Notifications beyond the changes, of events that the outbox has or not: of a user's item, or in all.
 

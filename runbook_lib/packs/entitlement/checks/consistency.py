@@ -179,8 +179,11 @@ def judge_halves(frames: Frames, given: JudgeInput) -> Finding:
     halves = frames["halves"]
     n = {kind: int((halves["kind"] == kind).sum()) for kind in ("registered_only", "queued_only")}
     registered, queued = n.values()
+    emptied = missing.is_emptied(halves)
     return judged(
-        say("consistency.halves", registered=registered, queued=queued, minutes=given.window_minutes)
+        say("consistency.emptied", n=registered, minutes=given.window_minutes)
+        if emptied and not queued
+        else say("consistency.halves", registered=registered, queued=queued, minutes=given.window_minutes)
         if registered or queued
         else say("consistency.no_halves", minutes=given.window_minutes),
         [
@@ -190,7 +193,11 @@ def judge_halves(frames: Frames, given: JudgeInput) -> Finding:
         notes=_note_row_limit(halves),
         signals=(
             *(given.evidence("consistency.queued_only") if queued else ()),
-            *(given.evidence("consistency.registered_only") if registered else ()),
+            *(
+                given.evidence("consistency.event_deleted" if emptied else "consistency.registered_only")
+                if registered
+                else ()
+            ),
         ),
         show=("halves",),
     )

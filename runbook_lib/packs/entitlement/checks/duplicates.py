@@ -165,16 +165,19 @@ def judge_order(frames: Frames, given: JudgeInput) -> Finding:
         "key_state": before.value(KEY) if before else None,
     }
     problem = next((name for name, n in found.items() if n), None)
+    emptied = problem == "registered" and missing.is_emptied(frames.get("halves"))
     headline = _ORDER_PROBLEMS[problem] if problem is not None else "none" if queued == 0 else "in_order"
     observation = {
         # Older duplicates prove a past problem only.
         "events": "duplicates.doubled_now" if still else "duplicates.doubled",
         "queued": "duplicates.not_in_order",
-        "registered": "consistency.registered_only",
+        "registered": "consistency.event_deleted" if emptied else "consistency.registered_only",
         None: "duplicates.in_order" if {*ORDER, "arrivals"} <= frames.keys() else "",
     }[problem]
     clean_up, surplus = retention.judge_clean_up(frames, given), missing.judge_surplus(frames, given)
     own = (say(f"duplicates.{headline}", **facts),) if problem or not surplus.notes else ()
+    if emptied:
+        own = (say("consistency.emptied", n=found["registered"], minutes=given.window_minutes),)
     told = (*own, *surplus.notes)
     # Holding delays every user: it is proposed only for duplicates that are not sent yet.
     hold = unsent or _is_still_duplicating(made, given)

@@ -441,10 +441,11 @@ def _sum_since(frame: pd.DataFrame, column: str, since: pd.Timestamp) -> float:
     return float(pd.to_numeric(frame.loc[pd.to_datetime(frame["minute"], utc=True) >= since, column]).sum())
 
 
-#: How events are unpaired, by whether the registrations are more: the message and the observation.
+#: How events are unpaired: the message and the observation.
 _UNPAIRED = {
-    True: ("response.not_queued", "consistency.registered_only"),
-    False: ("response.not_registered", "consistency.queued_only"),
+    "emptied": ("response.emptied", "consistency.event_deleted"),
+    "more": ("response.not_queued", "consistency.registered_only"),
+    "fewer": ("response.not_registered", "consistency.queued_only"),
 }
 
 
@@ -484,7 +485,9 @@ def judge_impact(frames: Frames, given: JudgeInput) -> Finding:
     values += [replace(v, threshold=None) for v in alarms] if in_past else alarms
     if in_past and (again := outage.look_again_s(frames, given, *outage.FLOWS)) is not None:
         values.append(Value(f"impact.{LOOK_AGAIN}", again, "s"))
-    unpaired_key, observation = _UNPAIRED[(unpaired or 0.0) > 0]
+    unpaired_key, observation = _UNPAIRED[
+        "emptied" if missing.is_emptied(frames.get("halves")) else "more" if (unpaired or 0.0) > 0 else "fewer"
+    ]
     surplus = missing.judge_surplus(frames, given)
     if not surplus.goes_on(given):
         surplus = missing.SurplusPart()

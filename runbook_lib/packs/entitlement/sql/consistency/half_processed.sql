@@ -39,7 +39,12 @@ WITH registered AS (
     LEFT JOIN registered r ON r.event_id = n.event_id
     WHERE r.event_id IS NULL
 )
-SELECT 'registered_only' AS kind, u.event_id, CAST(NULL AS uuid) AS notification_id, u.processed_at AS at
+SELECT 'registered_only' AS kind, u.event_id, CAST(NULL AS uuid) AS notification_id, u.processed_at AS at,
+    -- Both are written at once: what is older than every notification had one, and it was deleted.
+    coalesce(u.processed_at < (SELECT least(
+        (SELECT min(created_at) FROM notification.notifications WHERE status IN ('SENT', 'FAILED')),
+        (SELECT min(created_at) FROM notification.notifications WHERE status IN ('PENDING', 'PROCESSING'))
+    )), true) AS emptied
 FROM unqueued u
 -- By its user it is found whatever time it has.
 WHERE (SELECT true FROM notification.notifications n
@@ -47,7 +52,7 @@ WHERE (SELECT true FROM notification.notifications n
            SELECT substring(o.aggregate_key FROM '^(.*):[^:]*$') FROM entitlement.outbox_events o WHERE o.event_id = u.event_id
        ) LIMIT 1) IS NULL
 UNION ALL
-SELECT 'queued_only', n.event_id, n.notification_id, n.created_at
+SELECT 'queued_only', n.event_id, n.notification_id, n.created_at, false
 FROM unseen n
 WHERE (SELECT true FROM notification.processed_events p WHERE p.event_id = n.event_id LIMIT 1) IS NULL
 LIMIT :max_rows;
