@@ -1167,6 +1167,7 @@ def test_a_table_lock_is_found_while_it_is_held(servers: Servers, db: psycopg.Co
 @pytest.mark.slow
 def test_the_worker_is_sampled_while_the_section_waits(servers: Servers, db: psycopg.Connection, broker: str) -> None:
     """Its slow statement is seen with its wait and without its literals, then its absence, and no time is added."""
+    steps.events(db, 3, 120, status="PENDING")
     busy = b"SELECT pg_sleep(60), 'user-7' FROM (SELECT count(*) FROM notification.notifications) x"
     with closing(psycopg.connect(servers.app_url, application_name="PostgreSQL JDBC Driver")) as worker:
         worker.pgconn.send_query(busy)

@@ -722,7 +722,7 @@ def test_the_command(servers: Servers, db: psycopg.Connection, archive: Archive)
     passed = command(servers, archive, "INC", "--check", "--json", "--lang", "ja")
     complete = {"incident": "INC", "complete": True, "missing": []}
     assert passed.returncode == 0 and valid(json.loads(passed.stdout), "mandatory") == complete
-    assert "restart by a probe" in archive.read(postmortem.PAGE).decode()
+    assert "measure: a probe" in archive.read(postmortem.PAGE).decode()
     again = command(servers, archive, "INC", "--lang", "ja")
     assert again.returncode == 0 and "postmortem-2.md" in again.stdout, again.stdout + again.stderr
     assert text_of(archive) == text

@@ -14,7 +14,6 @@ from runbook_lib.actions import proposals
 from runbook_lib.actions.action import Authorization
 from runbook_lib.book import pack
 from runbook_lib.checks.context import Context, Progress
-from runbook_lib.checks.parts import FrameCollector
 from runbook_lib.model import rows
 from runbook_lib.model.finding import Frames, Reason, Text, say
 from runbook_lib.model.outcome import Precondition
@@ -180,7 +179,7 @@ def check_restart(rb: Context, workload: str, start: Callable[[], Precondition])
     if workload != "notification":
         return [*found, Precondition(say("change.replicas", name=name, n=replicas), replicas >= 1)]
     found.append(Precondition(say("action.restart.one_replica", n=replicas), replicas == 1))
-    return [*found, check_recreate(rb, name), start(), check_only_worker(rb, name, frames)]
+    return [*found, check_recreate(rb, name), start(), check_only_worker(rb, name, frames | services.collect(rb))]
 
 
 def check_servers(rb: Context) -> list[Precondition]:
@@ -294,14 +293,11 @@ def check_only_worker(rb: Context, name: str, frames: Frames) -> Precondition:
 
     Without sessions beyond the pools of the known instances there is no other worker. Otherwise the claims are sampled
     for longer than a batch takes: the later of two workers takes over the rows of the earlier one, so one sample shows
-    only one of them. `frames` are those of `logins.collect`.
+    only one of them. `frames` are those of `logins.collect` and `services.collect`.
     """
-    pods, pool, asked = rb.workloads.pods(name), rb.number("sessions.most"), FrameCollector()
-    with asked.part("services") as found:
-        found |= services.collect(rb)
+    pods, pool = rb.workloads.pods(name), rb.number("sessions.most")
     ready = sum(pod["ready"] for pod in pods)
-    seen, given = frames | asked.answers, rb.given()
-    others = sessions.sessions_beyond_pool(seen, given, "notification", instances=ready, assumed=pool)
+    others = sessions.sessions_beyond_pool(frames, rb.given(), "notification", instances=ready, assumed=pool)
     alone = Precondition(say("action.restart.claims_alone", name=name), ok=True)
     if others == 0:
         return alone

@@ -23,7 +23,7 @@ from runbook_lib.packs.entitlement.actions.restart import (
     check_start,
     sample_until_settled,
 )
-from runbook_lib.packs.entitlement.evidence import logins
+from runbook_lib.packs.entitlement.evidence import logins, services
 from runbook_lib.packs.entitlement.facts import facts_of
 from runbook_lib.sources.source import SourceError
 
@@ -66,7 +66,10 @@ class Scale:
             frames = logins.collect(rb, self.which)
             found += [*check_servers(rb), *check_logins(rb, self.which, frames)]
             if self.which == "notification":
-                found += [check_start(rb, self.program), check_only_worker(rb, self.program, frames)]
+                found += [
+                    check_start(rb, self.program),
+                    check_only_worker(rb, self.program, frames | services.collect(rb)),
+                ]
         return [*found, *check_cooldown(rb, self.program)]
 
     def state(self, rb: Context) -> dict[str, Any]:
