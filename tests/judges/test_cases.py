@@ -142,6 +142,8 @@ STATES: dict[str, object] = {
     "publish.passed": replace(FLOWING, slow=True, passed=True),
     "publish.slow": replace(FLOWING, slow=True),
     "publish.postponed": replace(FLOWING, queue=Outbox(waiting_retry=20, postponed=20)),
+    "publish.stray": replace(FLOWING, queue=Outbox(strays=3, stray_states="ON_HOLD")),
+    "backlog.stray": backlog._read_backlog(look(strays=3, stray_states="ON_HOLD"), make_given()),
     "publish.waiting": replace(FLOWING, queue=Outbox(waiting_retry=2), n=0.0),
 }
 

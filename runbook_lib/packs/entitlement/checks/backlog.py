@@ -172,7 +172,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             seconds=worker.apart_s or given.number("looks.apart"),
             who=", ".join(seen.workers),
             postponed=seen.postponed,
-            strays=queue.strays,
+            strays=queue.strays or None,
             states=queue.stray_states,
             others=seen.loop.others,
             failed=worker.tried or None,

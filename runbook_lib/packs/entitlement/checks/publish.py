@@ -265,7 +265,7 @@ def judge(frames: Frames, given: JudgeInput) -> Finding:
             silence=seen.silence_s,
             tried=queue.tried,
             postponed=queue.postponed,
-            strays=queue.strays,
+            strays=queue.strays or None,
             states=queue.stray_states,
             waiting=queue.waiting_retry,
             failed=queue.failed,
