@@ -6,6 +6,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 
 import pandas as pd
 import psycopg
@@ -37,11 +38,13 @@ def test_the_sections_of_a_run_read_nothing_that_its_sample_has(
     # Not by the environment: the process that others are forked from has that of an earlier test.
     target = {name.removeprefix("RUNBOOK_").lower(): value for name, value in servers.env.items()}
     book, config, heard = catalog.load(), Settings(targets={"t": target}), list[sampler.Numbers]()
+    # On a machine that is busy, what is asked at the first moment may take longer than the moments are apart.
+    book = replace(book, numbers=book.numbers | {"looks.apart": 5.0})
     sample = sampler.take(Order(("3",), "", target="t"), config, book, heard.append)
     assert sample is not None and sample.sections == ("4.1", "4.3")
     ((_, hops),) = heard
     assert any(h.name == "delivery_worker" and h.waiting == 7 and (h.oldest_s or 0) > 100 for h in hops)
-    assert len(sample.first["first.held"]) == 0 and len(sample.first["worker_samples"]) >= 4
+    assert len(sample.first["first.held"]) == 0 and len(sample.first["worker_samples"]) >= 2
     asked, anew = {q.name for q in sample.queries}, Counter[str]()
     for section in ("3", "4.1"):
         context.inherit(deepcopy(sample))  # as a fork has it
