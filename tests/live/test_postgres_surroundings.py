@@ -116,7 +116,7 @@ def pgbouncer(
         until(answers)
         yield through
     finally:
-        process.send_signal(signal.SIGQUIT)  # SIGTERM would wait for its clients
+        process.kill()  # SIGTERM would wait for its clients, and a background job may ignore SIGQUIT
         process.wait(30)
 
 
