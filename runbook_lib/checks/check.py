@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -121,7 +121,7 @@ class Check:
         If the judge needs a frame or a value that was not read, the finding is UNKNOWN; it may raise the SourceError of
         a part without which it says nothing.
         """
-        failed, missed = failures(frames), _list_unseen(frames)
+        failed, missed = failures(frames), _list_unseen(frames, self.optional)
         absent = [name for name in self.needs if name not in frames]
         decisive = [part for part in (WHOLE, *absent) if part in failed]
         if frames.keys() <= {NOT_READ, LOCK_HOLDERS}:
@@ -212,10 +212,14 @@ def failures(frames: Frames) -> dict[str, SourceError]:
     }
 
 
-def _list_unseen(frames: Frames) -> list[Unseen]:
-    """Return what could not be read, also by the parts of a step (`parts.collect_each`), whether declared or not."""
+def _list_unseen(frames: Frames, optional: Collection[str]) -> list[Unseen]:
+    """Return what could not be read, also by the parts of a step (`parts.collect_each`), whether declared or not.
+
+    A judge does without an optional part that is too expensive: on a large table that part is refused in every run.
+    """
     own = (f for name, f in frames.items() if name.rpartition(".")[2] == NOT_READ)
-    return [Unseen(e.source, e.reason) for f in own for e in failures({NOT_READ: f}).values()]
+    failed = ((part, e) for f in own for part, e in failures({NOT_READ: f}).items())
+    return [Unseen(e.source, e.reason) for part, e in failed if not (part in optional and e.code == "cost_gate")]
 
 
 def _declared(failed: Mapping[str, SourceError]) -> dict[str, SourceError]:

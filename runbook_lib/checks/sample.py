@@ -61,13 +61,14 @@ def wait(rb: Context, first: Frames, second: SecondMoment) -> Frames:
 class Part:
     """What is read of one part of a system. What a source does not answer is left out.
 
-    `first` returns the frames of the first moment, for who compares two. `once` asks what steps ask of it in between.
+    `first` returns the frames of the first moment, for who compares two. `once` asks in between what steps ask of it,
+    by what the first moment shows.
     `watch` waits for the second moment and returns further frames of the time until then. `again` asks at the second
     moment what the steps take as the present; frames that steps share by a function are in its result.
     """
 
     first: Collect = no_frames
-    once: Callable[[Context], None] = lambda rb: None
+    once: Callable[[Context, Frames], None] = lambda rb, first: None
     watch: Callable[[Context, Frames, SecondMoment], Frames] = wait
     again: Callable[[Context], Mapping[Collect, Frames]] = lambda rb: {}
 

@@ -124,10 +124,10 @@ def _take(order: Order, config: Settings, book: Catalog) -> Sample:
 def _read_part(rb: Context, name: str, part: Part, read: _Read, second: SecondMoment, told: SimpleQueue[str]) -> None:
     rb = replace(rb, read_cost=read.cost, sources=read.sources, answers=Answers(read.answers, _STEP))
     try:
-        read.first |= part.first(rb.of(""))
+        read.first |= part.first(rb)
         told.put(FIRST + name)
         twice = [*read.cost.queries]
-        part.once(rb)
+        part.once(rb, read.first)
         read.watched |= part.watch(rb.of(""), read.first, second)
         rb.answers.forget(twice)  # it was not at the second moment
         read.shared |= part.again(rb)

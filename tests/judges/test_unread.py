@@ -120,6 +120,14 @@ def test_what_failed_to_be_read_is_said_and_is_not_ok(step: str, frames: Frames,
     assert found.ended is None or unread in CHECKS[step].optional
 
 
+@pytest.mark.parametrize(("step", "frames", "unread"), CASES)
+def test_only_an_optional_part_that_is_too_expensive_is_no_gap(step: str, frames: Frames, unread: str) -> None:
+    read = {name: frame for name, frame in frames.items() if name != unread}
+    refused = SourceError("postgres", Reason.DENIED, "plan cost", "cost_gate")
+    found = CHECKS[step].finding(read | {NOT_READ: failure_frame({unread: refused})}, GIVEN)
+    assert bool(found.unseen) is (unread not in CHECKS[step].optional)
+
+
 # Odd frames ------------------------------------------------------------------------------------------------
 
 HEALTHY = {

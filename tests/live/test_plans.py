@@ -30,9 +30,8 @@ SCANNED: dict[str, tuple[set[str], str]] = {
     **dict.fromkeys(
         (
             "consistency/dead_letter_not_failed", "dead_letters/given_up", "dead_letters/letters", "dead_letters/older",
-            "dead_letters/per_bucket", "notifications/failed_per_minute", "past/notifications",
-            "postmortem/dead_letters", "postmortem/notifications", "postmortem/unprocessed", "processed/nats_dlq",
-            "recovery/dead_letters", "sli/given_up_users",
+            "dead_letters/per_bucket", "notifications/failed_per_minute", "postmortem/dead_letters",
+            "postmortem/unprocessed", "processed/nats_dlq", "recovery/dead_letters", "sli/given_up_users",
         ),
         ({"notification_dlq", "notification_nats_dlq"}, "no index on their time; a row per event that was given up"),
     ),

@@ -62,6 +62,20 @@ def test_the_sections_of_a_run_read_nothing_that_its_sample_has(
     assert not anew.keys() & asked - {"connect", "get deploy"}, anew
 
 
+@pytest.mark.parametrize(("due_s", "read"), [(1, False), (120, True)])
+def test_the_history_of_the_queues_is_read_where_rows_are_late(
+    servers: Servers, db: psycopg.Connection, broker: str, due_s: int, read: bool
+) -> None:
+    steps.events(db, 7, due_s, audit=False, outbox=None, processed=False, status="PENDING")
+    target = {name.removeprefix("RUNBOOK_").lower(): value for name, value in servers.env.items()}
+    config = Settings(targets={"t": target})
+    sample = sampler.take(Order(("3",), "", target="t"), config, catalog.load(), lambda numbers: None)
+    assert sample is not None
+    asked, details = {q.name for q in sample.queries}, {"past/notifications", "past/outbox", "notifications/by_status"}
+    assert asked >= {"notifications/backlog", "outbox/delay"}
+    assert asked & details == (details if read else set())
+
+
 def test_a_server_that_does_not_answer_is_waited_for_once(servers: Servers, db: psycopg.Connection) -> None:
     """And the sections take the moment from the sample, each with its own window."""
     with socket.create_server(("127.0.0.1", 0)) as silent:  # it accepts, and never says a word

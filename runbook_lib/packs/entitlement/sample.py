@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -47,7 +48,8 @@ def _read_tables(rb: Context) -> Frames:
     return found
 
 
-def _ask_tables(rb: Context) -> None:
+def _ask_tables(rb: Context, first: Frames) -> None:
+    rb = replace(rb, brief=not _shows_late_rows(rb, first))
     for step, ask in (
         ("3.1", response.ask_tables),
         ("4.1.1", backlog.ask_tables),
@@ -61,8 +63,7 @@ def _ask_tables(rb: Context) -> None:
 
 
 def _watch_sessions(rb: Context, first: Frames, second: SecondMoment) -> Frames:
-    late = any(_is_late(rb.catalog, hop) for hop in _hops(first))
-    return sessions.watch_worker(rb, second, often=late)
+    return sessions.watch_worker(rb, second, often=_shows_late_rows(rb, first))
 
 
 def _read_tables_again(rb: Context) -> Mapping[Collect, Frames]:
@@ -74,12 +75,12 @@ def _read_services_again(rb: Context) -> Mapping[Collect, Frames]:
     return {services.collect: services.collect(rb)}
 
 
-def _ask_requests(rb: Context) -> None:
+def _ask_requests(rb: Context, first: Frames) -> None:
     with suppress(SourceError):
         response.query_requests(rb)
 
 
-def _ask_broker(rb: Context) -> None:
+def _ask_broker(rb: Context, first: Frames) -> None:
     subscriber.ask_broker_and_tables(rb.of(f"{rb.answers.step} 4.1.2"))
     changes.ask_broker(changed.surroundings(rb.facts), rb.of(f"{rb.answers.step} 3.6"))
 
@@ -90,7 +91,7 @@ def _read_broker_again(rb: Context) -> Mapping[Collect, Frames]:
     return {}
 
 
-def _ask_workloads(rb: Context) -> None:
+def _ask_workloads(rb: Context, first: Frames) -> None:
     changes.ask_workloads(changed.surroundings(rb.facts), rb)
 
 
@@ -105,6 +106,10 @@ def _hops(first: Frames) -> Iterator[Hop]:
         yield Hop("delivery_worker", activity.arrived_1m, activity.sent_1m)
     if queue:
         yield Hop("delivery_worker", waiting=queue.ready, oldest_s=queue.oldest_s)
+
+
+def _shows_late_rows(rb: Context, first: Frames) -> bool:
+    return any(_is_late(rb.catalog, hop) for hop in _hops(first))
 
 
 def _is_late(book: Catalog, hop: Hop) -> bool:

@@ -79,12 +79,8 @@ class BacklogReading:
     accepts_again: bool = False
 
 
-#: The seed runbook's counts over the whole table, by frame; they may be over the cost limit.
-COUNTS = {"older_than_10min": OlderCount.QUERY, "counted": "notifications/count_by_status"}
-
-
 def collect(rb: Context) -> Frames:
-    """Collect the backlog by status, the seed runbook's two queries, and the history of the window.
+    """Collect the backlog by status, the seed runbook's count of older rows, and the history of the window.
 
     Evidence of the process comes from `program.ask`. While tries fail, the receiver itself is asked.
 
@@ -119,19 +115,16 @@ def ask_tables(rb: Context) -> FrameCollector:
         ask_given_up(rb, db, parts, "letters", since=rb.since)
         if not rb.brief:
             frames |= {name: db.ask(f"notifications/{name}") for name in ("by_status", "ages")}
-            parts.ask(db, COUNTS)
-            counted = frames.pop("counted", None)
-            frames["by_status"] = _format_counts_by_status(frames["by_status"], counted)
+            parts.ask(db, {"older_than_10min": OlderCount.QUERY})
+            frames["by_status"] = _format_counts_by_status(frames["by_status"])
             frames |= past.ask(rb, db, past.window(rb.given()), ["notifications"])
     return parts
 
 
-def _format_counts_by_status(active: pd.DataFrame, counted: pd.DataFrame | None) -> pd.DataFrame:
-    """Return `status, count`: exact counts, or exact active counts and an estimate of SENT if the count was refused."""
-    if counted is not None:
-        return counted.assign(count=[f"{n:,}" for n in counted["count"]])
-    shown = [f"{n:,}" if exact else f"≈ {n:,}" for n, exact in zip(active["n"], active["exact"], strict=True)]
-    return pd.DataFrame({"status": active["status"], "count": shown})
+def _format_counts_by_status(counted: pd.DataFrame) -> pd.DataFrame:
+    """Return `status, count`: an estimate, as that of SENT, begins with ≈."""
+    shown = [f"{n:,}" if exact else f"≈ {n:,}" for n, exact in zip(counted["n"], counted["exact"], strict=True)]
+    return pd.DataFrame({"status": counted["status"], "count": shown})
 
 
 def judge(frames: Frames, given: JudgeInput) -> Finding:
@@ -423,6 +416,6 @@ CHECKS: tuple[Check, ...] = (
         judge,
         (chart_history, chart_ages),
         needs=("backlog", "activity"),
-        optional=("letters", *COUNTS, "program", "activity_after"),
+        optional=("letters", "older_than_10min", "program", "activity_after"),
     ),
 )
