@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from runbook_lib.checks.context import Context
     from runbook_lib.sources.postgres import Snapshot
 
-QUERIES = ("connections", "sessions", "table_locks", "long_transactions", "blocked", "blockers")
+QUERIES = ("connections", "sessions", "table_locks", "long_transactions", "blocked")
 #: The wait event of a commit until a synchronous standby has confirmed it.
 _WAITS_FOR_STANDBY = "IPC: SyncRep"
 _BAD = (Status.WARNING, Status.CRITICAL)
@@ -189,14 +189,16 @@ def collect(
 ) -> Frames:
     """Collect locks, sessions and connections from catalog views; these answer under an ACCESS EXCLUSIVE lock too.
 
-    Frames: `QUERIES`, those of `collect_server_info`; statements if pg_stat_statements has them; only pools if every
-    client waits in the pooler's queue. Locks are those on tables of the `schemas` (None: of the search path), and of
-    sessions of the role. `more` asks what the system adds.
+    Frames: `QUERIES`, those of `collect_server_info`; blockers if a session is blocked; statements if
+    pg_stat_statements has them; only pools if every client waits in the pooler's queue. Locks are those on tables of
+    the `schemas` (None: of the search path), and of sessions of the role. `more` asks what the system adds.
     """
     parts = FrameCollector()
     try:
         with rb.snapshot() as db:
             parts.answers |= {name: db.ask(f"database/{name}", role=role, schemas=schemas) for name in QUERIES}
+            if len(parts.answers["blocked"]):
+                parts.answers["blockers"] = db.ask(Blocker.QUERY, role=role, schemas=schemas)
             more(db, parts)
             if role and rows.one(parts.answers["connections"], Connections).keeps_statements:
                 parts.answers["statements"] = db.ask(Statement.QUERY, role=role)
@@ -212,7 +214,9 @@ def collect(
 
 
 @cache
-def list_queries(names: tuple[str, ...] = tuple(f"database/{name}" for name in QUERIES)) -> tuple[queries.Query, ...]:
+def list_queries(
+    names: tuple[str, ...] = (*(f"database/{name}" for name in QUERIES), Blocker.QUERY),
+) -> tuple[queries.Query, ...]:
     """Return queries of this room, by default those of `collect`, for a check that queries.toml does not name."""
     folder = Path(__file__).parent / "sql"
     return tuple(queries.read(name, folder / f"{name}.sql") for name in names)

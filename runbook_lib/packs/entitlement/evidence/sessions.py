@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from textwrap import shorten
 
@@ -59,8 +59,11 @@ class Sessions(Row, query="alive/sessions"):
     newest_login: float | None = None
 
 
-class Transactions(Row, query="alive/transactions"):
-    """A row of alive/transactions; `refused` registrations are those that were rolled back and not yet vacuumed."""
+class Transactions(Row, query=Sessions.QUERY):
+    """The columns of alive/sessions about all transactions.
+
+    `refused` registrations are those that were rolled back and not yet vacuumed.
+    """
 
     commits: int = 0
     rollbacks: int = 0
@@ -125,7 +128,9 @@ def collect(db: Snapshot, role: str) -> Frames:
     """
     if not _shows_own_sessions(db):
         return {}
-    return {"service_sessions": db.ask(Sessions.QUERY, role=role), "transactions": db.ask(Transactions.QUERY)}
+    found = db.ask(Sessions.QUERY, role=role)
+    of_all = [field.name for field in fields(Transactions)]
+    return {"service_sessions": found.drop(columns=of_all), "transactions": found[of_all].head(1)}
 
 
 def _shows_own_sessions(db: Snapshot) -> bool:

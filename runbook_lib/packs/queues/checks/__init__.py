@@ -125,7 +125,7 @@ def _make(queue: Queue, ids: Mapping[str, str]) -> dict[str, Check]:
         "database": replace(
             step("database", database.judge, "holders"),
             collect=partial(database.collect, queue),
-            needs=("connections", "blocked", "blockers", "table_locks", "holders"),
+            needs=("connections", "blocked", "table_locks", "holders"),
             on_error=locks.on_error,
             queries=(*locks.list_queries(), queue.query("holders")),
         ),

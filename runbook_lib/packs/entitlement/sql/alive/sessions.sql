@@ -1,4 +1,4 @@
--- question: of each service, which sessions are there, when did it last say something, and when did its loop?
+-- question: of each service, which sessions are there, when did it last say something, and when did its loop? How many transactions of this database have ended well, and how many were rolled back, until now?
 -- index: catalog
 -- cost: catalog
 -- answers: present
@@ -32,26 +32,37 @@ WITH others AS (
     FROM (SELECT *, nullif(named, 'other') AS known FROM others) seen
     WHERE driver
     WINDOW here AS (PARTITION BY client_addr)
+), transactions AS (
+    SELECT
+        xact_commit AS commits, xact_rollback AS rollbacks, clock_timestamp() AS at,
+        -- Registrations are never updated, so a dead one was rolled back, or deleted by the clean-up.
+        coalesce((SELECT n_dead_tup FROM pg_catalog.pg_stat_all_tables
+                  WHERE schemaname = 'notification' AND relname = 'processed_events'), 0) AS refused
+    FROM pg_catalog.pg_stat_database
+    WHERE datname = current_database()
+), seen AS (
+    SELECT
+        wanted.service,
+        count(placed.driver) AS sessions,
+        count(*) FILTER (WHERE placed.state = 'active') AS working,
+        count(*) FILTER (WHERE placed.wait_event_type = 'Lock') AS waiting,
+        max(placed.since) AS since,
+        min(placed.age) AS newest,
+        -- Claims, marks and counts of a loop; not what the API or the subscriber inserts, nor the clean-up.
+        min(placed.age) FILTER (
+            WHERE placed.query ~* '^\s*(with|select|update)\M'
+              AND placed.query ~* CASE wanted.service WHEN 'entitlement' THEN '\moutbox_events\M' ELSE '\mnotifications\M' END
+              AND placed.query !~* 'created_at\s*<'
+        ) AS poll,
+        -- What may be a service under another driver's name: who logs in as somebody else is none.
+        (SELECT count(*) FROM others WHERE NOT driver AND named <> 'other' AND ours) AS strangers,
+        (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
+            OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_others,
+        min(placed.since) FILTER (WHERE placed.ours) AS newest_login
+    FROM (VALUES ('entitlement'), ('notification'), ('either')) AS wanted (service)
+    LEFT JOIN placed ON placed.service = wanted.service
+    GROUP BY wanted.service
 )
-SELECT
-    wanted.service,
-    count(placed.driver) AS sessions,
-    count(*) FILTER (WHERE placed.state = 'active') AS working,
-    count(*) FILTER (WHERE placed.wait_event_type = 'Lock') AS waiting,
-    max(placed.since) AS since,
-    min(placed.age) AS newest,
-    -- Claims, marks and counts of a loop; not what the API or the subscriber inserts, nor the clean-up.
-    min(placed.age) FILTER (
-        WHERE placed.query ~* '^\s*(with|select|update)\M'
-          AND placed.query ~* CASE wanted.service WHEN 'entitlement' THEN '\moutbox_events\M' ELSE '\mnotifications\M' END
-          AND placed.query !~* 'created_at\s*<'
-    ) AS poll,
-    -- What may be a service under another driver's name: who logs in as somebody else is none.
-    (SELECT count(*) FROM others WHERE NOT driver AND named <> 'other' AND ours) AS strangers,
-    (SELECT rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user)
-        OR pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_others,
-    min(placed.since) FILTER (WHERE placed.ours) AS newest_login
-FROM (VALUES ('entitlement'), ('notification'), ('either')) AS wanted (service)
-LEFT JOIN placed ON placed.service = wanted.service
-GROUP BY wanted.service
-ORDER BY wanted.service;
+SELECT seen.*, commits, rollbacks, at, refused
+FROM seen CROSS JOIN transactions
+ORDER BY service;
