@@ -56,7 +56,7 @@ def test_healthy() -> None:
 def test_who_looked_at_a_part_does_not_say_that_nothing_is_stuck(seen: int, all_of_it: bool) -> None:
     looked = replace(finding("4.2.3", status=Status.OK), hops=tuple(Hop(name, waiting=0.0) for name in HOPS[:seen]))
     said = render.location(conclude([looked]))
-    assert said == ("Nothing is stuck" if all_of_it else "Nothing is stuck in the part that could be read")
+    assert said == ("Nothing is stuck" if all_of_it else "Nothing is stuck in what was read")
 
 
 @pytest.mark.parametrize(
