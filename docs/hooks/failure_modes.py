@@ -94,9 +94,7 @@ def _detection(mode: FailureMode, book: Catalog) -> Iterator[str]:
             yield from _table("Observation", "Weight", "Hop it supports", rows=rows)
     phrases = [p for p in book.phrases.values() if mode.id in p.failure_modes]
     if phrases:
-        several, one, earlier = (book.numbers[f"phrase.{name}"] for name in ("many", "now", "past"))
-        yield ""
-        yield f"Log phrases (usual weight: several current entries {several:g}, one {one:g}, earlier ones {earlier:g}):"
+        yield "Log phrases (each a hint; a connection that was given up is a sign):"
         yield ""
         texts = [(f"`{p.text}`", ", ".join(p.workloads), p.en, p.ja) for p in phrases]
         yield from _table("Log phrase", "Workload", "Meaning", "意味", rows=texts)
@@ -205,11 +203,11 @@ def _faults() -> Mapping[str, Mapping[str, Any]]:
 
 def _weights(book: Catalog, about: str) -> dict[str, float]:
     """Return the weight of each observation about a hop or failure mode; negative weights contradict it."""
-    return {name: s.weight for name, signals in book.observations.items() for s in signals if s.about == about}
+    return {name: s.weight for name in book.observations for s in book.signals(name) if s.about == about}
 
 
 def _supported_hops(book: Catalog, observation: str) -> str:
-    signals = book.observations[observation]
+    signals = book.signals(observation)
     return ", ".join(s.about for s in signals if s.about in book.places and s.weight > 0) or "-"
 
 

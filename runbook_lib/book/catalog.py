@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 from markdown_it import MarkdownIt
 from markdown_it.rules_block.table import escapedSplit
@@ -26,9 +26,6 @@ from runbook_lib.model.quantity import readable
 from runbook_lib.model.times import duration
 from runbook_lib.model.unread import known
 from runbook_lib.model.usage import UsageError, did_you_mean
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Parses blocks with their lines; the text within a line is read as it is written.
 _MARKDOWN = MarkdownIt("commonmark").enable("table").disable("inline")
@@ -271,15 +268,53 @@ class RedrivePolicy:
 
 
 @dataclass(frozen=True)
-class Witness:
-    """A part of the system, or the runbook itself, and the observations that rest on its word alone; observations.md.
+class EvidenceClass:
+    """What evidence of a class weighs for a place or a failure mode; observations.md, "Classes".
 
-    All that it reports of other parts counts for `at_most` together: it may be what is broken.
+    `cleared`: it is dropped if the same place is seen to work, then or later. `while_late`: it is dropped if nothing is
+    late and an observation is seen that `passes`: that every event gets through in time, which is outdated if one is.
     """
 
+    weight: float = 0.0
+    cleared: bool = False
+    while_late: bool = False
+    passes: bool = False
+
+
+#: The classes of evidence by name. No observation has a weight of its own.
+CLASSES = {
+    "own": EvidenceClass(0.9),
+    "lacks": EvidenceClass(0.85, cleared=True, while_late=True),
+    "stands": EvidenceClass(0.85, cleared=True),
+    "sign": EvidenceClass(0.6),
+    "seems": EvidenceClass(0.6, cleared=True),
+    "differs": EvidenceClass(0.6, while_late=True),
+    "report": EvidenceClass(0.45, cleared=True),
+    "hint": EvidenceClass(0.4),
+    "passes": EvidenceClass(passes=True),
+    "-": EvidenceClass(),
+}
+#: The weight of what clears a place or a failure mode.
+CLEARS = -0.6
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A row's observation with its class, what it supports and clears, and the part that reports it about another."""
+
     name: str
-    at_most: float
-    observations: tuple[str, ...]
+    kind: EvidenceClass
+    signals: tuple[Signal, ...]
+    reporter: str = ""
+
+    @property
+    def explains(self) -> bool:
+        """Whether it supports something: what it clears then waits for that."""
+        return any(s.weight > 0 for s in self.signals)
+
+    def clears(self, about: str) -> bool:
+        """Return whether it shows that a place or failure mode is well, or waits for another."""
+        return any(s.about == about and s.weight < 0 for s in self.signals)
 
 
 @dataclass(frozen=True)
@@ -307,11 +342,8 @@ class Limits(dict[str, Threshold]):
 class Catalog:
     """The content of the documents.
 
-    `firm` has how the names of those observations begin that no evidence against reduces. `forbids` has, by
-    observation, the proposals that would make the situation worse. `read_first` has, by proposal, how the
-    program's own side is read. `witnesses` are the parts that report on others.
-    `contradicted_by` has, by observation, those that contradict it: if one of them is seen, it is no evidence.
-    `differences` has how the names of the observations begin that show no effect, and by which that there is none.
+    `forbids` has, by observation, the proposals that would make the situation worse. `read_first` has, by proposal, how
+    the program's own side is read.
     """
 
     sections: dict[str, Section]
@@ -319,13 +351,9 @@ class Catalog:
     limits: Limits
     numbers: dict[str, float]
     places: dict[str, Place]
-    observations: dict[str, tuple[Signal, ...]]
-    firm: tuple[str, ...]
+    observations: dict[str, Observation]
     forbids: dict[str, tuple[str, ...]]
     read_first: dict[str, OwnSide]
-    witnesses: dict[str, Witness]
-    contradicted_by: dict[str, tuple[str, ...]]
-    differences: dict[str, tuple[str, ...]]
     failure_modes: dict[str, FailureMode]
     phrases: dict[str, Phrase]
     settings: dict[str, Setting]
@@ -380,57 +408,32 @@ class Catalog:
         return number
 
     def evidence(self, observation: str) -> tuple[Signal, ...]:
-        """Return the evidence of an observation: what it supports or contradicts, with weights. Raises KeyError."""
-        return self.observations[observation]
+        """Return the evidence of an observation: what it supports and clears, by its class. Raises KeyError."""
+        return self.observations[observation].signals
 
-    def foreign_witness(self, observation: str, about: str) -> Witness | None:
+    def signals(self, observation: str) -> tuple[Signal, ...]:
+        """Return the evidence of an observation; () if observations.md does not have it."""
+        found = self.observations.get(observation)
+        return found.signals if found else ()
+
+    def reporter(self, observation: str, about: str) -> str:
         """Return the part that reports an observation about another place, or another place's failure mode.
 
-        None if the observation is not one part's report, or is about that part.
+        "" if the observation is not one part's report, or is about that part.
         """
         mode = self.failure_modes.get(about)
         place = mode.hops[0] if mode else about
-        reports = (w for w in self.witnesses.values() if observation in w.observations)
-        return next((w for w in reports if w.name != place), None)
+        seen = self.observations.get(observation)
+        return seen.reporter if seen and seen.reporter != place else ""
 
-    def find_contradicted(self, seen: Mapping[str, pd.Timestamp | None]) -> dict[str, str]:
-        """Return the observations that others which were seen contradict, each with the first of these.
-
-        `seen` has the last time of each, or None for the present. What was seen earlier contradicts nothing.
-        """
-
-        def contradicts(other: str, name: str) -> bool:
-            now, then = seen.get(other), seen.get(name)
-            return other in seen and (now is None or then is None or now >= then)
-
-        found = {name: [o for o in others if contradicts(o, name)] for name, others in self.contradicted_by.items()}
-        return {name: others[0] for name, others in found.items() if others}
-
-    def find_differences(self, seen: Collection[str]) -> dict[str, str]:
-        """Return the observations that show no effect, each with the one which shows that none is.
-
-        Of those that a row only begins, the ones that name a place.
-        """
-        return {
-            name: shown
-            for name in seen
-            for begins, whiles in self.differences.items()
-            if name == begins or (name.startswith(begins) and self._names_a_place(name))
-            for shown in whiles
-            if shown in seen
-        }
-
-    def _names_a_place(self, observation: str) -> bool:
-        return any(s.weight > 0 and s.about in self.places for s in self.observations.get(observation, ()))
-
-    def phrase_evidence(self, phrase: str, mode: str, weight: float) -> Signal:
-        """Return the evidence of a log phrase for a failure mode.
+    def phrase_evidence(self, phrase: str, mode: str, class_: str) -> Signal:
+        """Return the evidence of a log phrase for a failure mode, of a class of `CLASSES`.
 
         Raises KeyError for a mode that its row does not name.
         """
         if mode not in self.phrases[phrase].failure_modes:
             raise KeyError(mode)
-        return Signal(mode, weight, phrase)
+        return Signal(mode, CLASSES[class_].weight, phrase)
 
 
 def _flatten(own: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
@@ -515,7 +518,7 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
     limits = Limits(_read_table(slo, "Threshold", _read_threshold))
     sections = _read_runbook(runbook)
     steps = {step.id for section in sections.values() for step in section.steps}
-    names = {row["Observation"] for document in failures for row in document.rows("Observation")}
+    names = {name for d in failures for row in d.rows("Observation") for name in row.words("Observation")}
     modes = _read_failure_modes(failures, places, slos, names, steps)
     known = {*places, *modes}
     catalog = Catalog(
@@ -524,19 +527,11 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
         limits=limits,
         numbers=_read_table(slo, "Number", lambda row: row.given("Value")),
         places=places,
-        observations=_read_table(failures, "Observation", lambda row: row.signals(known)),
-        firm=tuple(_read_table(failures, "Firm", lambda row: row["Why"])),
-        forbids=_read_table(failures, "While", lambda row: row.words("Not proposed")),
+        observations=_read_lists(failures, "Observation", lambda row, name: row.observation(name, known)),
+        forbids=_read_lists(failures, "While", lambda row, _: row.words("Not proposed")),
         read_first=_read_table(
             failures, "Before", lambda row: OwnSide(row["Seen"], row["Source"], row.words("Read by"))
         ),
-        witnesses=_read_table(
-            failures,
-            "Observed by",
-            lambda row: Witness(row["Observed by"], row.given("At most"), row.words("Observations")),
-        ),
-        contradicted_by=_read_table(failures, "Contradicted", lambda row: row.words("By")),
-        differences=_read_table(failures, "Only differs", lambda row: row.words("While")),
         failure_modes=modes,
         phrases=_read_table(failures, "Log phrase", lambda row: _read_phrase(row, modes)),
         settings=_read_table(operations, "Setting", _read_setting),
@@ -548,11 +543,6 @@ def read(packs: Sequence[Pack], texts: Texts | None = None) -> Catalog:
         ("While", "While", names, observation),
         ("Before", "Seen", names, observation),
         ("Before", "Read by", steps, "among the steps"),
-        ("Contradicted", "Contradicted", names, observation),
-        ("Contradicted", "By", names, observation),
-        ("Only differs", "While", names, observation),
-        ("Observed by", "Observed by", {*places, "runbook"}, "among the hops"),
-        ("Observed by", "Observations", {*names, *catalog.phrases}, observation),
     )
     for first, column, referenced, where in references:
         for row in (row for document in failures for row in document.rows(first)):
@@ -574,6 +564,18 @@ def _read_table(documents: Iterable[_Document], first: str, read: Callable[[_Rec
                 continue
             raise row.error(f"'{row[first]}' is there already")
         found[row[first]] = read(row)
+    return found
+
+
+def _read_lists(documents: Iterable[_Document], first: str, read: Callable[[_Record, str], V]) -> dict[str, V]:
+    """Read the rows of the tables whose first column is `first`, by each of the names that the column lists."""
+    found: dict[str, V] = {}
+    for record in (row for document in documents for row in document.rows(first)):
+        for name in record.words(first):
+            if name not in found:
+                found[name] = read(record, name)
+            elif not record.room:
+                raise record.error(f"'{name}' is there already")
     return found
 
 
@@ -731,17 +733,16 @@ class _Record(dict[str, str]):
             raise self.error(f"{column.lower()} is missing: '-' is no number")
         return number
 
-    def signals(self, known: Collection[str]) -> tuple[Signal, ...]:
-        """Read the two evidence columns of an observation, such as `relay 0.9, FM-OB-01 0.85`."""
-        found = []
-        for column, sign in (("Supports", 1), ("Contradicts", -1)):
-            for words in self.words(column):
-                m = re.fullmatch(r"(\S+) +(0\.\d+|1)", words)
-                if not m or m[1] not in known:
-                    raise self.error(f"'{words}' is not a hop or a failure mode and a weight up to 1")
-                found.append(Signal(m[1], sign * float(m[2]), self["Observation"]))
+    def observation(self, name: str, known: Collection[str]) -> Observation:
+        """Read one of a row's observations, with its class: `own`, or `report of relay` about another part."""
+        class_, _, reporter = self["Class"].partition(" of ")
+        if class_ not in CLASSES:
+            raise self.error(f"class '{class_}' is not among {', '.join(CLASSES)}")
+        kind, where = CLASSES[class_], "a hop or a failure mode"
+        found = [Signal(about, kind.weight, name) for about in self.words("Supports", known, where)]
+        found += [Signal(about, CLEARS, name) for about in self.words("Clears", known, where)]
         # An observation that supports nothing may still exclude a failure mode, so it is a signal without weight.
-        return tuple(found) or (Signal("", 0.0, self["Observation"]),)
+        return Observation(name, kind, tuple(found) or (Signal("", 0.0, name),), reporter)
 
     def limit(self, column: str) -> tuple[float | None, bool]:
         """Read a limit, and whether it is a lower limit ('< number')."""

@@ -20,7 +20,7 @@ from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import Catalog
 from runbook_lib.book.queries import Query
 from runbook_lib.checks.context import Context, JudgeInput
-from runbook_lib.diagnosis.verdict import evidence_from_error, unique
+from runbook_lib.diagnosis.evidence import evidence_from_error, unique
 from runbook_lib.model.finding import Finding, Frames, Proposal, Reason, Status, Text, Unseen, say, unknown
 from runbook_lib.model.unread import UnreadError
 from runbook_lib.sources.source import SourceError

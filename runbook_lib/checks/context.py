@@ -141,7 +141,7 @@ class JudgeInput:
         return self.catalog.numbers[name]
 
     def evidence(self, observation: str) -> tuple[Signal, ...]:
-        """Return the evidence of an observation, with the weights of observations.md."""
+        """Return the evidence of an observation, with the classes of observations.md."""
         return self.catalog.evidence(observation)
 
     def evidence_of(self, observations: Iterable[str]) -> tuple[Signal, ...]:

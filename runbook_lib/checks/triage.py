@@ -16,6 +16,7 @@ from runbook_lib.checks.check import Check
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import collect_each, judge_each
 from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.evidence import unique
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Finding,
@@ -74,7 +75,7 @@ def judge_place(
     waits = [replace(f, status=Status.OK, values=()) for f in given.earlier]
     verdict = diagnosis.conclude([*waits, *found.values()], given.catalog)
     first = deciding_finding(found.values(), verdict.stuck_at)
-    unseen = diagnosis.unique(u for f in found.values() for u in f.unseen)
+    unseen = unique(u for f in found.values() for u in f.unseen)
     key = _place_key(verdict, first, bool(unseen), any(found[step].status in _BAD for step in names or ()))
     by_waits = verdict.undecided and first.status is Status.OK and waits
     return judged(
@@ -82,7 +83,7 @@ def judge_place(
             key,
             place=_format_hops(*([verdict.stuck_at] if verdict.stuck_at else verdict.undecided)),
             names=", ".join(name for step, name in (names or {}).items() if found[step].status is Status.OK),
-            unseen=", ".join(diagnosis.unique(u.source for u in unseen)),
+            unseen=", ".join(unique(u.source for u in unseen)),
             why=(waits[0] if by_waits else first).headline,
         ),
         [
@@ -147,7 +148,7 @@ def _next_sections(
     if verdict.status is not Status.OK and not wrong:
         delayed = [*flow]
     sections = diagnosis.sections_of
-    return diagnosis.unique((*sections(delayed), *further, *sections(broken), *away))
+    return unique((*sections(delayed), *further, *sections(broken), *away))
 
 
 # The smallest safe action -----------------------------------------------------------------------------------

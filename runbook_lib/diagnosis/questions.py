@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from runbook_lib.book.catalog import Catalog
 from runbook_lib.book.parameters import declared_names
-from runbook_lib.diagnosis.verdict import SUSPECT, conclude, unique
+from runbook_lib.diagnosis.evidence import unique
+from runbook_lib.diagnosis.verdict import SUSPECT, conclude
 from runbook_lib.model.finding import Answer, Finding, Verdict
 
 

@@ -7,7 +7,6 @@ looks like a fall.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -217,23 +216,6 @@ def burn_rate(bad: float, total: float, objective: float) -> float:
     return bad / total / budget
 
 
-def combine(weights_for: Iterable[float], weights_against: Iterable[float]) -> float:
-    """Weigh evidence for and against one explanation into a score in 0..1.
-
-    Each weight is the strength of one finding's evidence, 0 (none) to 1 (proof); outside values are clipped
-    and `nan` is ignored. Evidence for adds up as a noisy-or, 1 - product(1 - w); each piece against scales
-    that by 1 - w. Nothing for is 0, whatever is against.
-
-    >>> combine([0.5, 0.5], [])
-    0.75
-    >>> combine([0.5, 0.5], [0.5])
-    0.375
-    >>> combine([], [0.3])
-    0.0
-    """
-    return (1 - _joint_doubt(weights_for)) * _joint_doubt(weights_against)
-
-
 def _clean_counts(counts: ArrayLike) -> NDArray[np.float64]:
     """Convert counts to one float array; missing and negative counts are 0."""
     c = np.asarray(counts, dtype=float).ravel()
@@ -244,8 +226,3 @@ def _log_likelihood(events: ArrayLike, buckets: ArrayLike) -> NDArray[np.float64
     """Return the log-likelihood of a Poisson rate fitted to its own segment, up to what all splits share."""
     e = np.maximum(np.asarray(events, dtype=float), 0.0)
     return np.asarray(e * np.log(np.where(e > 0, e, 1.0) / np.asarray(buckets, dtype=float)))
-
-
-def _joint_doubt(weights: Iterable[float]) -> float:
-    """Return the product of 1 - w."""
-    return math.prod(1 - min(max(w, 0.0), 1.0) for w in weights if not math.isnan(w))

@@ -1,11 +1,7 @@
 """Diagnosis: from findings to the stuck hop, the failure modes and the confidence; pure functions.
 
-Every finding carries signals: weighted evidence for or against a hop or a failure mode. Evidence for it is combined as
-independent (noisy-or), each observation once; evidence against discounts it, except what is firm: a hop that works may
-still be configured otherwise than before. The first hop, upstream first, whose score
-stands out is where the flow is stuck, unless a dependency of several hops explains it better. If rows wait too long and
-no hop stands out, the verdict is undecided between the candidates. A failure mode of another hop is a consequence
-rather than the cause and counts for less; a mode that an observation excludes is out.
+If rows wait too long and no hop stands out, the verdict is undecided between the candidates. A failure mode of another
+hop is a consequence rather than the cause and counts for less; a mode that an observation excludes is out.
 
 A failure mode is a hypothesis, and remedies belong to hypotheses: a proposal that helps none of the remaining modes is
 dropped. If two remaining modes need different remedies, both are named with the step that would decide.
@@ -21,22 +17,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Literal, TypeVar
 
 from runbook_lib.book import pack
-from runbook_lib.book.catalog import Catalog, FailureMode, OwnSide, Witness
-from runbook_lib.diagnosis.stats import combine
+from runbook_lib.book.catalog import Catalog, FailureMode, OwnSide
+from runbook_lib.diagnosis.evidence import REPORT, SIGN, drop_contradicted, score, score_reason, strip, unique
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
     Confidence,
     Finding,
-    Hop,
     OutageEnd,
     Proposal,
     RankedMode,
     Reason,
     ScoreReason,
-    Signal,
     Status,
     Verdict,
     hop_text,
@@ -44,14 +37,11 @@ from runbook_lib.model.finding import (
     replace,
     worst,
 )
-from runbook_lib.sources.source import SourceError
-
-T = TypeVar("T")
 
 #: From this score on a hop counts as broken.
 BROKEN = 0.5
 #: A hop is only named before a stronger one further down when its own score is near enough.
-NEAR = 0.7
+NEAR = 0.8
 #: From this score on a hop may be what something waits for, and evidence against it as strong takes it out.
 SUSPECT = 0.3
 #: How the observations begin that something differs from what it was while all was well.
@@ -64,19 +54,16 @@ CONSEQUENCE = 0.6
 
 def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     """Return the verdict of a section, or of all sections of a triage together."""
-    findings, contradicted = _drop_contradicted(findings, book)
+    findings, contradicted = drop_contradicted(findings, book)
     places = {place: score(findings, place, book) for place in book.places}
     scores = {name: place.score for name, place in places.items()}
-    stuck_at = _find_stuck_hop(scores, book)
-    accused = () if stuck_at else _find_accused(findings, scores, book)
+    found = _find_places(scores, book)
+    stuck_at = found[0] if len(found) == 1 else None
+    accused = () if stuck_at else found or _find_accused(findings, scores, book)
     undecided = () if stuck_at else unique((*accused, *_find_candidates(findings, scores, accused, book)))
     ranked = _rank_modes(findings, stuck_at, book)
     stand = _find_standing({m.id: m.score for m in ranked}, book)
     between = _find_rivals(stand)
-    suspected = [place for place in undecided if scores[place] >= SUSPECT]
-    explained = stand and not (accused or between) and _is_seen_in_the_flow(ranked[0], book)
-    if explained and suspected and all(_works(findings, place, book) for place in suspected):
-        undecided = ()  # what has a failure mode need not come from places that work, whose settings have changed
     seen = {s.observation for f in findings for s in f.signals}
     confidence = _rate_confidence(findings, scores, stuck_at, undecided, ranked, between, book)
     doubtful = (stuck_at,) if stuck_at and confidence == "low" else undecided
@@ -123,39 +110,9 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
         settled_by=settled_by,
         ended=ended,
         places=tuple(places[name] for name in ((stuck_at,) if stuck_at else undecided)),
-        contradicted=tuple(_score_reason("contradicted", [f], name) for name, f in contradicted.items()),
+        contradicted=tuple(score_reason("contradicted", [f], name) for name, f in contradicted.items()),
         read_first=tuple(unread),
     )
-
-
-def _drop_contradicted(findings: Iterable[Finding], book: Catalog) -> tuple[list[Finding], dict[str, Finding]]:
-    """Return the findings without contradicted evidence, and by its observation the finding that contradicts it.
-
-    A finding whose evidence for a cause is all contradicted loses its proposals too. What contradicts an observation is
-    in observations.md, table "Contradicted". Unless something is late, so is each difference without an effect, table
-    "Only differs": it names no place, and a finding that shows nothing else is a warning at most.
-    """
-    findings = list(findings)
-    seen: dict[str, Finding] = {}
-    for f in findings:
-        for s in f.signals:
-            last = seen.setdefault(s.observation, f)
-            if last.at is not None and f.at is not None and f.at > last.at:
-                seen[s.observation] = f
-    contradicted = book.find_contradicted({name: f.at for name, f in seen.items()})
-    late = any(hop.late for hop in strip(findings, book.hops))
-    harmless = {} if late else book.find_differences(seen)
-    dropped = {name: seen[other] for name, other in (contradicted | harmless).items() if name in seen}
-    return [_drop_evidence(f, dropped, harmless) for f in findings], dropped
-
-
-def _drop_evidence(found: Finding, dropped: Collection[str], harmless: Collection[str]) -> Finding:
-    kept = tuple(s for s in found.signals if s.observation not in dropped)
-    accused, accuses = (any(s.weight > 0 for s in signals) for signals in (found.signals, kept))
-    if accuses or not accused:
-        return replace(found, signals=kept)
-    calm = found.status is Status.CRITICAL and any(s.observation in harmless for s in found.signals)
-    return replace(found, signals=kept, proposals=(), status=Status.WARNING if calm else found.status)
 
 
 def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd | None:
@@ -167,84 +124,16 @@ def _find_outage_end(findings: Sequence[Finding], status: Status) -> OutageEnd |
     return last and replace(last, after=next((f.ended.after for f in findings if f.ended and f.ended.after), None))
 
 
-def score(findings: Iterable[Finding], about: str, book: Catalog) -> RankedMode:
-    """Return the score of a hop or failure mode from the findings, and the reasons for it.
-
-    Several reports of one observation are one piece of evidence: repeating a step does not raise the confidence.
-    """
-    once: dict[object, list[tuple[Finding, Signal]]] = {}
-    for f in findings:
-        for s in f.signals:
-            if s.about == about and s.weight:
-                once.setdefault(s.observation or len(once), []).append((f, s))
-    because = []
-    for told in once.values():
-        strongest = max((s for _, s in told), key=lambda s: abs(s.weight))
-        reason = _score_reason("observed", (f for f, _ in told), strongest.observation, strongest.weight)
-        witness = book.foreign_witness(strongest.observation, about)
-        because.append(replace(reason, witness=witness.name) if witness else reason)
-    whole = _combine_weights(((b.observation, b.weight) for b in because), about, book)
-    return RankedMode(about, whole, tuple(sorted(because, key=lambda b: -b.weight)))
-
-
-def _combine_weights(weights: Iterable[tuple[str, float]], about: str, book: Catalog) -> float:
-    """Return the score of a place or mode from observations and their weights, negative if they are against it.
-
-    What is against it does not reduce firm evidence. All that one other part reports counts for what its row allows.
-    """
-    weights = list(weights)
-    reported: dict[Witness, list[float]] = {}
-    firm, others = list[float](), list[float]()
-    for name, weight in weights:
-        if weight > 0 and (witness := book.foreign_witness(name, about)):
-            reported.setdefault(witness, []).append(weight)
-        elif weight > 0:
-            (firm if name.startswith(book.firm) else others).append(weight)
-    others += [min(combine(told, []), witness.at_most) for witness, told in reported.items()]
-    return round(combine([combine(others, [-w for _, w in weights if w < 0]), *firm], []), 3)
-
-
-def _score_reason(
-    kind: Literal["observed", "excludes", "contradicted", "unseen"],
-    findings: Iterable[Finding],
-    observation: str,
-    weight: float = 0.0,
-) -> ScoreReason:
-    told = list(findings)
-    last = told[-1]
-    steps = unique(f.step for f in told)
-    return ScoreReason(kind, steps, observation, weight, last.headline, last.at, next(iter(last.deciding), None))
-
-
-def strip(findings: Iterable[Finding], names: Iterable[str]) -> tuple[Hop, ...]:
-    """Return the hops of the pipeline with all that the findings know of each; a number that no step read is None."""
-    hops = {name: Hop(name) for name in names}
-    for finding in findings:
-        for seen in finding.hops:
-            before = hops[seen.name]
-            known = {k: v for k, v in vars(seen).items() if v is not None}
-            hops[seen.name] = replace(before, **known | {"late": before.late or seen.late})
-    return tuple(hops.values())
-
-
-def evidence_from_error(e: SourceError, book: Catalog) -> tuple[Signal, ...]:
-    """Return the evidence that a source's failure is about the source itself.
-
-    A source that cannot be reached, a refusal of the runbook's own credentials, and a query that the cost gate stopped
-    are no evidence about it: observations.md has no observation `source.code` for them.
-    """
-    return book.observations.get(f"{e.source}.{e.code}", ())
-
-
-def _find_stuck_hop(scores: Mapping[str, float], book: Catalog) -> str | None:
-    """Return the hop that stands out by its score; None if there is none."""
+def _find_places(scores: Mapping[str, float], book: Catalog) -> tuple[str, ...]:
+    """Return the hop that stands out by its score; several if there are only signs of each; () if there is none."""
     best = max(scores.values())
     if best < BROKEN:
-        return None
-    for name, place in sorted(book.places.items(), key=lambda p: (-scores[p[0]], not p[1].under)):
-        if place.shared and scores[name] >= max(BROKEN, NEAR * best):
-            return name
-    return next(hop for hop in book.hops if scores[hop] >= max(BROKEN, NEAR * best))
+        return ()
+    near = [name for name in book.places if scores[name] >= max(BROKEN, NEAR * best)]
+    shared = [name for name in near if book.places[name].shared]
+    if shared:
+        return (max(shared, key=lambda name: (scores[name], book.places[name].under)),)
+    return tuple(near if best <= SIGN else near[:1])
 
 
 def _is_silent(findings: Iterable[Finding], stuck_at: str | None) -> bool:
@@ -259,11 +148,10 @@ def _find_accused(findings: list[Finding], scores: dict[str, float], book: Catal
     The reporter, the way between them or the accused may be what is broken. What the runbook alone has not reached is
     not accused.
     """
-    unlimited = replace(book, witnesses={name: w for name, w in book.witnesses.items() if name not in book.places})
-    for place in book.places:
-        if scores[place] < BROKEN <= score(findings, place, unlimited).score:
-            reporters = (b.witness for b in score(findings, place, book).because if b.witness and b.weight > 0)
-            return unique((*reporters, place))
+    for place in (name for name in book.places if scores[name] == REPORT):
+        reporters = {b.witness for b in score(findings, place, book).because if b.weight == REPORT}
+        if named := [name for name in book.places if name in reporters]:
+            return unique((*named, place))
     return ()
 
 
@@ -285,18 +173,6 @@ def _find_candidates(
     may_be = {hop for name in late for hop in (*book.places[name].waits_for, *under) if hop not in against}
     suspected = {hop for hop in scores if late and scores[hop] >= SUSPECT}
     return tuple(hop for hop in (*book.hops, *under) if hop in may_be | (suspected or {*late}))
-
-
-def _is_seen_in_the_flow(mode: RankedMode, book: Catalog) -> bool:
-    return any(b.weight > 0 and not b.observation.startswith(book.firm) for b in mode.because)
-
-
-def _works(findings: list[Finding], place: str, book: Catalog) -> bool:
-    """Return whether evidence clears a place of all that suspects it but firm evidence."""
-    told = [(b.observation, b.weight) for b in score(findings, place, book).because]
-    cleared = any(weight <= -SUSPECT for _, weight in told)
-    left = [(name, weight) for name, weight in told if weight < 0 or not name.startswith(book.firm)]
-    return cleared and _combine_weights(left, place, book) < SUSPECT
 
 
 def _rate_confidence(
@@ -322,8 +198,8 @@ def _rate_confidence(
         answered = len(findings) - len(unanswered)
         level = 0 if not answered else 1 if undecided or overall(findings) is Status.CRITICAL else 3
     else:
-        told = scores[stuck_at] if stuck_at else ranked[0].score
-        level = 3 if told >= 0.85 else 2 if told >= 0.65 else 1
+        told = score(findings, stuck_at, book) if stuck_at else ranked[0]
+        level = 3 if told.score > SIGN else 2 if sum(b.weight >= REPORT for b in told.because) > 1 else 1
         if stuck_at and not any(m.score > BROKEN and stuck_at in book.failure_modes[m.id].hops for m in ranked):
             level = 1  # where it is, and not what
     if unanswered:
@@ -353,9 +229,9 @@ def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) ->
         told = {step for b in found.because for step in b.steps}
         because = [
             *found.because,
-            *(_score_reason("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
+            *(score_reason("excludes", seen[o], o) for o in mode.excluded_by if o in seen),
             *(
-                _score_reason("unseen", [f], ", ".join(unique(u.source for u in f.unseen)))
+                score_reason("unseen", [f], ", ".join(unique(u.source for u in f.unseen)))
                 for f in findings
                 if f.step in mode.told_by and f.step not in told and (f.unseen or f.status is Status.UNKNOWN)
             ),
@@ -370,17 +246,13 @@ def _rank_modes(findings: list[Finding], stuck_at: str | None, book: Catalog) ->
     told = {s.about for f in findings for s in f.signals}
     ranked = [weighed(id_) for id_ in book.failure_modes if id_ in told]  # of equal ones the first in the document
     said = (m for m in ranked if m.score > 0 or (m.excluded_by and any(b.weight > 0 for b in m.because)))
-    return tuple(sorted(said, key=lambda m: -m.score))
+    return tuple(sorted(said, key=lambda m: (-m.score, -sum(b.weight > 0 for b in m.because))))
 
 
 def _find_standing(scores: Mapping[str, float], book: Catalog) -> list[FailureMode]:
-    """Return the modes whose score stands beside that of the first one; the scores are ranked.
-
-    The first one may be the aftermath of another, which shows less: such a mode stands from `BROKEN` on.
-    """
+    """Return the modes whose score stands beside that of the first one."""
     least = max([BROKEN, *(NEAR * score for score in scores.values())])
-    causes = book.failure_modes[next(iter(scores))].follows if scores else ()
-    return [book.failure_modes[id_] for id_, score in scores.items() if score >= (BROKEN if id_ in causes else least)]
+    return [book.failure_modes[id_] for id_, score in scores.items() if score >= least]
 
 
 def _find_rivals(stand: Sequence[FailureMode]) -> tuple[FailureMode, ...]:
@@ -502,8 +374,3 @@ def _order_proposals(
         once.setdefault(p.command, p)
     steps = iter(sorted((p for p in once.values() if p.name in remedies), key=lambda p: remedies.index(p.name)))
     return tuple(next(steps) if p.name in remedies else p for p in once.values())
-
-
-def unique(items: Iterable[T]) -> tuple[T, ...]:
-    """Return the items, each once, in their order."""
-    return tuple(dict.fromkeys(items))

@@ -89,7 +89,7 @@ def _notebook_problems(own: Pack, book: Catalog) -> Iterator[str]:
 
 def _mode_problems(own: Pack, book: Catalog) -> Iterator[str]:
     """Yield the failure modes that no observation supports, and the remedies that are no proposal."""
-    supported = {s.about for signals in book.observations.values() for s in signals if s.weight > 0}
+    supported = {s.about for seen in book.observations.values() for s in seen.signals if s.weight > 0}
     # A mode of a room has none where the system's own rows say what supports its own mode.
     file = own.document("failure-modes")
     written = file.read_text(encoding="utf-8") if file.is_file() else ""

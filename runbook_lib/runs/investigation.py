@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from runbook_lib.book import messages, pack
 from runbook_lib.book.catalog import Catalog
 from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.evidence import strip
 from runbook_lib.diagnosis.questions import ask_until_decided, read_answers, sections_to_follow
 from runbook_lib.dossier import overview, postmortem, seal
 from runbook_lib.model.finding import Finding, Status, Verdict, judged, say
@@ -134,8 +135,8 @@ def _take_sample(order: Order, config: Settings, book: Catalog, tell: Tell) -> S
         if not hops:
             return  # the sections say what is wrong
         title = say("ui.provisional_first", at=at)
-        strip = diagnosis.strip([judged(title, hops=hops)], book.hops)
-        tell(RunProgress(first=tuple(render.provisional_lines(title, strip))))
+        shown = strip([judged(title, hops=hops)], book.hops)
+        tell(RunProgress(first=tuple(render.provisional_lines(title, shown))))
 
     return sampler.take(order, config, book, show)
 
@@ -246,7 +247,7 @@ def tell_progress(tell: Tell, book: Catalog) -> Steps:
         left = [step for own in steps.values() for step in own[:1]]
         done, of = len(found), len(found) + sum(map(len, steps.values()))
         waits = say("ui.waits_for", steps=", ".join(left)) if left else say("ui.waits_for_pages")
-        hops, title = diagnosis.strip(found, book.hops), say("ui.provisional_of", done=done, of=of)
+        hops, title = strip(found, book.hops), say("ui.provisional_of", done=done, of=of)
         # The first numbers stay until the steps know most of the hops.
         knows_most = 2 * len({h.name for f in found for h in f.hops}) > len(hops)
         tell(

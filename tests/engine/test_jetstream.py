@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from runbook_lib.book import catalog
-from runbook_lib.diagnosis.verdict import evidence_from_error
+from runbook_lib.diagnosis.evidence import evidence_from_error
 from runbook_lib.model.finding import Reason
 from runbook_lib.privacy.masking import Masker
 from runbook_lib.sources import broker_client, jetstream

@@ -100,16 +100,16 @@ def test_another_threshold_flips_the_steps_that_it_decides(output: Path, edited:
     assert not verdicts["4.3"][1].startswith("CRITICAL") and found["alarms"] == {"was": 3, "now": 2}
 
 
-def test_a_weight_of_the_documents_counts_as_well(output: Path, edited: Edited) -> None:
-    stopped = "| delivery.stopped | receiver 0.3 | - |"
-    found = judged_all(output, edited("observations", **{"delivery.stopped": stopped}))
+def test_the_evidence_of_the_documents_counts_as_well(output: Path, edited: Edited) -> None:
+    stopped = "| delivery.stopped, leases.left_for_long | hint | receiver | - |"
+    found = judged_all(output, edited("observations", **{"delivery.stopped, leases.left_for_long": stopped}))
     assert not flips(found) and len(found["flips"]) == 3  # verdicts: no step's status rests on it
 
 
 @pytest.mark.parametrize("document", ["observations", "numbers"])
 def test_a_document_beside_the_code_is_a_policy_too(tmp_path: Path, document: str) -> None:
     text = pack.active_runbook().packs[0].document(document).read_text()
-    changed = text.replace("| delivery.stopped | delivery_worker 0.9", "| delivery.stopped | delivery_worker 0.8")
+    changed = text.replace("| stands | delivery_worker, FM", "| seems | delivery_worker, FM")
     changed = changed.replace("| `looks.apart` | 2.5 |", "| `looks.apart` | 3.5 |")
     assert changed != text
     (tmp_path / f"{document}.md").write_text(changed)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from runbook_lib.book import catalog, messages, pack
 from runbook_lib.checks.check import Check, checks
 from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.evidence import REPORT, strip
 from runbook_lib.diagnosis.verdict import BROKEN
 from runbook_lib.model.finding import (
     Finding,
@@ -112,7 +113,7 @@ def test_a_place_that_is_stuck_or_undecided_is_never_ok(found: list[Finding]) ->
 
 
 def test_what_one_witness_accuses_does_not_explain_what_waits_elsewhere() -> None:
-    told = judged(say("response.no_impact"), signals=(Signal("relay", 1.0, "sends.refused"),))
+    told = judged(say("response.no_impact"), signals=(Signal("relay", REPORT, "sends.refused"),))
     waits = judged(say("response.no_impact"), hops=(Hop("producer", late=True),))
     accused = diagnosis.conclude([told], BOOK).undecided
     assert "relay" in accused and not {*BOOK.places["producer"].waits_for, DATABASE} & {*accused}
@@ -137,15 +138,15 @@ def test_a_section_that_a_finding_points_to_is_pointed_to_by_the_verdict(found: 
 
 @given(findings())
 def test_a_provisional_strip_never_looks_like_a_verdict(found: list[Finding]) -> None:
-    title_of, known = say("ui.provisional_of", done=1, of=9), diagnosis.strip(found, HOPS)
+    title_of, known = say("ui.provisional_of", done=1, of=9), strip(found, HOPS)
     for lang in messages.LANGUAGES:
         with messages.using(lang):
-            title, *strip = render.provisional_lines(title_of, known)
-        assert not {*" ".join([title, *strip])} & {*render.MARKS.values()} - {"?"}
-        assert not any(status.name in line for status in Status for line in [title, *strip])
+            title, *shown = render.provisional_lines(title_of, known)
+        assert not {*" ".join([title, *shown])} & {*render.MARKS.values()} - {"?"}
+        assert not any(status.name in line for status in Status for line in [title, *shown])
         unknown = messages.text(say("ui.not_known_yet"), lang)
         named = {h.name for f in found for h in f.hops}
-        assert len([line for line in strip if unknown in line]) == len(HOPS) - len(named)
+        assert len([line for line in shown if unknown in line]) == len(HOPS) - len(named)
 
 
 @given(findings())

@@ -90,7 +90,7 @@ def follow(
 def test_questions_end_with_the_decision_the_budget_or_the_last_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     opened, verdict = follow({"4.5": CANCELLED}, monkeypatch)
     assert (opened, verdict.between, verdict.failure_modes[0].id) == (["4.5"], (), "FM-CFG-01")
-    assert verdict.asked == (Answer("4.5.2", ("database", "FM-CFG-01"), ("FM-DB-01",)),)
+    assert verdict.asked == (Answer("4.5.2", ("database", "FM-CFG-01")),)
     opened, verdict = follow({}, monkeypatch)
     assert opened == ["4.5", "4.1"] and verdict.between, "nothing decides, and none is left"
     assert [a.step for a in verdict.asked] == ["4.5.1"], "what only repeats is no answer"

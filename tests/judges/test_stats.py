@@ -215,17 +215,3 @@ def test_burn_rate() -> None:
     assert stats.burn_rate(1, 1000, 1.0) == math.inf
     assert stats.burn_rate(0, 1000, 1.0) == 0.0
     assert math.isnan(stats.burn_rate(0, 0, 0.995))
-
-
-@given(weights, weights, st.floats(0, 1))
-def test_combine_is_bounded_and_monotone(pro: list[float], contra: list[float], more: float) -> None:
-    score = stats.combine(pro, contra)
-    assert 0 <= score <= 1
-    assert stats.combine([*pro, more], contra) >= score - 1e-12
-    assert stats.combine(pro, [*contra, more]) <= score + 1e-12
-
-
-def test_combine_clips_what_is_no_weight() -> None:
-    assert stats.combine([math.nan], []) == 0.0
-    assert stats.combine([7], [-1]) == 1.0
-    assert stats.combine([0.9, 1.0], [1.0]) == 0.0

@@ -64,7 +64,9 @@ def ago(seconds: float) -> pd.Timestamp:
 
 
 def weight(finding: Finding, about: str) -> float:
-    return sum(s.weight for s in finding.signals if s.about == about)
+    """Return the strongest evidence for a hop or mode; without any, what is against it; 0 if nothing speaks of it."""
+    weights = [s.weight for s in finding.signals if s.about == about]
+    return max([*filter(lambda w: w > 0, weights)] or weights, default=0.0)
 
 
 def words(finding: Finding, lang: str = "en") -> str:

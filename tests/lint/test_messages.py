@@ -64,7 +64,7 @@ FAMILIES: dict[str, Iterable[str]] = {
         waits_for_standby own_work rows_held table_held blocked waits full rows_unread free""",
     "duplicates.": (*duplicates._ORDER_PROBLEMS.values(), "none", "in_order"),
     "duplicates.also_": [name for kind, name in duplicates._ORDER_PROBLEMS.items() if kind != "events"],
-    "hop.": (*catalog.load().places, *catalog.load().witnesses),
+    "hop.": (*catalog.load().places, *(o.reporter for o in catalog.load().observations.values() if o.reporter)),
     "journey.at.": PLACES,
     "journey.next.": PLACES.keys() - {"outbox_failed", "refused", "failed"},
     "journey.queue_": "due retry held",

@@ -228,7 +228,7 @@ def test_a_failed_event_is_permanent_or_was_held_up(error: str, shape: str, kind
     assert list(permanent.frames["kinds"]["kind"]) == [kind]
     assert permanent.status is Status.CRITICAL
     expect(transient, Status.OK, values={"dlq.outbox": 0})
-    assert weight(permanent, "FM-OB-02") >= 0.5
+    assert (weight(permanent, "FM-OB-02") > 0.5) == (kind != "unknown")
     assert (weight(permanent, "producer") >= 0.5) == (kind != "unknown")
     assert [p.name for p in permanent.proposals] == (["fix_producer"] if kind != "unknown" else [])
 
@@ -397,9 +397,9 @@ def test_publishing_that_fails_points_at_its_cause() -> None:
         return row(status="PENDING", last_error=error, n=9, attempts=2, oldest=ago(15), newest=ago(9))
 
     closed = judge("4.4.2", publish_tries=tries, outbox=stale, errors=waiting("Connection is Closed"))
-    expect(closed, sections=("4.1",), weights={"relay": ">= 0.7"})
+    expect(closed, sections=("4.1",), weights={"relay": "> 0.5"})
     gone = judge("4.4.2", publish_tries=tries, outbox=stale, errors=waiting("Error Publishing: 503 No Responders"))
-    assert weight(gone, "jetstream") >= 0.7
+    assert weight(gone, "jetstream") > 0.5
     assert (
         judge("4.4.2", publish_tries=tries, errors=waiting(TIMEOUT)).status is Status.OK
     )  # a publish succeeded just now

@@ -492,13 +492,13 @@ def test_each_session_of_a_kernel_shows_its_own_language(sample: Path, monkeypat
 
 def test_why_shows_the_evidence_and_who_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNBOOK_OUTPUT", str(tmp_path / "out"))
-    monkeypatch.setenv("RUNBOOK_REPLAY", str(RECORDINGS / f"worker_wrong_address{capsule.SUFFIX}"))
-    rb = quiet_session("4.1", incident_id="replay-worker_wrong_address")
+    monkeypatch.setenv("RUNBOOK_REPLAY", str(RECORDINGS / f"receiver_hangs{capsule.SUFFIX}"))
+    rb = quiet_session("4.1", incident_id="replay-receiver_hangs")
     rb.run_steps()
     text = rb.why()._repr_mimebundle_()["text/plain"]
-    assert "delivery worker" in text and "+0.60 receiver.answers (4.1.1" in text
-    assert "+0.85 delivery.refused (4.1.1" in text and "reported by delivery worker" in text
-    assert "FM-NOTI-10" in text
+    assert "delivery worker" in text and "+0.60 receiver.unreached (4.1.1" in text
+    assert "+0.45 delivery.times_out (4.1.1" in text and "reported by delivery worker" in text
+    assert "FM-NOTI-03" in text
 
 
 def test_settle_asks_recorded_steps_of_other_sections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from runbook_lib.book import catalog, messages, pack
 from runbook_lib.book.catalog import Catalog
-from runbook_lib.diagnosis import verdict as diagnosis
+from runbook_lib.diagnosis.evidence import drop_contradicted
 from runbook_lib.model.finding import Finding, Verdict
 from runbook_lib.runs import replay
 from runbook_lib.store import capsule, record
@@ -80,7 +80,7 @@ def _assert_sources(findings: Iterable[Finding]) -> None:
 
 def _assert_no_contradiction(findings: Sequence[Finding], verdict: Verdict, book: Catalog) -> None:
     """What another observation contradicts is no evidence in a verdict, which names it."""
-    _, contradicted = diagnosis._drop_contradicted(findings, book)
+    _, contradicted = drop_contradicted(findings, book)
     assert {b.observation for b in verdict.contradicted} == contradicted.keys()
     counted = {b.observation for m in verdict.failure_modes for b in m.because if b.kind == "observed"}
     assert counted.isdisjoint(contradicted)
@@ -91,7 +91,11 @@ def _assert_no_contradiction(findings: Sequence[Finding], verdict: Verdict, book
 @pytest.mark.parametrize(
     ("was", "becomes", "differs"),
     [
-        ("FM-NOTI-06 0.9", "FM-NOTI-06 0.85", "failure_modes: expected FM-NOTI-06 0.90, now FM-NOTI-06 0.85"),
+        (
+            "| stands | delivery_worker, FM",
+            "| hint | delivery_worker, FM",
+            "failure_modes: expected FM-NOTI-06 0.85, now",
+        ),
         (
             "| `backlog.oldest_due` | 10 | 30 |",
             "| `backlog.oldest_due` | 1000 | 3000 |",

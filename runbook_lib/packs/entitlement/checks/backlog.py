@@ -188,7 +188,7 @@ def _read_backlog(frames: Frames, given: JudgeInput) -> BacklogReading:
     stopping, refusing = worker.stopping(given), worker.refusing(given)
     given_up, send_succeeded = _count_given_up(frames, given, worker)
     if given_up >= given.number("tries.pattern") and not stopping and not send_succeeded:
-        refusing = max(refusing, "delivery.gave_up", key=lambda name: given.evidence(name)[0].weight if name else 0)
+        refusing = refusing or "delivery.gave_up"
     known = rows.one(frames.get("program"), program.Program)
     accepts_again = not (worker.accepted or worker.finishes(given)) and _accepts_again(frames)
     if accepts_again:

@@ -53,7 +53,7 @@ _UNCERTAIN_KINDS = ("unknown", "decodes", "gone", "not_fetched")
 _PERMANENT_OBSERVATIONS = {
     "outbox": ("dead_letters.bad_event_now", "dead_letters.bad_event", "dead_letters.bad_event_perhaps"),
     "broker": ("dead_letters.bad_message_now", "dead_letters.bad_message", "dead_letters.bad_message_perhaps"),
-    "delivery": ("dead_letters.bad_letter_now", "dead_letters.bad_letter", "dead_letters.bad_letter"),
+    "delivery": ("dead_letters.bad_letter_now", "dead_letters.bad_letter", "dead_letters.unclear"),
 }
 
 # 4.4.1 ------------------------------------------------------------------------------------------------------
@@ -229,9 +229,8 @@ def _permanent_signals(kinds: pd.DataFrame, frames: Frames, given: JudgeInput) -
         counted = certain if len(certain) else found
         now, earlier, perhaps = _PERMANENT_OBSERVATIONS[str(store)]
         is_recent = given_up.age_or_inf(counted["last"].max(), given) < recent_s
-        share = 1.0 if counted["n"].sum() >= others[str(store)] else given.number("dead_letters.few_among_many")
-        for signal in given.evidence(perhaps if not len(certain) else now if is_recent else earlier):
-            yield replace(signal, weight=share * signal.weight)
+        few = counted["n"].sum() < others[str(store)]
+        yield from given.evidence(perhaps if not len(certain) or few else now if is_recent else earlier)
 
 
 # 4.4.2 ------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pandas as pd
 
@@ -53,14 +53,13 @@ _DATABASE_END = patterns.source(PACK, "database end")
 FAILED_TRY = ("retried", "given_up")
 #: The phrase of a client that has given up its connection, where it stands behind another phrase.
 CLOSED = "Connection is Closed"
-#: The observation of failed tries by loop and status, and the setting with their phrases' weight.
+#: The observation of failed tries by loop and status.
 FAILED_TRY_OBSERVATIONS = {
     ("delivery", Status.WARNING): "exceptions.some_sends_fail",
     ("delivery", Status.CRITICAL): "exceptions.sends_fail",
     ("publish", Status.WARNING): "exceptions.some_publishes_fail",
     ("publish", Status.CRITICAL): "exceptions.publishes_fail",
 }
-RETRY_WEIGHTS = {Status.WARNING: "phrase.tries_warning", Status.CRITICAL: "phrase.tries_critical"}
 #: The observation of a loop that logs failed tries: its workload, its kinds of phrases, and the limit of its silence.
 TRYING_LOOPS = {
     "exceptions.worker_tries": ("notification", FAILED_TRY, "delivery.silence"),
@@ -389,13 +388,8 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
     if sends == "sends.rejected" and log is not None and _has_sent_well(frames, given, until=log.since):
         sends = "sends.rejected_since"
     restart = (closed and not broker_away) or sends == "sends.exhausted"
-    modes = _weigh_modes(frames, given, failing, closed=closed)
-    likely = given.number("phrase.now")
-    useless = [
-        mode
-        for mode, (weight, _) in modes.items()
-        if weight >= likely and not _is_cured_by_restart(given, mode, about.workload)
-    ]
+    modes = _find_modes(frames, given, failing, closed=closed)
+    useless = [m for m, told in modes.items() if told.current and not _is_cured_by_restart(given, m, about.workload)]
     if closed and not broker_away:
         notes.append(say("exceptions.closed"))
     elif useless and not restart:
@@ -427,7 +421,7 @@ def judge_exceptions(frames: Frames, given: JudgeInput) -> Finding:
         reason=Reason.NOT_CONFIGURED if unread and unread.code == "not_installed" else unread and unread.reason,
         notes=tuple(notes),
         signals=(
-            *(given.catalog.phrase_evidence(phrase, mode, weight) for mode, (weight, phrase) in modes.items()),
+            *(given.catalog.phrase_evidence(told.phrase, mode, told.class_) for mode, told in modes.items()),
             *(signal for observation in observed for signal in given.evidence(observation)),
         ),
         proposals=_propose_remedies(given, about.workload, turned_away, restart=restart, unread=log is None),
@@ -556,22 +550,28 @@ def _read_prometheus_share(frames: Frames, given: JudgeInput, *, alone: bool) ->
     return [value if alone else replace(value, threshold=None)]
 
 
-def _weigh_modes(frames: Frames, given: JudgeInput, failing: Status, *, closed: bool) -> dict[str, tuple[float, str]]:
-    """Return the weight of the log's evidence by failure mode, and its phrase; for retries it depends on `failing`."""
-    many, likely, past = given.number("phrase.many"), given.number("phrase.now"), given.number("phrase.past")
-    strongest: dict[str, tuple[float, str]] = {}
+class PhraseEvidence(NamedTuple):
+    """The strongest evidence of the log for a failure mode: a connection given up, a current entry, a past one."""
+
+    class_: Literal["hint", "sign"]
+    current: bool
+    phrase: str
+
+
+def _find_modes(frames: Frames, given: JudgeInput, failing: Status, *, closed: bool) -> dict[str, PhraseEvidence]:
+    """Return the failure modes that the log's phrases tell; retries tell theirs while tries are `failing`."""
+    strongest: dict[str, PhraseEvidence] = {}
     phrases = rows.each(frames.get("phrases"), PhraseCount)
     if closed and not any(p.kind == "closed" for p in phrases):
         phrases.append(PhraseCount(CLOSED))
     for found in phrases:
-        weight = many if found.now >= given.number("tries.pattern") else likely if found.now else past
-        if found.kind == "retried":  # depends on the share of failed tries
-            weight = given.number(RETRY_WEIGHTS[failing]) if failing in RETRY_WEIGHTS else 0.0
-        elif found.kind == "closed":
-            weight = given.number("phrase.closed") if closed else past
+        gives_up = found.kind == "closed" and closed
+        # Whether tries are retried now is told by the share of failed tries.
+        current = failing is not Status.OK if found.kind == "retried" else gives_up or found.now > 0
+        told = PhraseEvidence("sign" if gives_up else "hint", current, found.phrase)
         known = given.catalog.phrases.get(found.phrase)
-        for mode in known.failure_modes if known and weight else ():
-            strongest[mode] = max(strongest.get(mode, (0.0, "")), (weight, found.phrase), key=lambda pair: pair[0])
+        for mode in known.failure_modes if known and (current or found.kind != "retried") else ():
+            strongest[mode] = max(strongest.get(mode, told), told, key=lambda e: (e.class_ == "sign", e.current))
     return strongest
 
 

@@ -513,8 +513,6 @@ def collect_clocks(rb: Context) -> Frames:
 
 def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
     """4.3.5: a time in the database's future proves a clock that is ahead; commit times show one that is behind too."""
-    # One of the two frames may prove a skew; only both together show that there is none.
-    absent = {"worker", "subscriber"} - frames.keys()
     worker = rows.first(frames.get("worker"), WorkerClock) or WorkerClock()
     subscriber = rows.first(frames.get("subscriber"), SubscriberClock) or SubscriberClock()
     lease_s, limits = facts_of(given).lease_s, given.limits
@@ -547,8 +545,6 @@ def judge_clocks(frames: Frames, given: JudgeInput) -> Finding:
         )
         if share.status is Status.CRITICAL:
             signals += given.evidence("leases.clock_outlives_leases")
-    elif evidence and not absent and not behind_unseen and not odd:
-        signals += given.evidence("leases.clock_agrees")
     if odd:
         signals += given.evidence("leases.rows_ahead")
     notes = [*odd[0 if apart else 1 :], *([] if worker.tracked else [say("leases.clock_untracked")])]

@@ -12,7 +12,7 @@ from runbook_lib.checks.cases import Case, Cases
 from runbook_lib.checks.check import Check, failures
 from runbook_lib.checks.context import JudgeInput
 from runbook_lib.checks.parts import FrameCollector, seconds_between
-from runbook_lib.diagnosis.verdict import evidence_from_error
+from runbook_lib.diagnosis.evidence import evidence_from_error
 from runbook_lib.model import rows
 from runbook_lib.model.finding import (
     LOOK_AGAIN,
