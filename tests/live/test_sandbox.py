@@ -408,18 +408,21 @@ def on_broker(own: Servers) -> Callable[[Callable[[broker.Broker, JetStreamConte
 
     def run(scene: Callable[[broker.Broker, JetStreamContext], Awaitable[None]]) -> None:
         async def play() -> None:
-            client = broker.Broker(own.app_nats_url, timeout=0.5)
-            js = await client.open()
+            # The scene's requests take as long as a busy machine lets them; what the application waits for is short.
+            client, setup = (broker.Broker(own.app_nats_url, timeout=seconds) for seconds in (0.5, 10))
+            js = await setup.open()
             for stream in {stream for stream, _ in broker.CONSUMERS.values()}:
                 try:
                     await js.delete_stream(stream)
                 except nats.js.errors.NotFoundError:
                     continue
             await broker.ensure_streams(js)
+            await client.open()
             try:
                 await scene(client, js)
             finally:
                 await client.give_up()
+                await setup.give_up()
 
         asyncio.run(play())
 
