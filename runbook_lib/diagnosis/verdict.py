@@ -65,7 +65,7 @@ def conclude(findings: Iterable[Finding], book: Catalog) -> Verdict:
     stand = _find_standing({m.id: m.score for m in ranked}, book)
     between = _find_rivals(stand)
     seen = {s.observation for f in findings for s in f.signals}
-    confidence = _rate_confidence(findings, scores, stuck_at, undecided, ranked, between, book)
+    confidence = _rate_confidence(findings, stuck_at, undecided, ranked, between, book)
     doubtful = (stuck_at,) if stuck_at and confidence == "low" else undecided
     seen_broken = any(f.status in (Status.WARNING, Status.CRITICAL) for f in findings)
     away = not (undecided or (stuck_at and seen_broken)) and _misses_a_required_source(findings, OUT_OF_REACH)
@@ -177,7 +177,6 @@ def _find_candidates(
 
 def _rate_confidence(
     findings: list[Finding],
-    scores: dict[str, float],
     stuck_at: str | None,
     undecided: tuple[str, ...],
     ranked: tuple[RankedMode, ...],
